@@ -1,0 +1,333 @@
+"""A run's settings: what each key means, what it may be, and what is refused at load.
+
+`reval_core.loading` reads them from YAML. Symbols of the paper (arXiv 2603.23355) stand beside the names.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from reval_core.answers import Method
+
+
+class Section(BaseModel):
+    """A part of the settings. Unknown keys are errors, and true is not 1."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_booleans_as_numbers(cls, values: Any) -> Any:
+        for name, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field is not None and field.annotation in (int, float):
+                raise ValueError(f"{name} is a number, not {str(value).lower()}")
+        return values
+
+
+class TinyModel(Section):
+    """A small Llama with a character tokenizer, made by reval itself."""
+
+    layers: int = Field(4, ge=1)
+    width: int = Field(128, ge=8)
+    heads: int = Field(4, ge=1)
+    feed_forward: int = Field(384, ge=8)
+    characters: str = Field("0123456789+-*= ", min_length=1)
+    """Every character that a prompt or a response may hold."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.width % (2 * self.heads):
+            raise ValueError("width must be a multiple of 2 × heads")
+        if len(set(self.characters)) != len(self.characters):
+            raise ValueError("characters holds one twice")
+        return self
+
+
+class WarmStart(Section):
+    """Supervised fitting to demonstrations before the first round."""
+
+    steps: int = Field(ge=1)
+    batch: int = Field(256, ge=1)
+    """Demonstrations a step."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate: a linear warm-up over a twentieth of the steps, then a cosine to zero."""
+    right: float = Field(0.3, ge=0, le=1)
+    """The share of demonstrations that carry the right answer; the rest carry plausible mistakes."""
+
+
+class Model(Section):
+    """The policy before training: a folder of transformers, or a tiny model."""
+
+    path: str | None = None
+    """A folder (or hub name) that transformers can load, with its tokenizer."""
+    tiny: TinyModel | None = None
+    warm_start: WarmStart | None = None
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model folder."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.path is None) == (self.tiny is None):
+            raise ValueError("give either path or tiny")
+        return self
+
+
+class Arithmetic(Section):
+    """All problems of two operands with `digits` digits, parted into two splits by a fixed hash."""
+
+    digits: int = Field(2, ge=1, le=3)
+    operators: str = Field("+", pattern=r"^[-+*]+$")
+    split: Literal["train", "held_out"] = "train"
+    """One problem in ten is held out."""
+
+
+class ProblemSet(Section):
+    """Problems with known answers: a file, or arithmetic that is made on the spot."""
+
+    path: str | None = None
+    """A JSONL file with `problem` and `answer` on each line, and optionally `prompt_id`."""
+    arithmetic: Arithmetic | None = None
+    limit: int | None = Field(None, ge=1)
+    """Use only this many, chosen by the run's seed."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.path is None) == (self.arithmetic is None):
+            raise ValueError("give either path or arithmetic")
+        return self
+
+
+class Prompt(Section):
+    """How a problem becomes a prompt."""
+
+    user: str = "{problem}"
+    """The user's turn; `{problem}` stands for the problem's text."""
+    system: str | None = None
+    """The system turn, in a chat."""
+    chat: bool = False
+    """Wrap the turns in the tokenizer's chat template."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if "{problem}" not in self.user:
+            raise ValueError("user must contain {problem}")
+        if self.system is not None and not self.chat:
+            raise ValueError("a system turn needs chat: true")
+        return self
+
+
+class Problems(Section):
+    """What is practised on, and what accuracy is measured on."""
+
+    train: ProblemSet
+    held_out: ProblemSet
+    prompt: Prompt = Prompt()
+
+
+class TransformersEngine(Section):
+    """Generation by transformers, with the learner's own weights."""
+
+    kind: Literal["transformers"] = "transformers"
+
+
+class Rollouts(Section):
+    """The fresh trajectories of a round."""
+
+    prompts: int = Field(ge=1)
+    samples: int = Field(ge=1)
+    """Responses a prompt (N). B = prompts × samples."""
+    prompts_per_shard: int | None = Field(None, ge=1)
+    """A shard is one batch of generation and one unit of recovery; all prompts if not given."""
+    temperature: float = Field(1.0, gt=0)
+    max_tokens: int = Field(ge=1)
+    """The longest response, in tokens, the end-of-sequence token included."""
+
+    @property
+    def trajectories(self) -> int:
+        """B, the fresh trajectories of a round."""
+        return self.prompts * self.samples
+
+
+class Verification(Section):
+    """How a response is judged against the known answer."""
+
+    methods: tuple[Method, ...] = Field(("boxed", "phrase", "hashes"), min_length=1)
+    """Where the answer is looked for, in this order."""
+    workers: int = Field(2, ge=1)
+    timeout_seconds: float = Field(2.0, gt=0)
+    """A worker that takes longer over one item is killed; the verdict is `timeout`."""
+    memory_mb: int = Field(1024, ge=256)
+    """The address space of a worker beyond what it has when it starts, in MiB."""
+    unjudged_limit: float = Field(0.05, ge=0, le=1)
+    """The run stops when a larger share of a round ends as `timeout` or `error`."""
+
+
+class Reward(Section):
+    """r(τ), the outcome reward of a whole response."""
+
+    kind: Literal["binary", "centred", "signed"] = "binary"
+    """`binary` 0/1, `centred` minus the mean of the prompt's group, `signed` ±1."""
+    truncated: Literal["zero", "drop"] = "zero"
+    """A response cut at the length limit counts as wrong, or stays out of the buffer."""
+
+
+class Reval(Section):
+    """The paper's Eq. 2: the residual carries V_θ(s_1) − V_ref(s_1)."""
+
+    kind: Literal["reval"]
+    beta: float = Field(gt=0)
+    """β, the scale of the reward and the strength of the KL to the reference."""
+
+
+class Tbrm(Section):
+    """TBRM (arXiv 2505.15311): as ReVal with V_θ(s_1) alone."""
+
+    kind: Literal["tbrm"]
+    beta: float = Field(gt=0)
+    """β."""
+
+
+class Regression(Section):
+    """The paper's Eq. 8: as ReVal without the V terms."""
+
+    kind: Literal["regression"]
+    beta: float = Field(gt=0)
+    """β."""
+
+
+class Grpo(Section):
+    """GRPO as the paper runs it: clip-higher, group-normalised advantage, no KL term."""
+
+    kind: Literal["grpo"]
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: float = Field(0.28, gt=0)
+    importance_cap: float = Field(2.0, ge=1)
+    """The cap of the importance ratio between the trainer and the engine."""
+
+
+class Replay(Section):
+    """The buffer of old trajectories, and how updates draw from it."""
+
+    capacity: int = Field(ge=1)
+    """M: the live trajectories; the oldest leave first."""
+    sampling: Literal["uniform", "prioritised", "fresh"] = "uniform"
+    """`uniform` (the paper), `prioritised` by |Δ| (PER, arXiv 1511.05952), `fresh` by age."""
+    first: Literal["fresh", "buffer"] = "fresh"
+    """What the first update of a round learns from: the fresh batch (Appendix A) or a draw."""
+    priority_exponent: float = Field(0.6, ge=0)
+    """Prioritised: the weight of a trajectory is (|Δ| + 1e-3) to this power."""
+    importance_exponent: tuple[float, float] = (0.4, 1.0)
+    """Prioritised: the exponent of the importance weights, at first and after the annealing."""
+    importance_rounds: int = Field(100, ge=1)
+    """Prioritised: the rounds over which that exponent is annealed."""
+    age_decay: float = Field(0.7, gt=0, le=1)
+    """Fresh: the weight of a trajectory is this to the power of its age in rounds."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not all(0 <= exponent <= 1 for exponent in self.importance_exponent):
+            raise ValueError("importance_exponent must hold two numbers from 0 to 1")
+        return self
+
+
+class Learner(Section):
+    """The K updates of a round."""
+
+    updates: int = Field(ge=1)
+    """K."""
+    lr: float = Field(gt=0)
+    warmup_updates: int = Field(0, ge=0)
+    """The learning rate rises linearly over so many updates, then stays."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    grad_clip: float = Field(1.0, gt=0)
+    """The largest norm of the gradient."""
+    micro_batch_tokens: int = Field(65536, ge=1)
+    """Padded tokens a forward pass; it bounds memory and does not change the result."""
+
+
+class Reference(Section):
+    """The policy that log π_ref and V_ref come from."""
+
+    reset_every: int | None = Field(None, ge=1)
+    """Every so many rounds the current policy becomes the reference; never if not given."""
+
+
+class Evaluation(Section):
+    """Sampled accuracy on the held-out problems."""
+
+    every: int = Field(10, ge=1)
+    """Rounds between two evaluations. Policy 0 and the last policy are always evaluated."""
+    samples: int = Field(8, ge=1)
+
+
+class Checkpoints(Section):
+    """Full checkpoints; in between, a policy is rebuilt by replaying recorded draws."""
+
+    every: int = Field(10, ge=1)
+    keep: int = Field(3, ge=1)
+    """How many of the newest stay. Round 0, the reference and the best evaluated stay as well."""
+
+
+class Collapse(Section):
+    """When a run gives up."""
+
+    below: float = Field(0.1, ge=0, le=1)
+    """A round has collapsed if its accuracy is below this share of the best round's."""
+    rounds: int = Field(10, ge=1)
+    """So many collapsed rounds one after the other stop the run."""
+
+
+class Tracking(Section):
+    """Where MLflow keeps the metrics."""
+
+    uri: str | None = None
+    """An MLflow tracking URI; `mlflow.db` beside the run folder if not given."""
+    experiment: str = "reval"
+
+
+class Config(Section):
+    """A whole run."""
+
+    seed: int = Field(0, ge=0)
+    rounds: int = Field(ge=1)
+    threads: int | None = Field(None, ge=1)
+    """torch's CPU threads. Results are the same bit for bit only under the same number."""
+    model: Model
+    problems: Problems
+    engine: TransformersEngine = TransformersEngine()
+    rollouts: Rollouts
+    verification: Verification = Verification()
+    reward: Reward = Reward()
+    objective: Annotated[Reval | Tbrm | Regression | Grpo, Field(discriminator="kind")]
+    replay: Replay
+    learner: Learner
+    reference: Reference = Reference()
+    evaluation: Evaluation = Evaluation()
+    checkpoints: Checkpoints = Checkpoints()
+    collapse: Collapse = Collapse()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        rollouts, shard = self.rollouts, self.rollouts.prompts_per_shard
+        if self.reward.kind == "centred" and rollouts.samples == 1:
+            raise ValueError(
+                "reward.kind: centred rewards are all 0 with rollouts.samples: 1; "
+                "take binary rewards or at least 2 samples"
+            )
+        if self.replay.capacity < rollouts.trajectories:
+            raise ValueError(
+                f"replay.capacity: {self.replay.capacity} is less than one round "
+                f"({rollouts.prompts} prompts × {rollouts.samples} samples = {rollouts.trajectories})"
+            )
+        if shard is not None and shard > rollouts.prompts:
+            raise ValueError(f"rollouts.prompts_per_shard: {shard} is more than rollouts.prompts")
+        if self.objective.kind == "grpo" and self.replay.sampling == "prioritised":
+            raise ValueError("replay.sampling: GRPO has no residual to prioritise by; take uniform or fresh")
+        if self.model.warm_start is not None and self.problems.train.arithmetic is None:
+            raise ValueError("model.warm_start: demonstrations are made for arithmetic problems only")
+        return self

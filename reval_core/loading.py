@@ -1,0 +1,156 @@
+"""Reading a config file: every complaint names the file, the line and the field."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from reval_core.config import Config
+from reval_core.errors import InputError
+
+Field = tuple[str, ...]
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The settings in a YAML file, with overrides such as `learner.lr=1e-4` laid over them.
+
+    Paths inside are made absolute, so that the result means the same from any folder.
+    Raises InputError with one line for the first thing that is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML config") from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: {_one_line(error)}") from error
+    if not isinstance(values, dict) or root is None:
+        raise InputError(f"{path}: holds no settings; see configs/demo.yaml for an example")
+    lines = dict(_lines(root, path))
+    places = {field: f"{path}:{line}" for field, line in lines.items()}
+    for override in overrides:
+        field = _lay_over(values, override)
+        places[field] = f"--set {override}"
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_complaint(error, places, path)) from error
+    return _with_absolute_paths(config)
+
+
+def _lay_over(values: dict[str, Any], override: str) -> Field:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise InputError(f"--set {override}: must look like learner.lr=1e-4")
+    field = tuple(name.strip().split("."))
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override}: {_one_line(error)}") from error
+    section = values
+    for part in field[:-1]:
+        inner = section.get(part)
+        if not isinstance(inner, dict):
+            inner = section[part] = {}
+        section = inner
+    section[field[-1]] = value
+    return field
+
+
+def _lines(node: yaml.Node, path: Path, field: Field = ()) -> Iterator[tuple[Field, int]]:
+    """The line of every key below `node`. Raises InputError for a key that stands twice."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: set[str] = set()
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        inner = (*field, str(key.value))
+        if key.value in seen:
+            raise InputError(f"{path}:{line}: {'.'.join(inner)}: stands twice; keep one")
+        seen.add(key.value)
+        yield inner, line
+        yield from _lines(value, path, inner)
+
+
+def _complaint(error: ValidationError, places: dict[Field, str], path: Path) -> str:
+    first = error.errors(include_url=False)[0]
+    field = _without_tags(first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "unknown key" + _nearest(field)
+    elif first["type"] == "missing":
+        message = "is missing"
+    elif "input" in first and not isinstance(first["input"], dict):
+        message = f"{message[0].lower()}{message[1:]}, not {first['input']!r}"
+    name, colon, rest = message.partition(": ")
+    if not field and colon and _known(tuple(name.split("."))):  # a check over several sections
+        field, message = tuple(name.split(".")), rest
+    return f"{_place(field, places, path)}: {'.'.join(field) or 'config'}: {message}"
+
+
+def _place(field: Field, places: dict[Field, str], path: Path) -> str:
+    while field and field not in places:
+        field = field[:-1]
+    return places.get(field, str(path))
+
+
+def _without_tags(location: tuple[int | str, ...]) -> Field:
+    """A Pydantic location without the union tags that it inserts (`objective.reval.beta`)."""
+    field: Field = ()
+    for part in location:
+        tagged = field == ("objective",) and part in {"reval", "tbrm", "regression", "grpo"}
+        if not tagged:
+            field = (*field, str(part))
+    return field
+
+
+def _nearest(field: Field) -> str:
+    names = [name for model in _models(field[:-1]) for name in model.model_fields]
+    near = difflib.get_close_matches(field[-1], names, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; known here: {', '.join(names)}" if names else ""
+
+
+def _known(field: Field) -> bool:
+    return any(field[-1] in model.model_fields for model in _models(field[:-1]))
+
+
+def _models(field: Field) -> list[type[BaseModel]]:
+    """The sections that may stand at `field`; several where the settings are a union."""
+    models: list[type[BaseModel]] = [Config]
+    for part in field:
+        annotations = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        models = [model for annotation in annotations for model in _sections(annotation)]
+    return models
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) in (Union, UnionType, Annotated):
+        for inner in get_args(annotation):
+            yield from _sections(inner)
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """The config with its file paths absolute. A model path that is no folder is a hub's name, and stays."""
+    values = config.model_dump(mode="json")
+    for problems in (values["problems"]["train"], values["problems"]["held_out"]):
+        if problems["path"] is not None:
+            problems["path"] = str(Path(problems["path"]).absolute())
+    if config.model.path is not None and Path(config.model.path).is_dir():
+        values["model"]["path"] = str(Path(config.model.path).absolute())
+    return Config.model_validate(values)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
