@@ -1,0 +1,142 @@
+"""Problems with known answers, their order in a run, and how they become prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reval_core import arithmetic
+from reval_core.config import ProblemSet, Prompt
+from reval_core.errors import InputError
+from reval_core.files import digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem and its gold answer. `prompt_id` is unique within a run's problem set."""
+
+    prompt_id: str
+    problem: str
+    answer: str
+
+
+def load_problems(source: ProblemSet, seed: int) -> list[Problem]:
+    """All problems of a set, in the set's order; with a limit, as many chosen by `seed`.
+
+    Raises InputError naming file, line and field of the first problem that cannot be used.
+    """
+    if source.arithmetic is not None:
+        made = arithmetic.problems(source.arithmetic.digits, source.arithmetic.operators, source.arithmetic.split)
+        problems = [Problem(prompt_id=text, problem=text, answer=answer) for text, answer in made]
+    else:
+        assert source.path is not None
+        problems = _read_jsonl(Path(source.path))
+    if source.limit is None or source.limit >= len(problems):
+        return problems
+    kept = set(_shuffled([problem.prompt_id for problem in problems], seed, "limit")[: source.limit])
+    return [problem for problem in problems if problem.prompt_id in kept]
+
+
+def problems_digest(problems: Iterable[Problem]) -> str:
+    """The digest of the problems' ids, texts and answers, in order."""
+    return digest([asdict(problem) for problem in problems])
+
+
+class PromptOrder:
+    """The order in which a run asks its problems: seeded epochs, every problem once before any twice."""
+
+    def __init__(self, problems: Sequence[Problem], seed: int) -> None:
+        self._problems = {problem.prompt_id: problem for problem in problems}
+        self._seed = seed
+        self._epochs: dict[int, list[str]] = {}
+
+    def round(self, number: int, prompts: int) -> list[Problem]:
+        """The `prompts` problems of round `number`, which counts from 1."""
+        start = (number - 1) * prompts
+        return [self._at(position) for position in range(start, start + prompts)]
+
+    def _at(self, position: int) -> Problem:
+        epoch, place = divmod(position, len(self._problems))
+        if epoch not in self._epochs:
+            self._epochs[epoch] = _shuffled(list(self._problems), self._seed, f"epoch {epoch}")
+        return self._problems[self._epochs[epoch][place]]
+
+
+def prompt_text(problem: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text that a model reads before it answers `problem`."""
+    user = prompt.user.replace("{problem}", problem)
+    if not prompt.chat:
+        return user
+    turns = [{"role": "system", "content": prompt.system}] if prompt.system is not None else []
+    turns.append({"role": "user", "content": user})
+    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return text
+
+
+def prompt_tokens(text: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token ids of a prompt's text. A chat template writes its own special tokens."""
+    tokens: list[int] = tokenizer.encode(text, add_special_tokens=not prompt.chat)
+    return tokens
+
+
+def _shuffled(ids: list[str], seed: int, purpose: str) -> list[str]:
+    """`ids` in an order that depends on nothing but the arguments: by hash, so no library's RNG matters."""
+    prefix = f"{seed}/{purpose}/"
+    return sorted(ids, key=lambda name: (hashlib.sha256((prefix + name).encode()).digest(), name))
+
+
+def _read_jsonl(path: Path) -> list[Problem]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 ({error}); give a JSONL file of problems") from error
+    problems: list[Problem] = []
+    lines_by_id: dict[str, int] = {}
+    # Not splitlines(): real problem files hold U+2028 inside strings.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        problem = _parse_line(line, f"{path}:{number}", number)
+        if problem.prompt_id in lines_by_id:
+            raise InputError(
+                f"{path}:{number}: prompt_id: {problem.prompt_id!r} stands on line "
+                f"{lines_by_id[problem.prompt_id]} already; give every problem an id of its own"
+            )
+        lines_by_id[problem.prompt_id] = number
+        problems.append(problem)
+    if not problems:
+        raise InputError(f"{path}: holds no problem; put one JSON object on each line")
+    return problems
+
+
+def _parse_line(line: str, place: str, number: int) -> Problem:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{place}: not JSON ({error.msg} at column {error.colno}); mend the line") from error
+    if not isinstance(row, dict):
+        raise InputError(f'{place}: not a JSON object; write {{"problem": …, "answer": …}}')
+    return Problem(
+        prompt_id=_text(row.get("prompt_id", str(number)), "prompt_id", place),
+        problem=_text(row.get("problem"), "problem", place),
+        answer=_text(row.get("answer"), "answer", place),
+    )
+
+
+def _text(value: Any, field: str, place: str) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if value is None:
+        raise InputError(f"{place}: {field}: is missing; every line needs one")
+    if not isinstance(value, str):
+        raise InputError(f"{place}: {field}: must be text, not {type(value).__name__}")
+    if not value.strip():
+        raise InputError(f"{place}: {field}: is empty; give one or take the line out")
+    return value
