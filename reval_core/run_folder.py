@@ -1,0 +1,168 @@
+"""A run's folder: where everything of a run lies, who may write to it, and whether it is this config's."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reval_core.config import Config
+from reval_core.errors import InputError
+from reval_core.facts import Manifest, read_manifest, write_manifest
+from reval_core.files import digest, publish_file, publish_json, read_json
+
+STAGES = (
+    "warm_start",
+    "rollouts",
+    "verification",
+    "consistency",
+    "sampling",
+    "learning",
+    "evaluation",
+    "checkpoint",
+    "reference_reset",
+    "recording",
+)
+"""The stages of a round in their order."""
+
+
+class RunFolder:
+    """The paths of one run. Creating this object touches nothing on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.config = self.path / "config.yaml"
+        self.machine = self.path / "machine.json"
+        self.summary = self.path / "summary.json"
+        self.report = self.path / "report.html"
+        self.database = self.path / "replay.duckdb"
+        self.checkpoints = self.path / "checkpoints"
+        self.cache = self.path / "cache"
+        self.attempts = self.path / "attempts"
+
+    @property
+    def name(self) -> str:
+        """The run's name: its folder's."""
+        return self.path.name
+
+    def shard(self, round: int, shard: int) -> str:
+        """The path of a shard, relative to the run folder."""
+        return f"rollouts/round={round:05d}/shard-{shard:03d}.parquet"
+
+    def facts(self, round: int, table: str) -> str:
+        """The path of a round's rows of a table, relative to the run folder."""
+        return f"facts/round={round:05d}/{table}.parquet"
+
+    def checkpoint(self, round: int) -> Path:
+        """The checkpoint of the policy after round `round`."""
+        return self.checkpoints / f"round={round:05d}"
+
+    def manifest_path(self, stage: str, round: int) -> Path:
+        """Where a stage's manifest is published."""
+        if stage == "rollouts":
+            return self.path / f"rollouts/round={round:05d}/manifest.json"
+        return self.path / f"facts/round={round:05d}/{stage}.json"
+
+    def manifest(self, stage: str, round: int) -> Manifest | None:
+        """What a stage has published, if it has. Raises Damaged if that is no manifest."""
+        return read_manifest(self.manifest_path(stage, round))
+
+    def publish(self, manifest: Manifest) -> None:
+        """Publish a stage's manifest."""
+        write_manifest(self.manifest_path(manifest.stage, manifest.round), manifest)
+
+    def manifests(self) -> list[Manifest]:
+        """Every published manifest: by round, and within a round in the order in which stages follow."""
+        paths = [
+            *self.path.glob("rollouts/round=?????/manifest.json"),
+            *self.path.glob("facts/round=?????/*.json"),
+        ]
+        found = (read_manifest(path) for path in paths)
+        present = [manifest for manifest in found if manifest is not None]
+        return sorted(present, key=lambda manifest: (manifest.round, STAGES.index(manifest.stage)))
+
+    def open(self, config: Config) -> None:
+        """Make the folder this config's, or see that it is.
+
+        Raises InputError if another config made it. Only `rounds` may change: a run can be made longer.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        wanted = config.model_dump(mode="json")
+        if self.config.exists():
+            found = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            differing = [name for name in _differences(found, wanted) if name != "rounds"]
+            if differing:
+                raise InputError(
+                    f"{self.config}: made by another config ({', '.join(differing[:5])} differ); "
+                    "give another --run-dir, or the config that made it"
+                )
+        text = yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
+        publish_file(self.config, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder against a second process. The kernel frees it when the holder dies.
+
+        Raises InputError naming the process that holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise InputError(f"{self.path}: process {holder} is running it; wait for it or stop it") from None
+            file.seek(0)
+            file.truncate()
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def free_bytes(self) -> int:
+        """The bytes free on the disk that holds the folder."""
+        existing = next(parent for parent in [self.path, *self.path.parents] if parent.exists())
+        return shutil.disk_usage(existing).free
+
+
+class Attempt:
+    """One process's stretch of work on a run: what wall time over several attempts is added up from."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        number = len(list(folder.attempts.glob("*.json"))) + 1
+        self._path = folder.attempts / f"{number:04d}.json"
+        self._started = time.time()
+        self.touch()
+
+    def touch(self) -> None:
+        """Note that work went on until now."""
+        publish_json(self._path, {"started_at": self._started, "last_seen_at": time.time(), "pid": os.getpid()})
+
+
+def wall_seconds(folder: RunFolder) -> float:
+    """The seconds of all attempts at a run together."""
+    attempts = [read_json(path) for path in sorted(folder.attempts.glob("*.json"))]
+    return sum(attempt["last_seen_at"] - attempt["started_at"] for attempt in attempts)
+
+
+def config_digest(config: Config) -> str:
+    """The digest of the settings, without `rounds`: a longer run is the same run."""
+    return digest(config.model_dump(mode="json", exclude={"rounds"}))
+
+
+def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = [*wanted, *(key for key in found if key not in wanted)]
+        return [
+            difference
+            for key in keys
+            for difference in _differences(found.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))
+        ]
+    return [] if found == wanted else [name]

@@ -1,0 +1,116 @@
+"""Trajectories on disk: writing a shard of responses, and reading drawn ones back."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from reval_core.engines.base import Completion, Request
+from reval_core.facts import SCHEMAS, read_table
+from reval_core.problems import Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IDS_PER_ROUND = 10_000_000
+"""A trajectory's id is round × this + its place in the round, so an id tells where it comes from."""
+
+CACHED_BYTES = 1 << 30
+"""How much of the files read last a reader keeps in memory."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One response that was asked for: sample number `sample` of `problem`."""
+
+    problem: Problem
+    sample: int
+    prompt: str
+    request: Request
+
+
+def shard_table(
+    asked: Sequence[Asked],
+    completions: Sequence[Completion],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    round: int,
+    shard: int,
+    first: int,
+    policy: str,
+    engine: str,
+    temperature: float,
+) -> pa.Table:
+    """The rows of a shard. `first` is the place of its first row in the round."""
+    count = len(asked)
+    tokens = [completion.tokens for completion in completions]
+    columns = {
+        "trajectory_id": [round * IDS_PER_ROUND + first + row for row in range(count)],
+        "round": [round] * count,
+        "shard": [shard] * count,
+        "row": list(range(count)),
+        "prompt_id": [one.problem.prompt_id for one in asked],
+        "sample": [one.sample for one in asked],
+        "problem": [one.problem.problem for one in asked],
+        "gold": [one.problem.answer for one in asked],
+        "prompt": [one.prompt for one in asked],
+        "response": tokenizer.batch_decode(tokens, skip_special_tokens=True),
+        "prompt_length": [len(one.request.prompt_tokens) for one in asked],
+        "response_length": [len(response) for response in tokens],
+        "finish_reason": [completion.finish_reason for completion in completions],
+        "policy": [policy] * count,
+        "engine": [engine] * count,
+        "temperature": [temperature] * count,
+        "seed": [one.request.seed for one in asked],
+        "prompt_tokens": [list(one.request.prompt_tokens) for one in asked],
+        "response_tokens": tokens,
+        "loss_mask": [[True] * len(response) for response in tokens],
+        "engine_logprobs": [completion.logprobs for completion in completions],
+    }
+    return pa.table(columns, schema=SCHEMAS["trajectories"])
+
+
+class RowReader:
+    """Reads rows of published files by place, and keeps the files read last in memory."""
+
+    def __init__(self, folder: Path, columns: Sequence[str]) -> None:
+        self._folder = folder
+        self._columns = columns
+        self._files: OrderedDict[str, pa.Table] = OrderedDict()
+
+    def take(self, paths: Sequence[str], rows: Sequence[int]) -> pa.Table:
+        """Row `rows[i]` of file `paths[i]`, for every i, in that order.
+
+        Raises Damaged, naming the file, if one cannot be read.
+        """
+        rows_by_path: dict[str, list[int]] = {}
+        order: dict[str, list[int]] = {}
+        for place, (path, row) in enumerate(zip(paths, rows, strict=True)):
+            rows_by_path.setdefault(path, []).append(row)
+            order.setdefault(path, []).append(place)
+        found = pa.concat_tables(self._file(path).take(pa.array(rows)) for path, rows in rows_by_path.items())
+        places = np.concatenate([order[path] for path in rows_by_path])
+        return found.take(pa.array(np.argsort(places)))
+
+    def _file(self, path: str) -> pa.Table:
+        if path not in self._files:
+            self._files[path] = read_table(self._folder / path, self._columns).combine_chunks()
+            while len(self._files) > 1 and sum(file.nbytes for file in self._files.values()) > CACHED_BYTES:
+                self._files.popitem(last=False)
+        self._files.move_to_end(path)
+        return self._files[path]
+
+
+def list_rows(column: pa.ChunkedArray) -> list[np.ndarray]:
+    """A list column as one array a row."""
+    lists = column.combine_chunks()
+    values = lists.values.to_numpy(zero_copy_only=False)
+    offsets = lists.offsets.to_numpy()
+    return [values[start:end] for start, end in pairwise(offsets)]
