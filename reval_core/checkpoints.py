@@ -1,0 +1,91 @@
+"""Checkpoints: the weights, the optimizer and the identity of a policy, in one folder published whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from reval_core.errors import Damaged
+from reval_core.files import publish_folder, read_json
+from reval_core.learner import Learner
+from reval_core.models import policy_digest, save_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def save_checkpoint(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Publish the learner's state to `folder` and return the digest of its weights.
+
+    transformers loads the folder as a model.
+    """
+    content = policy_digest(learner.model)
+    state = {"policy": learner.policy, "content": content, "updates_done": learner.updates_done}
+
+    def write(partial: Path) -> None:
+        save_model(learner.model, tokenizer, partial)
+        save_file(_optimizer_tensors(learner), partial / "optimizer.safetensors")
+        (partial / "learner.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+    publish_folder(folder, write)
+    return content
+
+
+def checkpoint_state(folder: Path) -> dict[str, str]:
+    """The identity (`policy`), the weights' digest (`content`) and `updates_done` of a checkpoint.
+
+    Raises Damaged if `folder` is no checkpoint.
+    """
+    try:
+        return read_json(folder / "learner.json")
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{folder}: is no checkpoint ({error})") from error
+
+
+def restore_optimizer(folder: Path, learner: Learner) -> None:
+    """Put the optimizer of a checkpoint back into a learner whose model has that checkpoint's weights.
+
+    Raises Damaged if the weights are not those that the checkpoint recorded.
+    """
+    state = checkpoint_state(folder)
+    if policy_digest(learner.model) != state["content"]:
+        raise Damaged(f"{folder}: the weights are not those that were saved")
+    tensors = load_file(folder / "optimizer.safetensors")
+    for name, parameter in learner.model.named_parameters():
+        kept = {
+            key: tensors[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in tensors
+        }
+        if kept:
+            learner.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in kept.items()}
+    learner.updates_done = int(state["updates_done"])
+    learner.policy = state["policy"]
+
+
+def prune_checkpoints(folder: Path, keep: int, spared: Collection[int]) -> None:
+    """Delete all but the newest `keep` checkpoints and those of the rounds in `spared`."""
+    rounds = sorted(checkpoint_rounds(folder))
+    for number in rounds[:-keep]:
+        if number not in spared:
+            shutil.rmtree(folder / f"round={number:05d}")
+
+
+def checkpoint_rounds(folder: Path) -> list[int]:
+    """The rounds that have a checkpoint under `folder`."""
+    return [int(path.name.split("=")[1]) for path in folder.glob("round=?????") if path.is_dir()]
+
+
+def _optimizer_tensors(learner: Learner) -> dict[str, Tensor]:
+    names = {parameter: name for name, parameter in learner.model.named_parameters()}
+    return {
+        f"{names[parameter]}/{key}": value.detach().clone().contiguous()
+        for parameter, state in learner.optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }

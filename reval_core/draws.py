@@ -1,0 +1,61 @@
+"""Recorded draws with their tokens: what the learner is fed, the first time and at every replay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from reval_core.facts import read_table
+from reval_core.files import digest
+from reval_core.learner import Drawn
+from reval_core.run_folder import RunFolder
+from reval_core.trajectories import IDS_PER_ROUND, RowReader, list_rows
+
+# What the identity of a policy depends on. The shard's digest and the row stand for the tokens.
+_IDENTITY = ("shard_digest", "row", "reward", "advantage", "weight", "reference", "log_ref", "value_ref")
+
+
+class DrawReader:
+    """Reads a round's recorded draws and fetches their trajectories from the shards."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        tokens = ("prompt_tokens", "response_tokens", "loss_mask", "engine_logprobs")
+        self._shards = RowReader(folder.path, tokens)
+        self._scores = RowReader(folder.path, ("policy_logprobs",))
+
+    def read(self, round: int) -> list[Drawn]:
+        """The draws of a round, one an update, in order. Raises Damaged if a file cannot be read."""
+        draws = read_table(Path(self._folder.path, self._folder.facts(round, "draws")))
+        updates = pc.unique(draws.column("update")).to_pylist()
+        return [self._drawn(draws.filter(pc.equal(draws.column("update"), update))) for update in updates]
+
+    def _drawn(self, draw: pa.Table) -> Drawn:
+        ids = draw.column("trajectory_id").to_numpy()
+        rounds, shards = draw.column("trajectory_round").to_pylist(), draw.column("shard").to_pylist()
+        paths = [self._folder.shard(*place) for place in zip(rounds, shards, strict=True)]
+        tokens = self._shards.take(paths, draw.column("row").to_pylist())
+        scores = self._scores.take(
+            [self._folder.facts(round, "scores") for round in rounds], (ids % IDS_PER_ROUND).tolist()
+        )
+        return Drawn(
+            ids=ids,
+            prompts=list_rows(tokens.column("prompt_tokens")),
+            responses=list_rows(tokens.column("response_tokens")),
+            written=list_rows(tokens.column("loss_mask")),
+            engine_logprobs=list_rows(tokens.column("engine_logprobs")),
+            old_logprobs=list_rows(scores.column("policy_logprobs")),
+            weight=_floats(draw, "weight"),
+            reward=_floats(draw, "reward"),
+            advantage=_floats(draw, "advantage"),
+            log_ref=_floats(draw, "log_ref"),
+            value_ref=_floats(draw, "value_ref"),
+            identity=digest([draw.column(name).to_pylist() for name in _IDENTITY]),
+        )
+
+
+def _floats(draw: pa.Table, name: str) -> np.ndarray:
+    return draw.column(name).to_numpy().astype(np.float32)

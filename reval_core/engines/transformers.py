@@ -1,0 +1,112 @@
+"""Generation by transformers' own `generate`, with the learner's model itself: no second copy of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from reval_core.engines.base import Completion, Request, Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedModel
+
+
+class TransformersEngine:
+    """Draws each token by inverting the distribution at a uniform number that belongs to (request, step).
+
+    So no global random state is read, and a request's numbers do not depend on its neighbours.
+    """
+
+    name = "transformers"
+
+    def __init__(self, eos_token_id: int, pad_token_id: int) -> None:
+        self._eos = eos_token_id
+        self._pad = pad_token_id
+        self._model: PreTrainedModel | None = None
+
+    def load(self, model: PreTrainedModel) -> None:
+        """Use `model` from now on. The weights are shared: an update of the model is an update here."""
+        self._model = model
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """One completion a request, in order, from one padded batch."""
+        assert self._model is not None, "load() gives the engine its weights"
+        model: Any = self._model
+        longest = max(len(request.prompt_tokens) for request in requests)
+        prompts = torch.full((len(requests), longest), self._pad)
+        attention = torch.zeros_like(prompts)
+        for row, request in enumerate(requests):
+            prompts[row, longest - len(request.prompt_tokens) :] = torch.tensor(request.prompt_tokens)
+            attention[row, longest - len(request.prompt_tokens) :] = 1
+        sampler = _InverseSampler(_uniforms(requests, sampling.max_tokens).to(model.device), sampling.temperature)
+        settings = GenerationConfig(
+            do_sample=False,  # the sampler leaves one token to choose from
+            max_new_tokens=sampling.max_tokens,
+            eos_token_id=self._eos,
+            pad_token_id=self._pad,
+        )
+        with _own_generation_settings(model, settings):
+            tokens = model.generate(
+                prompts.to(model.device),
+                attention_mask=attention.to(model.device),
+                generation_config=settings,
+                logits_processor=LogitsProcessorList([sampler]),
+            )
+        responses = tokens[:, longest:].tolist()
+        logprobs = torch.stack(sampler.logprobs, dim=1).tolist()
+        return [self._completion(*pair) for pair in zip(responses, logprobs, strict=True)]
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._model = None
+
+    def _completion(self, tokens: list[int], logprobs: list[float]) -> Completion:
+        if self._eos in tokens:
+            length = tokens.index(self._eos) + 1
+            return Completion(tokens[:length], logprobs[:length], "stop")
+        return Completion(tokens, logprobs, "length")
+
+
+class _InverseSampler(LogitsProcessor):
+    """Chooses the token at which the cumulative distribution passes the step's uniform number."""
+
+    def __init__(self, uniforms: Tensor, temperature: float) -> None:
+        self._uniforms = uniforms
+        self._temperature = temperature
+        self.logprobs: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        logprobs = (scores.double() / self._temperature).log_softmax(dim=-1)
+        cumulative = logprobs.exp().cumsum(dim=-1)
+        threshold = self._uniforms[:, len(self.logprobs)].unsqueeze(1) * cumulative[:, -1:]
+        chosen = (cumulative <= threshold).sum(dim=-1, keepdim=True)
+        self.logprobs.append(logprobs.gather(1, chosen).squeeze(1).float())
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
+
+
+def _uniforms(requests: Sequence[Request], steps: int) -> Tensor:
+    """Numbers in [0, 1) [B, steps], each row from its request's seed alone."""
+    generator = torch.Generator()
+    rows = torch.empty(len(requests), steps, dtype=torch.float64)
+    for row, request in enumerate(requests):
+        rows[row].uniform_(generator=generator.manual_seed(request.seed))
+    return rows
+
+
+@contextmanager
+def _own_generation_settings(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """Keep a model's own defaults (repetition penalty, top-p) out: they would sample another policy."""
+    before = model.generation_config
+    model.generation_config = settings
+    try:
+        yield
+    finally:
+        model.generation_config = before

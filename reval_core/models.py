@@ -1,0 +1,126 @@
+"""Causal language models on disk: load, save, and the digest that proves two sets of weights equal."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from reval_core.config import Model, TinyModel
+from reval_core.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_model(folder: Path | str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A causal language model in float32, without dropout, from safetensors.
+
+    Raises InputError if the folder holds none. No pickle is read.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: no model to load ({_first_line(error)})") from error
+    # Dropout would make log π_θ(τ) differ from the stored log π_ref(τ) at θ = θ_ref.
+    return model.eval()
+
+
+def load_tokenizer(folder: Path | str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A model folder's tokenizer.
+
+    Raises InputError if there is none, or if it has no token to pad with or to end with.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{folder}: model.path: no tokenizer to load ({_first_line(error)}); "
+            "save the model's tokenizer into that folder"
+        ) from error
+    for token, name in ((tokenizer.eos_token_id, "eos_token"), (tokenizer.pad_token_id, "pad_token")):
+        if token is None:
+            raise InputError(
+                f"{folder}: model.path: the tokenizer has no {name}; "
+                f"set it (tokenizer.{name} = …) and save the tokenizer again"
+            )
+    return tokenizer
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write weights and tokenizer so that transformers loads them from `folder`."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def policy_digest(model: nn.Module) -> str:
+    """The sha256 (hex) of the weights' bytes, by name: equal digests mean equal policies."""
+    sink = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        sink.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sink.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return sink.hexdigest()
+
+
+def make_tiny_tokenizer(characters: str) -> PreTrainedTokenizerBase:
+    """A tokenizer with one token a character, and tokens to pad, to begin and to end with."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<s>", "</s>"]
+    vocabulary = {token: index for index, token in enumerate([*special, *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left"
+    )
+
+
+def make_tiny_model(settings: TinyModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """A small Llama with weights drawn from `seed`."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.width,
+        intermediate_size=settings.feed_forward,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.heads,
+        max_position_embeddings=256,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).eval()
+
+
+def check_model(settings: Model) -> None:
+    """See that the model can be trained, without loading its weights. Raises InputError."""
+    if settings.path is not None:
+        from transformers import AutoConfig
+
+        try:
+            AutoConfig.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{settings.path}: model.path: no model to load ({_first_line(error)}); "
+                "give a folder that transformers can load"
+            ) from error
+        load_tokenizer(settings.path, settings.trust_remote_code)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,60 @@
+"""From verdicts to rewards: r(τ) for the value objectives, and the group-normalised advantage for GRPO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from reval_core.config import Reward
+from reval_core.verification import Verdict
+
+_EPSILON = 1e-6
+
+
+def outcomes(verdicts: Sequence[Verdict], settings: Reward) -> np.ndarray:
+    """1 for correct, 0 for wrong, NaN for a response that must teach nothing. [B]
+
+    A timeout or an error says nothing about the answer, so it is not a wrong one.
+    """
+    values = {
+        "correct": 1.0,
+        "wrong": 0.0,
+        "unparsed": 0.0,
+        "truncated": 0.0 if settings.truncated == "zero" else np.nan,
+        "timeout": np.nan,
+        "error": np.nan,
+    }
+    return np.array([values[verdict] for verdict in verdicts])
+
+
+def rewards(outcome: np.ndarray, groups: Sequence[str], settings: Reward) -> np.ndarray:
+    """r(τ) [B]; NaN where the outcome is. Responses to one prompt have the same name in `groups`."""
+    if settings.kind == "signed":
+        return 2 * outcome - 1
+    if settings.kind == "centred":
+        mean, _, _ = _group_statistics(outcome, groups)
+        return outcome - mean
+    return outcome
+
+
+def advantages(outcome: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """(r − mean) / (deviation + 1e-6) within each group [B]; NaN where the outcome is.
+
+    A group of one has mean 0 and deviation 1, as in verl: its advantage is the outcome itself.
+    """
+    mean, deviation, size = _group_statistics(outcome, groups)
+    normalised = (outcome - mean) / (deviation + _EPSILON)
+    return np.where(size == 1, outcome, normalised)
+
+
+def _group_statistics(outcome: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mean, the deviation (n − 1) and the size of each response's group, NaN left out. [B] each."""
+    names, group = np.unique(np.array(groups), return_inverse=True)
+    judged = ~np.isnan(outcome)
+    values = np.where(judged, outcome, 0.0)
+    size = np.bincount(group, judged, len(names))
+    mean = np.bincount(group, values, len(names)) / np.maximum(size, 1)
+    squares = np.bincount(group, judged * (values - mean[group]) ** 2, len(names))
+    deviation = np.sqrt(squares / np.maximum(size - 1, 1))
+    return mean[group], deviation[group], size[group]

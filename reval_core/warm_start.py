@@ -1,0 +1,57 @@
+"""The warm start: supervised fitting of a model to demonstrations, before reinforcement learning begins."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from reval_core import arithmetic
+from reval_core.config import WarmStart
+from reval_core.learner import Tick
+from reval_core.scoring import collate, score
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WARM_START_VERSION = "1"
+"""Raised when a change of this code or of the demonstrations changes the weights that come out."""
+
+
+def fit(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: list[tuple[str, str]],
+    settings: WarmStart,
+    seed: int,
+    tick: Tick = lambda done, total: None,
+) -> None:
+    """Fit `model` in place to demonstrations of `problems` ((prompt, right answer) pairs).
+
+    The loss is the mean of −log π(a_h|s_h) over the tokens of the answers, the end of sequence included.
+    """
+    rng = np.random.default_rng(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.0, fused=True)
+    for step in range(settings.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * _schedule(step, settings.steps)
+        shown = arithmetic.demonstrations(problems, settings.right, settings.batch, rng)
+        prompts = [np.array(tokenizer.encode(text)) for text, _ in shown]
+        answers = [np.array([*tokenizer.encode(answer), tokenizer.eos_token_id]) for _, answer in shown]
+        batch = collate(prompts, answers).to(model.device)
+        loss = -score(model, batch).logprobs.sum() / batch.mask.sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        tick(step + 1, settings.steps)
+
+
+def _schedule(step: int, steps: int) -> float:
+    """A linear rise over the first twentieth, then a cosine to zero."""
+    rise = max(1, steps // 20)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
