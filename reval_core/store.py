@@ -1,0 +1,231 @@
+"""The replay store: a DuckDB index over a run's published facts, and the live buffer in it.
+
+The Parquet files are the truth; the database holds their scalars and can be deleted and built again. It has
+neither indexes nor primary keys, and it is opened only for the moment of a query, so that other processes can
+open it in between.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from reval_core.errors import RevalError
+from reval_core.facts import SCHEMAS, Manifest
+
+_TYPES = {
+    pa.int32(): "INTEGER",
+    pa.int64(): "BIGINT",
+    pa.float32(): "REAL",
+    pa.float64(): "DOUBLE",
+    pa.string(): "VARCHAR",
+    pa.bool_(): "BOOLEAN",
+    pa.timestamp("ms", tz="UTC"): "TIMESTAMPTZ",
+    pa.list_(pa.int32()): "INTEGER[]",
+    pa.list_(pa.float32()): "REAL[]",
+    pa.list_(pa.bool_()): "BOOLEAN[]",
+}
+
+# Texts stay in the shards with the tokens: they would be most of the database.
+_TEXTS = {"problem", "gold", "prompt", "response"}
+
+_BUFFER = """
+    CREATE TABLE IF NOT EXISTS buffer (
+        trajectory_id BIGINT, round INTEGER, shard INTEGER, row INTEGER, shard_digest VARCHAR,
+        reward REAL, advantage REAL, reference VARCHAR, log_ref REAL, value_ref REAL, delta REAL
+    )
+"""
+
+# What is in the database already. A file's place counts from 0 within its manifest: a shard's number.
+_PUBLISHED = """
+    CREATE TABLE IF NOT EXISTS published (
+        path VARCHAR, "table" VARCHAR, round INTEGER, place INTEGER, content VARCHAR
+    )
+"""
+
+_ENTER_BUFFER = """
+    INSERT INTO buffer
+    SELECT t.trajectory_id, t.round, t.shard, t.row, p.content, v.reward, v.advantage,
+           s.reference, s.log_ref, s.value_ref, s.delta
+    FROM trajectories t
+    JOIN verdicts v USING (trajectory_id)
+    JOIN scores s USING (trajectory_id)
+    JOIN published p ON p."table" = 'trajectories' AND p.round = t.round AND p.place = t.shard
+    WHERE t.round = $round AND s.round = $round AND v.reward IS NOT NULL
+    ORDER BY t.trajectory_id
+"""
+
+_EVICT = """
+    DELETE FROM buffer WHERE trajectory_id < (
+        SELECT min(trajectory_id) FROM (
+            SELECT trajectory_id FROM buffer ORDER BY trajectory_id DESC LIMIT $capacity
+        )
+    )
+"""
+
+# Of several updates in a round the last one's residual counts.
+_REFRESH_PRIORITIES = """
+    UPDATE buffer SET delta = fresh.delta
+    FROM (
+        SELECT trajectory_id, arg_max(delta, "update") AS delta
+        FROM residuals WHERE round = $round GROUP BY trajectory_id
+    ) AS fresh
+    WHERE buffer.trajectory_id = fresh.trajectory_id
+"""
+
+_CHANGE_REFERENCE = """
+    UPDATE buffer SET reference = s.reference, log_ref = s.log_ref, value_ref = s.value_ref, delta = s.delta
+    FROM scores s
+    WHERE s.round = $round AND s.reference = $reference AND buffer.trajectory_id = s.trajectory_id
+"""
+
+
+class Store:
+    """The database of one run. `capacity` is M, the size of the live buffer."""
+
+    def __init__(self, folder: Path, database: Path, capacity: int) -> None:
+        self._folder = folder
+        self._database = database
+        self._capacity = capacity
+
+    def build(self, manifests: Iterable[Manifest]) -> None:
+        """Make the database hold exactly what these manifests list, in their order.
+
+        A database that holds something else is thrown away first.
+        """
+        manifests = list(manifests)
+        listed = {file.path: file.content for manifest in manifests for file in manifest.files}
+        if self._database.exists() and not self._agrees(listed):
+            self._database.unlink()
+            self._database.with_name(self._database.name + ".wal").unlink(missing_ok=True)
+        with self._connect() as connection:
+            for table in SCHEMAS:
+                columns = ", ".join(f'"{name}" {kind}' for name, kind in scalar_columns(table))
+                connection.execute(f'CREATE TABLE IF NOT EXISTS "{table}" ({columns})')
+            connection.execute(_BUFFER)
+            connection.execute(_PUBLISHED)
+        for manifest in manifests:
+            self.ingest(manifest)
+
+    def ingest(self, manifest: Manifest) -> None:
+        """Take a stage's published files in, in one transaction. What is in already is left as it is."""
+        with self._transaction() as connection:
+            known = {path for (path,) in connection.execute("SELECT path FROM published").fetchall()}
+            new = [(place, file) for place, file in enumerate(manifest.files) if file.path not in known]
+            for place, file in new:
+                names = ", ".join(f'"{name}"' for name, _ in scalar_columns(file.table))
+                connection.execute(
+                    f'INSERT INTO "{file.table}" SELECT {names} FROM read_parquet($path)',
+                    {"path": str(self._folder / file.path)},
+                )
+                connection.execute(
+                    "INSERT INTO published VALUES (?, ?, ?, ?, ?)",
+                    [file.path, file.table, manifest.round, place, file.content],
+                )
+            if new:
+                self._refresh_buffer(connection, manifest)
+
+    def query(self, sql: str, **parameters: Any) -> pa.Table:
+        """The rows that a query gives."""
+        with self._connect() as connection:
+            return connection.sql(sql, params=parameters or None).to_arrow_table()
+
+    def live(self) -> int:
+        """How many trajectories the buffer holds."""
+        count: int = self.query("SELECT count(*) AS n FROM buffer").column("n")[0].as_py()
+        return count
+
+    def _refresh_buffer(self, connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> None:
+        if manifest.stage == "consistency":
+            connection.execute(_ENTER_BUFFER, {"round": manifest.round})
+            connection.execute(_EVICT, {"capacity": self._capacity})
+        elif manifest.stage == "learning":
+            connection.execute(_REFRESH_PRIORITIES, {"round": manifest.round})
+        elif manifest.stage == "reference_reset":
+            parameters = {"round": manifest.round, "reference": manifest.info["reference"]}
+            connection.execute(_CHANGE_REFERENCE, parameters)
+
+    def _agrees(self, listed: dict[str, str]) -> bool:
+        """Whether the database holds nothing but what is listed; it may hold less."""
+        try:
+            with self._connect() as connection:
+                held = connection.execute("SELECT path, content FROM published").fetchall()
+        except duckdb.Error:
+            return False
+        return all(listed.get(path) == content for path, content in held)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        with self._connect() as connection:
+            connection.begin()
+            try:
+                yield connection
+            except BaseException:
+                connection.rollback()
+                raise
+            connection.commit()
+
+    @contextmanager
+    def _connect(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        connection = _open(self._database)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+
+def scalar_columns(table: str) -> list[tuple[str, str]]:
+    """The columns of a table that the database holds, with their DuckDB types."""
+    schema = SCHEMAS[table]
+    return [
+        (name, _TYPES[kind])
+        for name, kind in zip(schema.names, schema.types, strict=True)
+        if not pa.types.is_list(kind) and not (table == "trajectories" and name in _TEXTS)
+    ]
+
+
+def sql_views(folder: Path, manifests: Iterable[Manifest]) -> duckdb.DuckDBPyConnection:
+    """An in-memory database with one view a table, over all that a run has published so far.
+
+    It reads the Parquet files themselves, so it neither waits for a running trainer nor holds one up.
+    """
+    paths: dict[str, list[str]] = {table: [] for table in SCHEMAS}
+    for manifest in manifests:
+        for file in manifest.files:
+            paths[file.table].append(str(folder / file.path))
+    connection = duckdb.connect()
+    for table, schema in SCHEMAS.items():
+        connection.execute(f'CREATE VIEW "{table}" AS {_view(schema, paths[table])}')
+    return connection
+
+
+def _view(schema: pa.Schema, paths: Sequence[str]) -> str:
+    if paths:
+        names = ", ".join(f'"{name}"' for name in schema.names)
+        listed = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+        return f"SELECT {names} FROM read_parquet([{listed}])"
+    typed = zip(schema.names, schema.types, strict=True)
+    return "SELECT " + ", ".join(f'NULL::{_TYPES[kind]} AS "{name}"' for name, kind in typed) + " WHERE false"
+
+
+def _open(path: Path, patience: float = 30.0) -> duckdb.DuckDBPyConnection:
+    """Open the database for writing, waiting for a reader in another process to go.
+
+    Raises RevalError if one holds it for longer than `patience` seconds.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return duckdb.connect(path)
+        except duckdb.IOException as error:
+            if "lock" not in str(error).lower():
+                raise
+            if time.monotonic() > deadline:
+                raise RevalError(f"{path}: held open by another process for {patience:.0f} s: {error}") from error
+            time.sleep(0.01)
