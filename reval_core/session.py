@@ -1,0 +1,206 @@
+"""One process's hold on a run: what is read once, and what stays warm from round to round."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from reval_core.checkpoints import checkpoint_rounds, checkpoint_state, restore_optimizer
+from reval_core.config import Config
+from reval_core.draws import DrawReader
+from reval_core.errors import Damaged, InputError, RunStopped
+from reval_core.facts import Manifest
+from reval_core.files import publish_json, read_json
+from reval_core.learner import Learner, Tick
+from reval_core.models import load_model, load_tokenizer, make_tiny_tokenizer
+from reval_core.problems import PromptOrder, load_problems, prompt_text, prompt_tokens
+from reval_core.run_folder import Attempt, RunFolder
+from reval_core.store import Store
+from reval_core.verification import Verifier
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from reval_core.engines.base import Engine
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy by name: the one after `round` rounds. `identity` is its digest (see `reval_core.learner`)."""
+
+    round: int
+    identity: str
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Policy:
+        """The policy that a warm start or a learning stage left."""
+        return cls(manifest.round, manifest.info["policy"])
+
+
+class Session:
+    """Everything that a run's stages share. Open it with `open_session`."""
+
+    def __init__(self, folder: RunFolder, config: Config) -> None:
+        self.folder = folder
+        self.config = config
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.machine = _fix_machine(folder, config)
+        self.attempt = Attempt(folder)
+        self.tick: Tick = lambda done, total: None
+        self.train = load_problems(config.problems.train, config.seed)
+        self.held_out = load_problems(config.problems.held_out, config.seed)
+        self.order = PromptOrder(self.train, config.seed)
+        self.tokenizer = _tokenizer(config)
+        self.store = Store(folder.path, folder.database, config.replay.capacity)
+        self.store.build(folder.manifests())
+        self.draws = DrawReader(folder)
+        self.engine = _engine(config, self.tokenizer)
+        self.verifier = Verifier(
+            workers=config.verification.workers,
+            timeout_seconds=config.verification.timeout_seconds,
+            memory_mb=config.verification.memory_mb,
+            methods=config.verification.methods,
+        )
+        self.worked_seconds = 0.0
+        """The time that stages of this process took since `other_seconds` was asked for last."""
+        self._round_started = time.perf_counter()
+        self._learner: Learner | None = None
+
+    def prompt(self, problem: str) -> tuple[str, list[int]]:
+        """A problem's prompt as text and as tokens."""
+        text = prompt_text(problem, self.config.problems.prompt, self.tokenizer)
+        return text, prompt_tokens(text, self.config.problems.prompt, self.tokenizer)
+
+    def learner_at(self, policy: Policy) -> Learner:
+        """The learner holding the weights of `policy`, which the engine then generates with.
+
+        A learner that holds another policy, or was interrupted, is replaced: the newest checkpoint before
+        `policy` is loaded and the recorded draws after it are replayed. Raises Damaged if that gives another
+        policy than the one recorded.
+        """
+        if self._learner is None or self._learner.policy != policy.identity:
+            self._learner = None  # before a second model is loaded
+            self._learner = self._rebuild(policy)
+        self.engine.load(self._learner.model)
+        return self._learner
+
+    def adopt(self, learner: Learner) -> None:
+        """Keep a learner that a stage has just made."""
+        self._learner = learner
+
+    def reference_model(self, reference: Policy) -> PreTrainedModel:
+        """The reference's weights, from its checkpoint: a second model, for as long as the caller keeps it."""
+        folder = self.folder.checkpoint(reference.round)
+        if checkpoint_state(folder)["policy"] != reference.identity:
+            raise Damaged(f"{folder}: is not the reference that this run recorded")
+        return load_model(folder, self.config.model.trust_remote_code)
+
+    def new_learner(self, model: PreTrainedModel, identity: str) -> Learner:
+        """A learner with this run's settings and a fresh optimizer."""
+        return Learner(model.to(self.device), self.config.objective, self.config.learner, identity)
+
+    def other_seconds(self) -> float:
+        """The time since this was asked for last (or the session was opened) in which no stage worked."""
+        now = time.perf_counter()
+        other = now - self._round_started - self.worked_seconds
+        self._round_started, self.worked_seconds = now, 0.0
+        return other
+
+    def stop_if_collapsed(self, round: int) -> None:
+        """Raise RunStopped if the accuracy of the last rounds has collapsed, naming the last good checkpoint."""
+        limits = self.config.collapse
+        found = self.store.query(
+            "SELECT round, accuracy FROM rounds WHERE round <= $round ORDER BY round", round=round
+        ).to_pydict()
+        floor = limits.below * max(found["accuracy"])
+        good = [number for number, accuracy in zip(*found.values(), strict=True) if accuracy >= floor]
+        if round - max(good) < limits.rounds:
+            return
+        saved = [number for number in checkpoint_rounds(self.folder.checkpoints) if number < max(good)]
+        raise RunStopped(
+            f"the accuracy of the last {limits.rounds} rounds was below {floor:.3f}, "
+            f"{limits.below:.0%} of the best round's; the last good checkpoint is "
+            f"{self.folder.checkpoint(max(saved))}; try a lower learner.lr or a higher objective.beta"
+        )
+
+    def close(self) -> None:
+        """Stop the verifier's workers and the engine."""
+        self.verifier.close()
+        self.engine.close()
+        self.attempt.touch()
+
+    def _rebuild(self, policy: Policy) -> Learner:
+        saved = [number for number in checkpoint_rounds(self.folder.checkpoints) if number <= policy.round]
+        if not saved:
+            raise Damaged(f"{self.folder.checkpoints}: no checkpoint to rebuild round {policy.round} from")
+        folder = self.folder.checkpoint(max(saved))
+        model = load_model(folder, self.config.model.trust_remote_code)
+        learner = self.new_learner(model, checkpoint_state(folder)["policy"])
+        restore_optimizer(folder, learner)
+        for number in range(max(saved) + 1, policy.round + 1):
+            learner.learn(self.draws.read(number))
+        if learner.policy != policy.identity:
+            raise Damaged(
+                f"{folder}: replaying the draws after it gives another policy than round {policy.round} recorded; "
+                "the versions or the number of threads differ, or a file was changed"
+            )
+        return learner
+
+
+@contextmanager
+def open_session(folder: RunFolder, config: Config) -> Iterator[Session]:
+    """Hold the run folder and open a session on it.
+
+    Raises InputError if another process holds the folder or another config made it.
+    """
+    with folder.lock():
+        folder.open(config)
+        session = Session(folder, config)
+        try:
+            yield session
+        finally:
+            session.close()
+
+
+def _fix_machine(folder: RunFolder, config: Config) -> dict[str, Any]:
+    """Record what results depend on beside the config, and go on with the same number of threads."""
+    import transformers
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if folder.machine.exists():
+        machine = read_json(folder.machine)
+        torch.set_num_threads(machine["threads"])
+        return machine
+    machine = {
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+    }
+    publish_json(folder.machine, machine)
+    return machine
+
+
+def _tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    if config.model.tiny is not None:
+        return make_tiny_tokenizer(config.model.tiny.characters)
+    assert config.model.path is not None
+    return load_tokenizer(config.model.path, config.model.trust_remote_code)
+
+
+def _engine(config: Config, tokenizer: PreTrainedTokenizerBase) -> Engine:
+    from reval_core.engines.transformers import TransformersEngine
+
+    if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
+        raise InputError("model.path: the tokenizer needs an eos_token and a pad_token")
+    return TransformersEngine(tokenizer.eos_token_id, tokenizer.pad_token_id)

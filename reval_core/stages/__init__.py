@@ -1,0 +1,29 @@
+"""The stages of a round, each a plain function that publishes facts and can be run without Prefect.
+
+A stage that has published under the same key already is not run again: its manifest is read.
+"""
+
+from reval_core.stages.consistency import consistency
+from reval_core.stages.evaluation import evaluation
+from reval_core.stages.learning import checkpoint, learning
+from reval_core.stages.recording import recording
+from reval_core.stages.reference_reset import reference_reset
+from reval_core.stages.rollouts import rollouts
+from reval_core.stages.sampling import sampling
+from reval_core.stages.stage import Stage
+from reval_core.stages.verification import verification
+from reval_core.stages.warm_start import warm_start
+
+__all__ = [
+    "Stage",
+    "checkpoint",
+    "consistency",
+    "evaluation",
+    "learning",
+    "recording",
+    "reference_reset",
+    "rollouts",
+    "sampling",
+    "verification",
+    "warm_start",
+]

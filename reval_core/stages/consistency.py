@@ -1,0 +1,160 @@
+"""Consistency: what the policy and the reference say of each trajectory, and the residuals that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from reval_core.facts import Manifest, read_table
+from reval_core.objectives import step_residuals
+from reval_core.scoring import Scores, TokenBatch, collate, micro_batches, score
+from reval_core.session import Policy, Session
+from reval_core.stages.stage import Outcome, publish, settings, stage
+from reval_core.trajectories import list_rows
+
+TOKEN_COLUMNS = (
+    "trajectory_id",
+    "prompt_tokens",
+    "response_tokens",
+    "loss_mask",
+    "engine_logprobs",
+    "temperature",
+)
+
+
+def _inputs(
+    session: Session, round: int, rollouts: Manifest, verdicts: Manifest, policy: Policy, reference: Policy
+) -> list[Any]:
+    config = session.config
+    return [
+        rollouts.digest,
+        verdicts.digest,
+        policy.identity,
+        reference.identity,
+        settings(config.objective),
+        config.learner.micro_batch_tokens,
+    ]
+
+
+@stage(inputs=_inputs)
+def consistency(
+    session: Session, round: int, rollouts: Manifest, verdicts: Manifest, policy: Policy, reference: Policy
+) -> Outcome:
+    """Score the round's fresh trajectories under the policy that wrote them and under the reference."""
+    shards = pa.concat_tables(read_table(session.folder.path / file.path, TOKEN_COLUMNS) for file in rollouts.files)
+    reward = read_table(session.folder.path / verdicts.file("verdicts").path, ("reward",)).column("reward")
+    table = score_trajectories(session, round, shards, reward, policy, reference)
+    return Outcome([publish(session, round, "scores", table)])
+
+
+@torch.inference_mode()
+def score_trajectories(
+    session: Session, round: int, rows: pa.Table, reward: pa.ChunkedArray, policy: Policy, reference: Policy
+) -> pa.Table:
+    """Rows of the table `scores`: one a trajectory of `rows`, in that order.
+
+    `rows` has the token columns of trajectories; `reward` is null where the verdict says nothing. When the two
+    policies are one, the model is run once and the two scores are equal to the bit.
+    """
+    model = session.learner_at(policy).model
+    model_ref = model if reference == policy else session.reference_model(reference).to(model.device)
+    beta = getattr(session.config.objective, "beta", None)  # GRPO has none, and no residual
+    rewards = reward.to_numpy(zero_copy_only=False).astype(np.float32)
+    parts: list[dict[str, Any]] = []
+    for chosen, batch, engine, temperature in _batches(session, rows):
+        scores = score(model, batch)
+        scores_ref = scores if model_ref is model else score(model_ref, batch)
+        sampled = scores if temperature == 1.0 else score(model, batch, temperature)
+        parts.append({"row": chosen, **_columns(batch, scores, scores_ref, rewards[chosen], beta)})
+        parts[-1]["engine_gap"] = _gap(sampled.logprobs, engine, batch)
+        session.tick(sum(len(part["row"]) for part in parts), len(rows))
+    columns = _in_order(parts)
+    count = len(rows)
+    unknown = np.isnan(columns["delta"])
+    return pa.table(
+        {
+            "trajectory_id": rows.column("trajectory_id"),
+            "round": [round] * count,
+            "reference": [reference.identity] * count,
+            "policy": [policy.identity] * count,
+            **{
+                name: pa.array(columns[name])
+                for name in ("log_ref", "value_ref", "log_policy", "value_policy", "value_term", "log_ratio")
+            },
+            "scaled_reward": pa.array(columns["scaled_reward"], mask=unknown),
+            "delta": pa.array(columns["delta"], mask=unknown),
+            "entropy": pa.array(columns["entropy"]),
+            "engine_gap": pa.array(columns["engine_gap"]),
+            "step_deltas": [
+                None if nothing else steps for nothing, steps in zip(unknown, columns["step_deltas"], strict=True)
+            ],
+            "policy_logprobs": columns["policy_logprobs"],
+        }
+    )
+
+
+def _batches(session: Session, rows: pa.Table) -> Iterator[tuple[list[int], TokenBatch, Tensor, float]]:
+    """Micro-batches of like length: the rows chosen, their tokens, the engine's log-probs, the temperature."""
+    device = session.device
+    prompts, responses = list_rows(rows.column("prompt_tokens")), list_rows(rows.column("response_tokens"))
+    written, engine = list_rows(rows.column("loss_mask")), list_rows(rows.column("engine_logprobs"))
+    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+    temperature = rows.column("temperature")[0].as_py()
+    for chosen in micro_batches(lengths, session.config.learner.micro_batch_tokens):
+        batch = collate(*([source[row] for row in chosen] for source in (prompts, responses, written)))
+        logprobs = torch.zeros(batch.mask.shape)
+        logprobs[batch.mask] = torch.from_numpy(np.concatenate([engine[row] for row in chosen]))
+        yield chosen, batch.to(device), logprobs.to(device), temperature
+
+
+def _columns(
+    batch: TokenBatch, scores: Scores, scores_ref: Scores, reward: np.ndarray, beta: float | None
+) -> dict[str, Any]:
+    value_term, log_ratio = scores.value - scores_ref.value, scores.log_policy - scores_ref.log_policy
+    rewards = torch.from_numpy(reward).to(value_term.device)
+    scaled = rewards / beta if beta is not None else torch.full_like(rewards, torch.nan)
+    steps = step_residuals(
+        scores.values, scores_ref.values, scores.logprobs, scores_ref.logprobs, batch.mask, scaled
+    )
+    tokens = batch.mask.sum(dim=1)
+    return {
+        "log_ref": scores_ref.log_policy.cpu().numpy(),
+        "value_ref": scores_ref.value.cpu().numpy(),
+        "log_policy": scores.log_policy.cpu().numpy(),
+        "value_policy": scores.value.cpu().numpy(),
+        "value_term": value_term.cpu().numpy(),
+        "log_ratio": log_ratio.cpu().numpy(),
+        "scaled_reward": scaled.cpu().numpy(),
+        "delta": (value_term + log_ratio - scaled).cpu().numpy(),
+        "entropy": (scores.entropies.sum(dim=1) / tokens).cpu().numpy(),
+        "step_deltas": _rows(steps, batch.mask),
+        "policy_logprobs": _rows(scores.logprobs, batch.mask),
+    }
+
+
+def _gap(logprobs: Tensor, engine: Tensor, batch: TokenBatch) -> np.ndarray:
+    """mean_h |log π(a_h|s_h) by the trainer − by the engine| of each trajectory."""
+    gap = (logprobs - engine).abs() * batch.written
+    mean: np.ndarray = (gap.sum(dim=1) / batch.written.sum(dim=1).clamp(min=1)).cpu().numpy()
+    return mean
+
+
+def _rows(padded: Tensor, mask: Tensor) -> list[np.ndarray]:
+    lengths = mask.sum(dim=1).tolist()
+    return [row[:length] for row, length in zip(padded.cpu().numpy(), lengths, strict=True)]
+
+
+def _in_order(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The columns of all micro-batches, put back into the order of the rows."""
+    order = np.argsort(np.concatenate([part["row"] for part in parts]))
+    joined: dict[str, Any] = {}
+    for name in parts[0]:
+        column = [value for part in parts for value in part[name]]
+        ordered = [column[place] for place in order]
+        joined[name] = ordered if isinstance(column[0], np.ndarray) else np.array(ordered, dtype=np.float32)
+    return joined

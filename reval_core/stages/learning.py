@@ -1,0 +1,81 @@
+"""Learning: K updates on the recorded draws, and now and then a checkpoint of the policy that results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from reval_core.checkpoints import prune_checkpoints, save_checkpoint
+from reval_core.facts import Manifest
+from reval_core.learner import LEARNER_VERSION, Drawn, Update
+from reval_core.sampling import effective_sample_size
+from reval_core.session import Policy, Session
+from reval_core.stages.stage import Outcome, publish, settings, stage
+
+
+def _inputs(session: Session, round: int, draws: Manifest, policy: Policy) -> list[Any]:
+    config = session.config
+    return [
+        draws.digest,
+        policy.identity,
+        settings(config.objective),
+        settings(config.learner),
+        LEARNER_VERSION,
+    ]
+
+
+@stage(inputs=_inputs)
+def learning(session: Session, round: int, draws: Manifest, policy: Policy) -> Outcome:
+    """Turn `policy` into the next one; `info["policy"]` names it."""
+    learner = session.learner_at(policy)
+    drawn = session.draws.read(round)
+    updates = learner.learn(drawn, session.tick)
+    tables = {"updates": _updates(round, drawn, updates), "residuals": _residuals(round, drawn, updates)}
+    files = [publish(session, round, name, rows) for name, rows in tables.items()]
+    return Outcome(files, {"policy": learner.policy, "updates_done": learner.updates_done})
+
+
+def _checkpoint_inputs(session: Session, round: int, policy: Policy, spared: list[int]) -> list[Any]:
+    return [policy.identity]
+
+
+@stage(inputs=_checkpoint_inputs)
+def checkpoint(session: Session, round: int, policy: Policy, spared: list[int]) -> Outcome:
+    """Save the policy, then delete old checkpoints except those of the rounds in `spared`."""
+    folder = session.folder.checkpoint(round)
+    content = save_checkpoint(folder, session.learner_at(policy), session.tokenizer)
+    prune_checkpoints(session.folder.checkpoints, session.config.checkpoints.keep, spared)
+    return Outcome(info={"policy": policy.identity, "content": content})
+
+
+def _updates(round: int, draws: list[Drawn], updates: list[Update]) -> pa.Table:
+    return pa.table(
+        {
+            "round": [round] * len(updates),
+            "update": range(1, len(updates) + 1),
+            "trajectories": [len(drawn) for drawn in draws],
+            "tokens": [update.tokens for update in updates],
+            "loss": [update.loss for update in updates],
+            "delta_abs": [float(np.abs(update.delta).mean()) for update in updates],
+            "clipped": [update.clipped for update in updates],
+            "grad_norm": [update.grad_norm for update in updates],
+            "lr": [update.lr for update in updates],
+            "effective_sample_size": [effective_sample_size(drawn.weight) for drawn in draws],
+            "seconds": [update.seconds for update in updates],
+        }
+    )
+
+
+def _residuals(round: int, draws: list[Drawn], updates: list[Update]) -> pa.Table:
+    return pa.table(
+        {
+            "round": np.full(sum(map(len, draws)), round),
+            "update": np.repeat(np.arange(1, len(draws) + 1), [len(drawn) for drawn in draws]),
+            "trajectory_id": np.concatenate([drawn.ids for drawn in draws]),
+            "delta": np.concatenate([update.delta for update in updates]),
+            "value_term": np.concatenate([update.value_term for update in updates]),
+            "log_ratio": np.concatenate([update.log_ratio for update in updates]),
+        }
+    )

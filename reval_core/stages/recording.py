@@ -1,0 +1,72 @@
+"""Recording: the one row that tells how a round went. Curves, tracking and the summary are made of these."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from reval_core.facts import SCHEMAS, Manifest
+from reval_core.session import Session
+from reval_core.stages.stage import Outcome, publish, stage
+
+TIMED = ("rollouts", "verification", "consistency", "sampling", "learning", "evaluation")
+"""The stages that have a column of seconds in the table `rounds`."""
+
+# Means over the round's fresh trajectories, and over its draws and updates.
+_FIGURES = """
+    WITH fresh AS (
+        SELECT t.*, v.correct, v.verdict, v.reward, s.delta, s.log_ratio, s.entropy, s.engine_gap
+        FROM trajectories t
+        JOIN verdicts v USING (trajectory_id)
+        JOIN scores s ON s.trajectory_id = t.trajectory_id AND s.round = t.round AND s.policy = t.policy
+        WHERE t.round = $round
+    )
+    SELECT
+        count(*) AS trajectories,
+        sum(response_length)::BIGINT AS tokens,
+        avg(correct::INTEGER) AS accuracy,
+        avg(reward) AS reward,
+        avg(abs(delta)) AS delta_abs,
+        avg(log_ratio) AS kl,
+        avg(entropy) AS entropy,
+        avg(engine_gap) AS engine_gap,
+        avg(response_length) AS response_length,
+        avg((finish_reason = 'length')::INTEGER) AS truncated,
+        avg((reward IS NULL)::INTEGER) AS unjudged,
+        (SELECT avg(staleness) FROM draws WHERE round = $round) AS staleness,
+        (SELECT avg(effective_sample_size) FROM updates WHERE round = $round) AS effective_sample_size,
+        (SELECT avg(loss) FROM updates WHERE round = $round) AS loss,
+        (SELECT avg(grad_norm) FROM updates WHERE round = $round) AS grad_norm,
+        (SELECT sum(tokens)::BIGINT FROM updates WHERE round = $round) AS learner_tokens
+    FROM fresh
+"""
+
+
+def _inputs(session: Session, round: int, manifests: Sequence[Manifest]) -> list[Any]:
+    return [manifest.digest for manifest in manifests]
+
+
+@stage(inputs=_inputs)
+def recording(session: Session, round: int, manifests: Sequence[Manifest]) -> Outcome:
+    """Add up a round. `manifests` are those of its stages."""
+    row = session.store.query(_FIGURES, round=round).to_pylist()[0]
+    learner_tokens = row.pop("learner_tokens")
+    seconds = {manifest.stage: manifest.seconds for manifest in manifests}
+    info = {manifest.stage: manifest.info for manifest in manifests}
+    row |= {f"{name}_seconds": seconds.get(name, 0.0) for name in TIMED}
+    other = session.other_seconds()
+    row |= {
+        "round": round,
+        "held_out_accuracy": info["evaluation"]["accuracy"] if "evaluation" in info else None,
+        "other_seconds": other,
+        "rollout_tokens_per_second": row["tokens"] / info["rollouts"]["generation_seconds"],
+        "learner_tokens_per_second": learner_tokens / seconds["learning"],
+        "ended_at": datetime.datetime.fromtimestamp(time.time(), datetime.UTC),
+    }
+    session.attempt.touch()
+    table = pa.Table.from_pylist([row], schema=SCHEMAS["rounds"])
+    return Outcome([publish(session, round, "rounds", table)], {"other_seconds": other})

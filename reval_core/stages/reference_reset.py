@@ -1,0 +1,39 @@
+"""Reference reset: the current policy becomes the reference, and the live buffer is scored against it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reval_core.session import Policy, Session
+from reval_core.stages.consistency import TOKEN_COLUMNS, score_trajectories
+from reval_core.stages.stage import Outcome, publish, settings, stage
+from reval_core.trajectories import RowReader
+
+
+def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
+    config = session.config
+    return [
+        policy.identity,
+        config.replay.capacity,
+        settings(config.objective),
+        config.learner.micro_batch_tokens,
+    ]
+
+
+@stage(inputs=_inputs)
+def reference_reset(session: Session, round: int, policy: Policy) -> Outcome:
+    """Score every live trajectory under `policy`, which is the reference from the next round on.
+
+    The scores against the old reference stay on record.
+    """
+    live = session.store.query("SELECT trajectory_id, round, shard, row, reward FROM buffer ORDER BY trajectory_id")
+    shards = zip(live.column("round").to_pylist(), live.column("shard").to_pylist(), strict=True)
+    paths = [session.folder.shard(*place) for place in shards]
+    rows = RowReader(session.folder.path, TOKEN_COLUMNS).take(paths, live.column("row").to_pylist())
+    scores = score_trajectories(session, round, rows, live.column("reward"), policy, policy)
+    return Outcome([publish(session, round, "scores", scores, name="rescores")], {"reference": policy.identity})
+
+
+def reference_before(round: int, every: int | None) -> int:
+    """The round after which the reference of round `round` was the policy; 0 is the start."""
+    return 0 if every is None else (round - 1) // every * every

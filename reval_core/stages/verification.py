@@ -1,0 +1,66 @@
+"""Verification: a verdict for each trajectory, and from it the reward that the learner is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from reval_core import rewards
+from reval_core.errors import RunStopped
+from reval_core.facts import Manifest, read_table
+from reval_core.session import Session
+from reval_core.stages.stage import Outcome, publish, settings, stage
+from reval_core.verification import VERIFIER_VERSION, Claim, Verdict
+
+
+def _inputs(session: Session, round: int, rollouts: Manifest) -> list[Any]:
+    sections = (session.config.verification, session.config.reward)
+    return [rollouts.digest, *map(settings, sections), VERIFIER_VERSION]
+
+
+@stage(inputs=_inputs)
+def verification(session: Session, round: int, rollouts: Manifest) -> Outcome:
+    """Judge the round's responses.
+
+    Raises RunStopped if too many could not be judged: their reward is unknown, not 0.
+    """
+    columns = ("trajectory_id", "prompt_id", "gold", "response", "finish_reason")
+    shards = [read_table(session.folder.path / file.path, columns) for file in rollouts.files]
+    rows = pa.concat_tables(shards).to_pydict()
+    claims = [
+        Claim(gold=gold, response=response, truncated=reason == "length")
+        for gold, response, reason in zip(rows["gold"], rows["response"], rows["finish_reason"], strict=True)
+    ]
+    judgements = session.verifier.judge(claims)
+    verdicts = [judgement.verdict for judgement in judgements]
+    _stop_if_unjudged(session, round, verdicts)
+    outcome = rewards.outcomes(verdicts, session.config.reward)
+    reward = rewards.rewards(outcome, rows["prompt_id"], session.config.reward)
+    advantage = rewards.advantages(outcome, rows["prompt_id"])
+    table = pa.table(
+        {
+            "trajectory_id": rows["trajectory_id"],
+            "round": [round] * len(claims),
+            "verdict": verdicts,
+            "extracted": [judgement.extracted for judgement in judgements],
+            "correct": [verdict == "correct" for verdict in verdicts],
+            "reward": pa.array(reward, mask=np.isnan(reward)),
+            "advantage": pa.array(advantage, mask=np.isnan(advantage)),
+            "milliseconds": [judgement.milliseconds for judgement in judgements],
+        }
+    )
+    return Outcome([publish(session, round, "verdicts", table)])
+
+
+def _stop_if_unjudged(session: Session, round: int, verdicts: list[Verdict]) -> None:
+    limit = session.config.verification.unjudged_limit
+    unjudged = sum(verdict in ("timeout", "error") for verdict in verdicts)
+    if unjudged > limit * len(verdicts):
+        raise RunStopped(
+            f"round {round}: {unjudged} of {len(verdicts)} responses could not be judged "
+            f"({verdicts.count('timeout')} timeouts, {verdicts.count('error')} errors), more than "
+            f"verification.unjudged_limit ({limit:.0%}); raise verification.timeout_seconds or memory_mb, "
+            "or look at the responses with reval sql"
+        )

@@ -1,0 +1,63 @@
+"""Warm start: policy 0, which is also the first reference."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reval_core.checkpoints import save_checkpoint
+from reval_core.files import digest, publish_folder
+from reval_core.models import load_model, make_tiny_model, policy_digest, save_model
+from reval_core.problems import problems_digest
+from reval_core.session import Session
+from reval_core.stages.stage import Outcome, settings, stage
+from reval_core.warm_start import WARM_START_VERSION, fit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def _inputs(session: Session, round: int) -> list[Any]:
+    model, machine = session.config.model, session.machine
+    made = [problems_digest(session.train), session.config.seed, machine["threads"], machine["torch"]]
+    return [settings(model), made if model.path is None or model.warm_start else None, WARM_START_VERSION]
+
+
+@stage(inputs=_inputs)
+def warm_start(session: Session, round: int) -> Outcome:
+    """Make policy 0 and its checkpoint. `info["policy"]` is the digest of the weights."""
+    model, reused = _policy_zero(session)
+    identity = policy_digest(model)
+    learner = session.new_learner(model, identity)
+    save_checkpoint(session.folder.checkpoint(0), learner, session.tokenizer)
+    return Outcome(info={"policy": identity, "content": identity, "reused": reused})
+
+
+def shared_folder() -> Path:
+    """Where fitted models are kept for other runs, by content."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "reval" / "warm-starts"
+
+
+def _policy_zero(session: Session) -> tuple[PreTrainedModel, bool]:
+    """The model before training, and whether another run's warm start was taken over."""
+    config = session.config
+    if config.model.warm_start is None:
+        return _raw_model(session), False
+    kept = shared_folder() / digest(_inputs(session, 0))[:32]
+    if kept.exists():
+        return load_model(kept), True
+    model = _raw_model(session)
+    pairs = [(session.prompt(problem.problem)[0], problem.answer) for problem in session.train]
+    fit(model.to(session.device), session.tokenizer, pairs, config.model.warm_start, config.seed, session.tick)
+    publish_folder(kept, lambda partial: save_model(model, session.tokenizer, partial))
+    return model, False
+
+
+def _raw_model(session: Session) -> PreTrainedModel:
+    settings = session.config.model
+    if settings.tiny is not None:
+        return make_tiny_model(settings.tiny, session.tokenizer, session.config.seed)
+    assert settings.path is not None
+    return load_model(settings.path, settings.trust_remote_code)

@@ -1,0 +1,47 @@
+"""A run in a few figures: what `summary.json` holds and what a terminal shows at the end."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from reval_core.errors import Damaged
+from reval_core.facts import Manifest
+from reval_core.run_folder import RunFolder, wall_seconds
+
+
+def summarise(folder: RunFolder) -> dict[str, Any]:
+    """The figures of a run whose last round is on record, from its manifests alone.
+
+    Raises Damaged if a manifest that they need is not there.
+    """
+    by_stage: dict[str, list[Manifest]] = defaultdict(list)
+    for manifest in folder.manifests():
+        by_stage[manifest.stage].append(manifest)
+    last, checkpoints, evaluations = (
+        by_stage["recording"][-1:],
+        by_stage["checkpoint"],
+        by_stage["evaluation"],
+    )
+    if not last or not checkpoints or not evaluations:
+        raise Damaged(f"{folder.path}: has no finished round to sum up; run it again to go on")
+    rounds = last[0].round
+    final = checkpoints[-1]
+    best = max(evaluations, key=lambda manifest: (manifest.info["accuracy"], -manifest.round))
+    stage_seconds = {stage: sum(one.seconds for one in found) for stage, found in by_stage.items()}
+    stage_seconds["other"] = sum(one.info["other_seconds"] for one in by_stage["recording"])
+    return {
+        "run": folder.name,
+        "initial_accuracy": evaluations[0].info["accuracy"],
+        "final_accuracy": evaluations[-1].info["accuracy"],
+        "best_accuracy": best.info["accuracy"],
+        "best_round": best.round,
+        "rounds": rounds,
+        "updates": by_stage["learning"][-1].info["updates_done"],
+        "trajectories": sum(file.rows for one in by_stage["rollouts"] for file in one.files),
+        "engine": by_stage["rollouts"][-1].info["engine"],
+        "wall_seconds": wall_seconds(folder),
+        "stage_seconds": stage_seconds,
+        "policy_digest": final.info["content"],
+        "policy_chain": final.info["policy"],
+    }
