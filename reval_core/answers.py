@@ -20,7 +20,7 @@ LONGEST_ANSWER = 2048
 _BOX_TOKEN = re.compile(
     r"(?P<run>\\+)(?:(?:boxed|fbox)\s*(?:(?P<box>\{)|(?=(?P<bare>[^\s$]{0,64})))|(?P<brace>[{}]))?|[{}]"
 )
-_PHRASE = re.compile(r"\banswer\**(?:\s+is\b|\s*:)[\s:*]*", re.IGNORECASE)
+_PHRASE = re.compile(r"(?:\b(?i:answer)\**(?:\s+is\b|\s*:)|^A:)[\s:*]*", re.MULTILINE)
 _SENTENCE_END = re.compile(r"\.(?=[\s*]|$)|\n")
 _LED_BY_WORDS = re.compile(r"[A-Za-z].*\b(?:is|are)\s+", re.DOTALL)
 _MATH = r"(?:\$\$[^$]+\$\$|\$[^$]+\$|\\\(.+?\\\)|\\\[.+?\\\])"
@@ -33,8 +33,8 @@ _DELIMITERS = re.compile(_DELIMITER)
 _LIST_OF_FORMULAS = re.compile(rf"{_DELIMITER}\s*([,;])\s*{_DELIMITER}")
 _EDGES = string.whitespace + "*"
 _FINAL_STOP = re.compile(r"(?<!\\right)\.$")
-_THIN_SPACE_GROUP = re.compile(r"(?<=[0-9])\\[,;: ](?=[0-9]{3}(?![0-9]))")
-_PYTHON_FLOAT = re.compile(r"[+-]?[0-9]{1,20}(?:\.[0-9]{0,20})?[eE][+-]?[0-9]{1,2}")
+_SPACED_THOUSANDS = re.compile(r"(?<=[0-9])(?:\\[,;: ]|[ \u00a0\u2009\u202f])(?=[0-9]{3}(?![0-9]))")
+_PYTHON_FLOAT = re.compile(r"([+-]?[0-9]{1,20}(?:\.[0-9]{0,20})?)[eE]([+-]?[0-9]{1,2})")
 _INTEGER = re.compile(r"([+-]?)(?:\\\$)?([0-9]{1,30}|[1-9][0-9]{0,2}(?:(?:,(?:\\!)?|\{,\})[0-9]{3}){1,9})")
 _SEPARATOR = re.compile(r"[,;]|\\text\s*\{\s*(?:or|and)\s*\}|(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])")
 _THOUSANDS = re.compile(r"(?<=[0-9]),(?:\\!)?[0-9]{3}(?![0-9])")
@@ -46,7 +46,7 @@ def extract(response: str, methods: Sequence[Method]) -> str | None:
     `methods` are tried in order; the first that finds something non-empty decides.
 
     - ``boxed``: the last non-empty ``\boxed{...}`` or ``\fbox{...}`` with balanced braces; also ``\boxed 5``.
-    - ``phrase``: the statement after the last "answer is" or "answer:".
+    - ``phrase``: the statement after the last "answer is" or "answer:", or "A:" at the start of a line.
     - ``hashes``: GSM8K's ``#### 18``, the last one.
     - ``choice``: the last choice letter A to J, written ``(B)`` or alone on its line.
     - ``whole``: the response itself.
@@ -64,24 +64,25 @@ def extract(response: str, methods: Sequence[Method]) -> str | None:
 def prepare_gold(gold: str) -> str:
     r"""The gold answer in the form in which answers are compared; empty where there is none.
 
-    A gold that is a whole solution is reduced to its last box. The rest is `tidy`, the same for gold and
-    response: what stands in ``$81\sqrt{3}$.`` can be handed to a parser as ``\boxed{81\sqrt{3}}``, and only
-    so is it read in full.
+    A gold that is a whole solution is reduced to the answer that it states. The rest is `tidy`, the same for gold
+    and response: what stands in ``$81\sqrt{3}$.`` can be handed to a parser as ``\boxed{81\sqrt{3}}``, and only so
+    is it read in full.
     """
-    return tidy(_last_box(gold) or gold)
+    return extract(gold, ("boxed", "hashes", "phrase", "whole")) or ""
 
 
 def tidy(text: str) -> str:
     r"""`text` without what does not belong to an answer: math delimiters, emphasis, a final stop.
 
-    Two notations that a parser of LaTeX misreads are rewritten: thousands grouped by a thin space (``1\,657``
-    is read as a sum) and Python floats (``8.7e8`` as 8.7·e·8), which become plain decimals.
+    Two notations that a parser of LaTeX misreads are rewritten: thousands grouped by a space (``1\,657``
+    is read as a sum) and Python floats (``8.7e8`` as 8.7·e·8).
     """
     text = _LIST_OF_FORMULAS.sub(r"\1 ", text)
     text = _DELIMITERS.sub("", text).strip(_EDGES)
     text = _FINAL_STOP.sub("", text).strip(_EDGES)
-    text = _THIN_SPACE_GROUP.sub("", text)
-    return format(Decimal(text), "f") if _PYTHON_FLOAT.fullmatch(text) else text
+    text = _SPACED_THOUSANDS.sub("", text)
+    python_float = _PYTHON_FLOAT.fullmatch(text)
+    return _spell_out(python_float[1], int(python_float[2])) if python_float else text
 
 
 def as_integer(text: str) -> int | None:
@@ -114,6 +115,14 @@ def alternatives(gold: str) -> list[str]:
             position += 1
     members.append(gold[start:])
     return [member for member in map(tidy, members) if member]
+
+
+def _spell_out(mantissa: str, exponent: int) -> str:
+    # Plain decimals with a point compare best with whatever a response writes, up to the digits of a double.
+    if exponent >= 15:
+        return rf"{mantissa} \times 10^{{{exponent}}}"
+    plain = format(Decimal(f"{mantissa}e{exponent}"), "f")
+    return plain if "." in plain else plain + ".0"
 
 
 def _last_box(response: str) -> str | None:

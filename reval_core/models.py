@@ -13,7 +13,7 @@ from reval_core.config import Model, TinyModel
 from reval_core.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_model(folder: Path | str, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -86,11 +86,20 @@ def make_tiny_tokenizer(characters: str) -> PreTrainedTokenizerBase:
     )
 
 
-def make_tiny_model(settings: TinyModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+def make_tiny_model(settings: TinyModel, seed: int) -> PreTrainedModel:
     """A small Llama with weights drawn from `seed`."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    config = LlamaConfig(
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(_tiny_config(settings)).eval()
+
+
+def _tiny_config(settings: TinyModel) -> LlamaConfig:
+    from transformers import LlamaConfig
+
+    tokenizer = make_tiny_tokenizer(settings.characters)
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.width,
         intermediate_size=settings.feed_forward,
@@ -102,24 +111,37 @@ def make_tiny_model(settings: TinyModel, tokenizer: PreTrainedTokenizerBase, see
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config).eval()
 
 
 def check_model(settings: Model) -> None:
-    """See that the model can be trained, without loading its weights. Raises InputError."""
+    """See that the model and its tokenizer can be loaded, without reading weights. Raises InputError."""
     if settings.path is not None:
-        from transformers import AutoConfig
-
-        try:
-            AutoConfig.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{settings.path}: model.path: no model to load ({_first_line(error)}); "
-                "give a folder that transformers can load"
-            ) from error
+        _config(settings)
         load_tokenizer(settings.path, settings.trust_remote_code)
+
+
+def count_parameters(settings: Model) -> int:
+    """How many parameters the model has, without reading or making its weights. Raises InputError."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(_config(settings), trust_remote_code=settings.trust_remote_code)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _config(settings: Model) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    if settings.tiny is not None:
+        return _tiny_config(settings.tiny)
+    assert settings.path is not None
+    try:
+        return AutoConfig.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{settings.path}: model.path: no model to load ({_first_line(error)}); "
+            "give a folder that transformers can load"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -88,22 +88,25 @@ class RunFolder:
         present = [manifest for manifest in found if manifest is not None]
         return sorted(present, key=lambda manifest: (manifest.round, STAGES.index(manifest.stage)))
 
-    def open(self, config: Config) -> None:
-        """Make the folder this config's, or see that it is.
+    def check(self, config: Config) -> None:
+        """Raise InputError if another config made this folder.
 
-        Raises InputError if another config made it. Only `rounds` may change: a run can be made longer.
+        Only `rounds` may change: a run can be made longer.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        wanted = config.model_dump(mode="json")
-        if self.config.exists():
-            found = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-            differing = [name for name in _differences(found, wanted) if name != "rounds"]
-            if differing:
-                raise InputError(
-                    f"{self.config}: made by another config ({', '.join(differing[:5])} differ); "
-                    "give another --run-dir, or the config that made it"
-                )
-        text = yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
+        if not self.config.exists():
+            return
+        found = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        differing = [name for name in _differences(found, config.model_dump(mode="json")) if name != "rounds"]
+        if differing:
+            raise InputError(
+                f"{self.config}: made by another config ({', '.join(differing[:5])} differ); "
+                "give another --run-dir, or the config that made it"
+            )
+
+    def open(self, config: Config) -> None:
+        """Make the folder this config's. Raises InputError if another config made it."""
+        self.check(config)
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         publish_file(self.config, lambda partial: partial.write_text(text, encoding="utf-8"))
 
     @contextmanager
@@ -126,10 +129,30 @@ class RunFolder:
             file.flush()
             yield
 
+    def holder(self) -> str | None:
+        """The process that runs this run now, or None."""
+        lock = self.path / "lock"
+        if not lock.exists():
+            return None
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() or "unknown"
+        return None
+
     def free_bytes(self) -> int:
         """The bytes free on the disk that holds the folder."""
         existing = next(parent for parent in [self.path, *self.path.parents] if parent.exists())
         return shutil.disk_usage(existing).free
+
+
+def existing_run(path: Path) -> RunFolder:
+    """The run in a folder. Raises InputError if there is none."""
+    folder = RunFolder(path)
+    if not folder.config.exists():
+        raise InputError(f"{path}: is no run folder (it has no config.yaml); `reval runs` lists them")
+    return folder
 
 
 class Attempt:

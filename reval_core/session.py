@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from reval_core.draws import DrawReader
 from reval_core.errors import Damaged, InputError, RunStopped
 from reval_core.facts import Manifest
 from reval_core.files import publish_json, read_json
-from reval_core.learner import Learner, Tick
+from reval_core.learner import Learner
 from reval_core.models import load_model, load_tokenizer, make_tiny_tokenizer
 from reval_core.problems import PromptOrder, load_problems, prompt_text, prompt_tokens
 from reval_core.run_folder import Attempt, RunFolder
@@ -53,7 +53,12 @@ class Session:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.machine = _fix_machine(folder, config)
         self.attempt = Attempt(folder)
-        self.tick: Tick = lambda done, total: None
+        self.kept: set[str] = set()
+        """The stages of this round that an earlier attempt had finished. Whoever reads it empties it."""
+        self.progress: Callable[[str, int, int, int], None] = lambda stage, round, done, total: None
+        """Told of long work: the stage, its round, and how many of how many pieces are done."""
+        self.stage_now = ("", 0)
+        """The stage at work, and its round."""
         self.train = load_problems(config.problems.train, config.seed)
         self.held_out = load_problems(config.problems.held_out, config.seed)
         self.order = PromptOrder(self.train, config.seed)
@@ -91,9 +96,9 @@ class Session:
         self.engine.load(self._learner.model)
         return self._learner
 
-    def adopt(self, learner: Learner) -> None:
-        """Keep a learner that a stage has just made."""
-        self._learner = learner
+    def tick(self, done: int, total: int) -> None:
+        """Tell how far the stage at work is."""
+        self.progress(*self.stage_now, done, total)
 
     def reference_model(self, reference: Policy) -> PreTrainedModel:
         """The reference's weights, from its checkpoint: a second model, for as long as the caller keeps it."""

@@ -45,3 +45,17 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "policy_digest": final.info["content"],
         "policy_chain": final.info["policy"],
     }
+
+
+def summary_markdown(summary: dict[str, Any]) -> str:
+    """The summary as a Markdown table."""
+    shown = {
+        "held-out accuracy": f"{summary['initial_accuracy']:.3f} → {summary['final_accuracy']:.3f}",
+        "rounds, updates": f"{summary['rounds']}, {summary['updates']}",
+        "trajectories": f"{summary['trajectories']:,}",
+        "engine": summary["engine"],
+        "wall time": f"{summary['wall_seconds']:.0f} s",
+        "policy digest": f"`{summary['policy_digest'][:16]}…`",
+    }
+    rows = [f"| {name} | {value} |" for name, value in shown.items()]
+    return "\n".join([f"## {summary['run']}", "", "| | |", "| --- | --- |", *rows])

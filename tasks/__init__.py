@@ -1,0 +1,28 @@
+"""The stages as Prefect tasks, under the names of `reval_core.stages`."""
+
+from reval_core import stages
+from tasks.recording import recording
+from tasks.stage_task import as_task
+
+warm_start = as_task(stages.warm_start)
+rollouts = as_task(stages.rollouts, retries=2)
+verification = as_task(stages.verification, retries=2)
+consistency = as_task(stages.consistency, retries=1)
+sampling = as_task(stages.sampling, retries=1)
+learning = as_task(stages.learning, retries=1)
+evaluation = as_task(stages.evaluation, retries=2)
+checkpoint = as_task(stages.checkpoint, retries=2)
+reference_reset = as_task(stages.reference_reset, retries=1)
+
+__all__ = [
+    "checkpoint",
+    "consistency",
+    "evaluation",
+    "learning",
+    "recording",
+    "reference_reset",
+    "rollouts",
+    "sampling",
+    "verification",
+    "warm_start",
+]

@@ -46,7 +46,9 @@ class Stage:
         """The stage's manifest: as published before, or published now."""
         found = self.published(session, round, *inputs)
         if found is not None:
+            session.kept.add(self.name)
             return found
+        session.stage_now = (self.name, round)
         started = time.perf_counter()
         outcome = self.work(session, round, *inputs)
         seconds = time.perf_counter() - started

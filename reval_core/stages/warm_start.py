@@ -58,6 +58,6 @@ def _policy_zero(session: Session) -> tuple[PreTrainedModel, bool]:
 def _raw_model(session: Session) -> PreTrainedModel:
     settings = session.config.model
     if settings.tiny is not None:
-        return make_tiny_model(settings.tiny, session.tokenizer, session.config.seed)
+        return make_tiny_model(settings.tiny, session.config.seed)
     assert settings.path is not None
     return load_model(settings.path, settings.trust_remote_code)

@@ -1,0 +1,144 @@
+"""The command `reval`. Everything heavy is imported by the command that needs it: `reval --help` is instant."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from reval_core.errors import InputError, RevalError
+
+_OVERRIDE = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting, such as learner.lr=1e-4."
+)
+_RUN_DIR = click.option(
+    "--run-dir", type=click.Path(path_type=Path), help="The run's folder; runs/<config name> if not given."
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+_RUN = click.argument("run", type=click.Path(path_type=Path))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Train language models with ReVal: off-policy, value-based reinforcement learning.
+
+    A run is a folder. Started again, it goes on where it was.
+    """
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@_RUN_DIR
+@_OVERRIDE
+@click.option("--dry-run", is_flag=True, help="Check everything and show what the run would do; change nothing.")
+@_JSON
+def train(config: Path, run_dir: Path | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+    """Train as CONFIG says, in the foreground, or go on with a run that was interrupted."""
+    if dry_run:
+        from flows.show import show_plan
+
+        show_plan(config, overrides, run_dir, as_json)
+        return
+    from flows.preparation import prepare
+
+    _, folder = prepare(config, overrides, run_dir)  # before Prefect takes its seconds to start
+    from flows.foreground import run_in_foreground
+    from flows.show import show_summary
+
+    run_in_foreground(config, overrides, run_dir)
+    show_summary(folder, as_json)
+
+
+@cli.command()
+def serve() -> None:
+    """Run a Prefect server and a worker: then `prefect deployment run reval-train/default` trains."""
+    import time
+
+    from flows.server import server, worker
+
+    with server() as url, worker():
+        click.echo(f"Prefect's page: {url.removesuffix('/api')}")
+        click.echo("Start a run:    prefect deployment run reval-train/default")
+        click.echo("Stop with Ctrl-C.")
+        while True:
+            time.sleep(3600)
+
+
+@cli.command()
+def demo() -> None:
+    """Train configs/demo.yaml through Prefect, from starting the server to the report."""
+    from flows.demo import run_demo
+
+    run_demo()
+
+
+@cli.command()
+@_RUN
+@click.argument("query")
+@_JSON
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV for programs.")
+def sql(run: Path, query: str, as_json: bool, as_csv: bool) -> None:
+    """Ask SQL about RUN, also while it is training. docs/schema.md describes the tables."""
+    from flows.show import show_query
+
+    show_query(run, query, "json" if as_json else "csv" if as_csv else "table")
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path), default="runs")
+@_JSON
+def runs(folder: Path, as_json: bool) -> None:
+    """List the runs below FOLDER (runs)."""
+    from flows.show import show_runs
+
+    show_runs(folder, as_json)
+
+
+@cli.command()
+@_RUN
+def report(run: Path) -> None:
+    """Write RUN's report: one page with its curves, hardest prompts and example trajectories."""
+    from reval_core.report import write_report
+
+    from reval_core.run_folder import existing_run
+
+    click.echo(write_report(existing_run(run)))
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path), required=False)
+@_JSON
+def doctor(config: Path | None, as_json: bool) -> None:
+    """Say what is installed, which engines can run here, and what CONFIG would do."""
+    from flows.show import show_doctor
+
+    show_doctor(config, as_json)
+
+
+def main() -> None:
+    """Run the command line: 2 is bad input, 1 a run that stopped, 130 an interruption."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except InputError as error:
+        _complain(error)
+        sys.exit(2)
+    except RevalError as error:
+        _complain(error)
+        sys.exit(1)
+
+
+def _complain(error: Exception) -> Any:
+    click.echo(f"reval: {error}", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""`make demo`: the demo run through a deployment, with a server and a worker of its own where none is."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from flows.preparation import prepare
+from flows.server import server, worker
+from reval_core.errors import RunStopped
+
+CONFIG = Path("configs/demo.yaml")
+
+
+def run_demo() -> None:
+    """Run configs/demo.yaml as `prefect deployment run reval-train/default` does, and sum it up.
+
+    Raises RunStopped if the flow run does not complete.
+    """
+    from flows.show import show_next_steps, show_summary
+
+    _, folder = prepare(CONFIG, [], None)
+    click.echo("Starting Prefect …")
+    with server() as url, worker():
+        _run_deployment(url)
+    show_summary(folder, as_json=False)
+    show_next_steps(folder)
+
+
+def _run_deployment(url: str) -> None:
+    from prefect.deployments import run_deployment
+
+    started = run_deployment("reval-train/default", parameters={"config": str(CONFIG)}, timeout=0)
+    click.echo(f"Flow run {started.name}: {url.removesuffix('/api')}/runs/flow-run/{started.id}")
+    state = _wait(started.id)
+    if not state.is_completed():
+        raise RunStopped(f"the flow run ended as {state.name}: {state.message}")
+
+
+def _wait(flow_run_id):  # type: ignore[no-untyped-def]
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        while True:
+            state = client.read_flow_run(flow_run_id).state
+            if state is not None and state.is_final():
+                return state
+            time.sleep(0.5)

@@ -1,0 +1,20 @@
+"""Running the flow in the foreground: the same flow as the deployment's, in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows.server import LOCAL_API, answers
+
+
+def run_in_foreground(config: Path, overrides: Sequence[str], run_dir: Path | None) -> None:
+    """Run `reval-train` here. A local server that answers is used; otherwise Prefect starts one for the run."""
+    if "PREFECT_API_URL" not in os.environ and answers(LOCAL_API):
+        os.environ["PREFECT_API_URL"] = LOCAL_API
+    # Prefect writes a line for every task; the terminal shows one a round. Its page has the rest.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    from flows.train import train
+
+    train(str(config), list(overrides), str(run_dir) if run_dir else None)

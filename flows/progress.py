@@ -1,0 +1,87 @@
+"""What a terminal shows of a run: a line a round, and a bar while a stage takes long."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from reval_core.session import Session
+
+_QUIET_SECONDS = 0.5
+"""A stage gets a bar once it has taken so long."""
+
+
+class Progress:
+    """Prints the rounds of a session. On a pipe it prints plain lines and no bars."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._bars = Bars(
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._bar = self._bars.add_task("", visible=False, total=None)
+        self._stage = ""
+        self._stage_started = 0.0
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        self._session.progress = self._tick
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def round_done(self, round: int) -> None:
+        """Print what is on record of a round."""
+        self._bars.update(self._bar, visible=False)
+        kept = ", ".join(name.replace("_", " ") for name in sorted(self._session.kept))
+        self._session.kept.clear()
+        if round == 0:
+            evaluation = self._session.folder.manifest("evaluation", 0)
+            assert evaluation is not None
+            line = f"start         held-out accuracy {evaluation.info['accuracy']:.3f}"
+        else:
+            line = _round_line(self._session, round)
+        self._console.print(line + (f"  [dim](kept from before: {kept})[/dim]" if kept else ""))
+
+    def _tick(self, stage: str, round: int, done: int, total: int) -> None:
+        title = f"{stage.replace('_', ' ')} of round {round}" if round else stage.replace("_", " ")
+        if title != self._stage:
+            self._stage, self._stage_started = title, time.monotonic()
+            self._bars.reset(self._bar, description=title, visible=False)
+        visible = time.monotonic() - self._stage_started > _QUIET_SECONDS and done < total
+        self._bars.update(self._bar, completed=done, total=total, visible=visible)
+
+
+def _round_line(session: Session, round: int) -> str:
+    (row,) = session.store.query("SELECT * FROM rounds WHERE round = $round", round=round).to_pylist()
+    total = session.config.rounds
+    parts = [
+        f"round {round:>{len(str(total))}}/{total}",
+        f"accuracy {_figure(row['accuracy'])}",
+        f"|Δ| {_figure(row['delta_abs'])}",
+        f"KL {_figure(row['kl'])}",
+        f"tokens {row['response_length']:.1f}",
+        f"{sum(value for name, value in row.items() if name.endswith('_seconds')):.1f} s",
+    ]
+    if row["held_out_accuracy"] is not None:
+        parts.append(f"[bold]held-out accuracy {row['held_out_accuracy']:.3f}[/bold]")
+    return "  ".join(parts)
+
+
+def _figure(value: Any) -> str:
+    return "–" if value is None else f"{value:.3f}"

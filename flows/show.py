@@ -1,0 +1,239 @@
+"""What the commands print: tables for people, JSON and CSV for programs."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from reval_core.errors import InputError
+from reval_core.files import read_json
+from reval_core.run_folder import RunFolder, existing_run
+
+_QUERIES = (
+    "SELECT round, accuracy, kl, delta_abs FROM rounds ORDER BY round",
+    "SELECT problem, count(*) AS asked, avg(correct::INT) AS right_share FROM trajectories "
+    "JOIN verdicts USING (trajectory_id) GROUP BY problem ORDER BY right_share, asked DESC LIMIT 10",
+    "SELECT t.problem, t.response, s.delta, v.verdict FROM scores s JOIN trajectories t USING (trajectory_id) "
+    "JOIN verdicts v USING (trajectory_id) ORDER BY abs(s.delta) DESC LIMIT 10",
+)
+
+
+def show_summary(folder: RunFolder, as_json: bool) -> None:
+    """Print a finished run's figures."""
+    summary = read_json(folder.summary)
+    if as_json:
+        _print_json(summary)
+        return
+    table = _table(title=f"{summary['run']}: held-out accuracy {_change(summary)}")
+    table.add_column("stage")
+    table.add_column("seconds", justify="right")
+    for stage, seconds in sorted(summary["stage_seconds"].items(), key=lambda item: -item[1]):
+        table.add_row(stage.replace("_", " "), f"{seconds:.1f}")
+    table.add_section()
+    table.add_row("wall, all attempts", f"{summary['wall_seconds']:.1f}")
+    console = Console()
+    console.print()
+    console.print(table)
+    console.print(
+        f"{summary['rounds']} rounds, {summary['updates']} updates, {summary['trajectories']:,} trajectories, "
+        f"engine {summary['engine']}, policy {summary['policy_digest'][:12]}"
+    )
+
+
+def show_next_steps(folder: RunFolder) -> None:
+    """Print where to look after a run."""
+    shown = _short(folder.path)
+    # Plain lines: they are there to be copied.
+    click.echo(f"\nReport       {shown}/report.html")
+    click.echo(f"MLflow page  mlflow ui --backend-store-uri sqlite:///{_short(folder.path.parent)}/mlflow.db")
+    click.echo("\nAsk about what is stored:")
+    for query in _QUERIES:
+        click.echo(f'  reval sql {shown} "{query}"')
+
+
+def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_json: bool) -> None:
+    """Print the resolved config, the sizes of the run and what an earlier attempt has left."""
+    import yaml
+
+    from flows.preparation import prepare
+    from reval_core.forecast import forecast
+
+    settings, folder = prepare(config, overrides, run_dir)
+    sizes = forecast(settings)
+    finished = max((manifest.round for manifest in folder.manifests() if manifest.stage == "recording"), default=0)
+    plan = {
+        "run_dir": str(folder.path),
+        "parameters": sizes.parameters,
+        "trajectories": sizes.trajectories,
+        "updates": sizes.updates,
+        "disk_bytes": sizes.disk_bytes,
+        "rounds_cached": finished,
+        "rounds_to_do": max(0, settings.rounds - finished),
+    }
+    resolved = settings.model_dump(mode="json")
+    if as_json:
+        _print_json({**plan, "config": resolved})
+        return
+    click.echo(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+    table = _table(title="What the run would do")
+    table.add_column("")
+    table.add_column("", justify="right")
+    table.add_row("run folder", _short(folder.path))
+    table.add_row("parameters", f"{sizes.parameters:,}")
+    table.add_row("trajectories", f"{sizes.trajectories:,}")
+    table.add_row("updates", f"{sizes.updates:,}")
+    table.add_row("disk, at most", f"{sizes.disk_bytes / 1e6:,.0f} MB")
+    table.add_row("rounds done and kept", f"{finished}")
+    table.add_row("rounds to do", f"{plan['rounds_to_do']}")
+    Console().print(table)
+
+
+def show_query(run: Path, query: str, form: str) -> None:
+    """Print the rows of a query over a run's facts. Raises InputError for SQL that DuckDB refuses."""
+    import duckdb
+
+    from reval_core.store import sql_views
+
+    folder = existing_run(run)
+    connection = sql_views(folder.path, folder.manifests())
+    try:
+        rows = connection.sql(query)
+        found = [] if rows is None else rows.fetchall()
+    except duckdb.Error as error:
+        raise InputError(f"the query failed: {str(error).strip()}") from error
+    names = [] if rows is None else rows.columns
+    if form == "json":
+        _print_json([dict(zip(names, row, strict=True)) for row in found])
+    elif form == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows(found)
+    else:
+        _print_rows(names, found)
+
+
+def show_runs(folder: Path, as_json: bool) -> None:
+    """Print the runs below a folder with how far they are."""
+    found = [_run_row(RunFolder(path.parent)) for path in sorted(folder.glob("*/config.yaml"))]
+    if as_json:
+        _print_json(found)
+    elif not found:
+        click.echo(f"no runs in {folder}; start one with reval train CONFIG")
+    else:
+        _print_rows(list(found[0]), [list(row.values()) for row in found])
+
+
+def show_doctor(config: Path | None, as_json: bool) -> None:
+    """Print versions, engines and, with a config, what it would do."""
+    import torch
+
+    packages = (
+        "prefect",
+        "torch",
+        "transformers",
+        "accelerate",
+        "duckdb",
+        "pandas",
+        "math-verify",
+        "mlflow",
+        "vllm",
+    )
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    facts = {
+        "python": sys.version.split()[0],
+        **{name: _version(name) for name in packages},
+        "devices": devices or ["cpu"],
+        "threads": torch.get_num_threads(),
+        "engines": {"transformers": "can run"} | _vllm_state(),
+    }
+    if as_json:
+        _print_json(facts)
+    else:
+        flat = [(name, _flat(value)) for name, value in facts.items()]
+        _print_rows(["", ""], flat)
+    if config is not None:
+        show_plan(config, [], None, as_json)
+
+
+def _vllm_state() -> dict[str, str]:
+    if importlib.util.find_spec("vllm") is None:
+        return {"vllm": "not installed"}
+    return {"vllm": "installed; no engine of this version of reval uses it"}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _run_row(folder: RunFolder) -> dict[str, Any]:
+    import yaml
+
+    wanted = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["rounds"]
+    manifests = folder.manifests()
+    done = max((manifest.round for manifest in manifests if manifest.stage == "recording"), default=0)
+    accuracies = [manifest.info["accuracy"] for manifest in manifests if manifest.stage == "evaluation"]
+    return {
+        "run": folder.name,
+        "state": "running" if folder.holder() else "finished" if folder.summary.exists() else "interrupted",
+        "rounds": f"{done}/{wanted}",
+        "initial_accuracy": accuracies[0] if accuracies else None,
+        "last_accuracy": accuracies[-1] if accuracies else None,
+    }
+
+
+def _print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    table = _table()
+    for place, name in enumerate(names):
+        numbers = any(isinstance(row[place], int | float) for row in rows)
+        table.add_column(name, justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    Console().print(table)
+
+
+def _table(title: str | None = None) -> Table:
+    from rich.box import SIMPLE_HEAD
+
+    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+
+
+def _cell(value: Any) -> str:
+    from rich.markup import escape
+
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return escape(str(value))
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {state}" for name, state in value.items())
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def _change(summary: dict[str, Any]) -> str:
+    return f"{summary['initial_accuracy']:.3f} → {summary['final_accuracy']:.3f}"
+
+
+def _short(path: Path) -> str:
+    """A path as somebody in this folder would type it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,42 @@
+"""The flow `reval-train`: a training run, or the rest of one that was interrupted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from reval_core.report import write_report
+
+import tasks
+from flows.preparation import prepare
+from flows.progress import Progress
+from flows.rounds import train_rounds
+from reval_core.files import publish_json
+from reval_core.session import open_session
+from reval_core.summary import summarise, summary_markdown
+from tasks.tracking import tracked
+
+
+@flow(name="reval-train", flow_run_name="{config}", persist_result=False)
+def train(config: str, overrides: list[str] | None = None, run_dir: str | None = None) -> dict[str, Any]:
+    """Train as `config` says, with overrides such as `rounds=6`, and return the run's summary.
+
+    Started again with the same arguments, it goes on where it was.
+    """
+    settings, folder = prepare(Path(config), overrides or [], Path(run_dir) if run_dir else None)
+    with open_session(folder, settings) as session, tracked(folder, settings) as tracker:
+        with Progress(session) as progress:
+            for round in train_rounds(session, tasks):
+                progress.round_done(round)
+                tracker.send(round)
+        summary = summarise(folder)
+        publish_json(folder.summary, summary)
+        write_report(folder)
+    create_markdown_artifact(summary_markdown(summary), key="reval-summary", description=f"Run {folder.name}")
+    return summary

@@ -1,0 +1,39 @@
+"""Recording as a task: the last rounds are also shown as a table on the Prefect page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prefect.artifacts import create_table_artifact
+
+from reval_core import stages
+from reval_core.facts import Manifest
+from reval_core.session import Session
+from tasks.stage_task import as_task
+
+_record = as_task(stages.recording, retries=1)
+
+# Prefect keeps every version of an artifact, so a long run's table is not sent each round.
+_ARTIFACT_EVERY = 10
+
+_SHOWN = "round, accuracy, held_out_accuracy, reward, delta_abs, kl, entropy, response_length, grad_norm"
+
+
+def recording(session: Session, round: int, manifests: Sequence[Manifest]) -> Manifest:
+    """Record the round, and now and then show the last ones."""
+    fresh = stages.recording.published(session, round, manifests) is None
+    manifest = _record(session, round, manifests)
+    due = round % _ARTIFACT_EVERY == 0 or round == session.config.rounds
+    if fresh and due:
+        _show_table(session, round)
+    return manifest
+
+
+def _show_table(session: Session, round: int) -> None:
+    rows = session.store.query(
+        f"SELECT {_SHOWN} FROM rounds WHERE round <= $round ORDER BY round DESC LIMIT 50", round=round
+    )
+    name = "".join(letter if letter.isalnum() else "-" for letter in session.folder.name.lower())
+    create_table_artifact(
+        rows.to_pylist(), key=f"reval-{name}", description=f"The last rounds of {session.folder.name}"
+    )

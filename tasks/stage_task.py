@@ -1,0 +1,67 @@
+"""A stage as a Prefect task: named for people, cached in the run's own folder, retried where that can help."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from prefect import task
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from reval_core.errors import RevalError
+from reval_core.facts import Manifest
+from reval_core.session import Session
+from reval_core.stages import Stage
+
+log = logging.getLogger("reval")
+
+StageCall = Callable[..., Manifest]
+"""(session, round, *inputs) -> the stage's manifest."""
+
+
+def as_task(stage: Stage, retries: int = 0) -> StageCall:
+    """The stage as a Prefect task, called like the stage itself.
+
+    The task's result is the stage's manifest as JSON. It is kept in the run's folder under the stage's key, so a
+    finished stage is skipped after a crash and no run reads another's. A result whose files are gone is not
+    believed: the stage runs again.
+    """
+    title = stage.name.replace("_", " ")
+
+    @task(
+        name=title,
+        cache_key_fn=lambda context, parameters: parameters["key"],
+        persist_result=True,
+        retries=retries,
+        retry_delay_seconds=5,
+        retry_condition_fn=_worth_retrying,
+        log_prints=False,
+    )
+    def run(session: Session, round: int, inputs: tuple[Any, ...], key: str) -> dict[str, Any]:
+        return stage(session, round, *inputs).to_json()
+
+    def call(session: Session, round: int, *inputs: Any) -> Manifest:
+        published = stage.published(session, round, *inputs)
+        if published is not None:
+            session.kept.add(stage.name)
+        bound = run.with_options(
+            task_run_name=title if stage.name == "warm_start" else f"{title} of round {round}",
+            result_storage=session.folder.cache,
+            refresh_cache=published is None,
+        )
+        return Manifest.from_json(bound(session, round, inputs, stage.key(session, round, *inputs)))
+
+    return call
+
+
+def _worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether another try may go better: not if reval itself said no."""
+    try:
+        state.result()
+    except RevalError:
+        return False
+    except Exception as error:
+        log.warning("%s failed (%s: %s); trying again", run.name, type(error).__name__, error)
+    return True

@@ -1,0 +1,154 @@
+"""MLflow: one run a training run, one batch of metrics a round, sent beside the training and never before it.
+
+Metrics carry the round's stored end time. MLflow keeps one copy of an equal (metric, step, time, value), so a
+round that is logged again after a crash adds nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from reval_core.config import Config
+from reval_core.facts import read_table
+from reval_core.files import publish_json, read_json
+from reval_core.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger("reval")
+
+_PATIENCE_SECONDS = 60.0
+"""How long the end of a run waits for metrics that are still on their way."""
+
+
+def tracking_uri(folder: RunFolder, config: Config) -> str:
+    """The MLflow store of a run: the config's, or a database beside the run folder that its neighbours share."""
+    return config.tracking.uri or f"sqlite:///{folder.path.parent / 'mlflow.db'}"
+
+
+class Tracker:
+    """Sends a run's rounds to MLflow from a thread of its own. A round that fails is sent again with the next."""
+
+    def __init__(self, folder: RunFolder, config: Config) -> None:
+        self._folder = folder
+        self._config = config
+        self._note = folder.path / "mlflow.json"
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
+        self._client: MlflowClient | None = None
+        self._warned = False
+
+    def send(self, round: int) -> Future[None]:
+        """Send every round up to `round` that has not arrived yet, without waiting for it."""
+        return self._thread.submit(self._guarded, self._send, round)
+
+    def finish(self, status: str) -> None:
+        """Close the MLflow run as FINISHED, FAILED or KILLED, once what is under way has arrived."""
+        done = self._thread.submit(self._guarded, self._finish, status)
+        self._thread.shutdown(wait=False)
+        try:
+            done.result(timeout=_PATIENCE_SECONDS)
+        except TimeoutError:
+            log.warning("MLflow did not answer within %.0f s; running again sends the rest", _PATIENCE_SECONDS)
+
+    def _guarded(self, work: Any, argument: Any) -> None:
+        """Training does not stop because a tracker cannot be reached; it is said once."""
+        try:
+            work(argument)
+        except Exception as error:
+            if not self._warned:
+                log.warning(
+                    "MLflow cannot be reached, metrics are kept and sent later: %s", str(error).split("\n")[0]
+                )
+            self._warned = True
+
+    def _send(self, round: int) -> None:
+        client, note = self._open()
+        for number in range(note["rounds_sent"] + 1, round + 1):
+            client.log_batch(note["run_id"], metrics=_metrics(self._folder, number), synchronous=True)
+            note["rounds_sent"] = number
+            publish_json(self._note, note)
+
+    def _finish(self, status: str) -> None:
+        client, note = self._open()
+        for path in (self._folder.config, self._folder.summary):
+            if path.exists():
+                client.log_artifact(note["run_id"], str(path))
+        client.set_terminated(note["run_id"], status)
+
+    def _open(self) -> tuple[MlflowClient, dict[str, Any]]:
+        """The client and what is known of this run's run in MLflow, which is made the first time."""
+        if self._client is None:
+            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+            # Neither a dead server nor a slow one may keep this thread for minutes.
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+            logging.getLogger("alembic").setLevel(logging.WARNING)
+            from mlflow import MlflowClient
+
+            client = MlflowClient(tracking_uri=tracking_uri(self._folder, self._config))
+            if self._note.exists():
+                client.update_run(read_json(self._note)["run_id"], status="RUNNING")
+            else:
+                publish_json(self._note, {"run_id": self._new_run(client), "rounds_sent": -1})
+            self._client = client
+        return self._client, read_json(self._note)
+
+    def _new_run(self, client: MlflowClient) -> str:
+        from mlflow.entities import Param
+
+        name = self._config.tracking.experiment
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            local = (self._folder.path.parent / "mlartifacts").as_uri()
+            location = local if self._config.tracking.uri is None else None
+            identity = client.create_experiment(name, artifact_location=location)
+        else:
+            identity = experiment.experiment_id
+        run_id: str = client.create_run(identity, run_name=self._folder.name).info.run_id
+        # `rounds` may change when a run is made longer, and MLflow refuses to change a parameter.
+        settings = dict(_flat(self._config.model_dump(mode="json", exclude={"rounds"})))
+        client.log_batch(run_id, params=[Param(name, str(value)[:500]) for name, value in settings.items()])
+        return run_id
+
+
+@contextmanager
+def tracked(folder: RunFolder, config: Config) -> Iterator[Tracker]:
+    """A tracker for one attempt at a run; how the attempt ends is how the MLflow run does."""
+    tracker = Tracker(folder, config)
+    try:
+        yield tracker
+    except Exception:
+        tracker.finish("FAILED")
+        raise
+    except BaseException:
+        tracker.finish("KILLED")
+        raise
+    tracker.finish("FINISHED")
+
+
+def _metrics(folder: RunFolder, round: int) -> list[Any]:
+    from mlflow.entities import Metric
+
+    if round == 0:  # before the first round there is only an evaluation
+        evaluation = folder.manifest("evaluation", 0)
+        assert evaluation is not None
+        row, seconds = {"held_out_accuracy": evaluation.info["accuracy"]}, evaluation.ended_at
+    else:
+        row = read_table(folder.path / folder.facts(round, "rounds")).to_pylist()[0]
+        seconds = row.pop("ended_at").timestamp()
+    milliseconds = int(seconds * 1000)
+    return [Metric(name, float(value), milliseconds, round) for name, value in row.items() if value is not None]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
