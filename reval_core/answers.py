@@ -74,8 +74,8 @@ def prepare_gold(gold: str) -> str:
 def tidy(text: str) -> str:
     r"""`text` without what does not belong to an answer: math delimiters, emphasis, a final stop.
 
-    Two notations that a parser of LaTeX misreads are rewritten: thousands grouped by a space (``1\,657``
-    is read as a sum) and Python floats (``8.7e8`` as 8.7·e·8).
+    Two notations that a parser of LaTeX misreads are rewritten: thousands grouped by a space (``1\,657`` is read as
+    a sum) and Python floats (``8.7e8`` as 8.7·e·8).
     """
     text = _LIST_OF_FORMULAS.sub(r"\1 ", text)
     text = _DELIMITERS.sub("", text).strip(_EDGES)
