@@ -101,7 +101,6 @@ def runs(folder: Path, as_json: bool) -> None:
 def report(run: Path) -> None:
     """Write RUN's report: one page with its curves, hardest prompts and example trajectories."""
     from reval_core.report import write_report
-
     from reval_core.run_folder import existing_run
 
     click.echo(write_report(existing_run(run)))

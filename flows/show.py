@@ -34,17 +34,16 @@ def show_summary(folder: RunFolder, as_json: bool) -> None:
     if as_json:
         _print_json(summary)
         return
-    table = _table(title=f"{summary['run']}: held-out accuracy {_change(summary)}")
+    table = _table()
     table.add_column("stage")
     table.add_column("seconds", justify="right")
     for stage, seconds in sorted(summary["stage_seconds"].items(), key=lambda item: -item[1]):
         table.add_row(stage.replace("_", " "), f"{seconds:.1f}")
     table.add_section()
     table.add_row("wall, all attempts", f"{summary['wall_seconds']:.1f}")
-    console = Console()
-    console.print()
-    console.print(table)
-    console.print(
+    click.echo(f"\n{summary['run']}: held-out accuracy {_change(summary)}\n")
+    Console().print(table)
+    click.echo(
         f"{summary['rounds']} rounds, {summary['updates']} updates, {summary['trajectories']:,} trajectories, "
         f"engine {summary['engine']}, policy {summary['policy_digest'][:12]}"
     )
@@ -85,17 +84,16 @@ def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_j
         _print_json({**plan, "config": resolved})
         return
     click.echo(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-    table = _table(title="What the run would do")
-    table.add_column("")
-    table.add_column("", justify="right")
-    table.add_row("run folder", _short(folder.path))
-    table.add_row("parameters", f"{sizes.parameters:,}")
-    table.add_row("trajectories", f"{sizes.trajectories:,}")
-    table.add_row("updates", f"{sizes.updates:,}")
-    table.add_row("disk, at most", f"{sizes.disk_bytes / 1e6:,.0f} MB")
-    table.add_row("rounds done and kept", f"{finished}")
-    table.add_row("rounds to do", f"{plan['rounds_to_do']}")
-    Console().print(table)
+    facts = {
+        "run folder": _short(folder.path),
+        "parameters": f"{sizes.parameters:,}",
+        "trajectories": f"{sizes.trajectories:,}",
+        "updates": f"{sizes.updates:,}",
+        "disk, at most": f"{sizes.disk_bytes / 1e6:,.0f} MB",
+        "rounds done and kept": f"{finished}",
+        "rounds to do": f"{plan['rounds_to_do']}",
+    }
+    _print_facts("What the run would do", facts)
 
 
 def show_query(run: Path, query: str, form: str) -> None:
@@ -159,8 +157,7 @@ def show_doctor(config: Path | None, as_json: bool) -> None:
     if as_json:
         _print_json(facts)
     else:
-        flat = [(name, _flat(value)) for name, value in facts.items()]
-        _print_rows(["", ""], flat)
+        _print_facts("What is here", {name: _flat(value) for name, value in facts.items()})
     if config is not None:
         show_plan(config, [], None, as_json)
 
@@ -204,10 +201,17 @@ def _print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     Console().print(table)
 
 
-def _table(title: str | None = None) -> Table:
+def _print_facts(title: str, facts: dict[str, str]) -> None:
+    width = max(map(len, facts))
+    Console(highlight=False).print(f"[bold]{title}[/bold]")
+    for name, value in facts.items():
+        click.echo(f"  {name:<{width}}  {value}")
+
+
+def _table() -> Table:
     from rich.box import SIMPLE_HEAD
 
-    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    return Table(box=SIMPLE_HEAD, pad_edge=False)
 
 
 def _cell(value: Any) -> str:

@@ -11,13 +11,13 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from reval_core.report import write_report
 
 import tasks
 from flows.preparation import prepare
 from flows.progress import Progress
 from flows.rounds import train_rounds
 from reval_core.files import publish_json
+from reval_core.report import write_report
 from reval_core.session import open_session
 from reval_core.summary import summarise, summary_markdown
 from tasks.tracking import tracked

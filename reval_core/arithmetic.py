@@ -7,7 +7,8 @@ held-out problem can ever stand in a demonstration.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -32,27 +33,72 @@ def problems(digits: int, operators: str, split: Literal["train", "held_out"]) -
 
 
 def demonstrations(
-    pairs: list[tuple[str, str]], right: float, count: int, rng: np.random.Generator
+    pairs: Sequence[tuple[str, str]], right: float, count: int, rng: np.random.Generator
 ) -> list[tuple[str, str]]:
     """`count` problems drawn from `pairs` with answers of which a share `right` is right.
 
-    The others are mistakes that a pupil makes, so that a model fitted to them knows the right answer
-    without preferring it.
+    The others are slips that a pupil makes, close to the truth and each rarer than the truth. So a model fitted
+    to them knows the right answer without giving it.
     """
     chosen = rng.integers(len(pairs), size=count)
     is_right = rng.random(count) < right
-    return [
-        pairs[index] if good else (pairs[index][0], plausible_mistake(pairs[index][1], rng))
-        for index, good in zip(chosen, is_right, strict=True)
-    ]
+    shown = []
+    for index, good in zip(chosen, is_right, strict=True):
+        problem, answer = pairs[index]
+        shown.append((problem, answer if good else plausible_mistake(problem, answer, rng)))
+    return shown
 
 
-def plausible_mistake(answer: str, rng: np.random.Generator) -> str:
-    """A wrong answer of the kind that a slip in adding by hand gives: a digit or a carry off by one."""
-    value = int(answer)
-    steps = [1, -1, 10, -10, 100, -100, 2, -2, 11, -9]
-    wrong = value + steps[int(rng.integers(len(steps)))]
-    return str(wrong)
+def plausible_mistake(problem: str, answer: str, rng: np.random.Generator) -> str:
+    """A wrong answer of the kind that comes of working by hand. It has no more digits than a right one may have."""
+    while True:
+        slip = _SLIPS[int(rng.choice(len(_SLIPS), p=_SLIP_SHARES))]
+        wrong = slip(problem, int(answer), rng)
+        if wrong is not None and wrong >= 0 and wrong != int(answer):
+            return str(wrong)
+
+
+def _off_by_one(problem: str, answer: int, rng: np.random.Generator) -> int | None:
+    return answer + int(rng.choice((-1, 1)))
+
+
+def _off_by_ten(problem: str, answer: int, rng: np.random.Generator) -> int | None:
+    return answer + int(rng.choice((-10, 10)))
+
+
+def _carry(problem: str, answer: int, rng: np.random.Generator) -> int | None:
+    """The carry of the last digits forgotten, or one made up where there is none."""
+    left, operator, right = _parse(problem)
+    return answer - 10 if operator == "+" and left % 10 + right % 10 >= 10 else answer + 10
+
+
+def _misread(problem: str, answer: int, rng: np.random.Generator) -> int | None:
+    """One digit of one operand read as another."""
+    left, operator, right = _parse(problem)
+    operand = left if rng.random() < 0.5 else right
+    unit = 10 ** int(rng.integers(len(str(operand))))
+    misread = operand + (int(rng.integers(10)) - operand // unit % 10) * unit
+    return _OPERATIONS[operator](misread, right) if operand is left else _OPERATIONS[operator](left, misread)
+
+
+def _swapped(problem: str, answer: int, rng: np.random.Generator) -> int | None:
+    """Two neighbouring digits of the answer exchanged."""
+    digits = str(answer)
+    if answer < 10:
+        return None
+    place = int(rng.integers(len(digits) - 1))
+    swapped = digits[:place] + digits[place + 1] + digits[place] + digits[place + 2 :]
+    return None if swapped.startswith("0") else int(swapped)
+
+
+_SLIPS = (_off_by_one, _off_by_ten, _carry, _misread, _swapped)
+_SLIP_SHARES = np.array([4, 2, 2, 1, 0.5]) / 9.5
+
+
+def _parse(problem: str) -> tuple[int, str, int]:
+    match = re.fullmatch(r"(\d+)([-+*])(\d+)=", problem)
+    assert match is not None, f"not a problem made here: {problem!r}"
+    return int(match[1]), match[2], int(match[3])
 
 
 def _held_out(text: str) -> bool:

@@ -22,7 +22,9 @@ def load_model(folder: Path | str, trust_remote_code: bool = False) -> PreTraine
     Raises InputError if the folder holds none. No pickle is read.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # a reference is loaded every round
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
@@ -58,6 +60,9 @@ def load_tokenizer(folder: Path | str, trust_remote_code: bool = False) -> PreTr
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write weights and tokenizer so that transformers loads them from `folder`."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -107,6 +112,7 @@ def _tiny_config(settings: TinyModel) -> LlamaConfig:
         num_attention_heads=settings.heads,
         num_key_value_heads=settings.heads,
         max_position_embeddings=256,
+        initializer_range=settings.initializer_range,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

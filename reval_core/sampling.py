@@ -13,7 +13,7 @@ import pyarrow as pa
 from reval_core.config import Replay
 from reval_core.facts import SCHEMAS
 from reval_core.files import digest
-from reval_core.store import Store
+from reval_core.store import Query, Store
 
 PRIORITY_OFFSET = 1e-3
 """Added to |Δ|, so that a trajectory whose residual is 0 can still be drawn."""
@@ -42,12 +42,13 @@ def draw_round(store: Store, settings: Replay, round: int, batch: int, updates: 
     Each update gets `batch` trajectories, or all there are if there are fewer.
     """
     draws = []
-    for update in range(1, updates + 1):
-        if update == 1 and settings.first == "fresh":
-            rows = _fresh_batch(store, round)
-        else:
-            rows = _draw(store, settings, round, batch, seed=_seed(seed, round, update))
-        draws.append(_as_draw(rows, round, update))
+    with store.queries() as query:
+        for update in range(1, updates + 1):
+            if update == 1 and settings.first == "fresh":
+                rows = _fresh_batch(query, round)
+            else:
+                rows = _draw(query, settings, round, batch, seed=_seed(seed, round, update))
+            draws.append(_as_draw(rows, round, update))
     return pa.concat_tables(draws)
 
 
@@ -63,8 +64,8 @@ def importance_exponent(settings: Replay, round: int) -> float:
     return first + (last - first) * progress
 
 
-def _fresh_batch(store: Store, round: int) -> pa.Table:
-    return store.query(
+def _fresh_batch(query: Query, round: int) -> pa.Table:
+    return query(
         f"""
         SELECT {_COLUMNS}, 'fresh' AS source, 1.0::DOUBLE AS probability, 1.0::REAL AS weight
         FROM buffer WHERE round = $round ORDER BY trajectory_id
@@ -73,13 +74,13 @@ def _fresh_batch(store: Store, round: int) -> pa.Table:
     )
 
 
-def _draw(store: Store, settings: Replay, round: int, batch: int, seed: int) -> pa.Table:
+def _draw(query: Query, settings: Replay, round: int, batch: int, seed: int) -> pa.Table:
     parameters: dict[str, float] = {"seed": seed, "limit": batch + 1}
     if settings.sampling == "prioritised":
         parameters["strength"] = settings.priority_exponent
     elif settings.sampling == "fresh":
         parameters |= {"strength": settings.age_decay, "round": round}
-    found = store.query(
+    found = query(
         f"""
         SELECT *, {_KEY} AS key FROM (SELECT *, {_WEIGHTS[settings.sampling]} AS w FROM buffer)
         ORDER BY key, trajectory_id LIMIT $limit
@@ -88,7 +89,8 @@ def _draw(store: Store, settings: Replay, round: int, batch: int, seed: int) -> 
     )
     probability = _inclusion(found, batch)
     if settings.sampling == "uniform" and len(found) > batch:
-        probability = np.full(batch, batch / store.live())
+        live = query("SELECT count(*) AS live FROM buffer").column("live")[0].as_py()
+        probability = np.full(batch, batch / live)
     weight = np.ones(len(probability))
     if settings.sampling == "prioritised":
         weight = (probability.min() / probability) ** importance_exponent(settings, round)

@@ -8,7 +8,7 @@ open it in between.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ _TYPES = {
     pa.list_(pa.float32()): "REAL[]",
     pa.list_(pa.bool_()): "BOOLEAN[]",
 }
+
+# read_parquet would take `round=00001` in a path for a text column `round`, unless hive_partitioning is off.
 
 # Texts stay in the shards with the tokens: they would be most of the database.
 _TEXTS = {"problem", "gold", "prompt", "response"}
@@ -86,6 +88,10 @@ _CHANGE_REFERENCE = """
 """
 
 
+Query = Callable[..., pa.Table]
+"""(sql, **parameters) -> the rows that the query gives."""
+
+
 class Store:
     """The database of one run. `capacity` is M, the size of the live buffer."""
 
@@ -121,7 +127,8 @@ class Store:
             for place, file in new:
                 names = ", ".join(f'"{name}"' for name, _ in scalar_columns(file.table))
                 connection.execute(
-                    f'INSERT INTO "{file.table}" SELECT {names} FROM read_parquet($path)',
+                    f'INSERT INTO "{file.table}" SELECT {names} '
+                    "FROM read_parquet($path, hive_partitioning = false)",
                     {"path": str(self._folder / file.path)},
                 )
                 connection.execute(
@@ -133,13 +140,14 @@ class Store:
 
     def query(self, sql: str, **parameters: Any) -> pa.Table:
         """The rows that a query gives."""
-        with self._connect() as connection:
-            return connection.sql(sql, params=parameters or None).to_arrow_table()
+        with self.queries() as query:
+            return query(sql, **parameters)
 
-    def live(self) -> int:
-        """How many trajectories the buffer holds."""
-        count: int = self.query("SELECT count(*) AS n FROM buffer").column("n")[0].as_py()
-        return count
+    @contextmanager
+    def queries(self) -> Iterator[Query]:
+        """Several queries with the database opened once, which takes longer than most queries."""
+        with self._connect() as connection:
+            yield lambda sql, **parameters: connection.sql(sql, params=parameters or None).to_arrow_table()
 
     def _refresh_buffer(self, connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> None:
         if manifest.stage == "consistency":
@@ -209,7 +217,7 @@ def _view(schema: pa.Schema, paths: Sequence[str]) -> str:
     if paths:
         names = ", ".join(f'"{name}"' for name in schema.names)
         listed = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-        return f"SELECT {names} FROM read_parquet([{listed}])"
+        return f"SELECT {names} FROM read_parquet([{listed}], hive_partitioning = false)"
     typed = zip(schema.names, schema.types, strict=True)
     return "SELECT " + ", ".join(f'NULL::{_TYPES[kind]} AS "{name}"' for name, kind in typed) + " WHERE false"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from reval_core import arithmetic
 from reval_core.config import WarmStart
 from reval_core.learner import Tick
+from reval_core.problems import Problem
 from reval_core.scoring import collate, score
 
 if TYPE_CHECKING:
@@ -23,24 +25,30 @@ WARM_START_VERSION = "1"
 def fit(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    problems: list[tuple[str, str]],
+    problems: Sequence[Problem],
+    prompts: Mapping[str, list[int]],
     settings: WarmStart,
     seed: int,
     tick: Tick = lambda done, total: None,
 ) -> None:
-    """Fit `model` in place to demonstrations of `problems` ((prompt, right answer) pairs).
+    """Fit `model` in place to demonstrations of arithmetic problems; `prompts` has each one's tokens by its id.
 
     The loss is the mean of −log π(a_h|s_h) over the tokens of the answers, the end of sequence included.
     """
     rng = np.random.default_rng(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.0, fused=True)
+    pairs = [(problem.problem, problem.answer) for problem in problems]
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
     for step in range(settings.steps):
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * _schedule(step, settings.steps)
-        shown = arithmetic.demonstrations(problems, settings.right, settings.batch, rng)
-        prompts = [np.array(tokenizer.encode(text)) for text, _ in shown]
-        answers = [np.array([*tokenizer.encode(answer), tokenizer.eos_token_id]) for _, answer in shown]
-        batch = collate(prompts, answers).to(model.device)
+        shown = arithmetic.demonstrations(pairs, settings.right, settings.batch, rng)
+        answers = tokenizer([answer for _, answer in shown], add_special_tokens=False)["input_ids"]
+        batch = collate(
+            [np.array(prompts[problem]) for problem, _ in shown],
+            [np.array([*answer, tokenizer.eos_token_id]) for answer in answers],
+        ).to(model.device)
         loss = -score(model, batch).logprobs.sum() / batch.mask.sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -50,8 +58,8 @@ def fit(
 
 
 def _schedule(step: int, steps: int) -> float:
-    """A linear rise over the first twentieth, then a cosine to zero."""
-    rise = max(1, steps // 20)
+    """A linear rise over the first 15%, then a cosine to a fiftieth."""
+    rise = max(1, round(0.15 * steps))
     if step < rise:
         return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+    return max(0.02, 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))))

@@ -88,8 +88,10 @@ class Tracker:
             # Neither a dead server nor a slow one may keep this thread for minutes.
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-            logging.getLogger("alembic").setLevel(logging.WARNING)
             from mlflow import MlflowClient
+
+            for name in ("mlflow", "alembic"):  # they announce every table of a new database
+                logging.getLogger(name).setLevel(logging.WARNING)
 
             client = MlflowClient(tracking_uri=tracking_uri(self._folder, self._config))
             if self._note.exists():

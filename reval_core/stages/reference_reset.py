@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
+
 from reval_core.session import Policy, Session
 from reval_core.stages.consistency import TOKEN_COLUMNS, score_trajectories
 from reval_core.stages.stage import Outcome, publish, settings, stage
@@ -31,6 +33,9 @@ def reference_reset(session: Session, round: int, policy: Policy) -> Outcome:
     paths = [session.folder.shard(*place) for place in shards]
     rows = RowReader(session.folder.path, TOKEN_COLUMNS).take(paths, live.column("row").to_pylist())
     scores = score_trajectories(session, round, rows, live.column("reward"), policy, policy)
+    # The engine's log-probs are those of the policies that wrote the responses: there is nothing to compare.
+    place = scores.schema.get_field_index("engine_gap")
+    scores = scores.set_column(place, "engine_gap", pa.nulls(len(scores), pa.float32()))
     return Outcome([publish(session, round, "scores", scores, name="rescores")], {"reference": policy.identity})
 
 

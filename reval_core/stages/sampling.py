@@ -28,4 +28,4 @@ def sampling(session: Session, round: int, scores: Manifest, before: Manifest) -
         updates=config.learner.updates,
         seed=config.seed,
     )
-    return Outcome([publish(session, round, "draws", draws)], {"live": session.store.live()})
+    return Outcome([publish(session, round, "draws", draws)])

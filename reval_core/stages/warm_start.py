@@ -49,8 +49,16 @@ def _policy_zero(session: Session) -> tuple[PreTrainedModel, bool]:
     if kept.exists():
         return load_model(kept), True
     model = _raw_model(session)
-    pairs = [(session.prompt(problem.problem)[0], problem.answer) for problem in session.train]
-    fit(model.to(session.device), session.tokenizer, pairs, config.model.warm_start, config.seed, session.tick)
+    prompts = {problem.prompt_id: session.prompt(problem.problem)[1] for problem in session.train}
+    fit(
+        model.to(session.device),
+        session.tokenizer,
+        session.train,
+        prompts,
+        config.model.warm_start,
+        config.seed,
+        session.tick,
+    )
     publish_folder(kept, lambda partial: save_model(model, session.tokenizer, partial))
     return model, False
 
