@@ -1,0 +1,325 @@
+"""Whole small runs through the plain stages: real models, real Parquet, real DuckDB, the real verifier."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows.rounds import train_rounds
+from reval_core import stages
+from reval_core.checkpoints import checkpoint_rounds
+from reval_core.errors import Damaged, InputError, RunStopped
+from reval_core.facts import SCHEMAS
+from reval_core.models import load_model, policy_digest
+from reval_core.run_folder import RunFolder
+from reval_core.session import Policy, open_session
+from reval_core.store import Store, scalar_columns, sql_views
+from tests.runs import first_round, run, small_config
+
+
+def tables(folder: RunFolder) -> dict[str, list[tuple]]:
+    """The rows of every table of a run, clock readings left out."""
+    connection = sql_views(folder.path, folder.manifests())
+    clocks = {"milliseconds", "seconds", "ended_at"}
+    found = {}
+    for table, schema in SCHEMAS.items():
+        kept = [name for name in schema.names if name not in clocks and not name.endswith(("_seconds", "_second"))]
+        columns = ", ".join(f'"{name}"' for name in kept)
+        found[table] = connection.sql(f'SELECT {columns} FROM "{table}" ORDER BY ALL').fetchall()
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that tests may read."""
+    path = tmp_path_factory.mktemp("finished") / "runs" / "small"
+    run(path, small_config(reference__reset_every=2))
+    return path
+
+
+def test_a_run_leaves_one_row_for_every_event(finished):
+    rows = {table: len(found) for table, found in tables(RunFolder(finished)).items()}
+    held_out = rows["evaluations"] // 3
+    assert rows == {
+        "trajectories": 3 * 64,
+        "verdicts": 3 * 64,
+        "scores": 3 * 64 + 128,  # and the live buffer again, after the reset
+        "draws": 3 * 2 * 64,
+        "updates": 3 * 2,
+        "residuals": 3 * 2 * 64,
+        "evaluations": 3 * held_out,  # before round 1, after rounds 2 and 3
+        "rounds": 3,
+    }
+    assert held_out > 0
+
+
+def test_the_database_can_be_deleted_and_built_again(finished, tmp_path):
+    folder = RunFolder(finished)
+    again = Store(folder.path, tmp_path / "again.duckdb", capacity=160)
+    again.build(folder.manifests())
+    names = [*SCHEMAS, "buffer"]
+    for name in names:
+        query = f'SELECT * FROM "{name}" ORDER BY ALL'
+        with (
+            duckdb.connect(folder.database, read_only=True) as one,
+            duckdb.connect(tmp_path / "again.duckdb") as two,
+        ):
+            assert one.sql(query).fetchall() == two.sql(query).fetchall(), name
+
+
+def test_the_database_holds_the_scalars_of_the_facts(finished):
+    folder = RunFolder(finished)
+    views = sql_views(folder.path, folder.manifests())
+    with duckdb.connect(folder.database, read_only=True) as database:
+        for table in SCHEMAS:
+            columns = ", ".join(f'"{name}"' for name, _ in scalar_columns(table))
+            query = f'SELECT {columns} FROM "{table}" ORDER BY ALL'
+            assert database.sql(query).fetchall() == views.sql(query).fetchall()
+
+
+def test_the_buffer_keeps_the_newest_trajectories(finished):
+    with duckdb.connect(RunFolder(finished).database, read_only=True) as database:
+        live = [row[0] for row in database.sql("SELECT trajectory_id FROM buffer ORDER BY 1").fetchall()]
+    assert len(live) == 160
+    ids = [row[0] for row in tables(RunFolder(finished))["trajectories"]]
+    assert live == sorted(ids)[-160:]
+
+
+def test_stepwise_residuals_sum_to_the_trajectory_residual(finished):
+    folder = RunFolder(finished)
+    views = sql_views(folder.path, folder.manifests())
+    rows = views.sql(
+        "SELECT list_sum(step_deltas), delta, value_term + log_ratio - scaled_reward FROM scores"
+    ).fetchall()
+    steps, delta, parts = (np.array(column) for column in zip(*rows, strict=True))
+    np.testing.assert_allclose(steps, delta, atol=2e-4)
+    np.testing.assert_allclose(parts, delta, atol=1e-5)
+
+
+def test_scores_against_the_reference_itself_are_calibrated(finished):
+    """In round 1 the policy is the reference: D and the log-ratio are exactly 0, and Δ is −r/β."""
+    folder = RunFolder(finished)
+    views = sql_views(folder.path, folder.manifests())
+    (row,) = views.sql(
+        """
+        SELECT max(abs(value_term)), max(abs(log_ratio)), max(abs(delta + scaled_reward))
+        FROM scores WHERE round = 1
+        """
+    ).fetchall()
+    assert row == (0.0, 0.0, 0.0)
+
+
+def test_a_reset_scores_the_live_buffer_against_the_new_reference_and_keeps_the_old_scores(finished):
+    folder = RunFolder(finished)
+    views = sql_views(folder.path, folder.manifests())
+    references = dict(views.sql("SELECT reference, count(*) FROM scores GROUP BY 1").fetchall())
+    new = Policy.of(folder.manifest("learning", 2)).identity
+    old = Policy.of(folder.manifest("warm_start", 0)).identity
+    # Rounds 1 and 2 against policy 0; the 128 then live and round 3 against policy 2.
+    assert references == {old: 128, new: 128 + 64}
+    used = views.sql("SELECT DISTINCT round, reference FROM draws ORDER BY 1").fetchall()
+    assert used == [(1, old), (2, old), (3, new)]
+
+
+def test_the_engine_and_the_trainer_agree(finished):
+    views = sql_views(finished, RunFolder(finished).manifests())
+    assert views.execute("SELECT max(engine_gap) FROM scores").fetchone()[0] < 1e-5
+
+
+def test_every_problem_is_asked_before_any_twice(finished):
+    views = sql_views(finished, RunFolder(finished).manifests())
+    asked = views.sql("SELECT round, prompt_id FROM trajectories GROUP BY ALL").fetchall()
+    assert len(asked) == 3 * 16
+    assert len({prompt for _, prompt in asked}) == 48
+
+
+def test_the_checkpoint_of_the_last_round_is_the_policy_that_the_summary_names(tmp_path):
+    path = tmp_path / "small"
+    summary = run(path, small_config())
+    assert summary is not None
+    folder = RunFolder(path)
+    assert policy_digest(load_model(folder.checkpoint(3))) == summary["policy_digest"]
+    assert Policy.of(folder.manifest("learning", 3)).identity == summary["policy_chain"]
+    assert summary["updates"] == 6
+    assert summary["trajectories"] == 192
+    assert summary["engine"] == "transformers"
+    assert set(summary["stage_seconds"]) >= {"warm_start", "rollouts", "verification", "consistency", "learning"}
+    assert summary["wall_seconds"] > 0
+
+
+@pytest.mark.parametrize("until", [0, 1, 2])
+def test_a_run_broken_off_and_taken_up_again_ends_as_one_that_was_not(finished, tmp_path, until):
+    config, path = small_config(reference__reset_every=2), tmp_path / "broken"
+    assert run(path, config, until=until) is None
+    shards = {shard: shard.read_bytes() for shard in path.glob("rollouts/*/*.parquet")}
+    run(path, config)
+    assert tables(RunFolder(path)) == tables(RunFolder(finished))
+    assert {shard: shard.read_bytes() for shard in shards} == shards
+
+
+def test_a_longer_run_goes_on_from_a_finished_one(tmp_path):
+    path = tmp_path / "small"
+    short = run(path, small_config(rounds=2))
+    long = run(path, small_config(rounds=3))
+    at_once = run(tmp_path / "at_once", small_config(rounds=3))
+    assert short["rounds"] == 2
+    assert (long["rounds"], long["policy_digest"]) == (3, at_once["policy_digest"])
+
+
+def test_another_seed_is_another_run(finished, tmp_path):
+    path = tmp_path / "other"
+    run(path, small_config(seed=1, rounds=1))
+    one, other = (RunFolder(place).manifest("rollouts", 1) for place in (finished, path))
+    assert one.digest != other.digest
+
+
+@pytest.mark.parametrize("round", [1, 3])
+def test_any_policy_is_rebuilt_bit_for_bit_from_draws(finished, tmp_path, round):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    folder, config = RunFolder(copy), small_config(reference__reset_every=2)
+    for number in checkpoint_rounds(folder.checkpoints):
+        if number > 0:
+            shutil.rmtree(folder.checkpoint(number))
+    with open_session(folder, config) as session:
+        policy = Policy.of(folder.manifest("learning", round))
+        rebuilt = policy_digest(session.learner_at(policy).model)
+    if round == 3:
+        assert rebuilt == folder.manifest("checkpoint", 3).info["content"]
+    else:
+        assert rebuilt != policy_digest(load_model(folder.checkpoint(0)))
+
+
+def test_a_changed_draw_is_noticed_when_a_policy_is_rebuilt(finished, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    folder = RunFolder(copy)
+    shutil.rmtree(folder.checkpoint(3))
+    path = copy / folder.facts(3, "draws")
+    rows = pq.read_table(path)
+    place = rows.schema.get_field_index("reward")
+    changed = rows.column("reward").to_numpy().copy()
+    changed[0] += 1
+    pq.write_table(rows.set_column(place, rows.schema.field(place), [changed]), path)
+    config = small_config(reference__reset_every=2)
+    with (
+        open_session(folder, config) as session,
+        pytest.raises(Damaged, match="another policy than round 3 recorded"),
+    ):
+        session.learner_at(Policy.of(folder.manifest("learning", 3)))
+
+
+def test_a_shard_of_a_broken_round_is_not_generated_again(run_path):
+    config, folder = small_config(), RunFolder(run_path)
+    with open_session(folder, config) as session:
+        done = first_round(session, ["rollouts"])
+    second = folder.path / folder.shard(1, 1)
+    kept = (folder.path / folder.shard(1, 0)).stat().st_mtime_ns
+    for path in (second, second.with_suffix(".json"), folder.manifest_path("rollouts", 1)):
+        path.unlink()
+    with open_session(folder, config) as session:
+        again = first_round(session, ["rollouts"])
+    assert again["rollouts"].files == done["rollouts"].files
+    assert again["rollouts"].info["shards_reused"] == 1
+    assert (folder.path / folder.shard(1, 0)).stat().st_mtime_ns == kept
+
+
+def test_a_shard_with_a_flipped_byte_is_generated_again(run_path):
+    config, folder = small_config(), RunFolder(run_path)
+    with open_session(folder, config) as session:
+        done = first_round(session, ["rollouts"])
+    shard = folder.path / folder.shard(1, 0)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    folder.manifest_path("rollouts", 1).unlink()
+    with open_session(folder, config) as session:
+        assert first_round(session, ["rollouts"])["rollouts"].files == done["rollouts"].files
+
+
+def test_a_run_whose_rewards_are_all_zero_leaves_the_policy_where_it_was(tmp_path):
+    """Through the store, prioritised draws, other batch shapes and AdamW: the noise floor holds."""
+    config = small_config(
+        rounds=4,
+        verification__methods=["boxed"],  # no response holds a box: every answer is unparsed, every reward 0
+        replay__sampling="prioritised",
+        learner__updates=3,
+        learner__lr=3e-4,
+        learner__micro_batch_tokens=100,
+    )
+    path = tmp_path / "still"
+    summary = run(path, config)
+    start = policy_digest(load_model(RunFolder(path).checkpoint(0)))
+    assert summary["policy_digest"] == start
+    views = sql_views(path, RunFolder(path).manifests())
+    assert views.execute("SELECT count(DISTINCT verdict), min(verdict) FROM verdicts").fetchone() == (1, "unparsed")
+    assert views.execute("SELECT max(loss) FROM updates").fetchone()[0] == 0.0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": {"kind": "grpo"}, "replay__capacity": 64},
+        {"objective": {"kind": "tbrm", "beta": 0.5}, "learner__updates": 1},
+        {"objective": {"kind": "regression", "beta": 0.5}},
+        {"reward__kind": "centred"},
+        {"reward__kind": "signed", "replay__sampling": "fresh", "replay__first": "buffer"},
+        {"replay__sampling": "prioritised", "rollouts__temperature": 0.8},
+    ],
+    ids=lambda changes: "-".join(str(value) for value in changes.values()),
+)
+def test_every_objective_reward_and_sampling_runs(tmp_path, changes):
+    summary = run(tmp_path / "run", small_config(rounds=2, **changes))
+    assert summary["rounds"] == 2
+    views = sql_views(tmp_path / "run", RunFolder(tmp_path / "run").manifests())
+    losses, norms = zip(*views.sql("SELECT loss, grad_norm FROM updates").fetchall(), strict=True)
+    assert np.isfinite(losses).all()
+    assert max(norms) > 0
+    assert views.execute("SELECT max(engine_gap) FROM scores").fetchone()[0] < 1e-4
+
+
+def test_the_run_stops_when_too_many_responses_cannot_be_judged(run_path):
+    """A verdict that takes too long says nothing about the answer: it must not teach that it is wrong."""
+    config = small_config(verification__timeout_seconds=1e-6, model__tiny__characters="0123456789+-*= ()/")
+    folder = RunFolder(run_path)
+    with open_session(folder, config) as session:
+        done = first_round(session, ["rollouts"])
+        path = folder.path / done["rollouts"].files[0].path
+        rows = pq.read_table(path)
+        place = rows.schema.get_field_index("response")
+        answers = rows.column("response").to_pylist()
+        answers[:5] = [f"{number}+1/{number + 2}" for number in range(5)]  # sums are judged by a worker
+        reasons = pa.array(["stop"] * len(rows))
+        rows = rows.set_column(place, "response", [answers])
+        pq.write_table(
+            rows.set_column(rows.schema.get_field_index("finish_reason"), "finish_reason", reasons), path
+        )
+        with pytest.raises(RunStopped, match=r"could not be judged \(\d+ timeouts"):
+            stages.verification(session, 1, done["rollouts"])
+        assert folder.manifest("verification", 1) is None
+
+
+def test_a_collapsed_run_names_its_last_good_checkpoint(run_path):
+    config = small_config(rounds=30, learner__lr=1.0, collapse={"below": 0.5, "rounds": 3})
+    complaint = pytest.raises(RunStopped, match=r"last good checkpoint is .*checkpoints/round=0000\d")
+    with open_session(RunFolder(run_path), config) as session, complaint:
+        for _ in train_rounds(session, stages):
+            pass
+
+
+def test_a_run_folder_of_another_config_is_refused(finished):
+    with pytest.raises(InputError, match=r"made by another config \(learner.lr, reference.reset_every differ\)"):
+        RunFolder(finished).check(small_config(learner__lr=1.0))
+
+
+def test_what_was_recorded_of_the_machine_is_kept(finished):
+    machine = json.loads((finished / "machine.json").read_text())
+    assert machine["threads"] == 1
+    assert machine["torch"].startswith("2.13")

@@ -1,0 +1,54 @@
+"""Small random models and trajectories for unit tests."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from reval_core.config import TinyModel
+from reval_core.learner import Drawn
+from reval_core.models import make_tiny_model
+from reval_core.scoring import Rows, collate, score
+
+TINY = TinyModel(layers=2, width=32, heads=2, feed_forward=64)
+VOCABULARY = 3 + len(TINY.characters)
+
+
+def tiny_model(seed: int = 0) -> PreTrainedModel:
+    """A model with random weights, large enough for its logits to differ."""
+    model = make_tiny_model(TINY, seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+    return model
+
+
+def random_rows(count: int, low: int, high: int, seed: int = 0) -> Rows:
+    """`count` rows of `low` to `high` random tokens."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, VOCABULARY, size=int(rng.integers(low, high + 1))) for _ in range(count)]
+
+
+def drawn(model: PreTrainedModel, count: int = 8, seed: int = 0, reward: float | None = None) -> Drawn:
+    """Random trajectories whose reference is `model`, with random 0/1 rewards or all `reward`."""
+    rng = np.random.default_rng(seed)
+    prompts, responses = random_rows(count, 2, 6, seed), random_rows(count, 1, 7, seed + 1)
+    with torch.inference_mode():
+        scores = score(model, collate(prompts, responses))
+    rewards = rng.integers(0, 2, count) if reward is None else np.full(count, reward)
+    logprobs = [row[: len(response)] for row, response in zip(scores.logprobs.numpy(), responses, strict=True)]
+    return Drawn(
+        ids=np.arange(count),
+        prompts=prompts,
+        responses=responses,
+        written=[np.ones(len(response), dtype=bool) for response in responses],
+        engine_logprobs=logprobs,
+        old_logprobs=logprobs,
+        weight=np.ones(count, dtype=np.float32),
+        reward=rewards.astype(np.float32),
+        advantage=(rewards - rewards.mean()).astype(np.float32),
+        log_ref=scores.log_policy.numpy().copy(),
+        value_ref=scores.value.numpy().copy(),
+        identity=f"draw {seed}",
+    )
