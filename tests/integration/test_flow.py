@@ -1,0 +1,150 @@
+"""The flow under a real Prefect server, with MLflow on SQLite."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+
+from mlflow import MlflowClient
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.sorting import TaskRunSort
+from prefect.flows import load_flow_from_entrypoint
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.train import train
+from reval_core.engines.transformers import TransformersEngine
+from reval_core.errors import InputError
+from reval_core.files import read_json
+from reval_core.run_folder import RunFolder
+from reval_core.store import sql_views
+from tests.conftest import SMALL
+from tests.runs import run, small_config
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _prefect() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(SMALL), encoding="utf-8")
+    return path
+
+
+def task_runs(flow_run_id: Any) -> dict[str, str]:
+    """The name and the state of every task run of a flow run."""
+    with get_client(sync_client=True) as client:
+        found = client.read_task_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])),
+            sort=TaskRunSort.EXPECTED_START_TIME_ASC,
+            limit=200,
+        )
+    return {one.name: one.state.name for one in found}
+
+
+def latest_flow_run() -> Any:
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    with get_client(sync_client=True) as client:
+        return client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
+
+
+def test_the_flow_gives_what_the_plain_stages_give_and_a_second_start_skips_everything(config, tmp_path):
+    path = tmp_path / "runs" / "flow"
+    first = train(str(config), run_dir=str(path))
+    plain = run(tmp_path / "plain", small_config())
+    assert first["policy_digest"] == plain["policy_digest"]
+    assert (path / "report.html").exists()
+    assert read_json(path / "summary.json") == first
+
+    states = task_runs(latest_flow_run().id)
+    assert states["warm start"] == "Completed"
+    assert {f"rollouts of round {round}" for round in (1, 2, 3)} <= set(states)
+    assert {"verification of round 1", "learning of round 2", "evaluation of round 2"} <= set(states)
+
+    facts = {file: file.stat().st_mtime_ns for file in path.glob("facts/*/*.parquet")}
+    again = train(str(config), run_dir=str(path))
+    assert set(task_runs(latest_flow_run().id).values()) == {"Cached"}
+    assert {file: file.stat().st_mtime_ns for file in facts} == facts
+    assert again["policy_digest"] == first["policy_digest"]
+    assert any((path / "cache").iterdir())
+
+    _check_mlflow(path, rounds=3)
+
+
+def _check_mlflow(path: Path, rounds: int) -> None:
+    """Two attempts are one MLflow run, and every round is in it once."""
+    client = MlflowClient(f"sqlite:///{path.parent / 'mlflow.db'}")
+    (experiment,) = [one for one in client.search_experiments() if one.name == "reval"]
+    (logged,) = client.search_runs([experiment.experiment_id])
+    assert logged.info.status == "FINISHED"
+    history = client.get_metric_history(logged.info.run_id, "accuracy")
+    assert [metric.step for metric in history] == list(range(1, rounds + 1))
+    held_out = client.get_metric_history(logged.info.run_id, "held_out_accuracy")
+    assert [metric.step for metric in held_out] == [0, 2, 3]
+    expected = (
+        sql_views(path, RunFolder(path).manifests()).sql("SELECT accuracy FROM rounds ORDER BY round").fetchall()
+    )
+    assert [(metric.value,) for metric in history] == expected
+    assert {file.path for file in client.list_artifacts(logged.info.run_id)} == {"config.yaml", "summary.json"}
+    assert logged.data.params["learner.lr"] == "0.001"
+
+
+def test_an_engine_that_fails_once_is_tried_again_and_the_run_ends_as_without(config, tmp_path, monkeypatch):
+    generate, calls = TransformersEngine.generate, []
+
+    def failing(self, requests, sampling):
+        calls.append(len(requests))
+        if len(calls) == 4:
+            raise RuntimeError("out of memory")
+        return generate(self, requests, sampling)
+
+    expected = run(tmp_path / "plain", small_config())
+    monkeypatch.setattr(TransformersEngine, "generate", failing)
+    summary = train(str(config), run_dir=str(tmp_path / "runs" / "failing"))
+    assert summary["policy_digest"] == expected["policy_digest"]
+    assert len(calls) > 4
+
+
+def test_metrics_that_cannot_be_delivered_do_not_stop_training_and_arrive_later(config, tmp_path, caplog):
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where a folder should be")
+    path, uri = tmp_path / "runs" / "run", f"sqlite:///{blocked / 'mlflow.db'}"
+    override = [f"tracking.uri={uri}"]
+    summary = train(str(config), overrides=override, run_dir=str(path))
+    assert summary["rounds"] == 3
+    assert "MLflow cannot be reached" in caplog.text
+    blocked.unlink()
+    blocked.mkdir()
+    train(str(config), overrides=override, run_dir=str(path))
+    client = MlflowClient(uri)
+    (logged,) = client.search_runs([client.get_experiment_by_name("reval").experiment_id])
+    assert len(client.get_metric_history(logged.info.run_id, "accuracy")) == 3
+
+
+def test_bad_input_is_refused_before_any_work(config, tmp_path):
+    with pytest.raises(InputError, match=r"learner\.lr"):
+        train(str(config), overrides=["learner.lr=-1"], run_dir=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_deployment_of_prefect_yaml_names_a_flow_that_loads():
+    (deployment,) = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    assert deployment["name"] == "default"
+    file, name = deployment["entrypoint"].split(":")
+    flow = load_flow_from_entrypoint(f"{ROOT / file}:{name}")
+    assert flow.name == "reval-train"
+    assert set(deployment["parameters"]) == set(flow.parameters.properties)
