@@ -52,7 +52,6 @@ def consistency(
     return Outcome([publish(session, round, "scores", table)])
 
 
-@torch.inference_mode()
 def score_trajectories(
     session: Session, round: int, rows: pa.Table, reward: pa.ChunkedArray, policy: Policy, reference: Policy
 ) -> pa.Table:
@@ -66,13 +65,15 @@ def score_trajectories(
     beta = getattr(session.config.objective, "beta", None)  # GRPO has none, and no residual
     rewards = reward.to_numpy(zero_copy_only=False).astype(np.float32)
     parts: list[dict[str, Any]] = []
-    for chosen, batch, engine, temperature in _batches(session, rows):
-        scores = score(model, batch)
-        scores_ref = scores if model_ref is model else score(model_ref, batch)
-        sampled = scores if temperature == 1.0 else score(model, batch, temperature)
-        parts.append({"row": chosen, **_columns(batch, scores, scores_ref, rewards[chosen], beta)})
-        parts[-1]["engine_gap"] = _gap(sampled.logprobs, engine, batch)
-        session.tick(sum(len(part["row"]) for part in parts), len(rows))
+    # Not around the lines above: a policy that is rebuilt there needs gradients.
+    with torch.inference_mode():
+        for chosen, batch, engine, temperature in _batches(session, rows):
+            scores = score(model, batch)
+            scores_ref = scores if model_ref is model else score(model_ref, batch)
+            sampled = scores if temperature == 1.0 else score(model, batch, temperature)
+            part = _columns(batch, scores, scores_ref, rewards[chosen], beta)
+            parts.append({"row": chosen, "engine_gap": _gap(sampled.logprobs, engine, batch), **part})
+            session.tick(sum(len(part["row"]) for part in parts), len(rows))
     columns = _in_order(parts)
     count = len(rows)
     unknown = np.isnan(columns["delta"])

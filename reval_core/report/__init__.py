@@ -1,0 +1,124 @@
+"""The report of a run: one page that explains what happened, with the SQL behind every figure.
+
+It is made of published facts alone, so it can be written for a run that is still training or has failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from reval_core.facts import Manifest
+from reval_core.files import publish_file
+from reval_core.report.examples import example_answers, recent
+from reval_core.report.figures import GAIN, HELD_OUT, Ask, Run, accuracy, curves, hardest, time_by_stage
+from reval_core.report.page import MINUS, Html, duration, folded, page, percent, section, statement, tag
+from reval_core.run_folder import RunFolder, wall_seconds
+from reval_core.store import sql_views
+
+
+def write_report(folder: RunFolder) -> Path:
+    """Publish `report.html` in a run's folder and return its path."""
+    manifests = folder.manifests()
+    with _asking(folder, manifests) as ask, _asking(folder, recent(manifests)) as ask_recent:
+        run = Run(folder, manifests, ask)
+        figures = [
+            accuracy(run),
+            curves(run),
+            time_by_stage(run),
+            hardest(run),
+            example_answers(folder, ask_recent),
+        ]
+        main = tag("main", _head(run), *figures, _settings(run), _footer())
+    text = page(f"{folder.name} · reval", main)
+    publish_file(folder.report, lambda partial: partial.write_text(text, encoding="utf-8"))
+    return folder.report
+
+
+@contextmanager
+def _asking(folder: RunFolder, manifests: Sequence[Manifest]) -> Iterator[Ask]:
+    with closing(sql_views(folder.path, manifests)) as connection:
+        # One row a file: in a long run opening the files is most of a query, so it is done once.
+        connection.execute("CREATE TEMP TABLE rounds AS FROM rounds")
+        yield cache(lambda sql: connection.sql(sql).to_arrow_table().to_pylist())
+
+
+def _head(run: Run) -> Html:
+    trajectories = sum(file.rows for one in run.of("rollouts") for file in one.files)
+    engines = sorted({one.info["engine"] for one in run.of("rollouts")})
+    held_out = run.ask(statement(HELD_OUT))
+    shares = [percent(row["accuracy"]) for row in held_out]
+    tiles = {
+        "held-out accuracy": " → ".join([*shares[:1], *shares[1:][-1:]]) or "–",
+        "rounds": f"{run.rounds} of {run.settings['rounds']}",
+        "trajectories": f"{trajectories:,}",
+        "wall time": duration(wall_seconds(run.folder)),
+        "engine": ", ".join(engines) or "–",
+    }
+    shown = [tag("div", tag("dt", name), tag("dd", value)) for name, value in tiles.items()]
+    for checkpoint in run.of("checkpoint")[-1:]:
+        name = f"digest of the policy after round {checkpoint.round}"
+        digest = tag("code", checkpoint.info["content"])
+        shown.append(tag("div", tag("dt", name), tag("dd", digest), class_="whole"))
+    return tag(
+        "header",
+        tag("h1", run.folder.name),
+        tag("p", " ".join(filter(None, [_outcome(run, held_out), _unfinished(run)])), class_="summary"),
+        tag("dl", *shown, class_="tiles"),
+    )
+
+
+def _outcome(run: Run, held_out: Sequence[dict[str, Any]]) -> str:
+    if not held_out:
+        return "No policy has been evaluated yet."
+    first, last = held_out[0], held_out[-1]
+    if len(held_out) == 1:
+        return f"Before training, held-out accuracy is {percent(first['accuracy'])} ({first['problems']} problems)."
+    (change,) = run.ask(statement(GAIN))
+    gain, margin = change["gain"], change["margin"]
+    clear = margin and abs(gain) > margin
+    verb = ("rose" if gain > 0 else "fell") if clear else "went"
+    text = f"Held-out accuracy {verb} from {percent(first['accuracy'])} to {percent(last['accuracy'])}"
+    text += f" in {last['round']} rounds"
+    if margin:
+        interval = f"95% interval {_points(gain - margin)} to {_points(gain + margin)}"
+        text += f" ({_points(gain)} points, {interval}, over {last['problems']} problems)"
+        text += "" if clear else ", which is no clear difference"
+    best = max(held_out, key=lambda row: (row["accuracy"], -row["round"]))
+    if best["accuracy"] > last["accuracy"]:
+        text += f". The best evaluation gave {percent(best['accuracy'])}, after round {best['round']}"
+    return f"{text}."
+
+
+def _unfinished(run: Run) -> str:
+    planned = run.settings["rounds"]
+    if run.rounds >= planned:
+        return ""
+    text = f"The run is not finished: {run.rounds} of {planned} rounds are on record"
+    if not run.manifests:
+        return f"{text}."
+    latest = max(run.manifests, key=lambda manifest: manifest.ended_at)
+    return f"{text}, and the last stage to end was {latest.stage.replace('_', ' ')} of round {latest.round}."
+
+
+def _settings(run: Run) -> Html:
+    text = run.folder.config.read_text(encoding="utf-8")
+    return section(
+        "Settings", "What the run was asked to do, defaults included.", folded("config.yaml", tag("pre", text))
+    )
+
+
+def _footer() -> Html:
+    return tag(
+        "footer",
+        "Every figure is made of the run's published facts. To ask more: ",
+        tag("code", 'reval sql RUN "SELECT …"'),
+        "; docs/schema.md describes the tables.",
+    )
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", MINUS)

@@ -1,0 +1,238 @@
+"""The report's charts: stretched SVG for lines and bars, HTML for every label, so that text keeps its size.
+
+A chart is as wide as its place. Its drawing is 1000 × 1000 units, stretched; strokes keep their width. Numbers
+are rounded, so that the same data give the same page.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from statistics import median
+
+from reval_core.report.page import MINUS, Html, join, tag
+
+Values = Sequence[float | None]
+
+LOG_FROM = 30.0
+"""A scale that may be logarithmic is when its largest value is so many times the median."""
+
+MANY = 200
+"""Lines of more points than this are drawn thinner."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From a value to its place on an axis, 0 to 1."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    log: bool = False
+    percent: bool = False
+
+    def place(self, value: float) -> float:
+        """Where a value stands."""
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def label(self, tick: float) -> str:
+        """A tick's label, with as many decimals as the ticks need."""
+        if self.log:
+            return f"{tick:,.0f}" if tick >= 1 else f"{tick:g}"
+        scale, unit = (100, "%") if self.percent else (1, "")
+        step = scale * (self.ticks[1] - self.ticks[0])
+        decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+        return f"{scale * tick:,.{decimals}f}{unit}".replace("-", MINUS)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line. `style` is a class of the page's style: `line` or `thin`."""
+
+    name: str
+    x: Sequence[float]
+    y: Values
+    style: str = "line"
+    marked: bool = False
+    """Whether every point gets a dot."""
+    low: Values = ()
+    high: Values = ()
+    """The ends of each point's interval."""
+
+
+def rounds_scale(last: int, ticks: int = 5) -> Scale:
+    """The axis of rounds, 0 to the last one."""
+    last = max(last, 1)
+    step = max(1, round(_step(last, ticks)))
+    return Scale(0, last, tuple(float(tick) for tick in range(0, last + 1, step)))
+
+
+def value_scale(values: Values, may_be_log: bool = False, percent: bool = False) -> Scale:
+    """An axis that holds all values. It starts at 0 unless values are negative, or it is logarithmic."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    if may_be_log and low > 0 and high > LOG_FROM * median(known):
+        first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+        every = math.ceil((last - first) / 4)
+        return Scale(
+            10.0**first, 10.0**last, tuple(10.0**power for power in range(first, last + 1, every)), log=True
+        )
+    low, high = min(low, 0.0), max(high, 0.0)
+    if high == low:
+        high = low + 1.0
+    step = _step(high - low, 4)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    ticks = tuple(tick * step for tick in range(first, last + 1))
+    if percent and ticks[-1] > 1:
+        return Scale(ticks[0], 1.0, (*(tick for tick in ticks if tick < 1), 1.0), percent=True)
+    return Scale(ticks[0], ticks[-1], ticks, percent=percent)
+
+
+def line_chart(
+    series: Sequence[Series],
+    x: Scale,
+    y: Scale,
+    *,
+    description: str,
+    readings: Sequence[tuple[float, str]],
+    size: str = "",
+    resets: Sequence[int] = (),
+    text: Callable[[float], str] | None = None,
+) -> Html:
+    """Lines over rounds. `readings` are the texts shown when the pointer is near a round.
+
+    Several lines carry their names and last values (by `text`) at their ends.
+    """
+    drawn = [_grid(y), _path("resets", "".join(f"M{_c(x.place(at))} 0V1000" for at in resets))]
+    for one in series:
+        drawn += _line(one, x, y)
+    ends = _ends(series, y, text) if text else []
+    return _plot(drawn, x, y, [size, "named" if ends else ""], description, readings, ends)
+
+
+def stacked_chart(
+    bars: Sequence[tuple[float, float, Mapping[str, float]]],
+    x: Scale,
+    *,
+    description: str,
+    readings: Sequence[tuple[float, str]],
+) -> Html:
+    """Stacked bars. Each spans two places on the x axis; its parts are named by classes of the page's style."""
+    y = value_scale([sum(parts.values()) for _, _, parts in bars])
+    paths: dict[str, list[str]] = {}
+    for first, last, parts in bars:
+        left, right = x.place(first), x.place(last)
+        gap = 0.1 * (right - left)
+        base = 0.0
+        for name, height in parts.items():
+            top = y.place(base + height)
+            paths.setdefault(name, []).append(
+                f"M{_c(left + gap)} {_up(y.place(base))}V{_up(top)}H{_c(right - gap)}V{_up(y.place(base))}Z"
+            )
+            base += height
+    drawn = [_grid(y), *(_path(f"bars {name}", "".join(path)) for name, path in paths.items())]
+    return _plot(drawn, x, y, ["middle"], description, readings, [])
+
+
+def _plot(
+    drawn: Sequence[Html],
+    x: Scale,
+    y: Scale,
+    sizes: Sequence[str],
+    description: str,
+    readings: Sequence[tuple[float, str]],
+    ends: Sequence[Html],
+) -> Html:
+    svg = tag(
+        "svg",
+        *drawn,
+        viewBox="0 0 1000 1000",
+        preserveAspectRatio="none",
+        role="img",
+        aria_label=description,
+    )
+    labels = [
+        *(tag("span", y.label(tick), class_="y", style=f"bottom:{_share(y.place(tick))}") for tick in y.ticks),
+        *(
+            tag(
+                "span", "round 0" if tick == 0 else x.label(tick), class_="x", style=f"left:{_share(x.place(tick))}"
+            )
+            for tick in x.ticks
+        ),
+    ]
+    points = json.dumps([[round(x.place(at), 4), text] for at, text in readings], ensure_ascii=False)
+    name = " ".join(["plot", *filter(None, sizes)])
+    return tag("div", svg, *labels, *ends, class_=name, data_points=points if readings else None)
+
+
+def _grid(y: Scale) -> Html:
+    return _path("grid-lines", "".join(f"M0 {_up(y.place(tick))}H1000" for tick in y.ticks))
+
+
+def _line(one: Series, x: Scale, y: Scale) -> list[Html]:
+    """The line, broken where values are missing; its intervals; its dots."""
+    places = [
+        (x.place(at), y.place(value)) if value is not None and math.isfinite(value) else None
+        for at, value in zip(one.x, one.y, strict=True)
+    ]
+    known = [place for place in places if place is not None]
+    runs = [list(run) for present, run in groupby(places, key=lambda place: place is not None) if present]
+    path = "".join(
+        "M" + "L".join(f"{_c(across)} {_up(up)}" for across, up in (place for place in run if place))
+        for run in runs
+    )
+    spans = "".join(
+        f"M{_c(x.place(at))} {_up(y.place(low))}V{_up(y.place(high))}"
+        for at, low, high in zip(one.x, one.low, one.high, strict=False)
+        if low is not None and high is not None
+    )
+    # A stroke of no length with round caps is a dot, and stays round however the drawing is stretched.
+    dots = "".join(f"M{_c(across)} {_up(up)}h.01" for across, up in known)
+    parts = [_path("spans", spans), _path(f"{one.style} many" if len(known) > MANY else one.style, path)]
+    if one.marked or len(known) == 1:
+        parts.append(_path(f"dots {one.style}" if one.style != "line" else "dots", dots))
+    return parts
+
+
+def _ends(series: Sequence[Series], y: Scale, text: Callable[[float], str]) -> list[Html]:
+    """Names and last values beside the lines' ends, moved apart where they would touch."""
+    last = [(one, [value for value in one.y if value is not None]) for one in series]
+    placed = sorted(
+        ((y.place(values[-1]), one, values[-1]) for one, values in last if values), key=lambda end: end[0]
+    )
+    labels: list[Html] = []
+    floor = 0.0
+    for number, (at, one, value) in enumerate(placed):
+        above = len(placed) - 1 - number
+        at = min(max(at, floor), 1.0 - 0.15 * above)
+        floor = at + 0.15
+        name = join([tag("b", one.name), text(value)])
+        labels.append(tag("span", name, class_=f"end {one.style}", style=f"bottom:{_share(at)}"))
+    return labels
+
+
+def _path(name: str, commands: str) -> Html:
+    return tag("path", class_=name, d=commands) if commands else Html("")
+
+
+def _step(span: float, count: int) -> float:
+    """The smallest of 1, 2, 5 · 10ⁿ that parts `span` into at most `count` steps."""
+    power = 10.0 ** math.floor(math.log10(span / count))
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor * count >= span * (1 - 1e-9))
+
+
+def _c(place: float) -> str:
+    return f"{1000 * place:.1f}".removesuffix(".0")
+
+
+def _up(place: float) -> str:
+    return _c(1 - place)
+
+
+def _share(place: float) -> str:
+    return f"{100 * place:.2f}%"

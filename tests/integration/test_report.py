@@ -1,0 +1,189 @@
+"""The report over facts made by hand: what it says, and that no text of a run can break out of it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from reval_core.report import write_report
+from reval_core.report.charts import value_scale
+from reval_core.report.page import duration, number
+from reval_core.run_folder import RunFolder
+from reval_core.store import sql_views
+from tests.facts import hand_made_run, publish_stages
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+HOSTILE = "</span><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>\x00\"'&\u202e"
+
+
+class Page(HTMLParser):
+    """A parsed page: its elements, the text in each kind of element, and whether tags were closed in order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self._open: list[str] = []
+        self.feed(self.source)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open:
+            self.texts.append((self._open[-1], data))
+
+    def text(self, tag: str | None = None) -> str:
+        """The text of the page, or of one kind of element."""
+        return "".join(text for inside, text in self.texts if tag in (None, inside) and inside not in ("style",))
+
+    def count(self, tag: str) -> int:
+        """How many elements of a kind there are."""
+        return sum(name == tag for name, _ in self.elements)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run made by hand, with its report."""
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "small")
+    hand_made_run(folder)
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture
+def page(folder: RunFolder) -> Page:
+    """Its report."""
+    return Page(folder.report)
+
+
+def test_says_what_happened(page: Page) -> None:
+    text = page.text()
+    assert "Held-out accuracy went from 25.0% to 75.0% in 2 rounds." in text
+    assert "not finished" not in text
+    assert all(figure in text for figure in ("25.0% → 75.0%", "2 of 2", "1 min 30 s", "transformers", "c2"))
+    assert "7+8=" in text  # the hardest prompt
+    assert "0 of 4" in text
+    assert "−9.50" in text  # Δ of a right answer: 0.25 + 0.25 − 1 / 0.1
+
+
+def test_shows_the_queries_that_it_ran(folder: RunFolder, page: Page) -> None:
+    queries = [text for tag, text in page.texts if tag == "code" and "\nFROM " in text]
+    assert len(queries) == 8
+    with sql_views(folder.path, folder.manifests()) as connection:
+        assert all(connection.execute(query).fetchall() for query in queries)
+
+
+def test_loads_nothing(page: Page) -> None:
+    for tag, attributes in page.elements:
+        assert tag not in {"link", "img", "iframe", "object", "embed", "base", "image", "use"}
+        assert not {"src", "href", "srcset", "action"} & set(attributes)
+    style = "".join(text for tag, text in page.texts if tag == "style")
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_forbids_every_script_but_its_own(page: Page) -> None:
+    (policy,) = (one["content"] for _, one in page.elements if one.get("http-equiv") == "Content-Security-Policy")
+    allowed = base64.b64encode(hashlib.sha256(page.text("script").encode()).digest()).decode()
+    assert policy is not None
+    assert policy.startswith("default-src 'none';")
+    assert f"script-src 'sha256-{allowed}'" in policy
+
+
+def test_hostile_texts_stay_texts(run_path: Path) -> None:
+    folder = RunFolder(run_path)
+    hand_made_run(folder, response=HOSTILE)
+    hostile = Page(write_report(folder))
+    assert "<script>alert(1)" not in hostile.source
+    assert "<img" not in hostile.source
+    assert "\x00" not in hostile.source
+    assert "<script>alert(1)</script>" in hostile.text()
+    assert hostile.count("script") == 1
+    assert not any(name.startswith("on") or name == "src" for _, given in hostile.elements for name in given)
+
+
+def test_can_be_written_at_any_moment(run_path: Path) -> None:
+    folder = RunFolder(run_path)
+    for manifest in publish_stages(folder):
+        last = (manifest.stage, manifest.round) == ("recording", 2)
+        if manifest.round < 2 or last:
+            assert ("The run is not finished" in Page(write_report(folder)).text()) == (not last)
+    assert not folder.summary.exists()
+
+
+def test_before_the_first_stage_there_is_only_the_config(run_path: Path) -> None:
+    folder = RunFolder(run_path)
+    next(publish_stages(folder))
+    folder.manifest_path("warm_start", 0).unlink()
+    page = Page(write_report(folder))
+    assert "No policy has been evaluated yet. The run is not finished: 0 of 2 rounds are on record." in page.text()
+    assert "beta: 0.1" in page.text("pre")
+    assert page.count("svg") == 0
+
+
+def test_objectives_without_a_residual(run_path: Path) -> None:
+    folder = RunFolder(run_path)
+    hand_made_run(folder, with_delta=False)
+    text = Page(write_report(folder)).text()
+    assert "Mean |Δ|" not in text
+    assert "No residual" in text
+
+
+def test_same_facts_same_page(folder: RunFolder, page: Page, run_path: Path) -> None:
+    assert write_report(folder).read_text(encoding="utf-8") == page.source
+    elsewhere = RunFolder(run_path)
+    hand_made_run(elsewhere)
+    assert write_report(elsewhere).read_text(encoding="utf-8") == page.source
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        [0.0],
+        [None, 3.0],
+        [0.843, 0.2],
+        [-2.5, 7.1],
+        [1e-7, 3e-7],
+        [12345.6, 98765.4],
+        [1.0, 2.0, 1e4],
+        [float("nan"), 1.0],
+    ],
+)
+@pytest.mark.parametrize("percent", [False, True])
+def test_axes_hold_their_values(values: list[float | None], percent: bool) -> None:
+    scale = value_scale(values, may_be_log=True, percent=percent)
+    known = [value for value in values if value is not None and value == value]
+    assert all(-1e-9 <= scale.place(value) <= 1 + 1e-9 for value in known if not percent or value <= 1)
+    assert all(low < high for low, high in itertools.pairwise(scale.ticks))
+    assert len({scale.label(tick) for tick in scale.ticks}) == len(scale.ticks) >= 2
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "–"), (0, "0.00"), (-0.8381, "−0.838"), (12.345, "12.3"), (6147.2, "6,147"), (2.1e-5, "2.1e−05")],
+)
+def test_numbers(value: float | None, shown: str) -> None:
+    assert number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.31, "0.31 s"), (59.7, "1 min 00 s"), (372, "6 min 12 s"), (14700, "4 h 05 min"), (183600, "2 d 03 h")],
+)
+def test_durations(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown

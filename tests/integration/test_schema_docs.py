@@ -1,0 +1,54 @@
+"""docs/schema.md against the code: every column is described, and every query runs and finds something."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from reval_core.facts import SCHEMAS
+from reval_core.run_folder import RunFolder
+from reval_core.store import sql_views
+from tests.facts import hand_made_run
+
+TEXT = (Path(__file__).parents[2] / "docs" / "schema.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL))
+QUERIES = re.findall(r"^\*\*(\d+)\. .*?^```sql\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run made by hand."""
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "small")
+    hand_made_run(folder)
+    return folder
+
+
+@pytest.mark.parametrize("table", SCHEMAS)
+def test_every_column_is_described_with_its_type(table: str, folder: RunFolder) -> None:
+    with sql_views(folder.path, folder.manifests()) as connection:
+        columns = [row[:2] for row in connection.execute(f'DESCRIBE "{table}"').fetchall()]
+    described = re.findall(r"^\| `(\w+)` \| ([^|]+) \| [^ ].* \|$", SECTIONS[table], re.MULTILINE)
+    assert described == columns
+
+
+def test_there_are_ten_questions() -> None:
+    assert [int(number) for number, _ in QUERIES] == list(range(1, 11))
+    assert TEXT.count("```sql") == len(QUERIES)
+
+
+@pytest.mark.parametrize(("number", "query"), QUERIES)
+def test_every_query_runs_and_finds_something(number: str, query: str, folder: RunFolder) -> None:
+    with sql_views(folder.path, folder.manifests()) as connection:
+        assert connection.execute(query).fetchall()
+
+
+def test_plain_duckdb_reads_the_files_as_the_docs_say(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    import duckdb
+
+    (command,) = re.findall(r'^duckdb -c "(.*)"$', TEXT, re.MULTILINE)
+    monkeypatch.chdir(folder.path.parent)
+    with duckdb.connect() as connection:
+        found = connection.execute(command.replace("runs/demo", folder.name)).fetchall()
+    assert [row[0] for row in found] == [1, 2]
