@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from flows.preparation import prepare
 from flows.server import server, worker
 from reval_core.errors import RunStopped
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect.client.schemas.objects import State
 
 CONFIG = Path("configs/demo.yaml")
 
@@ -39,7 +45,8 @@ def _run_deployment(url: str) -> None:
         raise RunStopped(f"the flow run ended as {state.name}: {state.message}")
 
 
-def _wait(flow_run_id):  # type: ignore[no-untyped-def]
+def _wait(flow_run_id: UUID) -> State[Any]:
+    """The state in which a flow run ended."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:

@@ -23,10 +23,10 @@ _STOP_SECONDS = 10.0
 
 
 def api_url() -> str:
-    """The Prefect API that this process talks to: the one configured, else the local one."""
+    """The Prefect API that is configured, in the environment or in Prefect's profile; else the local one."""
     from prefect.settings import get_current_settings
 
-    return os.environ.get("PREFECT_API_URL") or get_current_settings().api.url or LOCAL_API
+    return get_current_settings().api.url or LOCAL_API
 
 
 def answers(url: str) -> bool:
@@ -44,10 +44,19 @@ def server() -> Iterator[str]:
 
     If none answers a local one is started, and stopped at the end. Raises RevalError if it does not start.
     """
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
     url = api_url()
-    os.environ["PREFECT_API_URL"] = url
-    if answers(url):
+    os.environ["PREFECT_API_URL"] = url  # for children
+    with temporary_settings({PREFECT_API_URL: url}), _answering(url):
         yield url
+
+
+@contextmanager
+def _answering(url: str) -> Iterator[None]:
+    """A server at `url`: the one that is there, or a local one for as long as the block lasts."""
+    if answers(url):
+        yield
         return
     if url != LOCAL_API:
         raise RevalError(f"{url}: no Prefect server answers; start it, or unset PREFECT_API_URL to use a local one")
@@ -58,7 +67,7 @@ def server() -> Iterator[str]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RevalError("the Prefect server did not start; run `prefect server start` to see why")
             time.sleep(0.2)
-        yield url
+        yield
 
 
 @contextmanager
@@ -84,7 +93,14 @@ def worker() -> Iterator[None]:
 def _process(*arguments: str, quiet: bool = False) -> Iterator[subprocess.Popen[bytes]]:
     """A Prefect command running in the background, with whatever it starts, until the end of the block."""
     output = subprocess.DEVNULL if quiet else None
-    process = subprocess.Popen(_prefect(*arguments), stdout=output, stderr=output, start_new_session=True)
+    environment = {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",  # a run's lines appear as they are printed
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
+    }
+    process = subprocess.Popen(
+        _prefect(*arguments), stdout=output, stderr=output, env=environment, start_new_session=True
+    )
     try:
         yield process
     finally:
