@@ -7,9 +7,7 @@ from pathlib import Path
 
 from reval_core.config import Config
 from reval_core.errors import InputError
-from reval_core.forecast import forecast
 from reval_core.loading import load_config
-from reval_core.models import check_model
 from reval_core.problems import load_problems
 from reval_core.run_folder import RunFolder
 
@@ -29,6 +27,10 @@ def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tup
             f"{config}: rollouts.prompts: {settings.rollouts.prompts} a round, but problems.train has only "
             f"{len(train)}; ask for fewer"
         )
+    # Everything that can be refused without them is refused before torch and transformers take their seconds.
+    from reval_core.forecast import forecast
+    from reval_core.models import check_model
+
     check_model(settings.model)
     needed, free = forecast(settings).disk_bytes, folder.free_bytes()
     if needed > free:

@@ -22,8 +22,9 @@ class Section(BaseModel):
     def _refuse_booleans_as_numbers(cls, values: Any) -> Any:
         for name, value in values.items() if isinstance(values, dict) else ():
             field = cls.model_fields.get(name)
-            if isinstance(value, bool) and field is not None and field.annotation in (int, float):
-                raise ValueError(f"{name} is a number, not {str(value).lower()}")
+            inner = value if isinstance(value, list) else [value]
+            if field is not None and field.annotation is not bool and any(isinstance(one, bool) for one in inner):
+                raise ValueError(f"{name}: true and false are no values here")
         return values
 
 
@@ -31,9 +32,13 @@ class TinyModel(Section):
     """A small Llama with a character tokenizer, made by reval itself."""
 
     layers: int = Field(2, ge=1)
+    """Transformer blocks."""
     width: int = Field(128, ge=8)
+    """The size of a hidden state; a multiple of 2 × heads."""
     heads: int = Field(16, ge=1)
+    """Attention heads a block."""
     feed_forward: int = Field(512, ge=8)
+    """The inner size of a block's feed-forward layer."""
     initializer_range: float = Field(0.06, gt=0)
     """The deviation of the first weights. At transformers' 0.02 a model this small learns several times slower."""
     characters: str = Field("0123456789+-*= ", min_length=1)
@@ -42,9 +47,9 @@ class TinyModel(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.width % (2 * self.heads):
-            raise ValueError("width must be a multiple of 2 × heads")
+            raise ValueError("width: must be a multiple of 2 × heads")
         if len(set(self.characters)) != len(self.characters):
-            raise ValueError("characters holds one twice")
+            raise ValueError("characters: holds one twice")
         return self
 
 
@@ -52,6 +57,7 @@ class WarmStart(Section):
     """Supervised fitting to demonstrations before the first round."""
 
     steps: int = Field(ge=1)
+    """Gradient steps."""
     batch: int = Field(64, ge=1)
     """Demonstrations a step."""
     lr: float = Field(3e-3, gt=0)
@@ -81,9 +87,17 @@ class Arithmetic(Section):
     """All problems of two operands with `digits` digits, parted into two splits by a fixed hash."""
 
     digits: int = Field(2, ge=1, le=3)
+    """The digits of each operand: 2 is from 10 to 99, 1 is from 0 to 9."""
     operators: str = Field("+", pattern=r"^[-+*]+$")
+    """Which of `+`, `-` and `*` stand between the operands; each makes problems of its own."""
     split: Literal["train", "held_out"] = "train"
     """One problem in ten is held out."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.operators)) != len(self.operators):
+            raise ValueError("operators: holds one twice")
+        return self
 
 
 class ProblemSet(Section):
@@ -115,9 +129,9 @@ class Prompt(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if "{problem}" not in self.user:
-            raise ValueError("user must contain {problem}")
+            raise ValueError("user: must contain {problem}")
         if self.system is not None and not self.chat:
-            raise ValueError("a system turn needs chat: true")
+            raise ValueError("system: a system turn needs chat: true")
         return self
 
 
@@ -125,7 +139,9 @@ class Problems(Section):
     """What is practised on, and what accuracy is measured on."""
 
     train: ProblemSet
+    """What rollouts answer and updates learn from."""
     held_out: ProblemSet
+    """What accuracy is measured on; nothing is learned from it."""
     prompt: Prompt = Prompt()
 
 
@@ -139,11 +155,13 @@ class Rollouts(Section):
     """The fresh trajectories of a round."""
 
     prompts: int = Field(ge=1)
+    """Problems a round."""
     samples: int = Field(ge=1)
     """Responses a prompt (N). B = prompts × samples."""
     prompts_per_shard: int | None = Field(None, ge=1)
     """A shard is one batch of generation and one unit of recovery; all prompts if not given."""
     temperature: float = Field(1.0, gt=0)
+    """Of the distribution that responses are drawn from."""
     max_tokens: int = Field(ge=1)
     """The longest response, in tokens, the end-of-sequence token included."""
 
@@ -159,6 +177,7 @@ class Verification(Section):
     methods: tuple[Method, ...] = Field(("boxed", "phrase", "hashes"), min_length=1)
     """Where the answer is looked for, in this order."""
     workers: int = Field(2, ge=1)
+    """The processes that compare answers, side by side."""
     timeout_seconds: float = Field(2.0, gt=0)
     """A worker that takes longer over one item is killed; the verdict is `timeout`."""
     memory_mb: int = Field(1024, ge=256)
@@ -189,7 +208,7 @@ class Tbrm(Section):
 
     kind: Literal["tbrm"]
     beta: float = Field(gt=0)
-    """β."""
+    """β, as for ReVal."""
 
 
 class Regression(Section):
@@ -197,7 +216,7 @@ class Regression(Section):
 
     kind: Literal["regression"]
     beta: float = Field(gt=0)
-    """β."""
+    """β, as for ReVal."""
 
 
 class Grpo(Section):
@@ -205,7 +224,9 @@ class Grpo(Section):
 
     kind: Literal["grpo"]
     clip_low: float = Field(0.2, gt=0, lt=1)
+    """ε_low: the ratio of new to old probability is clipped below at 1 − this."""
     clip_high: float = Field(0.28, gt=0)
+    """ε_high: and above at 1 + this."""
     importance_cap: float = Field(2.0, ge=1)
     """The cap of the importance ratio between the trainer and the engine."""
 
@@ -231,7 +252,7 @@ class Replay(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not all(0 <= exponent <= 1 for exponent in self.importance_exponent):
-            raise ValueError("importance_exponent must hold two numbers from 0 to 1")
+            raise ValueError("importance_exponent: must hold two numbers from 0 to 1")
         return self
 
 
@@ -239,16 +260,25 @@ class Learner(Section):
     """The K updates of a round."""
 
     updates: int = Field(ge=1)
-    """K."""
+    """K, the gradient updates a round."""
     lr: float = Field(gt=0)
+    """AdamW's learning rate at its highest."""
     warmup_updates: int = Field(0, ge=0)
     """The learning rate rises linearly over so many updates, then stays."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments; not the paper's β."""
     weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay."""
     grad_clip: float = Field(1.0, gt=0)
     """The largest norm of the gradient."""
     micro_batch_tokens: int = Field(65536, ge=1)
     """Padded tokens a forward pass; it bounds memory and does not change the result."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError("betas: must hold two numbers from 0 to below 1")
+        return self
 
 
 class Reference(Section):
@@ -264,12 +294,14 @@ class Evaluation(Section):
     every: int = Field(10, ge=1)
     """Rounds between two evaluations. Policy 0 and the last policy are always evaluated."""
     samples: int = Field(8, ge=1)
+    """Responses a problem."""
 
 
 class Checkpoints(Section):
     """Full checkpoints; in between, a policy is rebuilt by replaying recorded draws."""
 
     every: int = Field(10, ge=1)
+    """Rounds between two checkpoints."""
     keep: int = Field(3, ge=1)
     """How many of the newest stay. Round 0, the reference and the best evaluated stay as well."""
 
@@ -289,13 +321,16 @@ class Tracking(Section):
     uri: str | None = None
     """An MLflow tracking URI; `mlflow.db` beside the run folder if not given."""
     experiment: str = "reval"
+    """The MLflow experiment that runs are filed under."""
 
 
 class Config(Section):
     """A whole run."""
 
     seed: int = Field(0, ge=0)
+    """Everything random in the run follows from this number."""
     rounds: int = Field(ge=1)
+    """How long the run is. The one setting that may change later: a finished run can go on."""
     threads: int | None = Field(None, ge=1)
     """torch's CPU threads. Results are the same bit for bit only under the same number."""
     model: Model

@@ -27,18 +27,26 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML config") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start})") from error
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: {_one_line(error)}") from error
-    if not isinstance(values, dict) or root is None:
+        lines = dict(_lines(root, path))
+    # Scalars such as 2024-13-01 raise ValueError, a key that is its own value RecursionError.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise InputError(f"{place}: is not YAML ({_problem(error)})") from error
+    if not isinstance(values, dict):
         raise InputError(f"{path}: holds no settings; see configs/demo.yaml for an example")
-    lines = dict(_lines(root, path))
     places = {field: f"{path}:{line}" for field, line in lines.items()}
     for override in overrides:
         field = _lay_over(values, override)
-        places[field] = f"--set {override}"
+        # What stood below is gone, and a section that was not there is the override's.
+        places = {known: place for known, place in places.items() if known[: len(field)] != field}
+        for length in range(1, len(field) + 1):
+            places.setdefault(field[:length], f"--set {override}")
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
@@ -53,19 +61,20 @@ def _lay_over(values: dict[str, Any], override: str) -> Field:
     field = tuple(name.strip().split("."))
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {override}: {_one_line(error)}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"--set {override}: is not YAML ({_problem(error)})") from error
     section = values
     for part in field[:-1]:
-        inner = section.get(part)
-        if not isinstance(inner, dict):
-            inner = section[part] = {}
-        section = inner
+        if section.get(part) is None:
+            section[part] = {}
+        section = section[part]
+        if not isinstance(section, dict):
+            raise InputError(f"--set {override}: {part} is no section; set it itself")
     section[field[-1]] = value
     return field
 
 
-def _lines(node: yaml.Node, path: Path, field: Field = ()) -> Iterator[tuple[Field, int]]:
+def _lines(node: yaml.Node | None, path: Path, field: Field = ()) -> Iterator[tuple[Field, int]]:
     """The line of every key below `node`. Raises InputError for a key that stands twice."""
     if not isinstance(node, yaml.MappingNode):
         return
@@ -82,17 +91,24 @@ def _lines(node: yaml.Node, path: Path, field: Field = ()) -> Iterator[tuple[Fie
 
 def _complaint(error: ValidationError, places: dict[Field, str], path: Path) -> str:
     first = error.errors(include_url=False)[0]
-    field = _without_tags(first["loc"])
+    location = tuple(map(str, first["loc"]))
+    field = _without_tags(location)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        message = "unknown key" + _nearest(field)
+        message = "unknown key" + _nearest(location)
     elif first["type"] == "missing":
         message = "is missing"
+    elif first["type"] == "union_tag_not_found":
+        field, message = (*field, "kind"), "is missing"
+    elif first["type"] == "union_tag_invalid":
+        field = (*field, "kind")
+        message = f"must be one of {first['ctx']['expected_tags']}, not {first['ctx']['tag']!r}"
     elif "input" in first and not isinstance(first["input"], dict):
         message = f"{message[0].lower()}{message[1:]}, not {first['input']!r}"
     name, colon, rest = message.partition(": ")
-    if not field and colon and _known(tuple(name.split("."))):  # a check over several sections
-        field, message = tuple(name.split(".")), rest
+    inner = tuple(name.split("."))
+    if colon and _known((*location, *inner)):  # a check over several keys, which names the one at fault
+        field, message = (*field, *inner), rest
     return f"{_place(field, places, path)}: {'.'.join(field) or 'config'}: {message}"
 
 
@@ -102,35 +118,42 @@ def _place(field: Field, places: dict[Field, str], path: Path) -> str:
     return places.get(field, str(path))
 
 
-def _without_tags(location: tuple[int | str, ...]) -> Field:
+def _without_tags(location: Field) -> Field:
     """A Pydantic location without the union tags that it inserts (`objective.reval.beta`)."""
     field: Field = ()
     for part in location:
         tagged = field == ("objective",) and part in {"reval", "tbrm", "regression", "grpo"}
         if not tagged:
-            field = (*field, str(part))
+            field = (*field, part)
     return field
 
 
-def _nearest(field: Field) -> str:
-    names = [name for model in _models(field[:-1]) for name in model.model_fields]
-    near = difflib.get_close_matches(field[-1], names, n=1, cutoff=0.5)
+def _nearest(location: Field) -> str:
+    names = [name for model in _models(location[:-1]) for name in model.model_fields]
+    near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
     if near:
         return f"; did you mean '{near[0]}'?"
     return f"; known here: {', '.join(names)}" if names else ""
 
 
-def _known(field: Field) -> bool:
-    return any(field[-1] in model.model_fields for model in _models(field[:-1]))
+def _known(location: Field) -> bool:
+    return any(location[-1] in model.model_fields for model in _models(location[:-1]))
 
 
-def _models(field: Field) -> list[type[BaseModel]]:
-    """The sections that may stand at `field`; several where the settings are a union."""
+def _models(location: Field) -> list[type[BaseModel]]:
+    """The sections that may stand at a location; several where the settings are a union and no tag chooses."""
     models: list[type[BaseModel]] = [Config]
-    for part in field:
+    for part in location:
+        tagged = [model for model in models if _tag(model) == part]
         annotations = [model.model_fields[part].annotation for model in models if part in model.model_fields]
-        models = [model for annotation in annotations for model in _sections(annotation)]
+        models = tagged or [model for annotation in annotations for model in _sections(annotation)]
     return models
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    """The `kind` that chooses a section of a union."""
+    values = get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()
+    return values[0] if len(values) == 1 else None
 
 
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -152,5 +175,6 @@ def _with_absolute_paths(config: Config) -> Config:
     return Config.model_validate(values)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _problem(error: Exception) -> str:
+    """What is wrong with a YAML text, in one line and without the text."""
+    return " ".join(str(getattr(error, "problem", None) or error).split())

@@ -55,18 +55,26 @@ class PromptOrder:
     def __init__(self, problems: Sequence[Problem], seed: int) -> None:
         self._problems = {problem.prompt_id: problem for problem in problems}
         self._seed = seed
-        self._epochs: dict[int, list[str]] = {}
+        self._epochs: dict[tuple[int, int], list[str]] = {}
 
     def round(self, number: int, prompts: int) -> list[Problem]:
-        """The `prompts` problems of round `number`, which counts from 1."""
+        """The `prompts` problems of round `number`, which counts from 1. No two are the same."""
         start = (number - 1) * prompts
-        return [self._at(position) for position in range(start, start + prompts)]
+        return [self._at(position, prompts) for position in range(start, start + prompts)]
 
-    def _at(self, position: int) -> Problem:
-        epoch, place = divmod(position, len(self._problems))
-        if epoch not in self._epochs:
-            self._epochs[epoch] = _shuffled(list(self._problems), self._seed, f"epoch {epoch}")
-        return self._problems[self._epochs[epoch][place]]
+    def _at(self, position: int, prompts: int) -> Problem:
+        last, place = divmod(position, len(self._problems))
+        for epoch in range(last + 1):
+            if (epoch, prompts) not in self._epochs:
+                self._epochs[epoch, prompts] = self._order(epoch, prompts)
+        return self._problems[self._epochs[last, prompts][place]]
+
+    def _order(self, epoch: int, prompts: int) -> list[str]:
+        order = _shuffled(list(self._problems), self._seed, f"epoch {epoch}")
+        # The round that this epoch begins in has asked the end of the epoch before: those come last now.
+        shared = epoch * len(order) % prompts
+        asked = set(self._epochs[epoch - 1, prompts][-shared:]) if shared else set()
+        return [name for name in order if name not in asked] + [name for name in order if name in asked]
 
 
 def prompt_text(problem: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -121,6 +129,8 @@ def _parse_line(line: str, place: str, number: int) -> Problem:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{place}: not JSON ({error.msg} at column {error.colno}); mend the line") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or as many brackets
+        raise InputError(f"{place}: cannot be read ({error}); take the line out") from error
     if not isinstance(row, dict):
         raise InputError(f'{place}: not a JSON object; write {{"problem": …, "answer": …}}')
     return Problem(
@@ -139,4 +149,8 @@ def _text(value: Any, field: str, place: str) -> str:
         raise InputError(f"{place}: {field}: must be text, not {type(value).__name__}")
     if not value.strip():
         raise InputError(f"{place}: {field}: is empty; give one or take the line out")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{place}: {field}: holds half of a character ({error.reason}); mend it") from error
     return value

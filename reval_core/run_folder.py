@@ -117,12 +117,20 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "unknown"
-                raise InputError(f"{self.path}: process {holder} is running it; wait for it or stop it") from None
+            deadline = time.monotonic() + 0.2
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() < deadline:  # somebody who asks for the holder holds it for a moment
+                        time.sleep(0.01)
+                        continue
+                    file.seek(0)
+                    holder = file.read().strip() or "unknown"
+                    raise InputError(
+                        f"{self.path}: process {holder} is running it; wait for it or stop it"
+                    ) from None
             file.seek(0)
             file.truncate()
             file.write(str(os.getpid()))

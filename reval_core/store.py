@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from reval_core.errors import RevalError
+from reval_core.errors import Damaged, RevalError
 from reval_core.facts import SCHEMAS, Manifest
 
 _TYPES = {
@@ -209,7 +209,10 @@ def sql_views(folder: Path, manifests: Iterable[Manifest]) -> duckdb.DuckDBPyCon
             paths[file.table].append(str(folder / file.path))
     connection = duckdb.connect()
     for table, schema in SCHEMAS.items():
-        connection.execute(f'CREATE VIEW "{table}" AS {_view(schema, paths[table])}')
+        try:
+            connection.execute(f'CREATE VIEW "{table}" AS {_view(schema, paths[table])}')
+        except duckdb.Error as error:
+            raise Damaged(f"{folder}: a file of {table} cannot be read ({str(error).splitlines()[0]})") from error
     return connection
 
 

@@ -1,0 +1,117 @@
+"""From verdicts to rewards and advantages, against sums written out."""
+
+import math
+import statistics
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reval_core.config import Reward
+from reval_core.rewards import advantages, outcomes, rewards
+from reval_core.verification import Verdict
+
+NAN = float("nan")
+
+judged = st.lists(
+    st.tuples(st.sampled_from(get_args(Verdict)), st.sampled_from(["a", "b", "c", "aa"])), min_size=1, max_size=20
+)
+
+
+def same(found: np.ndarray, wanted: list[float]) -> None:
+    np.testing.assert_allclose(found, np.array(wanted), rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
+def teaches(verdict: str, truncated: str) -> bool:
+    return verdict in ("correct", "wrong", "unparsed") or (verdict == "truncated" and truncated == "zero")
+
+
+@pytest.mark.parametrize(
+    ("truncated", "wanted"),
+    [("zero", [1, 0, 0, 0, NAN, NAN]), ("drop", [1, 0, 0, NAN, NAN, NAN])],
+)
+def test_only_what_was_judged_has_an_outcome(truncated: Any, wanted: list[float]) -> None:
+    verdicts: list[Verdict] = ["correct", "wrong", "unparsed", "truncated", "timeout", "error"]
+    same(outcomes(verdicts, Reward(truncated=truncated)), wanted)
+
+
+def test_every_verdict_has_an_outcome() -> None:
+    assert len(outcomes(get_args(Verdict), Reward())) == len(get_args(Verdict))
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        ("binary", [1, 0, 1, NAN, 0, NAN]),
+        ("signed", [1, -1, 1, NAN, -1, NAN]),
+        ("centred", [1 / 3, -2 / 3, 1 / 3, NAN, 0, NAN]),
+    ],
+)
+def test_a_timeout_neither_teaches_nor_moves_the_mean_of_its_group(kind: Any, wanted: list[float]) -> None:
+    outcome = np.array([1, 0, 1, NAN, 0, NAN])
+    same(rewards(outcome, ["p", "p", "p", "p", "q", "q"], Reward(kind=kind)), wanted)
+
+
+def test_an_advantage_is_the_distance_from_the_mean_in_deviations() -> None:
+    deviation = math.sqrt(1 / 3)  # of 1, 0, 0 with n − 1
+    found = advantages(np.array([1, 0, NAN, 0]), ["p", "p", "p", "p"])
+    same(found, [(2 / 3) / (deviation + 1e-6), (-1 / 3) / (deviation + 1e-6), NAN, (-1 / 3) / (deviation + 1e-6)])
+
+
+@pytest.mark.parametrize("outcome", [[0, 0, 0], [1, 1, 1], [1, NAN, 1]])
+def test_a_group_of_equals_has_no_advantage(outcome: list[float]) -> None:
+    found = advantages(np.array(outcome), ["p", "p", "p"])
+    same(found, [NAN if math.isnan(one) else 0 for one in outcome])
+
+
+@pytest.mark.parametrize("outcome", [0.0, 1.0])
+def test_the_advantage_of_a_group_of_one_is_its_outcome(outcome: float) -> None:
+    same(advantages(np.array([outcome, NAN, 1, 0]), ["p", "p", "q", "q"])[:2], [outcome, NAN])
+
+
+def test_a_group_that_nobody_judged_has_no_advantage() -> None:
+    same(advantages(np.array([NAN, NAN, 1.0]), ["p", "p", "q"]), [NAN, NAN, 1])
+
+
+def test_members_of_a_group_need_not_stand_together() -> None:
+    outcome = np.array([1, 0, 0, 0, 1, 1])
+    groups = ["p", "q", "p", "q", "p", "q"]
+    order = np.argsort(groups, kind="stable")
+    sorted_groups = [groups[place] for place in order]
+    same(advantages(outcome, groups)[order], list(advantages(outcome[order], sorted_groups)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    items=judged, kind=st.sampled_from(["binary", "centred", "signed"]), truncated=st.sampled_from(["zero", "drop"])
+)
+def test_rewards_are_those_of_the_definition(items: list[tuple[Verdict, str]], kind: Any, truncated: Any) -> None:
+    design = Reward(kind=kind, truncated=truncated)
+    verdicts, groups = [verdict for verdict, _ in items], [group for _, group in items]
+    wanted = []
+    for verdict, group in items:
+        members = [one == "correct" for one, other in items if other == group and teaches(one, truncated)]
+        value = float(verdict == "correct")
+        if kind == "centred" and members:
+            value -= statistics.fmean(members)
+        if kind == "signed":
+            value = 1.0 if verdict == "correct" else -1.0
+        wanted.append(value if teaches(verdict, truncated) else NAN)
+    same(rewards(outcomes(verdicts, design), groups, design), wanted)
+
+
+@settings(max_examples=60, deadline=None)
+@given(items=judged)
+def test_advantages_are_those_of_the_definition(items: list[tuple[Verdict, str]]) -> None:
+    groups = [group for _, group in items]
+    wanted = []
+    for verdict, group in items:
+        members = [float(one == "correct") for one, other in items if other == group and teaches(one, "zero")]
+        value = float(verdict == "correct")
+        if len(members) > 1:
+            value = (value - statistics.fmean(members)) / (statistics.stdev(members) + 1e-6)
+        wanted.append(value if teaches(verdict, "zero") else NAN)
+    found = advantages(outcomes([verdict for verdict, _ in items], Reward()), groups)
+    np.testing.assert_allclose(found, np.array(wanted), rtol=1e-9, atol=1e-9, equal_nan=True)
