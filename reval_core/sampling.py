@@ -13,7 +13,7 @@ import pyarrow as pa
 from reval_core.config import Replay
 from reval_core.facts import SCHEMAS
 from reval_core.files import digest
-from reval_core.store import Query, Store
+from reval_core.store import Store
 
 PRIORITY_OFFSET = 1e-3
 """Added to |Δ|, so that a trajectory whose residual is 0 can still be drawn."""
@@ -42,13 +42,12 @@ def draw_round(store: Store, settings: Replay, round: int, batch: int, updates: 
     Each update gets `batch` trajectories, or all there are if there are fewer.
     """
     draws = []
-    with store.queries() as query:
-        for update in range(1, updates + 1):
-            if update == 1 and settings.first == "fresh":
-                rows = _fresh_batch(query, round)
-            else:
-                rows = _draw(query, settings, round, batch, seed=_seed(seed, round, update))
-            draws.append(_as_draw(rows, round, update))
+    for update in range(1, updates + 1):
+        if update == 1 and settings.first == "fresh":
+            rows = _fresh_batch(store, round)
+        else:
+            rows = _draw(store, settings, round, batch, seed=_seed(seed, round, update))
+        draws.append(_as_draw(rows, round, update))
     return pa.concat_tables(draws)
 
 
@@ -64,8 +63,8 @@ def importance_exponent(settings: Replay, round: int) -> float:
     return first + (last - first) * progress
 
 
-def _fresh_batch(query: Query, round: int) -> pa.Table:
-    return query(
+def _fresh_batch(store: Store, round: int) -> pa.Table:
+    return store.query(
         f"""
         SELECT {_COLUMNS}, 'fresh' AS source, 1.0::DOUBLE AS probability, 1.0::REAL AS weight
         FROM buffer WHERE round = $round ORDER BY trajectory_id
@@ -74,13 +73,13 @@ def _fresh_batch(query: Query, round: int) -> pa.Table:
     )
 
 
-def _draw(query: Query, settings: Replay, round: int, batch: int, seed: int) -> pa.Table:
+def _draw(store: Store, settings: Replay, round: int, batch: int, seed: int) -> pa.Table:
     parameters: dict[str, float] = {"seed": seed, "limit": batch + 1}
     if settings.sampling == "prioritised":
         parameters["strength"] = settings.priority_exponent
     elif settings.sampling == "fresh":
         parameters |= {"strength": settings.age_decay, "round": round}
-    found = query(
+    found = store.query(
         f"""
         SELECT *, {_KEY} AS key FROM (SELECT *, {_WEIGHTS[settings.sampling]} AS w FROM buffer)
         ORDER BY key, trajectory_id LIMIT $limit
@@ -89,7 +88,7 @@ def _draw(query: Query, settings: Replay, round: int, batch: int, seed: int) -> 
     )
     probability = _inclusion(found, batch)
     if settings.sampling == "uniform" and len(found) > batch:
-        live = query("SELECT count(*) AS live FROM buffer").column("live")[0].as_py()
+        live = store.query("SELECT count(*) AS live FROM buffer").column("live")[0].as_py()
         probability = np.full(batch, batch / live)
     weight = np.ones(len(probability))
     if settings.sampling == "prioritised":

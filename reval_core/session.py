@@ -136,9 +136,10 @@ class Session:
         )
 
     def close(self) -> None:
-        """Stop the verifier's workers and the engine."""
+        """Stop the verifier's workers and the engine, and let go of the database."""
         self.verifier.close()
         self.engine.close()
+        self.store.close()
         self.attempt.touch()
 
     def _rebuild(self, policy: Policy) -> Learner:

@@ -1,14 +1,14 @@
 """The replay store: a DuckDB index over a run's published facts, and the live buffer in it.
 
 The Parquet files are the truth; the database holds their scalars and can be deleted and built again. It has
-neither indexes nor primary keys, and it is opened only for the moment of a query, so that other processes can
-open it in between.
+neither indexes nor primary keys. DuckDB lets no second process open a file that one writes to, so the trainer
+has it for itself while it runs, and everybody else reads the facts (`sql_views`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,8 @@ _CHANGE_REFERENCE = """
 """
 
 
-Query = Callable[..., pa.Table]
-"""(sql, **parameters) -> the rows that the query gives."""
+_PATIENCE_SECONDS = 30.0
+"""How long a run waits for somebody who reads the database."""
 
 
 class Store:
@@ -99,6 +99,13 @@ class Store:
         self._folder = folder
         self._database = database
         self._capacity = capacity
+        self._connection: duckdb.DuckDBPyConnection | None = None
+
+    def close(self) -> None:
+        """Let go of the database. It is opened again when it is needed."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def build(self, manifests: Iterable[Manifest]) -> None:
         """Make the database hold exactly what these manifests list, in their order.
@@ -108,14 +115,15 @@ class Store:
         manifests = list(manifests)
         listed = {file.path: file.content for manifest in manifests for file in manifest.files}
         if self._database.exists() and not self._agrees(listed):
+            self.close()
             self._database.unlink()
             self._database.with_name(self._database.name + ".wal").unlink(missing_ok=True)
-        with self._connect() as connection:
-            for table in SCHEMAS:
-                columns = ", ".join(f'"{name}" {kind}' for name, kind in scalar_columns(table))
-                connection.execute(f'CREATE TABLE IF NOT EXISTS "{table}" ({columns})')
-            connection.execute(_BUFFER)
-            connection.execute(_PUBLISHED)
+        connection = self._open()
+        for table in SCHEMAS:
+            columns = ", ".join(f'"{name}" {kind}' for name, kind in scalar_columns(table))
+            connection.execute(f'CREATE TABLE IF NOT EXISTS "{table}" ({columns})')
+        connection.execute(_BUFFER)
+        connection.execute(_PUBLISHED)
         for manifest in manifests:
             self.ingest(manifest)
 
@@ -140,14 +148,7 @@ class Store:
 
     def query(self, sql: str, **parameters: Any) -> pa.Table:
         """The rows that a query gives."""
-        with self.queries() as query:
-            return query(sql, **parameters)
-
-    @contextmanager
-    def queries(self) -> Iterator[Query]:
-        """Several queries with the database opened once, which takes longer than most queries."""
-        with self._connect() as connection:
-            yield lambda sql, **parameters: connection.sql(sql, params=parameters or None).to_arrow_table()
+        return self._open().sql(sql, params=parameters or None).to_arrow_table()
 
     def _refresh_buffer(self, connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> None:
         if manifest.stage == "consistency":
@@ -162,30 +163,37 @@ class Store:
     def _agrees(self, listed: dict[str, str]) -> bool:
         """Whether the database holds nothing but what is listed; it may hold less."""
         try:
-            with self._connect() as connection:
-                held = connection.execute("SELECT path, content FROM published").fetchall()
+            held = self._open().execute("SELECT path, content FROM published").fetchall()
         except duckdb.Error:
             return False
         return all(listed.get(path) == content for path, content in held)
 
     @contextmanager
     def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        with self._connect() as connection:
-            connection.begin()
-            try:
-                yield connection
-            except BaseException:
-                connection.rollback()
-                raise
-            connection.commit()
-
-    @contextmanager
-    def _connect(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        connection = _open(self._database)
+        connection = self._open()
+        connection.begin()
         try:
             yield connection
-        finally:
-            connection.close()
+        except BaseException:
+            connection.rollback()
+            raise
+        connection.commit()
+
+    def _open(self) -> duckdb.DuckDBPyConnection:
+        """The connection to the database. Raises RevalError if another process keeps it open."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while self._connection is None:
+            try:
+                self._connection = duckdb.connect(self._database)
+            except duckdb.IOException as error:
+                if "lock" not in str(error).lower():
+                    raise
+                if time.monotonic() > deadline:
+                    raise RevalError(
+                        f"{self._database}: another process has it open; close it ({error})"
+                    ) from error
+                time.sleep(0.05)
+        return self._connection
 
 
 def scalar_columns(table: str) -> list[tuple[str, str]]:
@@ -223,20 +231,3 @@ def _view(schema: pa.Schema, paths: Sequence[str]) -> str:
         return f"SELECT {names} FROM read_parquet([{listed}], hive_partitioning = false)"
     typed = zip(schema.names, schema.types, strict=True)
     return "SELECT " + ", ".join(f'NULL::{_TYPES[kind]} AS "{name}"' for name, kind in typed) + " WHERE false"
-
-
-def _open(path: Path, patience: float = 30.0) -> duckdb.DuckDBPyConnection:
-    """Open the database for writing, waiting for a reader in another process to go.
-
-    Raises RevalError if one holds it for longer than `patience` seconds.
-    """
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            return duckdb.connect(path)
-        except duckdb.IOException as error:
-            if "lock" not in str(error).lower():
-                raise
-            if time.monotonic() > deadline:
-                raise RevalError(f"{path}: held open by another process for {patience:.0f} s: {error}") from error
-            time.sleep(0.01)

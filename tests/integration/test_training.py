@@ -64,6 +64,7 @@ def test_the_database_can_be_deleted_and_built_again(finished, tmp_path):
     folder = RunFolder(finished)
     again = Store(folder.path, tmp_path / "again.duckdb", capacity=160)
     again.build(folder.manifests())
+    again.close()
     names = [*SCHEMAS, "buffer"]
     for name in names:
         query = f'SELECT * FROM "{name}" ORDER BY ALL'

@@ -21,6 +21,7 @@ def make_store(tmp_path: Path):
         count = len(deltas)
         store = Store(tmp_path, tmp_path / "replay.duckdb", capacity=1000)
         store.build([])
+        store.close()
         rows = pa.table(
             {
                 "trajectory_id": np.arange(count),
