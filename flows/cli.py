@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,9 @@ def doctor(config: Path | None, as_json: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line: 2 is bad input, 1 a run that stopped, 130 an interruption."""
+    """Run the command line: 2 is bad input, 1 a run that stopped, 130 an interruption, 143 a SIGTERM."""
+    # As an exception, so that locks, workers and servers are let go on the way out.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:

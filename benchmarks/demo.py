@@ -1,0 +1,73 @@
+"""What the demo's configs reach, by seed, without Prefect: accuracy and where the time goes.
+
+    python benchmarks/demo.py configs/demo.yaml --seeds 0 1 2
+    python benchmarks/demo.py configs/demo-grpo.yaml --seeds 0
+
+Writes benchmarks/baselines/<config name>.json. Runs live in a temporary folder and share nothing but warm starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from flows.rounds import train_rounds
+from reval_core import stages
+from reval_core.files import publish_json
+from reval_core.loading import load_config
+from reval_core.run_folder import RunFolder
+from reval_core.session import open_session
+from reval_core.store import sql_views
+from reval_core.summary import summarise
+
+
+def measure(config: Path, seed: int) -> dict[str, Any]:
+    """One run's figures."""
+    with tempfile.TemporaryDirectory() as path:
+        folder = RunFolder(Path(path) / "run")
+        with open_session(folder, load_config(config, [f"seed={seed}"])) as session:
+            for round in train_rounds(session, stages):
+                print(f"{config.stem} seed {seed}: round {round}", end="\r", flush=True)
+        summary = summarise(folder)
+        overhead = sql_views(folder.path, folder.manifests()).sql("SELECT median(other_seconds) FROM rounds")
+        (overhead_seconds,) = overhead.fetchall()[0]
+    print(f"{config.stem} seed {seed}: {summary['initial_accuracy']:.3f} → {summary['final_accuracy']:.3f}")
+    kept = (
+        "initial_accuracy",
+        "final_accuracy",
+        "best_accuracy",
+        "rounds",
+        "updates",
+        "wall_seconds",
+        "stage_seconds",
+    )
+    return {"seed": seed, **{name: summary[name] for name in kept}, "other_seconds_a_round": overhead_seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    arguments = parser.parse_args()
+    runs = [measure(arguments.config, seed) for seed in arguments.seeds]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    publish_json(
+        Path("benchmarks/baselines") / f"{arguments.config.stem}.json",
+        {
+            "config": str(arguments.config),
+            "runs": runs,
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "commit": commit,
+            "date": datetime.date.today().isoformat(),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

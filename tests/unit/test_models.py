@@ -1,0 +1,84 @@
+"""Models on disk: what cannot be trained is refused by name, and digests tell weights apart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from reval_core.config import Model
+from reval_core.errors import InputError
+from reval_core.models import (
+    check_model,
+    count_parameters,
+    load_model,
+    load_tokenizer,
+    make_tiny_tokenizer,
+    policy_digest,
+    save_model,
+)
+from tests.models import TINY, tiny_model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_model(tiny_model(), make_tiny_tokenizer(TINY.characters), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_saved_model_comes_back_to_the_bit(folder):
+    assert policy_digest(load_model(folder)) == policy_digest(tiny_model())
+    assert policy_digest(load_model(folder)) != policy_digest(tiny_model(seed=1))
+
+
+def test_one_changed_bit_changes_the_digest():
+    model = tiny_model()
+    before = policy_digest(model)
+    with torch.no_grad():
+        weight = model.get_output_embeddings().weight
+        weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(torch.inf))
+    assert policy_digest(model) != before
+
+
+def test_the_tokenizer_has_one_token_a_character(folder):
+    tokenizer = load_tokenizer(folder)
+    tokens = tokenizer.encode("12+34=")
+    assert len(tokens) == 6
+    assert tokenizer.decode([*tokens, tokenizer.eos_token_id], skip_special_tokens=True) == "12+34="
+
+
+def test_a_folder_without_a_tokenizer_is_refused(folder):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(
+        InputError, match=r"model\.path: no tokenizer to load .*save the model's tokenizer"
+    ) as refusal:
+        check_model(Model(path=str(folder)))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["pad_token", "eos_token"])
+def test_a_tokenizer_without_a_needed_token_is_refused(folder, name):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    setattr(tokenizer, name, None)
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InputError, match=rf"model\.path: the tokenizer has no {name}; set it"):
+        check_model(Model(path=str(folder)))
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"model\.path: no model to load"):
+        check_model(Model(path=str(tmp_path)))
+
+
+def test_pickled_weights_are_not_read(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save(tiny_model().state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match="no model to load"):
+        load_model(folder)
+
+
+def test_parameters_are_counted_without_weights(folder):
+    expected = sum(parameter.numel() for parameter in tiny_model().parameters())
+    assert count_parameters(Model(path=str(folder))) == expected
+    assert count_parameters(Model(tiny=TINY)) == expected

@@ -1,0 +1,55 @@
+"""What is refused before a run begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.preparation import prepare
+from reval_core.errors import InputError
+from reval_core.forecast import forecast
+from reval_core.run_folder import RunFolder
+from tests.conftest import SMALL
+from tests.runs import run, small_config
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(SMALL), encoding="utf-8")
+    return path
+
+
+def test_a_disk_without_space_is_refused_with_what_the_run_needs(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(RunFolder, "free_bytes", lambda folder: 1_000_000)
+    with pytest.raises(InputError, match=r"needs about \d+ MB and the disk has 1 MB free; make space"):
+        prepare(config, ["rounds=20"], tmp_path / "run")
+
+
+def test_more_prompts_a_round_than_problems_are_refused(config, tmp_path):
+    with pytest.raises(InputError, match=r"rollouts\.prompts: 200 a round, but problems\.train has only \d+"):
+        prepare(config, ["rollouts.prompts=200", "replay.capacity=1000"], tmp_path / "run")
+
+
+def test_a_problem_file_is_checked_line_by_line_before_anything_is_made(config, tmp_path):
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text('{"problem": "1+1=", "answer": "2"}\n{"problem": "1+2=", "answer": ""}\n')
+    override = f"problems.held_out={{path: {problems}}}"
+    with pytest.raises(InputError, match=r"problems\.jsonl:2: answer: is empty"):
+        prepare(config, [override], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_default_folder_bears_the_configs_name(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert prepare(config, [], None)[1].path == tmp_path / "runs" / "small"
+
+
+def test_the_forecast_covers_what_a_run_takes_and_is_no_hundred_times_too_much(tmp_path):
+    config = small_config(rounds=2)
+    run(tmp_path / "run", config)
+    taken = sum(file.stat().st_size for file in (tmp_path / "run").rglob("*") if file.is_file())
+    expected = forecast(config).disk_bytes
+    assert taken < expected < 100 * taken
