@@ -35,7 +35,7 @@ def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tup
     needed, free = forecast(settings).disk_bytes, folder.free_bytes()
     if needed > free:
         raise InputError(
-            f"{folder.path}: the run needs about {needed / 1e6:,.0f} MB and the disk has {free / 1e6:,.0f} MB free; "
-            "make space, or lower rounds or checkpoints.keep"
+            f"{folder.path}: the run needs about {needed / 1e6:,.0f} MB and the disk has {free / 1e6:,.0f} MB "
+            "free; make space, or lower rounds or checkpoints.keep"
         )
     return settings, folder

@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from reval_core.errors import RevalError
@@ -78,15 +78,22 @@ def worker() -> Iterator[None]:
     """
     if not Path("prefect.yaml").exists():
         raise RevalError("no prefect.yaml in this folder; run this from the root of the project")
-    for command in (
-        ("work-pool", "create", WORK_POOL, "--type", "process", "--overwrite"),
-        ("--no-prompt", "deploy", "--all"),
-    ):
-        done = subprocess.run(_prefect(*command), capture_output=True, text=True)
-        if done.returncode != 0:
-            raise RevalError(f"prefect {' '.join(command)} failed: {(done.stdout + done.stderr).strip()[-2000:]}")
+    _make_work_pool()
     with _process("worker", "start", "--pool", WORK_POOL, "--name", f"reval-{os.getpid()}"):
+        # The worker takes as long to start as the registration takes.
+        done = subprocess.run(_prefect("--no-prompt", "deploy", "--all"), capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RevalError(f"prefect deploy --all failed: {(done.stdout + done.stderr).strip()[-2000:]}")
         yield
+
+
+def _make_work_pool() -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
+
+    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type="process"))
 
 
 @contextmanager
@@ -97,6 +104,7 @@ def _process(*arguments: str, quiet: bool = False) -> Iterator[subprocess.Popen[
         **os.environ,
         "PYTHONUNBUFFERED": "1",  # a run's lines appear as they are printed
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
     }
     process = subprocess.Popen(
         _prefect(*arguments), stdout=output, stderr=output, env=environment, start_new_session=True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -108,10 +109,10 @@ def show_query(run: Path, query: str, form: str) -> None:
         rows = connection.sql(query)
         found = [] if rows is None else rows.fetchall()
     except duckdb.Error as error:
-        raise InputError(f"the query failed: {str(error).strip()}") from error
+        raise InputError(f"the query failed: {str(error).splitlines()[0]}") from error
     names = [] if rows is None else rows.columns
     if form == "json":
-        _print_json([dict(zip(names, row, strict=True)) for row in found])
+        _print_json([dict(zip(names, map(_json_value, row), strict=True)) for row in found])
     elif form == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(names)
@@ -228,6 +229,11 @@ def _flat(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {state}" for name, state in value.items())
     return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _json_value(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_json(value: Any) -> None:
