@@ -61,7 +61,9 @@ def serve() -> None:
 
     with server() as url, worker():
         click.echo(f"Prefect's page: {url.removesuffix('/api')}")
-        click.echo("Start a run:    prefect deployment run reval-train/default")
+        click.echo("Start a run, in another terminal:")
+        click.echo(f"  export PREFECT_API_URL={url}")
+        click.echo("  prefect deployment run reval-train/default")
         click.echo("Stop with Ctrl-C.")
         while True:
             time.sleep(3600)
@@ -119,8 +121,7 @@ def doctor(config: Path | None, as_json: bool) -> None:
 
 def main() -> None:
     """Run the command line: 2 is bad input, 1 a run that stopped, 130 an interruption, 143 a SIGTERM."""
-    # As an exception, so that locks, workers and servers are let go on the way out.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
@@ -136,6 +137,12 @@ def main() -> None:
     except RevalError as error:
         _complain(error)
         sys.exit(1)
+
+
+def _terminate(number: int, frame: Any) -> None:
+    """Leave by an exception, so that locks, workers and servers are let go on the way out; once."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
 
 
 def _complain(error: Exception) -> Any:

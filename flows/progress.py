@@ -48,7 +48,7 @@ class Progress:
     def round_done(self, round: int) -> None:
         """Print what is on record of a round."""
         self._bars.update(self._bar, visible=False)
-        kept = ", ".join(name.replace("_", " ") for name in sorted(self._session.kept))
+        kept = _kept(self._session.kept)
         self._session.kept.clear()
         if round == 0:
             evaluation = self._session.folder.manifest("evaluation", 0)
@@ -56,7 +56,7 @@ class Progress:
             line = f"start         held-out accuracy {evaluation.info['accuracy']:.3f}"
         else:
             line = _round_line(self._session, round)
-        self._console.print(line + (f"  [dim](kept from before: {kept})[/dim]" if kept else ""))
+        self._console.print(line + (f"  [dim]({kept})[/dim]" if kept else ""))
 
     def _tick(self, stage: str, round: int, done: int, total: int) -> None:
         title = f"{stage.replace('_', ' ')} of round {round}" if round else stage.replace("_", " ")
@@ -65,6 +65,14 @@ class Progress:
             self._bars.reset(self._bar, description=title, visible=False)
         visible = time.monotonic() - self._stage_started > _QUIET_SECONDS and done < total
         self._bars.update(self._bar, completed=done, total=total, visible=visible)
+
+
+def _kept(stages: set[str]) -> str:
+    """Which stages of a round were skipped because an earlier attempt had finished them."""
+    if "recording" in stages:  # the last one
+        return "kept from before"
+    names = ", ".join(sorted(name.replace("_", " ") for name in stages))
+    return f"kept from before: {names}" if names else ""
 
 
 def _round_line(session: Session, round: int) -> str:
