@@ -170,6 +170,11 @@ class Rollouts(Section):
         """B, the fresh trajectories of a round."""
         return self.prompts * self.samples
 
+    @property
+    def batch(self) -> int:
+        """The responses of a shard, which are generated together."""
+        return (self.prompts_per_shard or self.prompts) * self.samples
+
 
 class Verification(Section):
     """How a response is judged against the known answer."""

@@ -32,8 +32,6 @@ _TYPES = {
     pa.list_(pa.bool_()): "BOOLEAN[]",
 }
 
-# read_parquet would take `round=00001` in a path for a text column `round`, unless hive_partitioning is off.
-
 # Texts stay in the shards with the tokens: they would be most of the database.
 _TEXTS = {"problem", "gold", "prompt", "response"}
 
@@ -94,6 +92,8 @@ _PATIENCE_SECONDS = 30.0
 
 class Store:
     """The database of one run. `capacity` is M, the size of the live buffer."""
+
+    # hive_partitioning is off wherever Parquet is read: `round=00001` in a path would become a text column `round`.
 
     def __init__(self, folder: Path, database: Path, capacity: int) -> None:
         self._folder = folder

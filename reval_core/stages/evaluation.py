@@ -70,7 +70,7 @@ def _generate(session: Session, policy: Policy, requests: list[Request]) -> list
     """Generate in batches of a shard's size, so that evaluation needs no more memory than rollouts."""
     rollouts = session.config.rollouts
     session.learner_at(policy)
-    size = (rollouts.prompts_per_shard or rollouts.prompts) * rollouts.samples
+    size = rollouts.batch
     sampling = Sampling(rollouts.temperature, rollouts.max_tokens)
     completions: list[Completion] = []
     for start in range(0, len(requests), size):

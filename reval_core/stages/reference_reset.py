@@ -37,8 +37,3 @@ def reference_reset(session: Session, round: int, policy: Policy) -> Outcome:
     place = scores.schema.get_field_index("engine_gap")
     scores = scores.set_column(place, "engine_gap", pa.nulls(len(scores), pa.float32()))
     return Outcome([publish(session, round, "scores", scores, name="rescores")], {"reference": policy.identity})
-
-
-def reference_before(round: int, every: int | None) -> int:
-    """The round after which the reference of round `round` was the policy; 0 is the start."""
-    return 0 if every is None else (round - 1) // every * every

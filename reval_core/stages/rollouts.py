@@ -26,13 +26,12 @@ def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
 def rollouts(session: Session, round: int, policy: Policy) -> Outcome:
     """Generate the round's shards. A shard that a crashed attempt has finished is kept."""
     asked = _asked(session, round)
-    samples, per_shard = session.config.rollouts.samples, session.config.rollouts.prompts_per_shard
-    size = (per_shard or session.config.rollouts.prompts) * samples
+    size, round_key = session.config.rollouts.batch, rollouts.key(session, round, policy)
     shards = [asked[start : start + size] for start in range(0, len(asked), size)]
     files, seconds, reused = [], 0.0, 0
     for number, batch in enumerate(shards):
         session.tick(number, len(shards))
-        key = digest(rollouts.key(session, round, policy), number)
+        key = digest(round_key, number)
         path = session.folder.path / session.folder.shard(round, number)
         note = path.with_suffix(".json")
         found = _finished(session, note, key)
