@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from reval_core import arithmetic
+from reval_core.batches import collate
 from reval_core.config import WarmStart
 from reval_core.learner import Tick
 from reval_core.problems import Problem
-from reval_core.scoring import collate, score
+from reval_core.scoring import score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reval_core import scoring
-from reval_core.scoring import collate, micro_batches, score
+from reval_core import head
+from reval_core.batches import collate, micro_batches
+from reval_core.scoring import score
 from tests.models import random_rows, tiny_model
 
 
@@ -24,15 +25,15 @@ def dense(model, prompt, response, temperature=1.0):
 def test_scores_are_those_of_the_whole_logits(temperature):
     model, prompts, responses = tiny_model(), random_rows(6, 1, 5), random_rows(6, 1, 7, seed=1)
     with torch.no_grad():
-        scores = score(model, collate(prompts, responses), temperature)
+        scores = score(model, collate(prompts, responses), temperature, entropy=True)
         for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             for found, expected in zip(scores, dense(model, prompt, response, temperature), strict=True):
                 torch.testing.assert_close(found[row, : len(response)], expected, rtol=1e-5, atol=1e-5)
                 assert not found[row, len(response) :].any()
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 3, 1000])
-def test_the_size_of_a_chunk_changes_neither_scores_nor_gradients(chunk_rows, monkeypatch):
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_the_size_of_a_slice_changes_neither_scores_nor_gradients(size, monkeypatch):
     model = tiny_model()
     batch = collate(random_rows(5, 1, 5), random_rows(5, 2, 6, seed=1))
 
@@ -43,7 +44,7 @@ def test_the_size_of_a_chunk_changes_neither_scores_nor_gradients(chunk_rows, mo
         return scores.logprobs.detach(), [parameter.grad.clone() for parameter in model.parameters()]
 
     expected, expected_gradients = run()
-    monkeypatch.setattr(scoring, "CHUNK_LOGITS", chunk_rows * model.config.vocab_size)
+    monkeypatch.setattr(head, "SLICE", size)
     found, gradients = run()
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     for one, other in zip(gradients, expected_gradients, strict=True):

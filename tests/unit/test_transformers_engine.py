@@ -5,9 +5,10 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from reval_core.batches import collate
 from reval_core.engines.base import Request, Sampling
 from reval_core.engines.transformers import TransformersEngine
-from reval_core.scoring import collate, score
+from reval_core.scoring import score
 from tests.models import random_rows, tiny_model
 
 EOS, PAD = 2, 0

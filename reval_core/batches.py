@@ -1,0 +1,105 @@
+"""Batches of trajectories for a model: padded in rows of like length, or packed end to end in one row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Rows = Sequence[np.ndarray]
+"""One array of numbers a trajectory, of unequal lengths."""
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """B prompts with their responses of up to H tokens, laid out in R rows of L places.
+
+    Padded, each trajectory is a row (R = B) with padding on the right. Packed, all are in one row, end to end, and
+    `positions` starts anew with each: attention does not cross from one to the next.
+    """
+
+    tokens: Tensor
+    """[R, L] int64: prompts, each followed by its response."""
+    attention: Tensor | None
+    """[R, L] int64: 1 on tokens, 0 on padding. None when packed."""
+    positions: Tensor | None
+    """[R, L] int64: a token's place in its own trajectory. None when padded."""
+    states: Tensor
+    """[B, H] int64: where the state s_h ends, the place before response token a_h, counted through all R · L."""
+    actions: Tensor
+    """[B, H] int64: the response tokens a_h; 0 on padding."""
+    mask: Tensor
+    """[B, H] bool: true on response tokens."""
+    written: Tensor
+    """[B, H] bool: true on response tokens that the policy wrote itself (the trajectory's loss_mask)."""
+
+    def __len__(self) -> int:
+        return self.actions.shape[0]
+
+    def to(self, device: torch.device) -> TokenBatch:
+        """The same batch on a device."""
+        tensors = {item.name: getattr(self, item.name) for item in fields(self)}
+        moved: dict[str, Any] = {name: one if one is None else one.to(device) for name, one in tensors.items()}
+        return TokenBatch(**moved)
+
+
+def collate(prompts: Rows, responses: Rows, written: Rows | None = None, *, packed: bool = False) -> TokenBatch:
+    """A batch of prompts and responses (int); `written` says of each response token if the policy wrote it (bool).
+
+    Every prompt and response holds at least one token.
+    """
+    whole = [np.concatenate(pair) for pair in zip(prompts, responses, strict=True)]
+    lengths = np.array([len(row) for row in whole])
+    actions, mask = pad_rows(responses, max(len(response) for response in responses), np.int64)
+    own = mask if written is None else pad_rows(written, mask.shape[1], np.bool_)[0]
+    attention = positions = None
+    if packed:
+        tokens = np.concatenate(whole)[None]
+        positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])[None])
+        starts = np.cumsum(lengths) - lengths
+    else:
+        tokens, held = pad_rows(whole, lengths.max(), np.int64)
+        attention = torch.from_numpy(held).long()
+        starts = np.arange(len(whole)) * tokens.shape[1]
+    first = starts + [len(prompt) - 1 for prompt in prompts]
+    return TokenBatch(
+        tokens=torch.from_numpy(tokens),
+        attention=attention,
+        positions=positions,
+        states=torch.from_numpy((first[:, None] + np.arange(mask.shape[1])) * mask),
+        actions=torch.from_numpy(actions),
+        mask=torch.from_numpy(mask),
+        written=torch.from_numpy(own),
+    )
+
+
+def pad_rows(rows: Rows, width: int, kind: type) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of unequal length as an array [B, width] with zeros on the right, and where they stand in it (bool)."""
+    lengths = np.array([len(row) for row in rows])
+    mask = np.arange(width) < lengths[:, None]
+    padded: np.ndarray = np.zeros(mask.shape, dtype=kind)
+    padded[mask] = np.concatenate(rows)
+    return padded, mask
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int, packed: bool = False) -> Iterator[list[int]]:
+    """Split rows into groups of at most `max_tokens` places (or a single row), the longest first.
+
+    Padded, a group's places are its longest row times its rows, so that rows of like length go together; packed,
+    they are its tokens.
+    """
+    group: list[int] = []
+    tokens = 0
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        places = tokens + lengths[row] if packed else lengths[group[0] if group else row] * (len(group) + 1)
+        if group and places > max_tokens:
+            yield group
+            group, tokens = [], 0
+        group.append(row)
+        tokens += lengths[row]
+    if group:
+        yield group

@@ -1,0 +1,158 @@
+"""The sliced head against a softmax over all logits at once, and the families of models that bend their logits."""
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reval_core import head as heads
+from reval_core.errors import InputError
+from reval_core.head import Head, token_scores
+from reval_core.models import check_scoring
+from tests.models import tiny_model
+
+
+def dense(head: Head, states, actions, temperature=1.0):
+    """log π, V and the entropy from whole logits."""
+    logits = head.scale * (states @ head.weight.T + (0 if head.bias is None else head.bias))
+    if head.softcap is not None:
+        logits = head.softcap * torch.tanh(logits / head.softcap)
+    logits = logits / temperature
+    logprobs = logits.log_softmax(dim=1)
+    chosen = logprobs.gather(1, actions.unsqueeze(1)).squeeze(1)
+    return chosen, logits.logsumexp(dim=1), -(logprobs.exp() * logprobs).sum(dim=1)
+
+
+def random_head(seed, rows=5, width=4, vocabulary=11, bias=True, scale=1.0, softcap=None, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=dtype).requires_grad_()
+
+    head = Head(normal(vocabulary, width), normal(vocabulary) if bias else None, scale, softcap)
+    return head, normal(rows, width), torch.randint(0, vocabulary, (rows,), generator=generator)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 13),
+    st.booleans(),
+    st.sampled_from([1.0, 0.25]),
+    st.sampled_from([None, 2.0]),
+    st.sampled_from([1.0, 0.6]),
+)
+def test_scores_and_gradients_are_those_of_whole_logits(seed, size, bias, scale, softcap, temperature):
+    head, states, actions = random_head(seed, bias=bias, scale=scale, softcap=softcap)
+    leaves = [one for one in (states, head.weight, head.bias) if one is not None]
+    mixed = torch.randn(2, len(actions), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+    def gradients(found):
+        return torch.autograd.grad((mixed[0] * found[0] + mixed[1] * found[1]).sum(), leaves)
+
+    expected = dense(head, states, actions, temperature)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heads, "SLICE", size)
+        found = token_scores(head, states, actions, temperature, entropy=True)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other)
+        for one, other in zip(gradients(found), gradients(expected), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_a_frozen_head_gets_no_gradient():
+    head, states, actions = random_head(0)
+    frozen = Head(head.weight.detach())
+    token_scores(frozen, states, actions).logprobs.sum().backward()
+    assert states.grad is not None
+    assert frozen.weight.grad is None
+
+
+def test_logits_of_any_size_neither_overflow_nor_vanish():
+    head, states, actions = random_head(1, bias=False, scale=1e4)
+    found, expected = token_scores(head, states, actions, entropy=True), dense(head, states, actions)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_under_autocast_the_logits_keep_float32():
+    head, states, actions = random_head(2, width=64, vocabulary=500, dtype=torch.float32)
+    expected = token_scores(head, states, actions, entropy=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = token_scores(head, states, actions, entropy=True)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_bfloat16_states_and_weights_are_scored_in_float32():
+    head, states, actions = random_head(3, width=64, vocabulary=500, bias=False, dtype=torch.float32)
+    half = Head(head.weight.detach().bfloat16().requires_grad_())
+    rounded = states.detach().bfloat16()
+    found = token_scores(half, rounded, actions)
+    expected = dense(Head(half.weight.float()), rounded.float(), actions)
+    torch.testing.assert_close(found.logprobs, expected[0], rtol=1e-5, atol=1e-5)
+    found.logprobs.sum().backward()
+    assert half.weight.grad.dtype == torch.bfloat16
+
+
+SMALL = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+FAMILIES = {
+    "tied": (transformers.Qwen3Config, {"tie_word_embeddings": True}),
+    "untied": (transformers.Qwen3Config, {"tie_word_embeddings": False}),
+    "soft cap": (transformers.Gemma2Config, {"final_logit_softcapping": 0.5}),
+    "logits multiplied": (transformers.CohereConfig, {"logit_scale": 0.0625}),
+    "logits divided": (transformers.GraniteConfig, {"logits_scaling": 8.0}),
+    "bias": (transformers.PhiConfig, {}),
+    "learned positions": (transformers.GPT2Config, {"n_embd": 16, "n_layer": 2, "n_head": 2}),
+}
+
+
+def family(name):
+    kind, settings = FAMILIES[name]
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(kind(**(SMALL | settings))).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # far enough from uniform for a cap or a bias to show
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_of_models_is_scored_as_it_scores_itself(name, packed):
+    check_scoring(family(name), packed)
+
+
+def test_the_tied_and_the_untied_model_are_what_they_say():
+    tied, untied = family("tied"), family("untied")
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
+    assert untied.lm_head.weight is not untied.model.embed_tokens.weight
+
+
+def test_a_model_whose_logits_are_bent_in_an_unknown_way_is_refused():
+    model = tiny_model()
+    model.lm_head.register_forward_hook(lambda module, inputs, output: output * 1.5)
+    with pytest.raises(InputError, match="makes its logits in a way that reval does not know"):
+        check_scoring(model)
+
+
+def test_a_model_in_which_packed_trajectories_see_each_other_is_refused():
+    torch.manual_seed(0)
+    settings = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "vocab_size": 40, "pad_token_id": 0}
+    recurrent = transformers.AutoModelForCausalLM.from_config(transformers.MambaConfig(**settings)).eval()
+    with torch.no_grad():
+        recurrent.lm_head.weight.normal_()
+    with pytest.raises(InputError, match=r"learner\.packed: false"):
+        check_scoring(recurrent, packed=True)
