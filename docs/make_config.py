@@ -119,6 +119,8 @@ def _values(annotation: Any, metadata: list[Any]) -> str:
         return ", ".join(f"`{value}`" for value in inner)
     if get_origin(annotation) is tuple:
         return f"two {_values(inner[0], [])}s" if len(inner) == 2 else f"list of {_values(inner[0], [])}"
+    if get_origin(annotation) is dict:
+        return "a value for each name"
     names = {int: "integer", float: "number", str: "text", bool: "`true`, `false`"}
     return names[annotation] + _range(metadata)
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reval_core.answers import Method
+from reval_core.user_code import check_call
 
 
 class Section(BaseModel):
@@ -66,6 +67,17 @@ class WarmStart(Section):
     """The share of demonstrations that carry the right answer; the rest carry plausible mistakes."""
 
 
+class Lora(Section):
+    """Low-rank adapters (peft): the base stays as it is, and is the reference without a second copy."""
+
+    rank: int = Field(16, ge=1)
+    """r, the inner size of an adapter."""
+    alpha: int = Field(32, gt=0)
+    """An adapter's output is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """The layers that get one, by the end of their names; `all-linear` is all but the head."""
+
+
 class Model(Section):
     """The policy before training: a folder of transformers, or a tiny model."""
 
@@ -73,6 +85,8 @@ class Model(Section):
     """A folder (or hub name) that transformers can load, with its tokenizer."""
     tiny: TinyModel | None = None
     warm_start: WarmStart | None = None
+    lora: Lora | None = None
+    """Train adapters instead of the weights; needs `pip install 'reval[lora]'`."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model folder."""
 
@@ -200,28 +214,43 @@ class Reward(Section):
     """A response cut at the length limit counts as wrong, or stays out of the buffer."""
 
 
-class Reval(Section):
+class ResidualObjective(Section):
+    """What the objectives that square a residual have in common. The options are off by default."""
+
+    beta: float = Field(gt=0)
+    """β, the scale of the reward and the strength of the KL to the reference."""
+    huber: float | None = Field(None, gt=0)
+    """Beyond this |Δ| the loss grows as a line. Departs from least squares: an outlier pulls no harder."""
+    clip: float | None = Field(None, gt=0)
+    """|Δ| is clipped to this. Departs from the paper: a trajectory further out teaches nothing."""
+    length_normalised: bool = False
+    """The loss is Δ² by the tokens of the response. Departs from the paper: long responses count for less."""
+    mask_truncated: bool = False
+    """Responses cut at the length limit have no loss. Departs from the paper, where they are wrong answers."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.huber is not None and self.clip is not None and self.huber >= self.clip:
+            raise ValueError("huber: has no effect at or beyond clip; give one of the two, or a smaller one")
+        return self
+
+
+class Reval(ResidualObjective):
     """The paper's Eq. 2: the residual carries V_θ(s_1) − V_ref(s_1)."""
 
     kind: Literal["reval"]
-    beta: float = Field(gt=0)
-    """β, the scale of the reward and the strength of the KL to the reference."""
 
 
-class Tbrm(Section):
+class Tbrm(ResidualObjective):
     """TBRM (arXiv 2505.15311): as ReVal with V_θ(s_1) alone."""
 
     kind: Literal["tbrm"]
-    beta: float = Field(gt=0)
-    """β, as for ReVal."""
 
 
-class Regression(Section):
+class Regression(ResidualObjective):
     """The paper's Eq. 8: as ReVal without the V terms."""
 
     kind: Literal["regression"]
-    beta: float = Field(gt=0)
-    """β, as for ReVal."""
 
 
 class Grpo(Section):
@@ -234,6 +263,41 @@ class Grpo(Section):
     """ε_high: and above at 1 + this."""
     importance_cap: float = Field(2.0, ge=1)
     """The cap of the importance ratio between the trainer and the engine."""
+    mean: Literal["sequence", "token"] = "sequence"
+    """The loss is the mean over a response's tokens, then over responses; or over all an update's tokens (DAPO)."""
+    mask_truncated: bool = False
+    """Responses cut at the length limit have no loss (DAPO's overlong filtering)."""
+
+    @property
+    def beta(self) -> None:
+        """GRPO has no β, and no residual."""
+        return None
+
+
+class CustomObjective(Section):
+    """An objective of your own: a function from Inputs and its settings to Outputs (docs/objectives.md)."""
+
+    kind: Literal["custom"]
+    function: str
+    """Where it is imported from, as `package.module:function`; the working directory is searched as well."""
+    settings: dict[str, float | int | bool | str | None] = {}
+    """What it is given by name. A `beta` here is the β of the residuals that are stored and prioritised by."""
+    mask_truncated: bool = False
+    """Responses cut at the length limit have no loss."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_call(self.function, 1, self.settings)
+        return self
+
+    @property
+    def beta(self) -> float | None:
+        """β, if the function has one."""
+        beta = self.settings.get("beta")
+        return float(beta) if isinstance(beta, int | float) else None
+
+
+Objective = Annotated[Reval | Tbrm | Regression | Grpo | CustomObjective, Field(discriminator="kind")]
 
 
 class Replay(Section):
@@ -269,20 +333,36 @@ class Learner(Section):
     lr: float = Field(gt=0)
     """AdamW's learning rate at its highest."""
     warmup_updates: int = Field(0, ge=0)
-    """The learning rate rises linearly over so many updates, then stays."""
+    """The learning rate rises linearly over so many updates."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Then it stays, or falls to `lr_end` · lr over `decay_updates`."""
+    decay_updates: int | None = Field(None, ge=1)
+    """The updates over which the learning rate falls; a number of its own, so that a run can be made longer."""
+    lr_end: float = Field(0.1, ge=0, le=1)
+    """The share of lr that is left at the end of the fall."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the two moments; not the paper's β."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's decoupled weight decay."""
     grad_clip: float = Field(1.0, gt=0)
     """The largest norm of the gradient."""
+    spike_limit: float | None = Field(None, gt=1)
+    """The run stops when a gradient is so many times the median of the last 100; never if not given."""
     micro_batch_tokens: int = Field(65536, ge=1)
-    """Padded tokens a forward pass; it bounds memory and does not change the result."""
+    """Places a forward pass, padding included; it bounds memory and does not change the result."""
+    packed: bool = False
+    """Lay trajectories end to end, without padding. Worth it with an attention that skips what is masked (GPU)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What matrix products are computed in. Weights, sums and logits are float32 either way."""
+    gradient_checkpointing: bool = False
+    """Keep no activations inside a layer and compute them again: less memory, about a third more time."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError("betas: must hold two numbers from 0 to below 1")
+        if (self.schedule == "constant") != (self.decay_updates is None):
+            raise ValueError("decay_updates: belongs to schedule: linear or cosine, which need it")
         return self
 
 
@@ -344,7 +424,7 @@ class Config(Section):
     rollouts: Rollouts
     verification: Verification = Verification()
     reward: Reward = Reward()
-    objective: Annotated[Reval | Tbrm | Regression | Grpo, Field(discriminator="kind")]
+    objective: Objective
     replay: Replay
     learner: Learner
     reference: Reference = Reference()
@@ -352,6 +432,11 @@ class Config(Section):
     checkpoints: Checkpoints = Checkpoints()
     collapse: Collapse = Collapse()
     tracking: Tracking = Tracking()
+
+    @property
+    def scoring_temperature(self) -> float:
+        """What the learner divides logits by: 1 for Q-values; GRPO's ratios are at what was sampled."""
+        return self.rollouts.temperature if self.objective.kind == "grpo" else 1.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -368,8 +453,11 @@ class Config(Section):
             )
         if shard is not None and shard > rollouts.prompts:
             raise ValueError(f"rollouts.prompts_per_shard: {shard} is more than rollouts.prompts")
-        if self.objective.kind == "grpo" and self.replay.sampling == "prioritised":
-            raise ValueError("replay.sampling: GRPO has no residual to prioritise by; take uniform or fresh")
+        if self.objective.beta is None and self.replay.sampling == "prioritised":
+            raise ValueError(
+                f"replay.sampling: {self.objective.kind} without a beta has no residual to prioritise by; "
+                "take uniform or fresh"
+            )
         if self.model.warm_start is not None and self.problems.train.arithmetic is None:
             raise ValueError("model.warm_start: demonstrations are made for arithmetic problems only")
         return self

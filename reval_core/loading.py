@@ -120,9 +120,10 @@ def _place(field: Field, places: dict[Field, str], path: Path) -> str:
 
 def _without_tags(location: Field) -> Field:
     """A Pydantic location without the union tags that it inserts (`objective.reval.beta`)."""
+    kinds = {_tag(model) for model in _sections(Config.model_fields["objective"].annotation)}
     field: Field = ()
     for part in location:
-        tagged = field == ("objective",) and part in {"reval", "tbrm", "regression", "grpo"}
+        tagged = field == ("objective",) and part in kinds
         if not tagged:
             field = (*field, part)
     return field

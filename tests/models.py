@@ -6,10 +6,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from reval_core.batches import Rows, collate
 from reval_core.config import TinyModel
 from reval_core.learner import Drawn
 from reval_core.models import make_tiny_model
-from reval_core.scoring import Rows, collate, score
+from reval_core.objectives import Inputs, Outputs
+from reval_core.scoring import score
 
 TINY = TinyModel(layers=2, width=32, heads=2, feed_forward=64)
 VOCABULARY = 3 + len(TINY.characters)
@@ -45,6 +47,7 @@ def drawn(model: PreTrainedModel, count: int = 8, seed: int = 0, reward: float |
         written=[np.ones(len(response), dtype=bool) for response in responses],
         engine_logprobs=logprobs,
         old_logprobs=logprobs,
+        truncated=np.zeros(count, dtype=bool),
         weight=np.ones(count, dtype=np.float32),
         reward=rewards.astype(np.float32),
         advantage=(rewards - rewards.mean()).astype(np.float32),
@@ -52,3 +55,11 @@ def drawn(model: PreTrainedModel, count: int = 8, seed: int = 0, reward: float |
         value_ref=scores.value.numpy().copy(),
         identity=f"draw {seed}",
     )
+
+
+def margin_objective(inputs: Inputs, beta: float = 1.0, margin: float = 0.0) -> Outputs:
+    """An objective such as a user writes: ReVal's residual, of which the first `margin` is free."""
+    delta = inputs.value - inputs.value_ref + inputs.logprobs.sum(dim=1) - inputs.log_ref - inputs.reward / beta
+    over = (delta.abs() - margin).clamp(min=0)
+    quiet = delta.detach()
+    return Outputs(over.square(), quiet, quiet * 0, quiet * 0, {"over": over.detach()})

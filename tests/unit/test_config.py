@@ -13,13 +13,20 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from reval_core.answers import Method
-from reval_core.config import Config, Grpo, Regression, Reval, Tbrm
+from reval_core.config import Config, CustomObjective, Grpo, Regression, Reval, Tbrm
 from reval_core.errors import InputError
 from reval_core.loading import load_config
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-OBJECTIVES = {Reval: "reval", Tbrm: "tbrm", Regression: "regression", Grpo: "grpo"}
+CUSTOM = "tests.models:margin_objective"
+OBJECTIVES = {
+    Reval: "kind: reval, beta: 1",
+    Tbrm: "kind: tbrm, beta: 1",
+    Regression: "kind: regression, beta: 1",
+    Grpo: "kind: grpo",
+    CustomObjective: f"kind: custom, function: '{CUSTOM}'",
+}
 
 RUN = """\
 seed: 0
@@ -87,7 +94,7 @@ def types(field: FieldInfo) -> set[Any]:
 def ground(key: str, model: type[BaseModel]) -> list[str]:
     """Overrides that bring in the section of a key which RUN does without."""
     if model in OBJECTIVES:
-        return [f"objective={{kind: {OBJECTIVES[model]}{', beta: 1' if model is not Grpo else ''}}}"]
+        return [f"objective={{{OBJECTIVES[model]}}}"]
     return ["model.warm_start.steps=1"] if key.startswith("model.warm_start.") else []
 
 
@@ -177,7 +184,7 @@ def test_a_complaint_names_file_line_and_field(
             "  beta: 0.05",
             "  beta: 1\n  clip_low: 0.2",
             "run.yaml:15: objective.clip_low: ",
-            "known here: kind, beta",
+            "unknown key",
         ),
     ],
 )
@@ -255,7 +262,9 @@ def test_centred_rewards_with_one_sample_are_refused_where_the_kind_stands(refus
 
 def test_grpo_cannot_draw_by_a_residual(refused: Refused) -> None:
     message = refused(RUN, "objective={kind: grpo}", "replay.sampling=prioritised")
-    assert message.startswith("--set replay.sampling=prioritised: replay.sampling: GRPO has no residual")
+    assert message.startswith(
+        "--set replay.sampling=prioritised: replay.sampling: grpo without a beta has no residual"
+    )
 
 
 def test_a_warm_start_needs_arithmetic(refused: Refused) -> None:
@@ -272,9 +281,11 @@ def test_a_required_key_that_is_left_out_is_named(refused: Refused) -> None:
             section = values
             for part in sections:
                 section = section.setdefault(part, {})
-            section.pop(name, None)
             if model in OBJECTIVES:
-                section["kind"] = OBJECTIVES[model]
+                section |= yaml.safe_load(f"{{{OBJECTIVES[model]}}}")
+                if model in (Grpo, CustomObjective):
+                    section.pop("beta")
+            section.pop(name, None)
             messages[key, model] = refused(yaml.safe_dump(values, sort_keys=False))
     assert len(messages) > 12
     assert [key for key, message in messages.items() if not message.endswith(f": {key[0]}: is missing")] == []

@@ -8,12 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reval_core.objectives import (
-    FLOOR,
     Inputs,
+    above_noise,
     grpo,
     make_objective,
     regression,
-    residual_floor,
     reval,
     step_residuals,
     tbrm,
@@ -41,6 +40,9 @@ def random_inputs(seed: int, rows: int = 6, steps: int = 5, dtype: torch.dtype =
         advantage=normal(rows),
         old_logprobs=(logprobs + 0.3 * normal(rows, steps)).detach() * mask,
         engine_logprobs=(logprobs + 0.3 * normal(rows, steps)).detach() * mask,
+        truncated=torch.zeros(rows, dtype=torch.bool),
+        noise=1e-5,
+        mean_tokens=float(mask.sum() / rows),
     )
 
 
@@ -133,12 +135,11 @@ def test_equal_policies_with_shifted_logits_are_not_calibrated():
 def test_a_residual_within_the_noise_of_a_stored_score_is_no_residual():
     log_ref = torch.tensor([-3.0, -3.0, -900.0])
     delta = torch.tensor([3e-5, 5e-5, 5e-3], requires_grad=True)
-    floored = residual_floor(delta, log_ref)
+    floored = above_noise(delta, log_ref, 1e-5)
     assert floored.tolist() == [0.0, pytest.approx(5e-5), 0.0]
     floored.square().sum().backward()
     assert delta.grad is not None
     assert delta.grad[0] == 0 == delta.grad[2]
-    assert FLOOR * 901 > 5e-3
 
 
 def grpo_of(inputs: Inputs):
@@ -180,7 +181,7 @@ def test_grpo_clips_higher_above_than_below():
         engine_logprobs=old,
         advantage=torch.ones(2, dtype=torch.float64),
     )
-    assert grpo_of(up).clipped.tolist() == [0.0, 1.0]
+    assert grpo_of(up).metrics["clipped"].tolist() == [0.0, 1.0]
     gradient, _ = gradients(grpo_of, up)
     assert gradient[0] != 0
     assert gradient[1] == 0
