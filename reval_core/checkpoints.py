@@ -6,12 +6,13 @@ import json
 import shutil
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from reval_core.adapters import has_adapters, save_adapters
 from reval_core.errors import Damaged
 from reval_core.files import publish_folder, read_json
 from reval_core.learner import Learner
@@ -24,13 +25,21 @@ if TYPE_CHECKING:
 def save_checkpoint(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase) -> str:
     """Publish the learner's state to `folder` and return the digest of its weights.
 
-    transformers loads the folder as a model.
+    transformers loads the folder as a model; of a run with LoRA, as adapters of the model in `RunFolder.base`.
     """
     content = policy_digest(learner.model)
-    state = {"policy": learner.policy, "content": content, "updates_done": learner.updates_done}
+    state = {
+        "policy": learner.policy,
+        "content": content,
+        "updates_done": learner.updates_done,
+        "gradient_norms": list(learner.guard.norms),
+    }
 
     def write(partial: Path) -> None:
-        save_model(learner.model, tokenizer, partial)
+        if has_adapters(learner.model):
+            save_adapters(learner.model, partial)
+        else:
+            save_model(learner.model, tokenizer, partial)
         save_file(_optimizer_tensors(learner), partial / "optimizer.safetensors")
         (partial / "learner.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
@@ -38,8 +47,8 @@ def save_checkpoint(folder: Path, learner: Learner, tokenizer: PreTrainedTokeniz
     return content
 
 
-def checkpoint_state(folder: Path) -> dict[str, str]:
-    """The identity (`policy`), the weights' digest (`content`) and `updates_done` of a checkpoint.
+def checkpoint_state(folder: Path) -> dict[str, Any]:
+    """The identity (`policy`), the weights' digest (`content`) and the counters of a checkpoint.
 
     Raises Damaged if `folder` is no checkpoint.
     """
@@ -64,7 +73,8 @@ def restore_optimizer(folder: Path, learner: Learner) -> None:
         }
         if kept:
             learner.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in kept.items()}
-    learner.updates_done = int(state["updates_done"])
+    learner.updates_done = state["updates_done"]
+    learner.guard.norms.extend(state["gradient_norms"])
     learner.policy = state["policy"]
 
 

@@ -23,7 +23,7 @@ class DrawReader:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        tokens = ("prompt_tokens", "response_tokens", "loss_mask", "engine_logprobs")
+        tokens = ("prompt_tokens", "response_tokens", "loss_mask", "engine_logprobs", "finish_reason")
         self._shards = RowReader(folder.path, tokens)
         self._scores = RowReader(folder.path, ("policy_logprobs",))
 
@@ -48,6 +48,7 @@ class DrawReader:
             written=list_rows(tokens.column("loss_mask")),
             engine_logprobs=list_rows(tokens.column("engine_logprobs")),
             old_logprobs=list_rows(scores.column("policy_logprobs")),
+            truncated=np.array(tokens.column("finish_reason").to_pylist()) == "length",
             weight=_floats(draw, "weight"),
             reward=_floats(draw, "reward"),
             advantage=_floats(draw, "advantage"),

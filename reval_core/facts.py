@@ -114,7 +114,7 @@ SCHEMAS: dict[Table, pa.Schema] = {
         ("tokens", pa.int64()),
         ("loss", pa.float64()),
         ("delta_abs", pa.float64()),
-        ("clipped", pa.float64()),
+        ("metrics", pa.map_(pa.string(), pa.float64())),
         ("grad_norm", pa.float64()),
         ("lr", pa.float64()),
         ("effective_sample_size", pa.float64()),

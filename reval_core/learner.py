@@ -6,24 +6,35 @@ reference model is loaded, and memory is that of supervised fine-tuning.
 A policy's identity is a chain: the next policy's is a digest of this policy's, of every drawn trajectory and of
 the learner's settings and versions. So a policy can be named before its weights exist, and made again from a
 checkpoint and the recorded draws.
+
+Under `accelerate launch` every process holds a learner and calls `learn` with the same draws. Each takes its share
+of the micro-batches, gradients are averaged before the step, and every process returns the whole update.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import accelerate
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from reval_core import config
-from reval_core.errors import RunStopped
+from reval_core.batches import Rows, collate, micro_batches, pad_rows
 from reval_core.files import digest
+from reval_core.guards import Guard
+from reval_core.models import checkpointed_layers
 from reval_core.objectives import Inputs, Outputs, make_objective
-from reval_core.scoring import Rows, Scores, collate, micro_batches, pad_rows, score
+from reval_core.objectives.residuals import NOISE
+from reval_core.scoring import Scorer, Scores
+from reval_core.user_code import code_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,7 +42,10 @@ if TYPE_CHECKING:
 Tick = Callable[[int, int], None]
 """Told how many of how many pieces of a long piece of work are done."""
 
-LEARNER_VERSION = "1"
+Part = tuple[list[int], dict[str, np.ndarray]]
+"""Rows of a draw, and what the objective made of them by name, an array each."""
+
+LEARNER_VERSION = "2"
 """Raised when a change of this code changes the weights that come out."""
 
 
@@ -46,6 +60,8 @@ class Drawn:
     engine_logprobs: Rows
     old_logprobs: Rows
     """log π(a_h|s_h) of the policy that wrote the response, by the trainer."""
+    truncated: np.ndarray
+    """[B] bool: the response was cut at the length limit."""
     weight: np.ndarray
     """[B] importance weights of the draw."""
     reward: np.ndarray
@@ -67,11 +83,12 @@ class Update:
     grad_norm: float
     lr: float
     tokens: int
-    clipped: float
     seconds: float
     delta: np.ndarray
     value_term: np.ndarray
     log_ratio: np.ndarray
+    metrics: dict[str, float]
+    """The objective's own, as means over the trajectories."""
 
 
 class Learner:
@@ -80,29 +97,43 @@ class Learner:
     def __init__(
         self,
         model: PreTrainedModel,
-        objective: config.Reval | config.Tbrm | config.Regression | config.Grpo,
+        objective: config.Objective,
         settings: config.Learner,
         policy: str,
+        temperature: float = 1.0,
     ) -> None:
         self.model = model
         self.policy: str | None = policy
         """The identity of the weights, or None while updates are under way."""
         self.updates_done = 0
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=settings.lr,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        self.guard = Guard(settings.spike_limit)
         self._settings = settings
+        self._temperature = temperature
         self._objective = make_objective(**objective.model_dump())
+        self._accelerator = accelerate.Accelerator(
+            # Without it, processes that find no GPU would each train alone.
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="bf16" if settings.precision == "bfloat16" else "no",
+        )
+        self._scorer, self.optimizer = self._accelerator.prepare(
+            Scorer(model),
+            torch.optim.AdamW(
+                [parameter for parameter in model.parameters() if parameter.requires_grad],
+                lr=settings.lr,
+                betas=settings.betas,
+                weight_decay=settings.weight_decay,
+                fused=True,
+            ),
+        )
         self._identity = [
             LEARNER_VERSION,
             objective.model_dump(),
+            code_digest(objective.function) if objective.kind == "custom" else None,
             settings.model_dump(),
+            temperature,
             torch.__version__,
             torch.get_num_threads(),
+            self._accelerator.num_processes,
             str(next(model.parameters()).dtype),
         ]
 
@@ -115,93 +146,136 @@ class Learner:
 
         `tick` is told how many of how many updates are done. An interruption leaves `policy` None: the weights
         have no name then and must be rebuilt.
-        Raises RunStopped, naming trajectories, if a loss or the gradient is not finite.
+        Raises RunStopped, naming trajectories, if a loss or the gradient is not finite or is a spike.
         """
         assert self.policy is not None, "weights without a name cannot be trained further"
         batches = list(draws)
         after = self.next_policy(self.policy, batches)
         self.policy = None
         updates = []
-        for drawn in batches:
-            updates.append(self._update(drawn))
-            tick(len(updates), len(batches))
+        with checkpointed_layers(self.model) if self._settings.gradient_checkpointing else nullcontext():
+            for drawn in batches:
+                updates.append(self._update(drawn))
+                tick(len(updates), len(batches))
         self.policy = after
         return updates
 
     def _update(self, drawn: Drawn) -> Update:
         started = time.perf_counter()
-        lr = self._schedule()
+        lr = learning_rate(self._settings, self.updates_done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        outputs = [(rows, self._backward(drawn, rows)) for rows in self._micro_batches(drawn)]
-        loss, delta, value_term, log_ratio, clipped = _gathered(outputs)
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.grad_clip)
-        if not torch.isfinite(grad_norm):
-            largest = drawn.ids[np.argsort(-np.abs(delta))[:5]].tolist()
-            raise RunStopped(f"the gradient is not finite; the largest residuals are of trajectories {largest}")
+        found = self._whole(self._gradients(drawn))
+        norm = float(self._accelerator.clip_grad_norm_(self._scorer.parameters(), self._settings.grad_clip))
+        loss = found.pop("loss") * drawn.weight
+        self.guard.check(drawn.ids, loss, norm)
         self.optimizer.step()
         self.updates_done += 1
         return Update(
-            loss=float(np.mean(loss * drawn.weight)),
-            grad_norm=float(grad_norm),
+            loss=float(np.mean(loss)),
+            grad_norm=norm,
             lr=lr,
             tokens=sum(len(response) for response in drawn.responses),
-            clipped=float(np.mean(clipped)),
             seconds=time.perf_counter() - started,
-            delta=delta,
-            value_term=value_term,
-            log_ratio=log_ratio,
+            delta=found.pop("delta"),
+            value_term=found.pop("value_term"),
+            log_ratio=found.pop("log_ratio"),
+            metrics={name: float(np.mean(values)) for name, values in found.items()},
         )
 
-    def _micro_batches(self, drawn: Drawn) -> list[list[int]]:
-        lengths = [len(p) + len(r) for p, r in zip(drawn.prompts, drawn.responses, strict=True)]
-        return list(micro_batches(lengths, self._settings.micro_batch_tokens))
+    @property
+    def processes(self) -> int:
+        """How many processes learn together."""
+        count: int = self._accelerator.num_processes
+        return count
 
-    def _backward(self, drawn: Drawn, rows: list[int]) -> Outputs:
-        """Add the gradient of these rows' part of the loss, mean_τ weight(τ) · loss(τ)."""
-        device = next(self.model.parameters()).device
-        batch = collate(
-            *([source[row] for row in rows] for source in (drawn.prompts, drawn.responses, drawn.written))
-        )
-        outputs = self._objective(_inputs(drawn, rows, score(self.model, batch.to(device))))
-        if not torch.isfinite(outputs.loss).all():
-            bad = drawn.ids[rows][~torch.isfinite(outputs.loss).cpu().numpy()].tolist()
-            raise RunStopped(f"the loss is not finite for trajectories {bad[:5]}; look at them with reval sql")
+    def state(self) -> dict[str, Tensor]:
+        """The model's weights by name, whole, also where processes hold a part each. Every process must ask."""
+        state = self._accelerator.get_state_dict(self._scorer)
+        return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The precision that the learner computes in, for whoever scores with its model outside of an update."""
+        return self._accelerator.autocast()
+
+    def _gradients(self, drawn: Drawn) -> list[Part]:
+        """Add up the gradients of this process's micro-batches; the last one averages them over the processes."""
+        parts = []
+        mine = self._share(drawn)
+        for number, rows in enumerate(mine, start=1):
+            with nullcontext() if number == len(mine) else self._accelerator.no_sync(self._scorer):
+                if rows:
+                    parts.append((rows, self._backward(drawn, rows, share=1.0)))
+                else:  # this process has one micro-batch less, and the others wait for it
+                    self._backward(drawn, [0], share=0.0)
+        return parts
+
+    def _share(self, drawn: Drawn) -> list[list[int]]:
+        """The micro-batches of this process; as many as every other has, for which one may be empty."""
+        lengths = [
+            len(prompt) + len(response) for prompt, response in zip(drawn.prompts, drawn.responses, strict=True)
+        ]
+        groups = list(micro_batches(lengths, self._settings.micro_batch_tokens, self._settings.packed))
+        processes = self._accelerator.num_processes
+        groups += [[]] * (-len(groups) % processes)
+        return groups[self._accelerator.process_index :: processes]
+
+    def _backward(self, drawn: Drawn, rows: list[int], share: float) -> dict[str, np.ndarray]:
+        """Add the gradient of `share` of these rows' part of the loss, mean_τ weight(τ) · loss(τ)."""
+        device = self._accelerator.device
+        sources = (drawn.prompts, drawn.responses, drawn.written)
+        batch = collate(*([source[row] for row in rows] for source in sources), packed=self._settings.packed)
+        scores = self._scorer(batch.to(device), self._temperature)
+        outputs = self._objective(self._inputs(drawn, rows, scores))
         weight = torch.from_numpy(drawn.weight[rows]).to(device)
-        ((outputs.loss * weight).sum() / len(drawn)).backward()
-        return Outputs(*(part.detach() for part in outputs))
+        # Gradients are averaged over the processes, and the loss is a mean over the draw.
+        share *= self._accelerator.num_processes / len(drawn)
+        self._accelerator.backward((outputs.loss * weight).sum() * share)
+        return {name: column.detach().cpu().numpy() for name, column in _columns(outputs).items()}
 
-    def _schedule(self) -> float:
-        """Set and return the learning rate of the coming update: a linear warm-up, then constant."""
-        warmup = self._settings.warmup_updates
-        lr = self._settings.lr * min(1.0, (self.updates_done + 1) / (warmup + 1))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        return lr
+    def _inputs(self, drawn: Drawn, rows: list[int], scores: Scores) -> Inputs:
+        device, horizon = scores.logprobs.device, scores.logprobs.shape[1]
+
+        def padded(source: Rows) -> Tensor:
+            return torch.from_numpy(pad_rows([source[row] for row in rows], horizon, np.float32)[0]).to(device)
+
+        def column(source: np.ndarray) -> Tensor:
+            return torch.from_numpy(source[rows]).to(device)
+
+        return Inputs(
+            logprobs=scores.logprobs,
+            mask=padded(drawn.written).bool(),
+            value=scores.value,
+            log_ref=column(drawn.log_ref),
+            value_ref=column(drawn.value_ref),
+            reward=column(drawn.reward),
+            advantage=column(drawn.advantage),
+            old_logprobs=padded(drawn.old_logprobs),
+            engine_logprobs=padded(drawn.engine_logprobs),
+            truncated=column(drawn.truncated),
+            noise=NOISE[self._settings.precision],
+            mean_tokens=sum(int(one.sum()) for one in drawn.written) / len(drawn),
+        )
+
+    def _whole(self, parts: list[Part]) -> dict[str, np.ndarray]:
+        """The outputs of all micro-batches of all processes, [B] each, in the order of the draw."""
+        if self._accelerator.num_processes > 1:
+            parts = gather_object(parts)
+        order = np.argsort(np.concatenate([rows for rows, _ in parts]))
+        return {name: np.concatenate([columns[name] for _, columns in parts])[order] for name in parts[0][1]}
 
 
-def _inputs(drawn: Drawn, rows: list[int], scores: Scores) -> Inputs:
-    device, horizon = scores.logprobs.device, scores.logprobs.shape[1]
-
-    def padded(source: Rows) -> Tensor:
-        return torch.from_numpy(pad_rows([source[row] for row in rows], horizon, np.float32)[0]).to(device)
-
-    def column(source: np.ndarray) -> Tensor:
-        return torch.from_numpy(source[rows]).to(device)
-
-    return Inputs(
-        logprobs=scores.logprobs,
-        mask=padded(drawn.written).bool(),
-        value=scores.value,
-        log_ref=column(drawn.log_ref),
-        value_ref=column(drawn.value_ref),
-        reward=column(drawn.reward),
-        advantage=column(drawn.advantage),
-        old_logprobs=padded(drawn.old_logprobs),
-        engine_logprobs=padded(drawn.engine_logprobs),
-    )
+def learning_rate(settings: config.Learner, updates_done: int) -> float:
+    """The learning rate of the next update: a linear rise, then constant, or a line or cosine to lr_end · lr."""
+    rise = min(1.0, (updates_done + 1) / (settings.warmup_updates + 1))
+    if settings.decay_updates is None:
+        return settings.lr * rise
+    way = min(1.0, max(0, updates_done - settings.warmup_updates) / settings.decay_updates)
+    left = 1 - way if settings.schedule == "linear" else (1 + math.cos(math.pi * way)) / 2
+    return settings.lr * rise * (settings.lr_end + (1 - settings.lr_end) * left)
 
 
-def _gathered(outputs: list[tuple[list[int], Outputs]]) -> list[np.ndarray]:
-    """The outputs of the micro-batches as one array each, in the order of the draw."""
-    order = np.argsort(np.concatenate([rows for rows, _ in outputs]))
-    return [torch.cat(parts).cpu().numpy()[order] for parts in zip(*(out for _, out in outputs), strict=True)]
+def _columns(outputs: Outputs) -> dict[str, Tensor]:
+    known = {name: getattr(outputs, name) for name in ("loss", "delta", "value_term", "log_ratio")}
+    return known | outputs.metrics

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
+from reval_core.batches import collate
 from reval_core.config import Model, TinyModel
 from reval_core.errors import InputError
+from reval_core.scoring import score
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -65,6 +70,56 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     logging.disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@torch.inference_mode()
+def check_scoring(model: PreTrainedModel, packed: bool = False) -> None:
+    """See that `scoring.score` gives what a log-softmax of the model's own logits gives, for two short texts.
+
+    It would not where a family of models does to its logits what `head.Head` does not know of, or where packed
+    trajectories can see each other. Raises InputError.
+    """
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(vocabulary, size=length) for length in (9, 6)]
+    batch = collate([text[:2] for text in texts], [text[2:] for text in texts], packed=packed)
+    found = score(model, batch.to(model.device)).logprobs.cpu()
+    for row, text in zip(found, texts, strict=True):
+        tokens = torch.from_numpy(text).to(model.device)
+        logits = model(tokens[None]).logits[0, 1:-1].float()
+        expected = logits.log_softmax(dim=-1).gather(1, tokens[2:, None]).squeeze(1).cpu()
+        error = float((row[: len(expected)] - expected).abs().max())
+        if not error < 1e-3:
+            raise InputError(
+                f"model.path: reval's log-probabilities differ from the model's own by {error:.2g} nats; "
+                + (
+                    "packed trajectories see each other in this model, or its logits are made in a way that reval "
+                    "does not know; try learner.packed: false"
+                    if packed
+                    else f"{type(model).__name__} makes its logits in a way that reval does not know"
+                )
+            )
+
+
+@contextmanager
+def checkpointed_layers(model: PreTrainedModel) -> Iterator[None]:
+    """Keep no activations inside the layers; the backward pass computes them again.
+
+    transformers checkpoints only layers in training mode. Here the mode is set on the layers alone, not on what is
+    inside them: dropout stays off.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        model.gradient_checkpointing_disable()
+        for layer in layers:
+            layer.training = False
 
 
 def policy_digest(model: nn.Module) -> str:

@@ -44,6 +44,8 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.database = self.path / "replay.duckdb"
         self.checkpoints = self.path / "checkpoints"
+        self.base = self.checkpoints / "base"
+        """The frozen model under the adapters, of a run with LoRA."""
         self.cache = self.path / "cache"
         self.attempts = self.path / "attempts"
 

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from reval_core.adapters import add_adapters, load_adapters, swapped_adapters
 from reval_core.checkpoints import checkpoint_rounds, checkpoint_state, restore_optimizer
 from reval_core.config import Config
 from reval_core.draws import DrawReader
@@ -100,16 +102,28 @@ class Session:
         """Tell how far the stage at work is."""
         self.progress(*self.stage_now, done, total)
 
-    def reference_model(self, reference: Policy) -> PreTrainedModel:
-        """The reference's weights, from its checkpoint: a second model, for as long as the caller keeps it."""
+    @contextmanager
+    def reference_model(self, reference: Policy) -> Iterator[PreTrainedModel]:
+        """The reference, from its checkpoint, while the context lasts.
+
+        It is a second model, or with LoRA the learner's own with the reference's adapters in it.
+        """
         folder = self.folder.checkpoint(reference.round)
         if checkpoint_state(folder)["policy"] != reference.identity:
             raise Damaged(f"{folder}: is not the reference that this run recorded")
-        return load_model(folder, self.config.model.trust_remote_code)
+        if self.config.model.lora is None:
+            yield load_model(folder, self.config.model.trust_remote_code).to(self.device)
+        else:
+            assert self._learner is not None, "the reference's adapters go into the learner's model"
+            with swapped_adapters(self._learner.model, folder) as model:
+                yield model
 
     def new_learner(self, model: PreTrainedModel, identity: str) -> Learner:
         """A learner with this run's settings and a fresh optimizer."""
-        return Learner(model.to(self.device), self.config.objective, self.config.learner, identity)
+        config = self.config
+        return Learner(
+            model.to(self.device), config.objective, config.learner, identity, config.scoring_temperature
+        )
 
     def other_seconds(self) -> float:
         """The time since this was asked for last (or the session was opened) in which no stage worked."""
@@ -142,12 +156,21 @@ class Session:
         self.store.close()
         self.attempt.touch()
 
+    def _load(self, checkpoint: Path) -> PreTrainedModel:
+        settings = self.config.model
+        if settings.lora is None:
+            return load_model(checkpoint, settings.trust_remote_code)
+        model = load_model(self.folder.base, settings.trust_remote_code)
+        add_adapters(model, settings.lora, self.config.seed)
+        load_adapters(model, checkpoint)
+        return model
+
     def _rebuild(self, policy: Policy) -> Learner:
         saved = [number for number in checkpoint_rounds(self.folder.checkpoints) if number <= policy.round]
         if not saved:
             raise Damaged(f"{self.folder.checkpoints}: no checkpoint to rebuild round {policy.round} from")
         folder = self.folder.checkpoint(max(saved))
-        model = load_model(folder, self.config.model.trust_remote_code)
+        model = self._load(folder)
         learner = self.new_learner(model, checkpoint_state(folder)["policy"])
         restore_optimizer(folder, learner)
         for number in range(max(saved) + 1, policy.round + 1):

@@ -30,6 +30,7 @@ _TYPES = {
     pa.list_(pa.int32()): "INTEGER[]",
     pa.list_(pa.float32()): "REAL[]",
     pa.list_(pa.bool_()): "BOOLEAN[]",
+    pa.map_(pa.string(), pa.float64()): "MAP(VARCHAR, DOUBLE)",
 }
 
 # Texts stay in the shards with the tokens: they would be most of the database.

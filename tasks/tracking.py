@@ -144,8 +144,16 @@ def _metrics(folder: RunFolder, round: int) -> list[Any]:
     else:
         row = read_table(folder.path / folder.facts(round, "rounds")).to_pylist()[0]
         seconds = row.pop("ended_at").timestamp()
+        row |= _objective_metrics(folder, round)
     milliseconds = int(seconds * 1000)
     return [Metric(name, float(value), milliseconds, round) for name, value in row.items() if value is not None]
+
+
+def _objective_metrics(folder: RunFolder, round: int) -> dict[str, float]:
+    """The objective's own metrics, as means over the round's updates."""
+    updates = read_table(folder.path / folder.facts(round, "updates"), ("metrics",))
+    rows = [dict(metrics) for metrics in updates.column("metrics").to_pylist()]
+    return {f"objective/{name}": sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,9 +10,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from reval_core.batches import TokenBatch, collate, micro_batches
+from reval_core.config import Config
 from reval_core.facts import Manifest, read_table
+from reval_core.learner import Learner
 from reval_core.objectives import step_residuals
-from reval_core.scoring import Scores, TokenBatch, collate, micro_batches, score
+from reval_core.scoring import Scores, score
 from reval_core.session import Policy, Session
 from reval_core.stages.stage import Outcome, publish, settings, stage
 from reval_core.trajectories import list_rows
@@ -37,8 +40,14 @@ def _inputs(
         policy.identity,
         reference.identity,
         settings(config.objective),
-        config.learner.micro_batch_tokens,
+        scoring_settings(config),
     ]
+
+
+def scoring_settings(config: Config) -> list[Any]:
+    """What a trajectory's scores depend on beside its tokens and the policies."""
+    learner = config.learner
+    return [learner.micro_batch_tokens, learner.packed, learner.precision, config.scoring_temperature]
 
 
 @stage(inputs=_inputs)
@@ -60,18 +69,20 @@ def score_trajectories(
     `rows` has the token columns of trajectories; `reward` is null where the verdict says nothing. When the two
     policies are one, the model is run once and the two scores are equal to the bit.
     """
-    model = session.learner_at(policy).model
-    model_ref = model if reference == policy else session.reference_model(reference).to(model.device)
-    beta = getattr(session.config.objective, "beta", None)  # GRPO has none, and no residual
+    config = session.config
+    learner = session.learner_at(policy)
+    by_reference = None if reference == policy else _by_reference(session, rows, learner, reference)
     rewards = reward.to_numpy(zero_copy_only=False).astype(np.float32)
     parts: list[dict[str, Any]] = []
     # Not around the lines above: a policy that is rebuilt there needs gradients.
-    with torch.inference_mode():
-        for chosen, batch, engine, temperature in _batches(session, rows):
-            scores = score(model, batch)
-            scores_ref = scores if model_ref is model else score(model_ref, batch)
-            sampled = scores if temperature == 1.0 else score(model, batch, temperature)
-            part = _columns(batch, scores, scores_ref, rewards[chosen], beta)
+    with torch.inference_mode(), learner.autocast():
+        for number, (chosen, batch, engine, temperature) in enumerate(_batches(session, rows)):
+            scores = score(learner.model, batch, config.scoring_temperature, entropy=True)
+            sampled = scores
+            if temperature != config.scoring_temperature:
+                sampled = score(learner.model, batch, temperature)
+            scores_ref = scores if by_reference is None else by_reference[number]
+            part = _columns(batch, scores, scores_ref, rewards[chosen], config.objective.beta)
             parts.append({"row": chosen, "engine_gap": _gap(sampled.logprobs, engine, batch), **part})
             session.tick(sum(len(part["row"]) for part in parts), len(rows))
     columns = _in_order(parts)
@@ -99,6 +110,13 @@ def score_trajectories(
     )
 
 
+def _by_reference(session: Session, rows: pa.Table, learner: Learner, reference: Policy) -> list[Scores]:
+    """What the reference says of each batch. Its weights are gone again before the policy's turn."""
+    with session.reference_model(reference) as model, torch.inference_mode(), learner.autocast():
+        temperature = session.config.scoring_temperature
+        return [score(model, batch, temperature) for _, batch, _, _ in _batches(session, rows)]
+
+
 def _batches(session: Session, rows: pa.Table) -> Iterator[tuple[list[int], TokenBatch, Tensor, float]]:
     """Micro-batches of like length: the rows chosen, their tokens, the engine's log-probs, the temperature."""
     device = session.device
@@ -106,8 +124,10 @@ def _batches(session: Session, rows: pa.Table) -> Iterator[tuple[list[int], Toke
     written, engine = list_rows(rows.column("loss_mask")), list_rows(rows.column("engine_logprobs"))
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     temperature = rows.column("temperature")[0].as_py()
-    for chosen in micro_batches(lengths, session.config.learner.micro_batch_tokens):
-        batch = collate(*([source[row] for row in chosen] for source in (prompts, responses, written)))
+    settings = session.config.learner
+    for chosen in micro_batches(lengths, settings.micro_batch_tokens, settings.packed):
+        sources = (prompts, responses, written)
+        batch = collate(*([source[row] for row in chosen] for source in sources), packed=settings.packed)
         logprobs = torch.zeros(batch.mask.shape)
         logprobs[batch.mask] = torch.from_numpy(np.concatenate([engine[row] for row in chosen]))
         yield chosen, batch.to(device), logprobs.to(device), temperature
@@ -123,6 +143,7 @@ def _columns(
         scores.values, scores_ref.values, scores.logprobs, scores_ref.logprobs, batch.mask, scaled
     )
     tokens = batch.mask.sum(dim=1)
+    assert scores.entropies is not None
     return {
         "log_ref": scores_ref.log_policy.cpu().numpy(),
         "value_ref": scores_ref.value.cpu().numpy(),

@@ -13,6 +13,7 @@ from reval_core.learner import LEARNER_VERSION, Drawn, Update
 from reval_core.sampling import effective_sample_size
 from reval_core.session import Policy, Session
 from reval_core.stages.stage import Outcome, publish, settings, stage
+from reval_core.user_code import code_digest
 
 
 def _inputs(session: Session, round: int, draws: Manifest, policy: Policy) -> list[Any]:
@@ -21,6 +22,7 @@ def _inputs(session: Session, round: int, draws: Manifest, policy: Policy) -> li
         draws.digest,
         policy.identity,
         settings(config.objective),
+        code_digest(config.objective.function) if config.objective.kind == "custom" else None,
         settings(config.learner),
         LEARNER_VERSION,
     ]
@@ -59,7 +61,9 @@ def _updates(round: int, draws: list[Drawn], updates: list[Update]) -> pa.Table:
             "tokens": [update.tokens for update in updates],
             "loss": [update.loss for update in updates],
             "delta_abs": [float(np.abs(update.delta).mean()) for update in updates],
-            "clipped": [update.clipped for update in updates],
+            "metrics": pa.array(
+                [list(update.metrics.items()) for update in updates], pa.map_(pa.string(), pa.float64())
+            ),
             "grad_norm": [update.grad_norm for update in updates],
             "lr": [update.lr for update in updates],
             "effective_sample_size": [effective_sample_size(drawn.weight) for drawn in draws],

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from reval_core.session import Policy, Session
-from reval_core.stages.consistency import TOKEN_COLUMNS, score_trajectories
+from reval_core.stages.consistency import TOKEN_COLUMNS, score_trajectories, scoring_settings
 from reval_core.stages.stage import Outcome, publish, settings, stage
 from reval_core.trajectories import RowReader
 
@@ -18,7 +18,7 @@ def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
         policy.identity,
         config.replay.capacity,
         settings(config.objective),
-        config.learner.micro_batch_tokens,
+        scoring_settings(config),
     ]
 
 

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reval_core.adapters import add_adapters
 from reval_core.checkpoints import save_checkpoint
 from reval_core.files import digest, publish_folder
-from reval_core.models import load_model, make_tiny_model, policy_digest, save_model
+from reval_core.models import check_scoring, load_model, make_tiny_model, policy_digest, save_model
 from reval_core.problems import problems_digest
 from reval_core.session import Session
 from reval_core.stages.stage import Outcome, settings, stage
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def _inputs(session: Session, round: int) -> list[Any]:
-    model, machine = session.config.model, session.machine
+    return [settings(session.config.model), session.config.seed, *_fitted(session)]
+
+
+def _fitted(session: Session) -> list[Any]:
+    """What the model depends on before it is given adapters."""
+    model, machine = session.config.model.model_copy(update={"lora": None}), session.machine
     made = [problems_digest(session.train), session.config.seed, machine["threads"], machine["torch"]]
     return [settings(model), made if model.path is None or model.warm_start else None, WARM_START_VERSION]
 
@@ -28,6 +34,11 @@ def _inputs(session: Session, round: int) -> list[Any]:
 def warm_start(session: Session, round: int) -> Outcome:
     """Make policy 0 and its checkpoint. `info["policy"]` is the digest of the weights."""
     model, reused = _policy_zero(session)
+    check_scoring(model.to(session.device), session.config.learner.packed)
+    lora = session.config.model.lora
+    if lora is not None:
+        publish_folder(session.folder.base, lambda partial: save_model(model, session.tokenizer, partial))
+        add_adapters(model, lora, session.config.seed)
     identity = policy_digest(model)
     learner = session.new_learner(model, identity)
     save_checkpoint(session.folder.checkpoint(0), learner, session.tokenizer)
@@ -45,7 +56,7 @@ def _policy_zero(session: Session) -> tuple[PreTrainedModel, bool]:
     config = session.config
     if config.model.warm_start is None:
         return _raw_model(session), False
-    kept = shared_folder() / digest(_inputs(session, 0))[:32]
+    kept = shared_folder() / digest(_fitted(session))[:32]
     if kept.exists():
         return load_model(kept), True
     model = _raw_model(session)

@@ -46,6 +46,10 @@ def is_clock(column: str) -> bool:
 
 def values(kind: pa.DataType) -> st.SearchStrategy[Any]:
     """Values of an Arrow type, null among them."""
+    if pa.types.is_map(kind):
+        return st.none() | st.dictionaries(st.text(max_size=4), values(kind.item_type), max_size=3).map(
+            lambda items: list(items.items())
+        )
     if pa.types.is_list(kind):
         return st.none() | st.lists(values(kind.value_type), max_size=4)
     if pa.types.is_integer(kind):
@@ -69,6 +73,8 @@ def tables(draw: st.DrawFn, table: str, rows: int) -> pa.Table:
 
 def plain(kind: pa.DataType, number: int) -> Any:
     """A value of an Arrow type that another number makes another one."""
+    if pa.types.is_map(kind):
+        return [(f"name {place}", plain(kind.item_type, number + place)) for place in range(2)]
     if pa.types.is_list(kind):
         return [plain(kind.value_type, number + place) for place in range(3)]
     if pa.types.is_string(kind):

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from reval_core.batches import collate
 from reval_core.checkpoints import checkpoint_state, prune_checkpoints, restore_optimizer, save_checkpoint
 from reval_core.config import Grpo, Regression, Reval, Tbrm
 from reval_core.config import Learner as Settings
 from reval_core.errors import Damaged, RunStopped
 from reval_core.learner import Drawn, Learner
 from reval_core.models import load_model, make_tiny_tokenizer, policy_digest
-from reval_core.scoring import collate, score
+from reval_core.scoring import score
 from tests.models import TINY, drawn, random_rows, tiny_model
 
 OBJECTIVES = [Reval(kind="reval", beta=0.5), Tbrm(kind="tbrm", beta=0.5), Regression(kind="regression", beta=0.5)]

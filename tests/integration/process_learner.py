@@ -1,0 +1,55 @@
+"""What `test_processes` starts under `accelerate launch`: three updates by each of two objectives."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reval_core import config
+from reval_core.learner import Learner
+from tests.models import drawn, tiny_model
+
+OBJECTIVES = [config.Reval(kind="reval", beta=0.5), config.Grpo(kind="grpo", mean="token")]
+
+
+def allow_fsdp_on_cpu() -> None:
+    """Accelerate shards on accelerators alone, but the code that it then runs works on CPU as well."""
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
+
+
+def three_updates(objective: config.Reval | config.Grpo) -> dict[str, Any]:
+    """Losses, gradient norms, residuals and the size of every weight."""
+    model = tiny_model()
+    batches = [drawn(model, count=13, seed=seed) for seed in range(3)]
+    learner = Learner(model, objective, config.Learner(updates=3, lr=1e-3, micro_batch_tokens=24), "start")
+    updates = learner.learn(batches)
+    return {
+        "processes": learner.processes,
+        "sharded": type(next(model.parameters())).__name__,
+        "losses": [update.loss for update in updates],
+        "norms": [update.grad_norm for update in updates],
+        "deltas": [update.delta.tolist() for update in updates],
+        "weights": {name: tensor.double().abs().sum().item() for name, tensor in learner.state().items()},
+    }
+
+
+def main(target: Path) -> None:
+    """Write what the first process saw to `target`, by objective."""
+    torch.set_num_threads(1)
+    if os.environ.get("ACCELERATE_USE_FSDP"):
+        allow_fsdp_on_cpu()
+    found = {objective.kind: three_updates(objective) for objective in OBJECTIVES}
+    if int(os.environ.get("RANK", "0")) == 0:
+        target.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
