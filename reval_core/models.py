@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from reval_core.adapters import check_peft
 from reval_core.batches import collate
 from reval_core.config import Model, TinyModel
 from reval_core.errors import InputError
@@ -176,6 +177,8 @@ def _tiny_config(settings: TinyModel) -> LlamaConfig:
 
 def check_model(settings: Model) -> None:
     """See that the model and its tokenizer can be loaded, without reading weights. Raises InputError."""
+    if settings.lora is not None:
+        check_peft()
     if settings.path is not None:
         _config(settings)
         load_tokenizer(settings.path, settings.trust_remote_code)

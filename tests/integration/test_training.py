@@ -245,9 +245,15 @@ def test_a_shard_with_a_flipped_byte_is_generated_again(run_path):
         assert first_round(session, ["rollouts"])["rollouts"].files == done["rollouts"].files
 
 
-def test_a_run_whose_rewards_are_all_zero_leaves_the_policy_where_it_was(tmp_path):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "objective", [{"kind": "reval", "beta": 0.1}, {"kind": "regression", "beta": 0.1}], ids=str
+)
+def test_a_run_whose_rewards_are_all_zero_leaves_the_policy_where_it_was(kind, precision, tmp_path):
     """Through the store, prioritised draws, other batch shapes and AdamW: the noise floor holds."""
     config = small_config(
+        objective={"kind": kind, "beta": 0.1},
+        learner__precision=precision,
         rounds=4,
         verification__methods=["boxed"],  # no response holds a box: every answer is unparsed, every reward 0
         replay__sampling="prioritised",

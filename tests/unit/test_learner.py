@@ -6,18 +6,27 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from reval_core.batches import collate
 from reval_core.checkpoints import checkpoint_state, prune_checkpoints, restore_optimizer, save_checkpoint
-from reval_core.config import Grpo, Regression, Reval, Tbrm
+from reval_core.config import CustomObjective, Grpo, Regression, Reval, Tbrm
 from reval_core.config import Learner as Settings
 from reval_core.errors import Damaged, RunStopped
-from reval_core.learner import Drawn, Learner
+from reval_core.learner import Drawn, Learner, learning_rate
 from reval_core.models import load_model, make_tiny_tokenizer, policy_digest
-from reval_core.scoring import score
-from tests.models import TINY, drawn, random_rows, tiny_model
+from reval_core.objectives import make_objective
+from reval_core.scoring import Scores, score
+from tests.models import TINY, drawn, tiny_model
 
-OBJECTIVES = [Reval(kind="reval", beta=0.5), Tbrm(kind="tbrm", beta=0.5), Regression(kind="regression", beta=0.5)]
+OBJECTIVES = [
+    Reval(kind="reval", beta=0.5),
+    Tbrm(kind="tbrm", beta=0.5),
+    Regression(kind="regression", beta=0.5),
+    Grpo(kind="grpo"),
+    Grpo(kind="grpo", mean="token"),
+    Reval(kind="reval", beta=0.5, huber=0.5, length_normalised=True),
+]
 
 
 def learner(model=None, objective=OBJECTIVES[0], **settings) -> Learner:
@@ -29,19 +38,6 @@ def gradients(one: Learner, batch: Drawn) -> list[torch.Tensor]:
     """The gradient of an update, before clipping changes anything."""
     one.learn([batch])
     return [parameter.grad.clone() for parameter in one.model.parameters()]
-
-
-@pytest.mark.parametrize("objective", [*OBJECTIVES, Grpo(kind="grpo")], ids=lambda objective: objective.kind)
-def test_the_size_of_micro_batches_changes_neither_loss_nor_gradient(objective):
-    batch = drawn(tiny_model(), count=12)
-    batch = dataclasses.replace(batch, log_ref=batch.log_ref + 0.3)
-    whole, cut, single = (
-        learner(objective=objective, micro_batch_tokens=tokens, grad_clip=1e9) for tokens in (10_000, 30, 1)
-    )
-    expected = gradients(whole, batch)
-    for other in (cut, single):
-        for one, two in zip(expected, gradients(other, batch), strict=True):
-            assert (one - two).norm() <= 1e-5 * one.norm() + 1e-9
 
 
 def test_updates_are_reported_in_the_order_of_the_draw():
@@ -127,18 +123,165 @@ def test_pruning_keeps_the_newest_and_what_is_spared(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"round={number:05d}" for number in (0, 3, 5, 6)]
 
 
-def test_without_reward_a_policy_scored_under_another_padding_stays_where_it_was():
-    """AdamW turns a residual of 1e-6 into full steps; the floor of docs/decisions/0003 keeps it from that."""
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.kind)
+def test_neither_micro_batches_nor_packing_change_the_loss_or_the_gradient(objective):
+    batch = drawn(tiny_model(), count=12)
+    batch = dataclasses.replace(batch, log_ref=batch.log_ref + 0.3)
+    ways = [{"micro_batch_tokens": 10_000}, {"micro_batch_tokens": 30}, {"micro_batch_tokens": 1}]
+    ways += [{"packed": True}, {"packed": True, "micro_batch_tokens": 30}, {"gradient_checkpointing": True}]
+    whole, *others = (learner(objective=objective, grad_clip=1e9, **way) for way in ways)
+    expected = gradients(whole, batch)
+    for other in others:
+        for one, two in zip(expected, gradients(other, batch), strict=True):
+            assert (one - two).norm() <= 1e-5 * one.norm() + 1e-9
+
+
+def test_an_update_is_the_mean_of_what_each_trajectory_gives_alone():
+    batch = drawn(tiny_model(), count=5)
+    together = gradients(learner(grad_clip=1e9), batch)
+    alone = [gradients(learner(grad_clip=1e9), pick(batch, [row])) for row in range(5)]
+    for whole, *parts in zip(together, *alone, strict=True):
+        assert (whole - sum(parts) / 5).norm() <= 1e-5 * whole.norm() + 1e-9
+
+
+def pick(batch: Drawn, rows: list[int]) -> Drawn:
+    """Some trajectories of a draw."""
+    columns = {item.name: getattr(batch, item.name) for item in dataclasses.fields(batch)}
+    chosen = {
+        name: column
+        if name == "identity"
+        else column[rows]
+        if isinstance(column, np.ndarray)
+        else [column[r] for r in rows]
+        for name, column in columns.items()
+    }
+    return Drawn(**chosen)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.kind)
+def test_gradients_of_the_weights_are_those_of_dense_logits_in_float64(objective):
+    model = tiny_model().double()
+    batch = drawn(model, count=6)
+    batch = dataclasses.replace(batch, log_ref=batch.log_ref + 0.3)
+    one = learner(model, objective, grad_clip=1e12, lr=1e-12)
+    found = gradients(one, batch)
+    dense = tiny_model().double()
+    losses = []
+    for row in range(6):
+        prompt, response = torch.from_numpy(batch.prompts[row]), torch.from_numpy(batch.responses[row])
+        logits = dense(torch.cat([prompt, response])[None]).logits[0, len(prompt) - 1 : -1]
+        logprobs = logits.log_softmax(dim=1).gather(1, response[:, None]).T
+        scores = Scores(logprobs, logits.logsumexp(dim=1)[None], None)
+        losses.append(make_objective(**objective.model_dump())(one._inputs(batch, [row], scores)).loss)
+    expected = torch.autograd.grad(torch.cat(losses).mean(), list(dense.parameters()))
+    for ours, theirs in zip(found, expected, strict=True):
+        # The model's own norm layers compute in float32.
+        assert (ours - theirs).norm() <= 1e-7 * theirs.norm() + 1e-10
+
+
+def test_bfloat16_moves_the_weights_about_as_float32_does():
+    """Gradients in bfloat16 point the same way; weights and their steps stay float32."""
+    batch = drawn(tiny_model(), count=12)
+    exact = torch.cat([one.flatten() for one in gradients(learner(grad_clip=1e9), batch)])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    half = learner(precision="bfloat16", grad_clip=1e9)
+    rounded = torch.cat([one.flatten() for one in gradients(half, batch)])
+    assert {parameter.dtype for parameter in half.model.parameters()} == {torch.float32}
+    assert not torch.equal(exact, rounded)
+    assert torch.nn.functional.cosine_similarity(exact, rounded, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("objective", [OBJECTIVES[0], OBJECTIVES[2]], ids=lambda objective: objective.kind)
+def test_without_reward_a_policy_scored_in_other_batches_stays_where_it_was(objective, precision):
+    """AdamW turns a residual of rounding into full steps; the floor of docs/decisions/0003 keeps it from that."""
     model = tiny_model()
     batch = drawn(model, count=8, reward=0.0)
-    long = random_rows(1, 40, 40, seed=9)
-    with torch.inference_mode():
-        scores = score(model, collate([*batch.prompts, *long], [*batch.responses, *long]))
+    one, before = learner(model, objective, lr=3e-4, precision=precision), policy_digest(model)
+    with torch.inference_mode(), one.autocast():
+        alone = [score(model, collate([p], [r])) for p, r in zip(batch.prompts, batch.responses, strict=True)]
     elsewhere = dataclasses.replace(
-        batch, log_ref=scores.log_policy.numpy()[:8].copy(), value_ref=scores.value.numpy()[:8].copy()
+        batch,
+        log_ref=np.array([float(scores.log_policy) for scores in alone], dtype=np.float32),
+        value_ref=np.array([float(scores.value) for scores in alone], dtype=np.float32),
     )
-    assert not np.array_equal(elsewhere.log_ref, batch.log_ref), "padding should add noise, or this tests nothing"
-    one, before = learner(model, lr=3e-4), policy_digest(model)
+    with torch.inference_mode(), one.autocast():
+        here = score(model, collate(batch.prompts, batch.responses))
+    assert not np.array_equal(elsewhere.log_ref, here.log_policy.numpy()), "no noise, nothing tested"
     updates = one.learn([elsewhere] * 20)
-    assert all(update.loss == 0.0 for update in updates)
+    assert all(update.loss == 0.0 and update.metrics["quiet"] == 1.0 for update in updates)
     assert policy_digest(one.model) == before
+
+
+def test_without_reward_tbrm_moves_the_policy_and_reval_does_not():
+    """§4.3: TBRM's residual holds V_θ(s_1) itself, which is not 0 at the reference."""
+    moved = {}
+    for objective in OBJECTIVES[:2]:
+        model = tiny_model()
+        before = policy_digest(model)
+        learner(model, objective).learn([drawn(model, reward=0.0)])
+        moved[objective.kind] = policy_digest(model) != before
+    assert moved == {"reval": False, "tbrm": True}
+
+
+def test_grpo_has_no_gradient_for_a_group_of_equal_rewards():
+    model = tiny_model()
+    batch = dataclasses.replace(drawn(model, reward=1.0), advantage=np.zeros(8, dtype=np.float32))
+    one = learner(model, Grpo(kind="grpo"))
+    assert not any(gradient.any() for gradient in gradients(one, batch))
+
+
+def test_the_learning_rate_falls_over_the_updates_it_is_given():
+    settings = {"updates": 1, "lr": 1.0, "warmup_updates": 1, "decay_updates": 4, "lr_end": 0.2}
+    line = [learning_rate(Settings(schedule="linear", **settings), done) for done in range(8)]
+    assert line == pytest.approx([0.5, 1.0, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2])
+    curve = [learning_rate(Settings(schedule="cosine", **settings), done) for done in range(8)]
+    assert curve[:2] == pytest.approx([0.5, 1.0])
+    assert curve[3] == pytest.approx(0.6)
+    assert curve[5:] == pytest.approx([0.2, 0.2, 0.2])
+
+
+def test_a_spike_stops_the_run_before_its_step_and_names_trajectories():
+    model = tiny_model()
+    one = learner(model, spike_limit=5.0, lr=1e-5)
+    one.learn([drawn(model)] * 12)
+    before = policy_digest(model)
+    spike = drawn(model)
+    spike.reward[6] = 500.0
+    with pytest.raises(RunStopped, match=r"times the median of the last 12 updates.*trajectories \[6, "):
+        one.learn([spike])
+    assert policy_digest(model) == before
+
+
+def test_gradients_of_before_a_restart_still_tell_what_a_spike_is(tmp_path):
+    model = tiny_model()
+    one = learner(model, spike_limit=5.0, lr=1e-5)
+    one.learn([drawn(model)] * 12)
+    save_checkpoint(tmp_path / "saved", one, make_tiny_tokenizer(TINY.characters))
+    other = learner(load_model(tmp_path / "saved"), spike_limit=5.0, lr=1e-5)
+    restore_optimizer(tmp_path / "saved", other)
+    assert list(other.guard.norms) == list(one.guard.norms)
+
+
+def test_truncated_responses_teach_nothing_if_so_wished():
+    batch = drawn(tiny_model(), count=6)
+    batch.truncated[:] = [True, False] * 3
+    masked = gradients(learner(objective=Reval(kind="reval", beta=0.5, mask_truncated=True), grad_clip=1e9), batch)
+    kept = gradients(learner(grad_clip=1e9), pick(batch, [1, 3, 5]))
+    for one, other in zip(masked, kept, strict=True):
+        assert (one - other / 2).norm() <= 1e-5 * other.norm() + 1e-9
+
+
+def test_an_objective_of_ones_own_is_learned_from_and_named_by_its_code():
+    function = "tests.models:margin_objective"
+    custom = CustomObjective(kind="custom", function=function, settings={"beta": 0.5, "margin": 0.5})
+    wider = CustomObjective(kind="custom", function=function, settings={"beta": 0.5, "margin": 1.0})
+    model = tiny_model()
+    batch = drawn(model)
+    one = learner(model, custom, lr=3e-3)
+    updates = one.learn([batch] * 30)
+    assert updates[-1].loss < 0.5 * updates[0].loss
+    assert updates[0].metrics["over"] > 0
+    assert learner(objective=wider).next_policy("start", [batch]) != learner(objective=custom).next_policy(
+        "start", [batch]
+    )

@@ -190,3 +190,66 @@ def test_grpo_clips_higher_above_than_below():
 def test_an_objective_is_found_by_its_name_and_keeps_its_settings():
     inputs = random_inputs(10)
     torch.testing.assert_close(make_objective("reval", beta=0.3)(inputs).loss, reval(inputs, 0.3).loss)
+
+
+def plain_delta(inputs: Inputs) -> torch.Tensor:
+    return (inputs.value - inputs.value_ref) + inputs.logprobs.sum(1) - inputs.log_ref - inputs.reward / BETA
+
+
+def test_beyond_the_huber_point_the_loss_is_the_tangent_of_the_square():
+    inputs = random_inputs(11)
+    delta = plain_delta(inputs)
+    bend = float(delta.detach().abs().median())
+    out = reval(inputs, BETA, huber=bend)
+    expected = [float(d**2 if abs(d) <= bend else 2 * bend * abs(d) - bend**2) for d in delta.detach()]
+    torch.testing.assert_close(out.loss, torch.tensor(expected, dtype=torch.float64))
+    (slope,) = torch.autograd.grad(out.loss.sum(), inputs.value)
+    torch.testing.assert_close(slope, 2 * delta.detach().clamp(-bend, bend))
+    torch.testing.assert_close(out.metrics["outliers"].mean(), (delta.abs() > bend).double().mean())
+
+
+def test_a_clipped_residual_teaches_nothing_and_is_reported_whole():
+    inputs = random_inputs(12)
+    delta = plain_delta(inputs).detach()
+    limit = float(delta.abs().median())
+    out = reval(inputs, BETA, clip=limit)
+    torch.testing.assert_close(out.delta, delta)
+    torch.testing.assert_close(out.loss, delta.clamp(-limit, limit).square())
+    (slope,) = torch.autograd.grad(out.loss.sum(), inputs.value)
+    assert (slope == 0).tolist() == (delta.abs() > limit).tolist()
+
+
+def test_a_length_normalised_loss_is_a_loss_per_token():
+    inputs = random_inputs(13)
+    torch.testing.assert_close(
+        tbrm(inputs, BETA, length_normalised=True).loss, tbrm(inputs, BETA).loss / inputs.mask.sum(1)
+    )
+
+
+def test_truncated_responses_have_no_loss_and_no_gradient_if_masked():
+    inputs = random_inputs(14)
+    inputs = dataclasses.replace(inputs, truncated=torch.tensor([True, False] * 3))
+    for kind, chosen in (("reval", {"beta": BETA}), ("grpo", GRPO)):
+        plain, masked = make_objective(kind, **chosen), make_objective(kind, mask_truncated=True, **chosen)
+        assert masked(inputs).loss.tolist() == (plain(inputs).loss * ~inputs.truncated).tolist()
+        assert not gradients(masked, inputs)[0][inputs.truncated].any()
+
+
+GRPO = {"clip_low": 0.2, "clip_high": 0.28, "importance_cap": 2.0}
+
+
+def test_the_token_mean_of_grpo_is_over_all_tokens_of_the_update():
+    inputs = random_inputs(15)
+    by_sequence, by_token = (grpo(inputs, **GRPO, mean=mean) for mean in ("sequence", "token"))
+    all_tokens = (by_sequence.loss * inputs.mask.sum(1)).sum() / inputs.mask.sum()
+    torch.testing.assert_close(by_token.loss.mean(), all_tokens)
+
+
+def test_grpo_reports_the_share_of_corrections_at_the_cap_and_the_divergence():
+    inputs = random_inputs(16)
+    out = grpo(inputs, **GRPO)
+    over = ((inputs.old_logprobs - inputs.engine_logprobs).exp() > 2.0) & inputs.mask
+    torch.testing.assert_close(out.metrics["corrected"], over.sum(1) / inputs.mask.sum(1))
+    assert (out.metrics["kl"] >= 0).all()
+    still = dataclasses.replace(inputs, old_logprobs=inputs.logprobs.detach())
+    assert not grpo(still, **GRPO).metrics["kl"].any()
