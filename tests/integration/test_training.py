@@ -257,7 +257,9 @@ def test_a_run_whose_rewards_are_all_zero_leaves_the_policy_where_it_was(kind, p
         replay__sampling="prioritised",
         learner__updates=3,
         learner__lr=3e-4,
-        learner__micro_batch_tokens=100,
+        learner__micro_batch_tokens=200,
+        rollouts__temperature=5.0,  # long, unlike responses: scores that depend on their neighbours
+        rollouts__max_tokens=24,
     )
     path = tmp_path / "still"
     summary = run(path, config)
