@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv venv-test demo test clean
+.PHONY: venv venv-test demo test bench bench-peers clean
 
 venv: .venv/.installed
 venv-test: .venv/.installed-test
@@ -25,5 +25,17 @@ test: venv-test
 	$(BIN)/mypy
 	$(BIN)/pytest
 
+# Ratios of the learner to its baselines; with bench-peers done before, to TRL as well.
+bench: venv
+	$(BIN)/python benchmarks/learner.py
+
+# TRL in an environment of its own: it is measured against, never depended on.
+bench-peers: .venv-peers/.installed
+
+.venv-peers/.installed: Makefile
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 trl==1.16.0 'transformers<5.20'
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-peers runs

@@ -1,0 +1,134 @@
+"""The learner's memory and speed, as ratios to a baseline in the same run on the same machine.
+
+    python benchmarks/learner.py             writes benchmarks/baselines/learner.json and says what misses its limit
+    python benchmarks/learner.py --gpu       a Qwen3-0.6B-shaped model on a GPU; needs torch and transformers alone
+
+The comparison with TRL needs `make bench-peers` first, which puts TRL into an environment of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from benchmarks import learner_gpu
+from benchmarks.workloads import TRL_LENGTHS
+
+BASELINES = ROOT / "benchmarks/baselines"
+PEERS = ROOT / ".venv-peers/bin/python"
+REPEATS = 3
+
+LIMITS: dict[str, tuple[str, float]] = {
+    "head_memory_ratio": ("at most", 1 / 12),
+    "head_time_ratio": ("at most", 0.6),
+    "useful_tokens_ratio": ("at least", 2.0),
+    "trl_speed_ratio": ("at least", 1.5),
+    "trl_memory_ratio": ("at most", 1.0),
+    "stage_vs_bare": ("at least", 0.9),
+}
+"""What the learner is held to; a run of this file says which of these it missed."""
+
+
+def run(*command: str) -> dict[str, Any]:
+    """What a process prints as the last line, JSON."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    print("  " + json.dumps(found), flush=True)
+    return found
+
+
+def case(name: str) -> dict[str, Any]:
+    print(name, flush=True)
+    return run(sys.executable, "benchmarks/learner_cases.py", name)
+
+
+def in_turn(ours: Any, theirs: Any) -> dict[str, Any]:
+    """Medians of two pieces of work measured in turn, and the ratio ours / theirs."""
+    pairs = [(ours(), theirs()) for _ in range(REPEATS)]
+    for mine, other in pairs:
+        difference = abs(mine["grad_norm"] / other["grad_norm"] - 1)
+        if difference > 1e-3:
+            raise SystemExit(f"the two do not do the same work: gradients differ by {difference:.1e}")
+    names = ("seconds", "peak_above")
+    medians = [{name: statistics.median(pair[side][name] for pair in pairs) for name in names} for side in (0, 1)]
+    return {
+        "time_ratio": medians[0]["seconds"] / medians[1]["seconds"],
+        "memory_ratio": medians[0]["peak_above"] / medians[1]["peak_above"],
+        "ours": medians[0],
+        "theirs": medians[1],
+    }
+
+
+def measure_all() -> dict[str, Any]:
+    """Every ratio of LIMITS that can be measured here, with what it was made of."""
+    head = in_turn(lambda: case("sliced"), lambda: case("unchunked"))
+    mixed, stage, rounding = case("mixed"), case("stage"), case("rounding")
+    found = {
+        "head_memory_ratio": head["memory_ratio"],
+        "head_time_ratio": head["time_ratio"],
+        "useful_tokens_ratio": mixed["bucketed_tokens_per_second"] / mixed["padded_tokens_per_second"],
+        "stage_vs_bare": stage["stage_updates_per_second"] / stage["bare_updates_per_second"],
+        "details": {"head": head, "mixed": mixed, "stage": stage, "bfloat16_logprob_error": rounding},
+    }
+    if not PEERS.exists():
+        print("TRL is not measured: run make bench-peers first")
+        return found
+    theirs = "benchmarks/peers/trl_grpo.py"
+    trl = in_turn(lambda: case("grpo"), lambda: run(str(PEERS), theirs, json.dumps(TRL_LENGTHS)))
+    found |= {"trl_speed_ratio": 1 / trl["time_ratio"], "trl_memory_ratio": trl["memory_ratio"]}
+    found["details"]["trl"] = trl
+    return found
+
+
+def circumstances() -> dict[str, Any]:
+    """Where, when and with what."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "trl": "1.16.0"},
+        "commit": commit.stdout.strip(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def misses(found: dict[str, Any]) -> list[str]:
+    """The ratios on the wrong side of their limits, in words."""
+    said = []
+    for name, (side, limit) in LIMITS.items():
+        if name in found and (found[name] > limit if side == "at most" else found[name] < limit):
+            said.append(f"{name} is {found[name]:.3f}, and should be {side} {limit:.3f}")
+    return said
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gpu", action="store_true", help="measure a training step of a 0.6B model on a GPU")
+    arguments = parser.parse_args()
+    found = learner_gpu.measure_all() if arguments.gpu else measure_all()
+    target = BASELINES / ("learner-gpu.json" if arguments.gpu else "learner.json")
+    target.write_text(json.dumps(found | circumstances(), indent=2) + "\n")
+    for name in LIMITS:
+        if name in found:
+            print(f"{name:22} {found[name]:.3f}")
+    for miss in misses(found):
+        print(miss)
+    print(f"written to {target.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

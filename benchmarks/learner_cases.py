@@ -1,0 +1,232 @@
+"""What benchmarks/learner.py measures, each in a process of its own: `python benchmarks/learner_cases.py CASE`."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from benchmarks.meter import measure
+from benchmarks.workloads import TRL_LENGTHS, VOCABULARY, Work, llama, mixed_lengths, texts
+from reval_core.batches import TokenBatch, collate, micro_batches
+from reval_core.objectives import Inputs, grpo, reval
+from reval_core.scoring import Scores, score
+
+REPEATS = 3
+
+Scoring = Callable[[Any, TokenBatch], Scores]
+
+
+def inputs(scores: Scores, batch: TokenBatch, work: Work, rows: Sequence[int]) -> Inputs:
+    """An objective's inputs at the reference, with the old policy equal to the new one."""
+    old = scores.logprobs.detach()
+    count = torch.zeros(len(batch), device=old.device)
+    return Inputs(
+        logprobs=scores.logprobs,
+        mask=batch.written,
+        value=scores.value,
+        log_ref=scores.log_policy.detach(),
+        value_ref=scores.value.detach(),
+        reward=count + 1.0,
+        advantage=torch.from_numpy(work.advantages[list(rows)]).to(old.device),
+        old_logprobs=old,
+        engine_logprobs=old,
+        truncated=count > 0,
+        noise=1e-5,
+        mean_tokens=1.0,
+    )
+
+
+def batch_of(work: Work, rows: Sequence[int], packed: bool = False) -> TokenBatch:
+    return collate([work.prompts[row] for row in rows], [work.responses[row] for row in rows], packed=packed)
+
+
+def update(model: torch.nn.Module, optimizer: torch.optim.Optimizer, work: Work, how: Scoring) -> float:
+    """One update on one micro-batch: forward, ReVal's loss, backward, clipping, AdamW. The gradient's norm."""
+    rows = range(len(work.prompts))
+    batch = batch_of(work, rows)
+    optimizer.zero_grad(set_to_none=True)
+    reval(inputs(how(model, batch), batch, work, rows), beta=0.1).loss.mean().backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return float(norm)
+
+
+def unchunked(model: Any, batch: TokenBatch) -> Scores:
+    """What `score` gives, from a log-softmax of all logits at once."""
+    logits = model(input_ids=batch.tokens, attention_mask=batch.attention).logits.flatten(0, 1)
+    states = batch.states[batch.mask]
+    logprobs = logits.log_softmax(dim=-1)[states, batch.actions[batch.mask]]
+    values = torch.zeros(batch.mask.shape)
+    values[:, 0] = logits[batch.states[:, 0]].logsumexp(dim=-1)
+    return Scores(torch.zeros(batch.mask.shape).masked_scatter(batch.mask, logprobs), values, None)
+
+
+def head(how: Callable[..., Scores]) -> dict[str, Any]:
+    """One update of 4 × 1,024 tokens with a vocabulary of 151,936, after one that makes AdamW's state."""
+    model = llama(VOCABULARY, 256, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    update(model, optimizer, texts([40], VOCABULARY), how)
+    norms: list[float] = []
+    reading = measure(lambda: norms.append(update(model, optimizer, texts([1024] * 4, VOCABULARY), how)))
+    return {**vars(reading), "grad_norm": norms[0]}
+
+
+def mixed() -> dict[str, Any]:
+    """Useful tokens/s of forward and backward by layout; the body costs as much as the head, as in real models."""
+    vocabulary, budget = 16_384, 4096
+    model = llama(vocabulary, 256, 8)
+    work = texts(mixed_lengths(32), vocabulary)
+    lengths = [len(p) + len(r) for p, r in zip(work.prompts, work.responses, strict=True)]
+    padded = [list(range(start, start + 4)) for start in range(0, len(lengths), 4)]  # 4 × 1,024 = the same budget
+    ways = {
+        "padded": lambda: [(rows, False) for rows in padded],
+        "bucketed": lambda: [(rows, False) for rows in micro_batches(lengths, budget)],
+        "packed": lambda: [(rows, True) for rows in micro_batches(lengths, budget, packed=True)],
+    }
+
+    def learn(groups: list[tuple[list[int], bool]], to_longest: bool) -> None:
+        model.zero_grad(set_to_none=True)
+        for rows, packed in groups:
+            batch = batch_of(work, rows, packed)
+            if to_longest:
+                batch = widened(batch, max(lengths))
+            scores = score(model, batch)
+            (scores.log_policy.square().sum() + scores.value.sum()).backward()
+
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(REPEATS + 1):
+        for name, groups in ways.items():
+            seconds[name].append(measure(lambda: learn(groups(), name == "padded")).seconds)  # noqa: B023
+    return {
+        f"{name}_tokens_per_second": work.tokens / statistics.median(took[1:]) for name, took in seconds.items()
+    }
+
+
+def widened(batch: TokenBatch, longest: int) -> TokenBatch:
+    """The batch padded to `longest` with every place after the prompt scored, as where all rows are as long."""
+    count, width = batch.tokens.shape
+    more = torch.zeros(count, longest - width, dtype=torch.int64)
+    first = batch.states[:, :1] - torch.arange(count)[:, None] * width + torch.arange(count)[:, None] * longest
+    horizon = longest - int((batch.states[0, 0] + 1).item())
+    places = torch.arange(horizon)
+    every = torch.ones(count, horizon, dtype=torch.bool)
+    actions = torch.zeros(count, horizon, dtype=torch.int64)
+    actions[:, : batch.actions.shape[1]] = batch.actions
+    assert batch.attention is not None
+    return replace(
+        batch,
+        tokens=torch.cat([batch.tokens, more], dim=1),
+        attention=torch.cat([batch.attention, more], dim=1),
+        states=first + places,
+        actions=actions,
+        mask=every,
+        written=actions > 0,
+    )
+
+
+def grpo_loss() -> dict[str, Any]:
+    """The work that benchmarks/peers/trl_grpo.py gives TRL: GRPO's loss with the entropy, forward and backward."""
+    model = llama(VOCABULARY, 256, 2)
+
+    def loss_step(work: Work) -> None:
+        model.zero_grad(set_to_none=True)
+        lengths = [len(p) + len(r) for p, r in zip(work.prompts, work.responses, strict=True)]
+        for rows in micro_batches(lengths, 4096):
+            batch = batch_of(work, rows)
+            out = grpo(inputs(score(model, batch, entropy=True), batch, work, rows), 0.2, 0.28, 2.0)
+            (out.loss.sum() / len(lengths)).backward()
+
+    loss_step(texts([40, 36], VOCABULARY))
+    work = texts(TRL_LENGTHS, VOCABULARY)
+    reading = measure(lambda: loss_step(work))
+    norm = torch.nn.utils.get_total_norm(parameter.grad for parameter in model.parameters())
+    return {**vars(reading), "tokens": work.tokens, "grad_norm": float(norm)}
+
+
+def stage() -> dict[str, Any]:
+    """Updates/s of the demo's learning stage, and of a loop that has its tensors in memory already."""
+    from reval_core import stages
+    from reval_core.loading import load_config
+    from reval_core.models import load_model
+    from reval_core.run_folder import RunFolder
+    from reval_core.session import Policy, open_session
+
+    config = load_config(ROOT / "configs/demo.yaml", ["model.warm_start.steps=100"])
+    seconds: dict[str, list[float]] = {"stage": [], "bare": []}
+    with tempfile.TemporaryDirectory() as path, open_session(RunFolder(Path(path) / "run"), config) as session:
+        zero = stages.warm_start(session, 0)
+        policy = Policy.of(zero)
+        rollouts = stages.rollouts(session, 1, policy)
+        verdicts = stages.verification(session, 1, rollouts)
+        scores = stages.consistency(session, 1, rollouts, verdicts, policy, policy)
+        draws = stages.sampling(session, 1, scores, zero)
+        for _ in range(REPEATS + 1):
+            session.learner_at(policy)
+            session.folder.manifest_path("learning", 1).unlink(missing_ok=True)
+            seconds["stage"].append(measure(lambda: stages.learning(session, 1, draws, policy)).seconds)
+            model = load_model(session.folder.checkpoint(0))
+            seconds["bare"].append(bare_loop(model, session.draws.read(1), config))
+        updates = config.learner.updates
+    return {f"{name}_updates_per_second": updates / statistics.median(took[1:]) for name, took in seconds.items()}
+
+
+def bare_loop(model: Any, draws: Sequence[Any], config: Any) -> float:
+    """Seconds of the same updates by whole logits, from tensors that are ready."""
+    settings, beta = config.learner, config.objective.beta
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=settings.betas, fused=True)
+    ready = []
+    for drawn in draws:
+        batch = collate(drawn.prompts, drawn.responses)
+        known = [torch.from_numpy(column) for column in (drawn.log_ref, drawn.value_ref, drawn.reward)]
+        ready.append((batch, batch.states[batch.mask], batch.actions[batch.mask], known))
+    started = time.perf_counter()
+    for batch, states, actions, (log_ref, value_ref, reward) in ready:
+        optimizer.zero_grad(set_to_none=True)
+        logits = model(input_ids=batch.tokens, attention_mask=batch.attention).logits.flatten(0, 1)
+        chosen = logits[states].log_softmax(dim=-1).gather(1, actions[:, None]).squeeze(1)
+        log_policy = torch.zeros(batch.mask.shape).masked_scatter(batch.mask, chosen).sum(dim=1)
+        value = logits[batch.states[:, 0]].logsumexp(dim=-1)
+        (value - value_ref + log_policy - log_ref - reward / beta).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
+        optimizer.step()
+    return time.perf_counter() - started
+
+
+def rounding() -> dict[str, Any]:
+    """How far bfloat16's log-probabilities are from float32's, a token, of texts that the model wrote itself."""
+    vocabulary = 16_384
+    model = llama(vocabulary, 256, 8)
+    prompts = torch.randint(3, vocabulary, (8, 16), generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    whole = model.generate(prompts, do_sample=True, min_new_tokens=128, max_new_tokens=128, top_k=0)
+    batch = collate(list(prompts.numpy()), list(whole[:, 16:].numpy()))
+    with torch.inference_mode():
+        exact = score(model, batch)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = score(model, batch)
+    gap = (half.logprobs - exact.logprobs).abs()
+    return {"mean": float(gap.mean()), "largest": float(gap.max())}
+
+
+CASES: dict[str, Callable[[], dict[str, Any]]] = {
+    "sliced": lambda: head(score),
+    "unchunked": lambda: head(unchunked),
+    "mixed": mixed,
+    "grpo": grpo_loss,
+    "stage": stage,
+    "rounding": rounding,
+}
+
+if __name__ == "__main__":
+    print(json.dumps(CASES[sys.argv[1]]()))

@@ -1,0 +1,33 @@
+"""Which rooms need which packages: arrows go down only, and the learner can be lifted out."""
+
+import subprocess
+import sys
+
+import pytest
+
+BLOCK = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ImportError(name + " is not to be had")
+sys.meta_path.insert(0, Absent())
+import {modules}
+"""
+
+PIPELINE = {"prefect", "mlflow", "duckdb", "pyarrow", "pandas", "math_verify", "flows", "tasks"}
+TRAINING = {"pydantic", "accelerate", "peft", "safetensors", "transformers"}
+
+
+@pytest.mark.parametrize(
+    ("modules", "blocked"),
+    [
+        ("reval_core.objectives, reval_core.scoring, reval_core.head, reval_core.batches", PIPELINE | TRAINING),
+        ("reval_core.learner, reval_core.checkpoints, reval_core.adapters", PIPELINE | {"peft"}),
+    ],
+    ids=["losses and scoring need torch alone", "the learner needs nothing of the pipeline"],
+)
+def test_a_room_needs_no_more_than_it_should(modules, blocked):
+    program = BLOCK.format(blocked=blocked, modules=modules)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-500:]
