@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from reval_core import processes
 from reval_core.errors import InputError, RevalError
 
 _OVERRIDE = click.option(
@@ -44,7 +45,10 @@ def train(config: Path, run_dir: Path | None, overrides: tuple[str, ...], dry_ru
         return
     from flows.preparation import prepare
 
-    _, folder = prepare(config, overrides, run_dir)  # before Prefect takes its seconds to start
+    settings, folder = prepare(config, overrides, run_dir)  # before Prefect takes its seconds to start
+    if not processes.is_first():
+        processes.follow(folder, settings)
+        return
     from flows.foreground import run_in_foreground
     from flows.show import show_summary
 

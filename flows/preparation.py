@@ -9,6 +9,7 @@ from reval_core.config import Config
 from reval_core.errors import InputError
 from reval_core.loading import load_config
 from reval_core.problems import load_problems
+from reval_core.processes import check_launch
 from reval_core.run_folder import RunFolder
 
 
@@ -17,6 +18,7 @@ def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tup
 
     Raises InputError, one line, for the first thing that would stop the run. Changes nothing on disk.
     """
+    check_launch()
     settings = load_config(config, overrides)
     folder = RunFolder(run_dir or Path("runs") / config.stem)
     folder.check(settings)

@@ -12,14 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from reval_core.adapters import has_adapters, save_adapters
+from reval_core.adapters import add_adapters, has_adapters, load_adapters, save_adapters
+from reval_core.config import Config
 from reval_core.errors import Damaged
 from reval_core.files import publish_folder, read_json
 from reval_core.learner import Learner
-from reval_core.models import policy_digest, save_model
+from reval_core.models import load_model, policy_digest, save_model
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def save_checkpoint(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -34,17 +35,33 @@ def save_checkpoint(folder: Path, learner: Learner, tokenizer: PreTrainedTokeniz
         "updates_done": learner.updates_done,
         "gradient_norms": list(learner.guard.norms),
     }
-
-    def write(partial: Path) -> None:
-        if has_adapters(learner.model):
-            save_adapters(learner.model, partial)
-        else:
-            save_model(learner.model, tokenizer, partial)
-        save_file(_optimizer_tensors(learner), partial / "optimizer.safetensors")
-        (partial / "learner.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-
-    publish_folder(folder, write)
+    _publish(folder, learner.model, tokenizer, _optimizer_tensors(learner), state)
     return content
+
+
+def save_first_checkpoint(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Publish policy 0, which no update has touched. Its identity is the digest of its weights, and is returned."""
+    content = policy_digest(model)
+    state = {"policy": content, "content": content, "updates_done": 0, "gradient_norms": []}
+    _publish(folder, model, tokenizer, {}, state)
+    return content
+
+
+def load_learner(checkpoint: Path, base: Path, run: Config) -> Learner:
+    """The learner that a checkpoint was saved from. `base` is the model that adapters belong to, if there are any.
+
+    Raises Damaged if the checkpoint is not what was saved.
+    """
+    settings = run.model
+    if settings.lora is None:
+        model = load_model(checkpoint, settings.trust_remote_code)
+    else:
+        model = load_model(base, settings.trust_remote_code)
+        add_adapters(model, settings.lora, run.seed)
+        load_adapters(model, checkpoint)
+    learner = Learner.of(model, run, checkpoint_state(checkpoint)["policy"])
+    restore_optimizer(checkpoint, learner)
+    return learner
 
 
 def checkpoint_state(folder: Path) -> dict[str, Any]:
@@ -89,6 +106,24 @@ def prune_checkpoints(folder: Path, keep: int, spared: Collection[int]) -> None:
 def checkpoint_rounds(folder: Path) -> list[int]:
     """The rounds that have a checkpoint under `folder`."""
     return [int(path.name.split("=")[1]) for path in folder.glob("round=?????") if path.is_dir()]
+
+
+def _publish(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    optimizer: dict[str, Tensor],
+    state: dict[str, Any],
+) -> None:
+    def write(partial: Path) -> None:
+        if has_adapters(model):
+            save_adapters(model, partial)
+        else:
+            save_model(model, tokenizer, partial)
+        save_file(optimizer, partial / "optimizer.safetensors")
+        (partial / "learner.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+    publish_folder(folder, write)
 
 
 def _optimizer_tensors(learner: Learner) -> dict[str, Tensor]:

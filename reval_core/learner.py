@@ -137,6 +137,11 @@ class Learner:
             str(next(model.parameters()).dtype),
         ]
 
+    @classmethod
+    def of(cls, model: PreTrainedModel, run: config.Config, policy: str) -> Learner:
+        """A learner with a run's settings."""
+        return cls(model, run.objective, run.learner, policy, run.scoring_temperature)
+
     def next_policy(self, policy: str, draws: Iterable[Drawn]) -> str:
         """The identity of the policy that these draws make of `policy`."""
         return digest(policy, [drawn.identity for drawn in draws], self._identity)

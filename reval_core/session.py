@@ -8,19 +8,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from reval_core.adapters import add_adapters, load_adapters, swapped_adapters
-from reval_core.checkpoints import checkpoint_rounds, checkpoint_state, restore_optimizer
+from reval_core import processes
+from reval_core.adapters import swapped_adapters
+from reval_core.checkpoints import checkpoint_rounds, checkpoint_state, load_learner
 from reval_core.config import Config
 from reval_core.draws import DrawReader
 from reval_core.errors import Damaged, InputError, RunStopped
 from reval_core.facts import Manifest
 from reval_core.files import publish_json, read_json
-from reval_core.learner import Learner
+from reval_core.learner import Drawn, Learner, Tick, Update
 from reval_core.models import load_model, load_tokenizer, make_tiny_tokenizer
 from reval_core.problems import PromptOrder, load_problems, prompt_text, prompt_tokens
 from reval_core.run_folder import Attempt, RunFolder
@@ -118,12 +118,10 @@ class Session:
             with swapped_adapters(self._learner.model, folder) as model:
                 yield model
 
-    def new_learner(self, model: PreTrainedModel, identity: str) -> Learner:
-        """A learner with this run's settings and a fresh optimizer."""
-        config = self.config
-        return Learner(
-            model.to(self.device), config.objective, config.learner, identity, config.scoring_temperature
-        )
+    def learn(self, learner: Learner, draws: list[Drawn], tick: Tick = lambda done, total: None) -> list[Update]:
+        """Let the learner learn, in all processes of the run."""
+        processes.tell("learn", draws, None)
+        return learner.learn(draws, tick)
 
     def other_seconds(self) -> float:
         """The time since this was asked for last (or the session was opened) in which no stage worked."""
@@ -155,26 +153,17 @@ class Session:
         self.engine.close()
         self.store.close()
         self.attempt.touch()
-
-    def _load(self, checkpoint: Path) -> PreTrainedModel:
-        settings = self.config.model
-        if settings.lora is None:
-            return load_model(checkpoint, settings.trust_remote_code)
-        model = load_model(self.folder.base, settings.trust_remote_code)
-        add_adapters(model, settings.lora, self.config.seed)
-        load_adapters(model, checkpoint)
-        return model
+        processes.tell("stop", None, None)
 
     def _rebuild(self, policy: Policy) -> Learner:
         saved = [number for number in checkpoint_rounds(self.folder.checkpoints) if number <= policy.round]
         if not saved:
             raise Damaged(f"{self.folder.checkpoints}: no checkpoint to rebuild round {policy.round} from")
         folder = self.folder.checkpoint(max(saved))
-        model = self._load(folder)
-        learner = self.new_learner(model, checkpoint_state(folder)["policy"])
-        restore_optimizer(folder, learner)
+        processes.tell("restore", folder, self.machine["threads"])
+        learner = load_learner(folder, self.folder.base, self.config)
         for number in range(max(saved) + 1, policy.round + 1):
-            learner.learn(self.draws.read(number))
+            self.learn(learner, self.draws.read(number))
         if learner.policy != policy.identity:
             raise Damaged(
                 f"{folder}: replaying the draws after it gives another policy than round {policy.round} recorded; "
@@ -206,10 +195,16 @@ def _fix_machine(folder: RunFolder, config: Config) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     if folder.machine.exists():
         machine = read_json(folder.machine)
+        if machine["processes"] != processes.count():
+            raise InputError(
+                f"{folder.path}: this run learns in {machine['processes']} processes, and now there are "
+                f"{processes.count()}; go on with accelerate launch --num_processes {machine['processes']}"
+            )
         torch.set_num_threads(machine["threads"])
         return machine
     machine = {
         "threads": torch.get_num_threads(),
+        "processes": processes.count(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),

@@ -33,7 +33,7 @@ def learning(session: Session, round: int, draws: Manifest, policy: Policy) -> O
     """Turn `policy` into the next one; `info["policy"]` names it."""
     learner = session.learner_at(policy)
     drawn = session.draws.read(round)
-    updates = learner.learn(drawn, session.tick)
+    updates = session.learn(learner, drawn, session.tick)
     tables = {"updates": _updates(round, drawn, updates), "residuals": _residuals(round, drawn, updates)}
     files = [publish(session, round, name, rows) for name, rows in tables.items()]
     return Outcome(files, {"policy": learner.policy, "updates_done": learner.updates_done})

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reval_core.adapters import add_adapters
-from reval_core.checkpoints import save_checkpoint
+from reval_core.checkpoints import save_first_checkpoint
 from reval_core.files import digest, publish_folder
-from reval_core.models import check_scoring, load_model, make_tiny_model, policy_digest, save_model
+from reval_core.models import check_scoring, load_model, make_tiny_model, save_model
 from reval_core.problems import problems_digest
 from reval_core.session import Session
 from reval_core.stages.stage import Outcome, settings, stage
@@ -39,9 +39,7 @@ def warm_start(session: Session, round: int) -> Outcome:
     if lora is not None:
         publish_folder(session.folder.base, lambda partial: save_model(model, session.tokenizer, partial))
         add_adapters(model, lora, session.config.seed)
-    identity = policy_digest(model)
-    learner = session.new_learner(model, identity)
-    save_checkpoint(session.folder.checkpoint(0), learner, session.tokenizer)
+    identity = save_first_checkpoint(session.folder.checkpoint(0), model, session.tokenizer)
     return Outcome(info={"policy": identity, "content": identity, "reused": reused})
 
 

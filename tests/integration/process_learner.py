@@ -1,4 +1,4 @@
-"""What `test_processes` starts under `accelerate launch`: three updates by each of two objectives."""
+"""What `test_processes` starts under `accelerate launch`: three updates by each of two objectives, or a run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
-from reval_core import config
+from reval_core import config, processes
 from reval_core.learner import Learner
+from reval_core.run_folder import RunFolder
 from tests.models import drawn, tiny_model
+from tests.runs import run, small_config
 
 OBJECTIVES = [config.Reval(kind="reval", beta=0.5), config.Grpo(kind="grpo", mean="token")]
 
@@ -41,9 +43,21 @@ def three_updates(objective: config.Reval | config.Grpo) -> dict[str, Any]:
     }
 
 
-def main(target: Path) -> None:
-    """Write what the first process saw to `target`, by objective."""
+def whole_run(path: Path) -> None:
+    """A small run in all processes."""
+    settings = small_config(rounds=2, reference__reset_every=1)
+    if processes.is_first():
+        run(path, settings)
+    else:
+        processes.follow(RunFolder(path), settings)
+
+
+def main(what: str, target: Path) -> None:
+    """Learn, and write what the first process saw to `target` by objective; or run in the folder `target`."""
     torch.set_num_threads(1)
+    if what == "run":
+        whole_run(target)
+        return
     if os.environ.get("ACCELERATE_USE_FSDP"):
         allow_fsdp_on_cpu()
     found = {objective.kind: three_updates(objective) for objective in OBJECTIVES}
@@ -52,4 +66,4 @@ def main(target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1], Path(sys.argv[2]))

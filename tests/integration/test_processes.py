@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from reval_core.errors import InputError
+from reval_core.facts import read_table
+from reval_core.files import read_json
+from reval_core.processes import check_launch
+from reval_core.run_folder import RunFolder
 from tests.integration import process_learner
+from tests.runs import run, small_config
 
 HERE = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
@@ -17,18 +23,17 @@ DDP = ["--multi_gpu"]  # accelerate's name for several processes on one machine
 FSDP2 = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
 
 
-def learn(launch: list[str], target: Path) -> dict:
-    """What the first of two processes wrote."""
-    command = [*LAUNCH, *launch, "-m", "tests.integration.process_learner", str(target)]
+def in_two_processes(launch: list[str], *arguments: str) -> None:
+    command = [*LAUNCH, *launch, "-m", "tests.integration.process_learner", *arguments]
     environment = os.environ | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(target.read_text())
 
 
 @pytest.mark.parametrize(("launch", "kind"), [(DDP, "Parameter"), (FSDP2, "DTensor")], ids=["ddp", "fsdp2"])
 def test_two_processes_learn_what_one_learns(launch, kind, tmp_path):
-    found = learn(launch, tmp_path / "found.json")
+    in_two_processes(launch, "learn", str(tmp_path / "found.json"))
+    found = json.loads((tmp_path / "found.json").read_text())
     for objective in process_learner.OBJECTIVES:
         alone, together = process_learner.three_updates(objective), found[objective.kind]
         assert (alone["processes"], together["processes"], together["sharded"]) == (1, 2, kind)
@@ -37,3 +42,24 @@ def test_two_processes_learn_what_one_learns(launch, kind, tmp_path):
         for one, other in zip(alone["deltas"], together["deltas"], strict=True):
             assert other == pytest.approx(one, rel=1e-4, abs=1e-4)
         assert together["weights"] == pytest.approx(alone["weights"], rel=1e-5)
+
+
+def test_a_run_in_two_processes_learns_what_one_learns_and_goes_on_in_two_alone(tmp_path):
+    in_two_processes(DDP, "run", str(tmp_path / "two"))
+    settings = small_config(rounds=2, reference__reset_every=1)
+    run(tmp_path / "one", settings)
+    one, two = (
+        read_table(folder.path / folder.facts(1, "updates"))
+        for folder in (RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two"))
+    )
+    for name in ("loss", "grad_norm"):
+        assert two.column(name).to_pylist() == pytest.approx(one.column(name).to_pylist(), rel=1e-4)
+    assert read_json(RunFolder(tmp_path / "two").machine)["processes"] == 2
+    with pytest.raises(InputError, match="go on with accelerate launch --num_processes 2"):
+        run(tmp_path / "two", settings)
+
+
+def test_sharded_weights_are_refused_for_a_whole_run(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match="--multi_gpu"):
+        check_launch()

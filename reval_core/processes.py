@@ -1,0 +1,79 @@
+"""One run, several processes: the first runs the pipeline, the others hold the same learner and learn with it.
+
+Under `accelerate launch` every process starts the same command. The first one opens the run; whenever its learner
+is about to do what takes all processes (to be made, or to learn), it tells the others first. They do nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from reval_core.errors import InputError, RunStopped
+
+if TYPE_CHECKING:
+    from reval_core.config import Config
+    from reval_core.learner import Learner
+    from reval_core.run_folder import RunFolder
+
+_PATIENCE = timedelta(days=1)
+"""How long processes wait for each other: as long as a round of rollouts may take."""
+
+
+def count() -> int:
+    """How many processes were launched."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this is the process that runs the pipeline."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def check_launch() -> None:
+    """Raise InputError if the processes were launched in a way that a run cannot use."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise InputError(
+            "--use_fsdp: generation and scoring need whole weights in the first process, "
+            "and FSDP leaves it a part; launch with --multi_gpu (DDP)"
+        )
+
+
+def tell(*message: Any) -> None:
+    """Say to the other processes what comes next; they are waiting in `follow`."""
+    if count() > 1:
+        _broadcast(list(message))
+
+
+def follow(folder: RunFolder, run: Config) -> None:
+    """Do as the first process tells, until it is done."""
+    import torch
+
+    from reval_core.checkpoints import load_learner
+
+    learner: Learner | None = None
+    while True:
+        match _broadcast([None, None, None]):
+            case ["restore", checkpoint, threads]:
+                torch.set_num_threads(threads)
+                learner = None  # before a second model is loaded
+                learner = load_learner(checkpoint, folder.base, run)
+            case ["learn", draws, _]:
+                assert learner is not None, "the first process learns with a learner that it has announced"
+                try:
+                    learner.learn(draws)
+                except RunStopped:
+                    learner = None  # the first process was stopped by the same, and says so
+            case _:
+                return
+
+
+def _broadcast(message: list[Any]) -> list[Any]:
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+    received: list[Any] = broadcast_object_list(message)
+    return received
