@@ -121,7 +121,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found = learner_gpu.measure_all() if arguments.gpu else measure_all()
     target = BASELINES / ("learner-gpu.json" if arguments.gpu else "learner.json")
-    target.write_text(json.dumps(found | circumstances(), indent=2) + "\n")
+    target.write_text(json.dumps(found | {"limits": LIMITS} | circumstances(), indent=2) + "\n")
     for name in LIMITS:
         if name in found:
             print(f"{name:22} {found[name]:.3f}")

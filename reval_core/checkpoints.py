@@ -54,9 +54,9 @@ def load_learner(checkpoint: Path, base: Path, run: Config) -> Learner:
     """
     settings = run.model
     if settings.lora is None:
-        model = load_model(checkpoint, settings.trust_remote_code)
+        model = load_model(checkpoint, settings)
     else:
-        model = load_model(base, settings.trust_remote_code)
+        model = load_model(base, settings)
         add_adapters(model, settings.lora, run.seed)
         load_adapters(model, checkpoint)
     learner = Learner.of(model, run, checkpoint_state(checkpoint)["policy"])

@@ -87,6 +87,8 @@ class Model(Section):
     warm_start: WarmStart | None = None
     lora: Lora | None = None
     """Train adapters instead of the weights; needs `pip install 'reval[lora]'`."""
+    attention: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = None
+    """transformers' implementation of attention; its own choice (sdpa for most models) if not given."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model folder."""
 
@@ -287,7 +289,10 @@ class CustomObjective(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        check_call(self.function, 1, self.settings)
+        try:
+            check_call(self.function, 1, self.settings)
+        except ValueError as error:
+            raise ValueError(f"function: {error}") from error
         return self
 
     @property

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from reval_core.errors import Damaged
 from reval_core.files import digest, file_digest, publish_file, publish_json, read_json
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 
 Table = str
 """The name of a table: a key of `SCHEMAS`."""

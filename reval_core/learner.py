@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import accelerate
@@ -73,6 +74,11 @@ class Drawn:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def mean_tokens(self) -> float:
+        """The tokens that the policy wrote, a trajectory."""
+        return sum(int(one.sum()) for one in self.written) / len(self)
 
 
 @dataclass(frozen=True)
@@ -260,7 +266,7 @@ class Learner:
             engine_logprobs=padded(drawn.engine_logprobs),
             truncated=column(drawn.truncated),
             noise=NOISE[self._settings.precision],
-            mean_tokens=sum(int(one.sum()) for one in drawn.written) / len(drawn),
+            mean_tokens=drawn.mean_tokens,
         )
 
     def _whole(self, parts: list[Part]) -> dict[str, np.ndarray]:

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load_model(folder: Path | str, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_model(folder: Path | str, settings: Model | None = None) -> PreTrainedModel:
     """A causal language model in float32, without dropout, from safetensors.
 
-    Raises InputError if the folder holds none. No pickle is read.
+    `settings` says whether its own code may run and which attention it uses. No pickle is read.
+    Raises InputError if the folder holds no model.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -33,7 +34,11 @@ def load_model(folder: Path | str, trust_remote_code: bool = False) -> PreTraine
     logging.disable_progress_bar()  # a reference is loaded every round
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=settings is not None and settings.trust_remote_code,
+            attn_implementation=settings and settings.attention,
         )
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: no model to load ({_first_line(error)})") from error
@@ -185,11 +190,21 @@ def check_model(settings: Model) -> None:
 
 
 def count_parameters(settings: Model) -> int:
-    """How many parameters the model has, without reading or making its weights. Raises InputError."""
+    """How many parameters the model has, without reading or making its weights.
+
+    Raises InputError if there is no such model, or no such attention for it.
+    """
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(_config(settings), trust_remote_code=settings.trust_remote_code)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                _config(settings),
+                trust_remote_code=settings.trust_remote_code,
+                attn_implementation=settings.attention,
+            )
+    except (ImportError, ValueError) as error:
+        raise InputError(f"model.attention: {settings.attention} cannot be used ({_first_line(error)})") from error
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -16,7 +16,7 @@ import yaml
 from reval_core.config import Config
 from reval_core.errors import InputError
 from reval_core.facts import Manifest, read_manifest, write_manifest
-from reval_core.files import digest, publish_file, publish_json, read_json
+from reval_core.files import publish_file, publish_json, read_json
 
 STAGES = (
     "warm_start",
@@ -183,11 +183,6 @@ def wall_seconds(folder: RunFolder) -> float:
     """The seconds of all attempts at a run together."""
     attempts = [read_json(path) for path in sorted(folder.attempts.glob("*.json"))]
     return sum(attempt["last_seen_at"] - attempt["started_at"] for attempt in attempts)
-
-
-def config_digest(config: Config) -> str:
-    """The digest of the settings, without `rounds`: a longer run is the same run."""
-    return digest(config.model_dump(mode="json", exclude={"rounds"}))
 
 
 def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:

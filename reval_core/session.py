@@ -112,7 +112,7 @@ class Session:
         if checkpoint_state(folder)["policy"] != reference.identity:
             raise Damaged(f"{folder}: is not the reference that this run recorded")
         if self.config.model.lora is None:
-            yield load_model(folder, self.config.model.trust_remote_code).to(self.device)
+            yield load_model(folder, self.config.model).to(self.device)
         else:
             assert self._learner is not None, "the reference's adapters go into the learner's model"
             with swapped_adapters(self._learner.model, folder) as model:

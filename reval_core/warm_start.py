@@ -19,7 +19,7 @@ from reval_core.scoring import score
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-WARM_START_VERSION = "1"
+WARM_START_VERSION = "2"
 """Raised when a change of this code or of the demonstrations changes the weights that come out."""
 
 

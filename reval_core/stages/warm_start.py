@@ -56,7 +56,7 @@ def _policy_zero(session: Session) -> tuple[PreTrainedModel, bool]:
         return _raw_model(session), False
     kept = shared_folder() / digest(_fitted(session))[:32]
     if kept.exists():
-        return load_model(kept), True
+        return load_model(kept, config.model), True
     model = _raw_model(session)
     prompts = {problem.prompt_id: session.prompt(problem.problem)[1] for problem in session.train}
     fit(
@@ -77,4 +77,4 @@ def _raw_model(session: Session) -> PreTrainedModel:
     if settings.tiny is not None:
         return make_tiny_model(settings.tiny, session.config.seed)
     assert settings.path is not None
-    return load_model(settings.path, settings.trust_remote_code)
+    return load_model(settings.path, settings)

@@ -267,6 +267,30 @@ def test_grpo_cannot_draw_by_a_residual(refused: Refused) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("learner.schedule=cosine", "learner.decay_updates: belongs to schedule"),
+        ("learner.decay_updates=10", "learner.decay_updates: belongs to schedule"),
+        ("objective={kind: reval, beta: 1, huber: 2, clip: 1}", "objective.huber: has no effect"),
+        ("objective={kind: custom, function: nowhere}", "objective.function: 'nowhere' is not of the form"),
+        ("objective={kind: custom, function: 'nowhere:f'}", "objective.function: nowhere:f: cannot import nowhere"),
+        (
+            "objective={kind: custom, function: 'tests.models:f'}",
+            "objective.function: tests.models:f: tests.models has no",
+        ),
+        (
+            f"objective={{kind: custom, function: '{CUSTOM}', settings: {{size: 1}}}}",
+            f"objective.function: {CUSTOM}: does not take these settings (got an unexpected keyword argument 'size')",
+        ),
+    ],
+)
+def test_settings_of_the_learner_that_do_not_fit_are_refused(refused: Refused, override: str, words: str) -> None:
+    message = refused(RUN, override)
+    assert words in message
+    assert message.startswith(("--set ", "run.yaml:"))
+
+
 def test_a_warm_start_needs_arithmetic(refused: Refused) -> None:
     message = refused(RUN, "problems.train={path: some.jsonl}", "model.warm_start={steps: 1}")
     assert message.startswith("--set model.warm_start={steps: 1}: model.warm_start: ")

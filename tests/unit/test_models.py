@@ -31,6 +31,17 @@ def test_a_saved_model_comes_back_to_the_bit(folder):
     assert policy_digest(load_model(folder)) != policy_digest(tiny_model(seed=1))
 
 
+def test_attention_is_as_asked_for(folder):
+    assert load_model(folder, Model(path=str(folder), attention="eager")).config._attn_implementation == "eager"
+    assert load_model(folder, Model(path=str(folder))).config._attn_implementation == "sdpa"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="FlashAttention may be there")
+def test_an_attention_that_is_not_installed_is_refused_before_weights_are_read(folder):
+    with pytest.raises(InputError, match=r"model\.attention: flash_attention_2 cannot be used"):
+        count_parameters(Model(path=str(folder), attention="flash_attention_2"))
+
+
 def test_one_changed_bit_changes_the_digest():
     model = tiny_model()
     before = policy_digest(model)

@@ -20,7 +20,6 @@ from reval_core.run_folder import (
     STAGES,
     Attempt,
     RunFolder,
-    config_digest,
     existing_run,
     wall_seconds,
 )
@@ -130,11 +129,6 @@ def test_a_config_with_every_kind_of_text_is_known_again(folder: RunFolder) -> N
     settings = config(problems={**VALUES["problems"], "prompt": prompt})
     folder.open(settings)
     folder.open(settings)
-
-
-def test_the_digest_of_a_config_tells_everything_but_the_rounds() -> None:
-    assert config_digest(config()) == config_digest(config(rounds=9))
-    assert config_digest(config()) != config_digest(config(seed=1))
 
 
 def test_a_second_process_is_refused_naming_the_first(folder: RunFolder, holder: subprocess.Popen[str]) -> None:
