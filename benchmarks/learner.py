@@ -66,7 +66,9 @@ def in_turn(ours: Any, theirs: Any) -> dict[str, Any]:
             raise SystemExit(f"the two do not do the same work: gradients differ by {difference:.1e}")
     names = ("seconds", "peak_above")
     medians = [{name: statistics.median(pair[side][name] for pair in pairs) for name in names} for side in (0, 1)]
+    versions = {pair[1]["version"] for pair in pairs if "version" in pair[1]}
     return {
+        "version": ", ".join(versions) or None,
         "time_ratio": medians[0]["seconds"] / medians[1]["seconds"],
         "memory_ratio": medians[0]["peak_above"] / medians[1]["peak_above"],
         "ours": medians[0],
@@ -100,7 +102,7 @@ def circumstances() -> dict[str, Any]:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "trl": "1.16.0"},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "commit": commit.stdout.strip(),
         "date": datetime.date.today().isoformat(),
     }
@@ -119,15 +121,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gpu", action="store_true", help="measure a training step of a 0.6B model on a GPU")
     arguments = parser.parse_args()
-    found = learner_gpu.measure_all() if arguments.gpu else measure_all()
+    found = learner_gpu.measure_all() if arguments.gpu else measure_all() | {"limits": LIMITS}
     target = BASELINES / ("learner-gpu.json" if arguments.gpu else "learner.json")
-    target.write_text(json.dumps(found | {"limits": LIMITS} | circumstances(), indent=2) + "\n")
+    target.write_text(json.dumps(found | circumstances(), indent=2) + "\n")
     for name in LIMITS:
         if name in found:
             print(f"{name:22} {found[name]:.3f}")
-    for miss in misses(found):
-        print(miss)
     print(f"written to {target.relative_to(ROOT)}")
+    missed = misses(found)
+    if missed:
+        raise SystemExit("\n".join(missed))
 
 
 if __name__ == "__main__":

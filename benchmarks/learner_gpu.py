@@ -75,7 +75,7 @@ def measure_all() -> dict[str, Any]:
 
     step()
     held = torch.cuda.memory_allocated()
-    readings = [measure(step) for _ in range(STEPS)]
+    readings = [measure(step, on_gpu=True) for _ in range(STEPS)]
     rate = LENGTH / statistics.median(reading.seconds for reading in readings)
     peak = held + max(reading.peak_above for reading in readings)
     known = [flops for name, flops in PEAK_FLOPS.items() if name in device]

@@ -20,9 +20,8 @@ class Reading:
     """Bytes at the peak, above what the process held when the work began."""
 
 
-def measure(work: Callable[[], Any]) -> Reading:
-    """Run `work` once."""
-    on_gpu = torch.cuda.is_available()
+def measure(work: Callable[[], Any], on_gpu: bool = False) -> Reading:
+    """Run `work` once, and look at the memory of the GPU or of the process."""
     if on_gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

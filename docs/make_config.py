@@ -1,4 +1,4 @@
-"""Write docs/config.md, the reference of every setting, from reval_core/config.py.
+"""Write docs/config.md, the reference of every setting, from reval_core/config/.
 
 Run it after a change of the settings: `python docs/make_config.py`. A test compares the two.
 """
@@ -34,7 +34,7 @@ _LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "of a l
 _INTRODUCTION = """\
 # Settings
 
-Made by `docs/make_config.py` from `reval_core/config.py`; change the settings there.
+Made by `docs/make_config.py` from `reval_core/config/`; change the settings there.
 
 A config is a YAML file, such as [`configs/demo.yaml`](../configs/demo.yaml). Nested keys are written with dots here
 and on the command line: `reval train CONFIG --set learner.lr=1e-4` lays one value over the file. A key that is not
@@ -139,7 +139,7 @@ def _range(metadata: list[Any]) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "–"
-    default = field.default
+    default = field.get_default(call_default_factory=True)
     if default is None:
         return "none"
     if isinstance(default, BaseModel):

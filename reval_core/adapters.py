@@ -49,6 +49,8 @@ def add_adapters(model: PreTrainedModel, settings: Lora, seed: int) -> None:
             model.add_adapter(chosen)
         except ValueError as error:
             raise InputError(f"model.lora.targets: {str(error).splitlines()[0]}") from error
+    if hasattr(model.get_output_embeddings(), "base_layer"):
+        raise InputError("model.lora.targets: the head cannot have adapters: values are read off its own weights")
     model.eval()
 
 

@@ -14,7 +14,8 @@ from reval_core.learner import Drawn
 from reval_core.run_folder import RunFolder
 from reval_core.trajectories import IDS_PER_ROUND, RowReader, list_rows
 
-# What the identity of a policy depends on. The shard's digest and the row stand for the tokens.
+# What the identity of a policy depends on. The shard's digest and the row stand for the tokens, and for their
+# log-probs: a shard names the policy that wrote it.
 _IDENTITY = ("shard_digest", "row", "reward", "advantage", "weight", "reference", "log_ref", "value_ref")
 
 

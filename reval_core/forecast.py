@@ -33,11 +33,13 @@ class Forecast:
 
 def forecast(config: Config) -> Forecast:
     """The sizes of a run by its config alone."""
-    parameters = count_parameters(config.model)
+    parameters, trained = count_parameters(config.model)
     trajectories = config.rounds * config.rollouts.trajectories
     updates = config.rounds * config.learner.updates
     # Weights and two moments; the newest, and those of round 0, the reference and the best; one being written.
-    checkpoints = parameters * _FLOAT * 3 * (config.checkpoints.keep + 4)
+    checkpoints = trained * _FLOAT * 3 * (config.checkpoints.keep + 4)
+    if config.model.lora is not None:
+        checkpoints += parameters * _FLOAT  # the base, once
     rows = trajectories * (_BYTES_PER_TRAJECTORY + config.rollouts.max_tokens * _BYTES_PER_TOKEN)
     draws = updates * config.rollouts.trajectories * _BYTES_PER_DRAW
     return Forecast(parameters, trajectories, updates, checkpoints, rows + draws)

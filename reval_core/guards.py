@@ -40,7 +40,8 @@ class Guard:
                 f"{len(self.norms)} updates (learner.spike_limit: {self._limit:g}); "
                 f"the largest losses are of trajectories {largest}"
             )
-        self.norms.append(norm)
+        if norm > 0:  # a draw without a residual says nothing of what is usual
+            self.norms.append(norm)
 
 
 def _first(ids: Sequence[int] | np.ndarray) -> list[int]:

@@ -7,7 +7,7 @@ Here the logits of `SLICE` tokens of the vocabulary exist at once. V is a runnin
 backward pass makes each slice again, adds to the gradient of the hidden states and writes its rows of W's.
 
 Logits are float32 at least, whatever the precision of the model: on CUDA the matrix product takes bfloat16 and
-returns float32, elsewhere it runs in float32. This file needs torch alone. docs/scoring.md says what was measured.
+returns float32, elsewhere it runs in float32. This file needs torch alone. docs/learner.md says what was measured.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Head:
 
     @classmethod
     def of(cls, model: nn.Module) -> Head:
-        """The head of a transformers causal language model. `scoring.check_scoring` proves that it is right."""
+        """The head of a transformers causal language model. `models.check_scoring` proves that it is right."""
         causal: Any = model
         linear, config = causal.get_output_embeddings(), causal.config.get_text_config()
         scale = 1.0 / (getattr(config, "logits_scaling", None) or 1.0)  # Granite

@@ -31,11 +31,10 @@ from reval_core import config
 from reval_core.batches import Rows, collate, micro_batches, pad_rows
 from reval_core.files import digest
 from reval_core.guards import Guard
-from reval_core.models import checkpointed_layers
-from reval_core.objectives import Inputs, Outputs, make_objective
+from reval_core.models import checkpointed_layers, model_identity
+from reval_core.objectives import Inputs, Outputs, make_objective, objective_identity
 from reval_core.objectives.residuals import NOISE
 from reval_core.scoring import Scorer, Scores
-from reval_core.user_code import code_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -116,6 +115,8 @@ class Learner:
         self._settings = settings
         self._temperature = temperature
         self._objective = make_objective(**objective.model_dump())
+        half = settings.precision == "bfloat16" or next(model.parameters()).dtype != torch.float32
+        self._noise = settings.noise or NOISE["bfloat16" if half else "float32"]
         self._accelerator = accelerate.Accelerator(
             # Without it, processes that find no GPU would each train alone.
             cpu=not torch.cuda.is_available(),
@@ -133,14 +134,14 @@ class Learner:
         )
         self._identity = [
             LEARNER_VERSION,
-            objective.model_dump(),
-            code_digest(objective.function) if objective.kind == "custom" else None,
+            objective_identity(**objective.model_dump()),
             settings.model_dump(),
             temperature,
+            model_identity(model),
             torch.__version__,
             torch.get_num_threads(),
-            self._accelerator.num_processes,
-            str(next(model.parameters()).dtype),
+            self._accelerator.device.type,
+            self.processes,
         ]
 
     @classmethod
@@ -168,6 +169,7 @@ class Learner:
             for drawn in batches:
                 updates.append(self._update(drawn))
                 tick(len(updates), len(batches))
+        self.optimizer.zero_grad(set_to_none=True)  # no memory for gradients while rollouts are generated
         self.policy = after
         return updates
 
@@ -242,7 +244,8 @@ class Learner:
         weight = torch.from_numpy(drawn.weight[rows]).to(device)
         # Gradients are averaged over the processes, and the loss is a mean over the draw.
         share *= self._accelerator.num_processes / len(drawn)
-        self._accelerator.backward((outputs.loss * weight).sum() * share)
+        # Not accelerator.backward: it divides by what the launcher was told of gradient accumulation.
+        ((outputs.loss * weight).sum() * share).backward()
         return {name: column.detach().cpu().numpy() for name, column in _columns(outputs).items()}
 
     def _inputs(self, drawn: Drawn, rows: list[int], scores: Scores) -> Inputs:
@@ -265,7 +268,7 @@ class Learner:
             old_logprobs=padded(drawn.old_logprobs),
             engine_logprobs=padded(drawn.engine_logprobs),
             truncated=column(drawn.truncated),
-            noise=NOISE[self._settings.precision],
+            noise=self._noise,
             mean_tokens=drawn.mean_tokens,
         )
 

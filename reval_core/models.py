@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from reval_core.adapters import check_peft
+from reval_core.adapters import add_adapters, check_peft, has_adapters
 from reval_core.batches import collate
-from reval_core.config import Model, TinyModel
+from reval_core.config import Learner, Model, TinyModel
 from reval_core.errors import InputError
 from reval_core.scoring import score
 
@@ -79,31 +79,35 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 
 
 @torch.inference_mode()
-def check_scoring(model: PreTrainedModel, packed: bool = False) -> None:
+def check_scoring(model: PreTrainedModel, settings: Learner) -> None:
     """See that `scoring.score` gives what a log-softmax of the model's own logits gives, for two short texts.
 
-    It would not where a family of models does to its logits what `head.Head` does not know of, or where packed
-    trajectories can see each other. Raises InputError.
+    It would not where a family of models does to its logits what `head.Head` does not know of, where packed
+    trajectories can see each other, or where gradient checkpointing brings dropout back. Raises InputError.
     """
+    half = settings.precision == "bfloat16"
+    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=half):
+        _check_scoring(model, settings, tolerance=0.1 if half else 1e-3)
+
+
+def _check_scoring(model: PreTrainedModel, settings: Learner, tolerance: float) -> None:
     vocabulary = model.get_output_embeddings().weight.shape[0]
     rng = np.random.default_rng(0)
     texts = [rng.integers(vocabulary, size=length) for length in (9, 6)]
-    batch = collate([text[:2] for text in texts], [text[2:] for text in texts], packed=packed)
-    found = score(model, batch.to(model.device)).logprobs.cpu()
+    batch = collate([text[:2] for text in texts], [text[2:] for text in texts], packed=settings.packed)
+    with checkpointed_layers(model) if settings.gradient_checkpointing else nullcontext():
+        found = score(model, batch.to(model.device)).logprobs.cpu()
     for row, text in zip(found, texts, strict=True):
         tokens = torch.from_numpy(text).to(model.device)
         logits = model(tokens[None]).logits[0, 1:-1].float()
         expected = logits.log_softmax(dim=-1).gather(1, tokens[2:, None]).squeeze(1).cpu()
         error = float((row[: len(expected)] - expected).abs().max())
-        if not error < 1e-3:
+        if not error < tolerance:
+            switches = [name for name in ("packed", "gradient_checkpointing") if getattr(settings, name)]
+            remedy = "".join(f"; try learner.{name}: false" for name in switches)
             raise InputError(
-                f"model.path: reval's log-probabilities differ from the model's own by {error:.2g} nats; "
-                + (
-                    "packed trajectories see each other in this model, or its logits are made in a way that reval "
-                    "does not know; try learner.packed: false"
-                    if packed
-                    else f"{type(model).__name__} makes its logits in a way that reval does not know"
-                )
+                f"model.path: reval's log-probabilities differ from the model's own by {error:.2g} nats: "
+                f"{type(model).__name__} makes its logits in a way that reval does not know{remedy}"
             )
 
 
@@ -112,7 +116,7 @@ def checkpointed_layers(model: PreTrainedModel) -> Iterator[None]:
     """Keep no activations inside the layers; the backward pass computes them again.
 
     transformers checkpoints only layers in training mode. Here the mode is set on the layers alone, not on what is
-    inside them: dropout stays off.
+    inside them, so dropout stays off; `check_scoring` refuses models whose layers apply it themselves.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -126,6 +130,19 @@ def checkpointed_layers(model: PreTrainedModel) -> Iterator[None]:
         model.gradient_checkpointing_disable()
         for layer in layers:
             layer.training = False
+
+
+def model_identity(model: PreTrainedModel) -> list[Any]:
+    """What the same weights may compute differently by: versions, types, attention, adapters."""
+    import transformers
+
+    adapters = model.peft_config["default"] if has_adapters(model) else None
+    return [
+        transformers.__version__,
+        str(next(model.parameters()).dtype),
+        model.config._attn_implementation,
+        adapters and [adapters.r, adapters.lora_alpha, sorted(adapters.target_modules)],
+    ]
 
 
 def policy_digest(model: nn.Module) -> str:
@@ -189,10 +206,10 @@ def check_model(settings: Model) -> None:
         load_tokenizer(settings.path, settings.trust_remote_code)
 
 
-def count_parameters(settings: Model) -> int:
-    """How many parameters the model has, without reading or making its weights.
+def count_parameters(settings: Model) -> tuple[int, int]:
+    """How many parameters the model has, and how many of them are trained, without reading or making weights.
 
-    Raises InputError if there is no such model, or no such attention for it.
+    Raises InputError if there is no such model, no such attention for it, or no layer for its adapters.
     """
     from transformers import AutoModelForCausalLM
 
@@ -204,8 +221,13 @@ def count_parameters(settings: Model) -> int:
                 attn_implementation=settings.attention,
             )
     except (ImportError, ValueError) as error:
-        raise InputError(f"model.attention: {settings.attention} cannot be used ({_first_line(error)})") from error
-    return sum(parameter.numel() for parameter in model.parameters())
+        key = "model.attention" if settings.attention else "model.path"
+        raise InputError(f"{key}: {getattr(settings, key[6:])} cannot be used ({_first_line(error)})") from error
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    if settings.lora is not None:
+        with torch.device("meta"):
+            add_adapters(model, settings.lora, seed=0)
+    return whole, sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _config(settings: Model) -> PreTrainedConfig:

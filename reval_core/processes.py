@@ -7,6 +7,8 @@ is about to do what takes all processes (to be made, or to learn), it tells the 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 _PATIENCE = timedelta(days=1)
 """How long processes wait for each other: as long as a round of rollouts may take."""
+
+_out_of_step = False
 
 
 def count() -> int:
@@ -33,17 +37,44 @@ def is_first() -> bool:
 
 def check_launch() -> None:
     """Raise InputError if the processes were launched in a way that a run cannot use."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+    if _launched_with("ACCELERATE_USE_FSDP") or _launched_with("ACCELERATE_USE_DEEPSPEED"):
         raise InputError(
-            "--use_fsdp: generation and scoring need whole weights in the first process, "
-            "and FSDP leaves it a part; launch with --multi_gpu (DDP)"
+            "accelerate launch: generation and scoring need whole weights in the first process, and FSDP and "
+            "DeepSpeed leave it a part; launch with --multi_gpu (DDP)"
         )
+    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+        raise InputError("accelerate launch: compiled models are not supported; launch with --dynamo_backend no")
 
 
 def tell(*message: Any) -> None:
-    """Say to the other processes what comes next; they are waiting in `follow`."""
-    if count() > 1:
-        _broadcast(list(message))
+    """Say to the other processes what comes next; they are waiting in `follow`.
+
+    Raises RunStopped if an error has left them in the middle of something else.
+    """
+    if count() == 1:
+        return
+    if _out_of_step:
+        raise RunStopped("the processes are out of step after an error; start the run again")
+    _broadcast(list(message))
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What all processes do at once. After an error here the others may still be at it, and hear nothing more."""
+    global _out_of_step
+    try:
+        yield
+    except RunStopped:
+        raise  # from what all have seen, so all have stopped
+    except BaseException:
+        _out_of_step = True
+        raise
+
+
+def dismiss() -> None:
+    """Let the others end. After an error they do not hear it, and the launcher ends them with this process."""
+    if not _out_of_step:
+        tell("stop", None, None)
 
 
 def follow(folder: RunFolder, run: Config) -> None:
@@ -67,6 +98,10 @@ def follow(folder: RunFolder, run: Config) -> None:
                     learner = None  # the first process was stopped by the same, and says so
             case _:
                 return
+
+
+def _launched_with(name: str) -> bool:
+    return os.environ.get(name, "false").lower() == "true"
 
 
 def _broadcast(message: list[Any]) -> list[Any]:

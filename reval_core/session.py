@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from reval_core.verification import Verifier
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from reval_core.engines.base import Engine
+    from reval_core.engines.base import Completion, Engine, Request, Sampling
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,11 @@ class Session:
         self.engine.load(self._learner.model)
         return self._learner
 
+    def generate(self, policy: Policy, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """One completion a request, by `policy`, in the precision that it learns in."""
+        with self.learner_at(policy).autocast():
+            return self.engine.generate(requests, sampling)
+
     def tick(self, done: int, total: int) -> None:
         """Tell how far the stage at work is."""
         self.progress(*self.stage_now, done, total)
@@ -121,7 +126,8 @@ class Session:
     def learn(self, learner: Learner, draws: list[Drawn], tick: Tick = lambda done, total: None) -> list[Update]:
         """Let the learner learn, in all processes of the run."""
         processes.tell("learn", draws, None)
-        return learner.learn(draws, tick)
+        with processes.together():
+            return learner.learn(draws, tick)
 
     def other_seconds(self) -> float:
         """The time since this was asked for last (or the session was opened) in which no stage worked."""
@@ -153,7 +159,7 @@ class Session:
         self.engine.close()
         self.store.close()
         self.attempt.touch()
-        processes.tell("stop", None, None)
+        processes.dismiss()
 
     def _rebuild(self, policy: Policy) -> Learner:
         saved = [number for number in checkpoint_rounds(self.folder.checkpoints) if number <= policy.round]
@@ -161,7 +167,8 @@ class Session:
             raise Damaged(f"{self.folder.checkpoints}: no checkpoint to rebuild round {policy.round} from")
         folder = self.folder.checkpoint(max(saved))
         processes.tell("restore", folder, self.machine["threads"])
-        learner = load_learner(folder, self.folder.base, self.config)
+        with processes.together():
+            learner = load_learner(folder, self.folder.base, self.config)
         for number in range(max(saved) + 1, policy.round + 1):
             self.learn(learner, self.draws.read(number))
         if learner.policy != policy.identity:
@@ -205,6 +212,7 @@ def _fix_machine(folder: RunFolder, config: Config) -> dict[str, Any]:
     machine = {
         "threads": torch.get_num_threads(),
         "processes": processes.count(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),

@@ -25,8 +25,8 @@ def load_function(name: str) -> Callable[..., Any]:
         sys.path.append(here)
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"{name}: cannot import {module_name} ({error})") from error
+    except Exception as error:  # whatever a user's file does when it is imported
+        raise ValueError(f"{name}: cannot import {module_name} ({type(error).__name__}: {error})") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ValueError(f"{name}: {module_name} has no function {function_name}")

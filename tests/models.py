@@ -63,3 +63,10 @@ def margin_objective(inputs: Inputs, beta: float = 1.0, margin: float = 0.0) -> 
     over = (delta.abs() - margin).clamp(min=0)
     quiet = delta.detach()
     return Outputs(over.square(), quiet, quiet * 0, quiet * 0, {"over": over.detach()})
+
+
+def broken_objective(inputs: Inputs, fault: str) -> Outputs:
+    """An objective with a mistake in it."""
+    loss = inputs.value.unsqueeze(1) if fault == "shape" else inputs.value
+    still = inputs.value.detach()
+    return Outputs(loss, still, still, still, {"delta": still})

@@ -12,10 +12,19 @@ from typing import Any
 
 import torch
 
+from reval_core.errors import InputError
 from reval_core.objectives.base import Inputs, Outputs
 from reval_core.objectives.policy_gradient import grpo
-from reval_core.objectives.residuals import above_noise, regression, residual_objective, reval, step_residuals, tbrm
-from reval_core.user_code import load_function
+from reval_core.objectives.residuals import (
+    above_noise,
+    regression,
+    residual_objective,
+    reval,
+    step_residuals,
+    tbrm,
+    value_term,
+)
+from reval_core.user_code import code_digest, load_function
 
 __all__ = [
     "Inputs",
@@ -24,12 +33,16 @@ __all__ = [
     "above_noise",
     "grpo",
     "make_objective",
+    "objective_identity",
     "regression",
     "residual_objective",
     "reval",
     "step_residuals",
     "tbrm",
+    "value_term",
 ]
+
+_COLUMNS = ("loss", "delta", "value_term", "log_ratio")
 
 Objective = Callable[[Inputs], Outputs]
 """An objective with its settings filled in."""
@@ -49,10 +62,30 @@ def make_objective(kind: str, mask_truncated: bool = False, **settings: Any) -> 
         the mean is still over all of it, but nothing is learned from a response whose end nobody saw.
     """
     if kind == "custom":
-        objective = partial(load_function(settings["function"]), **settings["settings"])
+        name = settings["function"]
+        objective = partial(_checked, name, partial(load_function(name), **settings["settings"]))
     else:
         objective = partial(_BUILT_IN[kind], **settings)
     return partial(_without_truncated, objective) if mask_truncated else objective
+
+
+def objective_identity(kind: str, **settings: Any) -> list[Any]:
+    """What names an objective: its settings, and the code of one of a user's own."""
+    return [kind, settings, code_digest(settings["function"]) if kind == "custom" else None]
+
+
+def _checked(name: str, objective: Objective, inputs: Inputs) -> Outputs:
+    outputs = objective(inputs)
+    columns = {one: getattr(outputs, one) for one in _COLUMNS}
+    for one, column in [*columns.items(), *outputs.metrics.items()]:
+        if column.shape != inputs.reward.shape:
+            raise InputError(
+                f"objective.function: {name} gives {one} of shape {list(column.shape)}; "
+                f"it must be one number a trajectory, {list(inputs.reward.shape)}"
+            )
+    if columns.keys() & outputs.metrics.keys():
+        raise InputError(f"objective.function: {name} names a metric like one of {', '.join(columns)}")
+    return outputs
 
 
 def _without_truncated(objective: Objective, inputs: Inputs) -> Outputs:

@@ -12,7 +12,7 @@ class Inputs:
     """B trajectories with responses of up to H tokens. Only `logprobs` and `value` carry gradients."""
 
     logprobs: Tensor
-    """log π_θ(a_h|s_h) [B, H]; 0 on padding."""
+    """log π_θ(a_h|s_h) [B, H]; 0 on padding. At temperature 1, for GRPO at the one that was sampled at."""
     mask: Tensor
     """[B, H] bool: true on the tokens that the policy wrote."""
     value: Tensor
@@ -28,11 +28,11 @@ class Inputs:
     old_logprobs: Tensor
     """log π(a_h|s_h) [B, H] of the policy that wrote the response, as the trainer computes it."""
     engine_logprobs: Tensor
-    """The same as the engine gave it [B, H]."""
+    """The same as the engine gave it [B, H], at the temperature that it sampled at."""
     truncated: Tensor
     """[B] bool: true where the response was cut at the length limit."""
     noise: float
-    """How far a stored score may be from the model's score in another batch, relative to 1 + |log π_ref(τ)|."""
+    """How far a stored score may be from another batch's, relative to 1 + |log π_ref(τ)| + |V_ref(s_1)|."""
     mean_tokens: float
     """Written tokens a trajectory, over all trajectories of the update, not only these B."""
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reval_core.objectives.base import Inputs, Outputs
 
-NOISE = {"float32": 1e-5, "bfloat16": 3e-3}
+NOISE = {"float32": 1e-5, "bfloat16": 2e-2}
 """`Inputs.noise` by the precision of the model. See docs/decisions/0003-noise-floor.md for how it was measured."""
 
 
@@ -22,28 +22,28 @@ def reval(inputs: Inputs, beta: float, **options: Any) -> Outputs:
 
     Δ(τ) = [V_θ(s_1) − V_ref(s_1)] + log π_θ(τ) − log π_ref(τ) − r(τ)/β
     """
-    return residual_objective(inputs, inputs.value - inputs.value_ref, beta, **options)
+    return residual_objective(inputs, value_term("reval", inputs.value, inputs.value_ref), beta, **options)
 
 
 def tbrm(inputs: Inputs, beta: float, **options: Any) -> Outputs:
     """TBRM (arXiv 2505.15311): as ReVal, with V_θ(s_1) in place of V_θ(s_1) − V_ref(s_1)."""
-    return residual_objective(inputs, inputs.value, beta, **options)
+    return residual_objective(inputs, value_term("tbrm", inputs.value, inputs.value_ref), beta, **options)
 
 
 def regression(inputs: Inputs, beta: float, **options: Any) -> Outputs:
     """The regression variant, Eq. 8: as ReVal without V."""
-    return residual_objective(inputs, torch.zeros_like(inputs.value), beta, **options)
+    return residual_objective(inputs, value_term("regression", inputs.value, inputs.value_ref), beta, **options)
 
 
 def residual_objective(
     inputs: Inputs,
-    value_term: Tensor,
+    of_value: Tensor,
     beta: float,
     huber: float | None = None,
     clip: float | None = None,
     length_normalised: bool = False,
 ) -> Outputs:
-    """The loss Δ², with Δ(τ) = value_term + log π_θ(τ) − log π_ref(τ) − r(τ)/β.
+    """The loss Δ², with Δ(τ) = of_value + log π_θ(τ) − log π_ref(τ) − r(τ)/β.
 
     huber: beyond |Δ| = huber the square goes on as a line, 2·huber·|Δ| − huber². Departs from least squares: an
         outlier pulls no harder than `huber`, so the fit is nearer a median than a mean of the rewards.
@@ -55,7 +55,8 @@ def residual_objective(
     Metrics: `quiet`, the share of residuals within the noise, and `outliers`, the share beyond huber or clip.
     """
     log_ratio = inputs.logprobs.sum(dim=1) - inputs.log_ref
-    delta = above_noise(value_term + log_ratio - inputs.reward / beta, inputs.log_ref, inputs.noise)
+    size = 1 + inputs.log_ref.abs() + inputs.value_ref.abs()
+    delta = above_noise(of_value + log_ratio - inputs.reward / beta, inputs.noise * size)
     held = delta if clip is None else delta.clamp(-clip, clip)
     loss = held.square()
     if huber is not None:
@@ -65,16 +66,27 @@ def residual_objective(
     delta = delta.detach()
     limit = min(limit for limit in (huber, clip, torch.inf) if limit is not None)
     metrics = {"quiet": (delta == 0).to(delta.dtype), "outliers": (delta.abs() > limit).to(delta.dtype)}
-    return Outputs(loss, delta, value_term.detach(), log_ratio.detach(), metrics)
+    return Outputs(loss, delta, of_value.detach(), log_ratio.detach(), metrics)
 
 
-def above_noise(delta: Tensor, log_ref: Tensor, noise: float) -> Tensor:
-    """`delta` with what is within the noise of stored scores put to exactly 0, gradient included.
+def above_noise(delta: Tensor, noise: Tensor) -> Tensor:
+    """`delta` with what is within the noise of stored scores put to exactly 0, gradient included. All are [B].
 
     A reference score that was made in another batch differs in its last digits. AdamW would turn a residual of that
     size into full steps, and a policy that should stand still would walk away (docs/decisions/0003-noise-floor.md).
     """
-    return torch.where(delta.abs() <= noise * (1 + log_ref.abs()), torch.zeros_like(delta), delta)
+    return torch.where(delta.abs() <= noise, torch.zeros_like(delta), delta)
+
+
+def value_term(kind: str, value: Tensor, value_ref: Tensor) -> Tensor:
+    """The part of Δ that comes from V [B], by the kind of objective; ReVal's for one of a user's own."""
+    match kind:
+        case "tbrm":
+            return value
+        case "regression":
+            return torch.zeros_like(value)
+        case _:
+            return value - value_ref
 
 
 def step_residuals(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor
 
 from reval_core.batches import TokenBatch, collate, micro_batches
-from reval_core.config import Config
+from reval_core.config import Config, Objective
 from reval_core.facts import Manifest, read_table
 from reval_core.learner import Learner
-from reval_core.objectives import step_residuals
+from reval_core.objectives import step_residuals, value_term
 from reval_core.scoring import Scores, score
 from reval_core.session import Policy, Session
 from reval_core.stages.stage import Outcome, publish, settings, stage
@@ -79,10 +80,10 @@ def score_trajectories(
         for number, (chosen, batch, engine, temperature) in enumerate(_batches(session, rows)):
             scores = score(learner.model, batch, config.scoring_temperature, entropy=True)
             sampled = scores
-            if temperature != config.scoring_temperature:
+            if not math.isclose(temperature, config.scoring_temperature, rel_tol=1e-6):  # stored in float32
                 sampled = score(learner.model, batch, temperature)
             scores_ref = scores if by_reference is None else by_reference[number]
-            part = _columns(batch, scores, scores_ref, rewards[chosen], config.objective.beta)
+            part = _columns(batch, scores, scores_ref, rewards[chosen], config.objective)
             parts.append({"row": chosen, "engine_gap": _gap(sampled.logprobs, engine, batch), **part})
             session.tick(sum(len(part["row"]) for part in parts), len(rows))
     columns = _in_order(parts)
@@ -134,10 +135,11 @@ def _batches(session: Session, rows: pa.Table) -> Iterator[tuple[list[int], Toke
 
 
 def _columns(
-    batch: TokenBatch, scores: Scores, scores_ref: Scores, reward: np.ndarray, beta: float | None
+    batch: TokenBatch, scores: Scores, scores_ref: Scores, reward: np.ndarray, objective: Objective
 ) -> dict[str, Any]:
-    value_term, log_ratio = scores.value - scores_ref.value, scores.log_policy - scores_ref.log_policy
-    rewards = torch.from_numpy(reward).to(value_term.device)
+    of_value = value_term(objective.kind, scores.value, scores_ref.value)
+    log_ratio, beta = scores.log_policy - scores_ref.log_policy, objective.beta
+    rewards = torch.from_numpy(reward).to(of_value.device)
     scaled = rewards / beta if beta is not None else torch.full_like(rewards, torch.nan)
     steps = step_residuals(
         scores.values, scores_ref.values, scores.logprobs, scores_ref.logprobs, batch.mask, scaled
@@ -149,10 +151,10 @@ def _columns(
         "value_ref": scores_ref.value.cpu().numpy(),
         "log_policy": scores.log_policy.cpu().numpy(),
         "value_policy": scores.value.cpu().numpy(),
-        "value_term": value_term.cpu().numpy(),
+        "value_term": of_value.cpu().numpy(),
         "log_ratio": log_ratio.cpu().numpy(),
         "scaled_reward": scaled.cpu().numpy(),
-        "delta": (value_term + log_ratio - scaled).cpu().numpy(),
+        "delta": (of_value + log_ratio - scaled).cpu().numpy(),
         "entropy": (scores.entropies.sum(dim=1) / tokens).cpu().numpy(),
         "step_deltas": _rows(steps, batch.mask),
         "policy_logprobs": _rows(scores.logprobs, batch.mask),

@@ -69,11 +69,10 @@ def evaluation(session: Session, round: int, policy: Policy) -> Outcome:
 def _generate(session: Session, policy: Policy, requests: list[Request]) -> list[Completion]:
     """Generate in batches of a shard's size, so that evaluation needs no more memory than rollouts."""
     rollouts = session.config.rollouts
-    session.learner_at(policy)
     size = rollouts.batch
     sampling = Sampling(rollouts.temperature, rollouts.max_tokens)
     completions: list[Completion] = []
     for start in range(0, len(requests), size):
-        completions += session.engine.generate(requests[start : start + size], sampling)
+        completions += session.generate(policy, requests[start : start + size], sampling)
         session.tick(len(completions), len(requests))
     return completions

@@ -10,10 +10,10 @@ import pyarrow as pa
 from reval_core.checkpoints import prune_checkpoints, save_checkpoint
 from reval_core.facts import Manifest
 from reval_core.learner import LEARNER_VERSION, Drawn, Update
+from reval_core.objectives import objective_identity
 from reval_core.sampling import effective_sample_size
 from reval_core.session import Policy, Session
 from reval_core.stages.stage import Outcome, publish, settings, stage
-from reval_core.user_code import code_digest
 
 
 def _inputs(session: Session, round: int, draws: Manifest, policy: Policy) -> list[Any]:
@@ -21,8 +21,7 @@ def _inputs(session: Session, round: int, draws: Manifest, policy: Policy) -> li
     return [
         draws.digest,
         policy.identity,
-        settings(config.objective),
-        code_digest(config.objective.function) if config.objective.kind == "custom" else None,
+        objective_identity(**settings(config.objective)),
         settings(config.learner),
         LEARNER_VERSION,
     ]

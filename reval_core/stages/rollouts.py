@@ -79,8 +79,7 @@ def _finished(session: Session, note: Any, key: str) -> dict[str, Any] | None:
 
 def _generate(session: Session, round: int, policy: Policy, shard: int, first: int, asked: list[Asked]) -> FactFile:
     sampling = Sampling(session.config.rollouts.temperature, session.config.rollouts.max_tokens)
-    session.learner_at(policy)
-    completions = session.engine.generate([one.request for one in asked], sampling)
+    completions = session.generate(policy, [one.request for one in asked], sampling)
     rows = shard_table(
         asked,
         completions,

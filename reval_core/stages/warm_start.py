@@ -26,7 +26,8 @@ def _inputs(session: Session, round: int) -> list[Any]:
 def _fitted(session: Session) -> list[Any]:
     """What the model depends on before it is given adapters."""
     model, machine = session.config.model.model_copy(update={"lora": None}), session.machine
-    made = [problems_digest(session.train), session.config.seed, machine["threads"], machine["torch"]]
+    versions = [machine[name] for name in ("threads", "torch", "transformers", "device")]
+    made = [problems_digest(session.train), session.config.seed, versions]
     return [settings(model), made if model.path is None or model.warm_start else None, WARM_START_VERSION]
 
 
@@ -34,7 +35,7 @@ def _fitted(session: Session) -> list[Any]:
 def warm_start(session: Session, round: int) -> Outcome:
     """Make policy 0 and its checkpoint. `info["policy"]` is the digest of the weights."""
     model, reused = _policy_zero(session)
-    check_scoring(model.to(session.device), session.config.learner.packed)
+    check_scoring(model.to(session.device), session.config.learner)
     lora = session.config.model.lora
     if lora is not None:
         publish_folder(session.folder.base, lambda partial: save_model(model, session.tokenizer, partial))

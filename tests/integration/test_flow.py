@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,19 @@ def config(tmp_path: Path) -> Path:
 
 
 def task_runs(flow_run_id: Any) -> dict[str, str]:
-    """The name and the state of every task run of a flow run."""
-    with get_client(sync_client=True) as client:
-        found = client.read_task_runs(
-            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])),
-            sort=TaskRunSort.EXPECTED_START_TIME_ASC,
-            limit=200,
-        )
-    return {one.name: one.state.name for one in found}
+    """The name and the last state of every task run of a flow run. The server hears of states a little later."""
+    for _ in range(100):
+        with get_client(sync_client=True) as client:
+            found = client.read_task_runs(
+                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])),
+                sort=TaskRunSort.EXPECTED_START_TIME_ASC,
+                limit=200,
+            )
+        states = {one.name: one.state.name for one in found}
+        if "Running" not in states.values():
+            break
+        time.sleep(0.1)
+    return states
 
 
 def latest_flow_run() -> Any:

@@ -274,6 +274,7 @@ def test_a_run_whose_rewards_are_all_zero_leaves_the_policy_where_it_was(kind, p
     "changes",
     [
         {"objective": {"kind": "grpo"}, "replay__capacity": 64},
+        {"objective": {"kind": "grpo"}, "replay__capacity": 64, "rollouts__temperature": 0.7},
         {"objective": {"kind": "tbrm", "beta": 0.5}, "learner__updates": 1},
         {"objective": {"kind": "regression", "beta": 0.5}},
         {"reward__kind": "centred"},
@@ -290,6 +291,9 @@ def test_every_objective_reward_and_sampling_runs(tmp_path, changes):
     assert np.isfinite(losses).all()
     assert max(norms) > 0
     assert views.execute("SELECT max(engine_gap) FROM scores").fetchone()[0] < 1e-4
+    if changes.get("objective") == {"kind": "grpo"}:  # the first update's ratios and corrections are 1, at any T
+        first = "SELECT metrics['kl'], metrics['corrected'] FROM updates WHERE round = 1 AND update = 1"
+        assert views.execute(first).fetchone() == pytest.approx((0.0, 0.0), abs=1e-8)
 
 
 def test_the_run_stops_when_too_many_responses_cannot_be_judged(run_path):

@@ -273,6 +273,8 @@ def test_grpo_cannot_draw_by_a_residual(refused: Refused) -> None:
         ("learner.schedule=cosine", "learner.decay_updates: belongs to schedule"),
         ("learner.decay_updates=10", "learner.decay_updates: belongs to schedule"),
         ("objective={kind: reval, beta: 1, huber: 2, clip: 1}", "objective.huber: has no effect"),
+        ("model.attention=flash_attention_2", "model.attention: flash_attention_2 computes in bfloat16"),
+        ("learner.packed=true", "learner.packed: this attention takes a mask"),
         ("objective={kind: custom, function: nowhere}", "objective.function: 'nowhere' is not of the form"),
         ("objective={kind: custom, function: 'nowhere:f'}", "objective.function: nowhere:f: cannot import nowhere"),
         (

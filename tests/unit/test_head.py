@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reval_core import head as heads
+from reval_core.config import Learner
 from reval_core.errors import InputError
 from reval_core.head import Head, token_scores
 from reval_core.models import check_scoring
@@ -94,6 +95,9 @@ def test_bfloat16_states_and_weights_are_scored_in_float32():
     torch.testing.assert_close(found.logprobs, expected[0], rtol=1e-5, atol=1e-5)
     found.logprobs.sum().backward()
     assert half.weight.grad.dtype == torch.bfloat16
+    exact = half.weight.detach().float().requires_grad_()
+    dense(Head(exact), rounded.float(), actions)[0].sum().backward()
+    assert (half.weight.grad.float() - exact.grad).norm() <= 1e-2 * exact.grad.norm()
 
 
 SMALL = {
@@ -132,7 +136,7 @@ def family(name):
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_of_models_is_scored_as_it_scores_itself(name, packed):
-    check_scoring(family(name), packed)
+    check_scoring(family(name), Learner(updates=1, lr=1.0, packed=packed))
 
 
 def test_the_tied_and_the_untied_model_are_what_they_say():
@@ -145,7 +149,7 @@ def test_a_model_whose_logits_are_bent_in_an_unknown_way_is_refused():
     model = tiny_model()
     model.lm_head.register_forward_hook(lambda module, inputs, output: output * 1.5)
     with pytest.raises(InputError, match="makes its logits in a way that reval does not know"):
-        check_scoring(model)
+        check_scoring(model, Learner(updates=1, lr=1.0))
 
 
 def test_a_model_in_which_packed_trajectories_see_each_other_is_refused():
@@ -155,4 +159,39 @@ def test_a_model_in_which_packed_trajectories_see_each_other_is_refused():
     with torch.no_grad():
         recurrent.lm_head.weight.normal_()
     with pytest.raises(InputError, match=r"learner\.packed: false"):
-        check_scoring(recurrent, packed=True)
+        check_scoring(recurrent, Learner(updates=1, lr=1.0, packed=True))
+
+
+def test_a_model_whose_layers_drop_out_by_themselves_is_refused_with_checkpointing():
+    torch.manual_seed(0)
+    settings = {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "ffn_dim": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.OPTConfig(**settings, word_embed_proj_dim=16, dropout=0.5, pad_token_id=0)
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    check_scoring(model, Learner(updates=1, lr=1.0))
+    with pytest.raises(InputError, match=r"learner\.gradient_checkpointing: false"):
+        check_scoring(model, Learner(updates=1, lr=1.0, gradient_checkpointing=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("rounded", [False, True], ids=["float32", "bfloat16"])
+def test_on_a_gpu_scores_and_gradients_are_those_of_whole_logits(rounded):
+    head, states, actions = random_head(4, rows=300, width=64, vocabulary=5000, bias=False, dtype=torch.float32)
+    expected = dense(head, states, actions)
+    wanted = torch.autograd.grad((expected[0] + expected[1]).sum(), [states, head.weight])
+    weight, inputs = (one.detach().cuda().requires_grad_() for one in (head.weight, states))
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=rounded):
+        found = token_scores(Head(weight), inputs, actions.cuda())
+    given = torch.autograd.grad((found.logprobs + found.values).sum(), [inputs, weight])
+    near = 3e-2 if rounded else 1e-3
+    for one, other in zip([*found[:2], *given], [*expected[:2], *wanted], strict=True):
+        assert (one.cpu() - other).norm() <= near * other.norm()

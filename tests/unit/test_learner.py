@@ -8,11 +8,12 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from reval_core.adapters import add_adapters
 from reval_core.batches import collate
 from reval_core.checkpoints import checkpoint_state, prune_checkpoints, restore_optimizer, save_checkpoint
-from reval_core.config import CustomObjective, Grpo, Regression, Reval, Tbrm
+from reval_core.config import CustomObjective, Grpo, Lora, Regression, Reval, Tbrm
 from reval_core.config import Learner as Settings
-from reval_core.errors import Damaged, RunStopped
+from reval_core.errors import Damaged, InputError, RunStopped
 from reval_core.learner import Drawn, Learner, learning_rate
 from reval_core.models import load_model, make_tiny_tokenizer, policy_digest
 from reval_core.objectives import make_objective
@@ -35,9 +36,15 @@ def learner(model=None, objective=OBJECTIVES[0], **settings) -> Learner:
 
 
 def gradients(one: Learner, batch: Drawn) -> list[torch.Tensor]:
-    """The gradient of an update, before clipping changes anything."""
-    one.learn([batch])
-    return [parameter.grad.clone() for parameter in one.model.parameters()]
+    """The gradient that an update steps by."""
+    seen: list[torch.Tensor] = []
+
+    def look(optimizer, *_):
+        seen.extend(parameter.grad.clone() for parameter in one.model.parameters())
+
+    one.optimizer.optimizer.register_step_pre_hook(look)
+    (one.update,) = one.learn([batch])
+    return seen
 
 
 def test_updates_are_reported_in_the_order_of_the_draw():
@@ -134,6 +141,9 @@ def test_neither_micro_batches_nor_packing_change_the_loss_or_the_gradient(objec
     for other in others:
         for one, two in zip(expected, gradients(other, batch), strict=True):
             assert (one - two).norm() <= 1e-5 * one.norm() + 1e-9
+        assert other.update.loss == pytest.approx(whole.update.loss, rel=1e-5, abs=1e-6)
+        assert other.update.metrics == pytest.approx(whole.update.metrics, rel=1e-4, abs=1e-6)
+        np.testing.assert_allclose(other.update.delta, whole.update.delta, rtol=1e-4, atol=1e-5)
 
 
 def test_an_update_is_the_mean_of_what_each_trajectory_gives_alone():
@@ -191,13 +201,20 @@ def test_bfloat16_moves_the_weights_about_as_float32_does():
     assert torch.nn.functional.cosine_similarity(exact, rounded, dim=0) > 0.99
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("sharpness", [1.0, 8.0], ids=["unsure", "confident"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("objective", [OBJECTIVES[0], OBJECTIVES[2]], ids=lambda objective: objective.kind)
-def test_without_reward_a_policy_scored_in_other_batches_stays_where_it_was(objective, precision):
+def test_without_reward_a_policy_scored_in_other_batches_stays_where_it_was(
+    objective, precision, sharpness, packed
+):
     """AdamW turns a residual of rounding into full steps; the floor of docs/decisions/0003 keeps it from that."""
     model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight *= sharpness
     batch = drawn(model, count=8, reward=0.0)
-    one, before = learner(model, objective, lr=3e-4, precision=precision), policy_digest(model)
+    one = learner(model, objective, lr=3e-4, precision=precision, packed=packed)
+    before = policy_digest(model)
     with torch.inference_mode(), one.autocast():
         alone = [score(model, collate([p], [r])) for p, r in zip(batch.prompts, batch.responses, strict=True)]
     elsewhere = dataclasses.replace(
@@ -206,7 +223,7 @@ def test_without_reward_a_policy_scored_in_other_batches_stays_where_it_was(obje
         value_ref=np.array([float(scores.value) for scores in alone], dtype=np.float32),
     )
     with torch.inference_mode(), one.autocast():
-        here = score(model, collate(batch.prompts, batch.responses))
+        here = score(model, collate(batch.prompts, batch.responses, packed=packed))
     assert not np.array_equal(elsewhere.log_ref, here.log_policy.numpy()), "no noise, nothing tested"
     updates = one.learn([elsewhere] * 20)
     assert all(update.loss == 0.0 and update.metrics["quiet"] == 1.0 for update in updates)
@@ -253,6 +270,15 @@ def test_a_spike_stops_the_run_before_its_step_and_names_trajectories():
     assert policy_digest(model) == before
 
 
+def test_updates_without_a_gradient_do_not_make_the_first_one_a_spike():
+    model = tiny_model()
+    one = learner(model, spike_limit=5.0, lr=1e-5)
+    one.learn([drawn(model, reward=0.0)] * 12)
+    assert not one.guard.norms
+    one.learn([drawn(model)] * 12)
+    assert len(one.guard.norms) == 12
+
+
 def test_gradients_of_before_a_restart_still_tell_what_a_spike_is(tmp_path):
     model = tiny_model()
     one = learner(model, spike_limit=5.0, lr=1e-5)
@@ -261,6 +287,26 @@ def test_gradients_of_before_a_restart_still_tell_what_a_spike_is(tmp_path):
     other = learner(load_model(tmp_path / "saved"), spike_limit=5.0, lr=1e-5)
     restore_optimizer(tmp_path / "saved", other)
     assert list(other.guard.norms) == list(one.guard.norms)
+
+
+@pytest.mark.parametrize("settings", [{"rank": 2, "alpha": 4}, {"rank": 2, "alpha": 32}], ids=str)
+def test_adapters_of_another_scale_make_another_policy(settings):
+    plain, adapted = tiny_model(), tiny_model()
+    add_adapters(adapted, Lora(**settings), seed=0)
+    other = tiny_model()
+    add_adapters(other, Lora(rank=2, alpha=8), seed=0)
+    batch = drawn(plain)
+    names = {learner(model).next_policy("start", [batch]) for model in (plain, adapted, other)}
+    assert len(names) == 3
+
+
+def test_what_the_launcher_says_of_accumulation_does_not_scale_the_gradient(monkeypatch):
+    batch = drawn(tiny_model())
+    expected = gradients(learner(grad_clip=1e9), batch)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    for one, two in zip(expected, gradients(learner(grad_clip=1e9), batch), strict=True):
+        assert torch.equal(one, two)
 
 
 def test_truncated_responses_teach_nothing_if_so_wished():
@@ -285,3 +331,13 @@ def test_an_objective_of_ones_own_is_learned_from_and_named_by_its_code():
     assert learner(objective=wider).next_policy("start", [batch]) != learner(objective=custom).next_policy(
         "start", [batch]
     )
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"), [("shape", r"loss of shape \[8, 1\]"), ("name", "names a metric like")]
+)
+def test_what_an_objective_of_ones_own_gives_is_checked(fault, words):
+    custom = CustomObjective(kind="custom", function="tests.models:broken_objective", settings={"fault": fault})
+    model = tiny_model()
+    with pytest.raises(InputError, match=words):
+        learner(model, custom).learn([drawn(model)])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from reval_core.config import Model
+from reval_core.config import Lora, Model
 from reval_core.errors import InputError
 from reval_core.models import (
     check_model,
@@ -91,5 +91,16 @@ def test_pickled_weights_are_not_read(folder):
 
 def test_parameters_are_counted_without_weights(folder):
     expected = sum(parameter.numel() for parameter in tiny_model().parameters())
-    assert count_parameters(Model(path=str(folder))) == expected
-    assert count_parameters(Model(tiny=TINY)) == expected
+    assert count_parameters(Model(path=str(folder))) == (expected, expected)
+    assert count_parameters(Model(tiny=TINY)) == (expected, expected)
+    adapted = count_parameters(Model(tiny=TINY, lora=Lora(rank=2)))
+    assert adapted[0] == expected
+    assert 0 < adapted[1] < expected / 4
+
+
+@pytest.mark.parametrize(
+    ("target", "words"), [("nowhere", "nowhere"), ("lm_head", "the head cannot have adapters")]
+)
+def test_adapters_that_cannot_be_are_refused_before_work_begins(target, words):
+    with pytest.raises(InputError, match=rf"model\.lora\.targets: .*{words}"):
+        count_parameters(Model(tiny=TINY, lora=Lora(targets=(target,))))

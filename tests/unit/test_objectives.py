@@ -135,7 +135,7 @@ def test_equal_policies_with_shifted_logits_are_not_calibrated():
 def test_a_residual_within_the_noise_of_a_stored_score_is_no_residual():
     log_ref = torch.tensor([-3.0, -3.0, -900.0])
     delta = torch.tensor([3e-5, 5e-5, 5e-3], requires_grad=True)
-    floored = above_noise(delta, log_ref, 1e-5)
+    floored = above_noise(delta, 1e-5 * (1 + log_ref.abs()))
     assert floored.tolist() == [0.0, pytest.approx(5e-5), 0.0]
     floored.square().sum().backward()
     assert delta.grad is not None

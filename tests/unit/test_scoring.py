@@ -73,9 +73,10 @@ def test_a_token_that_the_policy_did_not_write_has_no_log_probability():
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 200))
-def test_micro_batches_hold_every_row_once_within_the_budget(lengths, budget):
-    groups = list(micro_batches(lengths, budget))
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 200), st.booleans())
+def test_micro_batches_hold_every_row_once_within_the_budget(lengths, budget, packed):
+    groups = list(micro_batches(lengths, budget, packed))
     assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
     for group in groups:
-        assert len(group) == 1 or max(lengths[row] for row in group) * len(group) <= budget
+        chosen = [lengths[row] for row in group]
+        assert len(group) == 1 or (sum(chosen) if packed else max(chosen) * len(chosen)) <= budget

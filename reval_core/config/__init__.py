@@ -1,0 +1,277 @@
+"""A run's settings: what each key means, what it may be, and what is refused at load.
+
+`reval_core.loading` reads them from YAML. Symbols of the paper (arXiv 2603.23355) stand beside the names.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from reval_core.answers import Method
+from reval_core.config.learning import (
+    CustomObjective,
+    Grpo,
+    Learner,
+    Objective,
+    Reference,
+    Regression,
+    Replay,
+    ResidualObjective,
+    Reval,
+    Tbrm,
+)
+from reval_core.config.model import Lora, Model, TinyModel, WarmStart
+from reval_core.config.section import Section
+
+__all__ = [
+    "Arithmetic",
+    "Checkpoints",
+    "Collapse",
+    "Config",
+    "CustomObjective",
+    "Evaluation",
+    "Grpo",
+    "Learner",
+    "Lora",
+    "Model",
+    "Objective",
+    "ProblemSet",
+    "Problems",
+    "Prompt",
+    "Reference",
+    "Regression",
+    "Replay",
+    "ResidualObjective",
+    "Reval",
+    "Reward",
+    "Rollouts",
+    "Section",
+    "Tbrm",
+    "TinyModel",
+    "Tracking",
+    "TransformersEngine",
+    "Verification",
+    "WarmStart",
+]
+
+
+class Arithmetic(Section):
+    """All problems of two operands with `digits` digits, parted into two splits by a fixed hash."""
+
+    digits: int = Field(2, ge=1, le=3)
+    """The digits of each operand: 2 is from 10 to 99, 1 is from 0 to 9."""
+    operators: str = Field("+", pattern=r"^[-+*]+$")
+    """Which of `+`, `-` and `*` stand between the operands; each makes problems of its own."""
+    split: Literal["train", "held_out"] = "train"
+    """One problem in ten is held out."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.operators)) != len(self.operators):
+            raise ValueError("operators: holds one twice")
+        return self
+
+
+class ProblemSet(Section):
+    """Problems with known answers: a file, or arithmetic that is made on the spot."""
+
+    path: str | None = None
+    """A JSONL file with `problem` and `answer` on each line, and optionally `prompt_id`."""
+    arithmetic: Arithmetic | None = None
+    limit: int | None = Field(None, ge=1)
+    """Use only this many, chosen by the run's seed."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.path is None) == (self.arithmetic is None):
+            raise ValueError("give either path or arithmetic")
+        return self
+
+
+class Prompt(Section):
+    """How a problem becomes a prompt."""
+
+    user: str = "{problem}"
+    """The user's turn; `{problem}` stands for the problem's text."""
+    system: str | None = None
+    """The system turn, in a chat."""
+    chat: bool = False
+    """Wrap the turns in the tokenizer's chat template."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if "{problem}" not in self.user:
+            raise ValueError("user: must contain {problem}")
+        if self.system is not None and not self.chat:
+            raise ValueError("system: a system turn needs chat: true")
+        return self
+
+
+class Problems(Section):
+    """What is practised on, and what accuracy is measured on."""
+
+    train: ProblemSet
+    """What rollouts answer and updates learn from."""
+    held_out: ProblemSet
+    """What accuracy is measured on; nothing is learned from it."""
+    prompt: Prompt = Prompt()
+
+
+class TransformersEngine(Section):
+    """Generation by transformers, with the learner's own weights."""
+
+    kind: Literal["transformers"] = "transformers"
+
+
+class Rollouts(Section):
+    """The fresh trajectories of a round."""
+
+    prompts: int = Field(ge=1)
+    """Problems a round."""
+    samples: int = Field(ge=1)
+    """Responses a prompt (N). B = prompts × samples."""
+    prompts_per_shard: int | None = Field(None, ge=1)
+    """A shard is one batch of generation and one unit of recovery; all prompts if not given."""
+    temperature: float = Field(1.0, gt=0)
+    """Of the distribution that responses are drawn from."""
+    max_tokens: int = Field(ge=1)
+    """The longest response, in tokens, the end-of-sequence token included."""
+
+    @property
+    def trajectories(self) -> int:
+        """B, the fresh trajectories of a round."""
+        return self.prompts * self.samples
+
+    @property
+    def batch(self) -> int:
+        """The responses of a shard, which are generated together."""
+        return (self.prompts_per_shard or self.prompts) * self.samples
+
+
+class Verification(Section):
+    """How a response is judged against the known answer."""
+
+    methods: tuple[Method, ...] = Field(("boxed", "phrase", "hashes"), min_length=1)
+    """Where the answer is looked for, in this order."""
+    workers: int = Field(2, ge=1)
+    """The processes that compare answers, side by side."""
+    timeout_seconds: float = Field(2.0, gt=0)
+    """A worker that takes longer over one item is killed; the verdict is `timeout`."""
+    memory_mb: int = Field(1024, ge=256)
+    """The address space of a worker, in MiB."""
+    unjudged_limit: float = Field(0.05, ge=0, le=1)
+    """The run stops when a larger share of a round ends as `timeout` or `error`."""
+
+
+class Reward(Section):
+    """r(τ), the outcome reward of a whole response."""
+
+    kind: Literal["binary", "centred", "signed"] = "binary"
+    """`binary` 0/1, `centred` minus the mean of the prompt's group, `signed` ±1."""
+    truncated: Literal["zero", "drop"] = "zero"
+    """A response cut at the length limit counts as wrong, or stays out of the buffer."""
+
+
+class Evaluation(Section):
+    """Sampled accuracy on the held-out problems."""
+
+    every: int = Field(10, ge=1)
+    """Rounds between two evaluations. Policy 0 and the last policy are always evaluated."""
+    samples: int = Field(8, ge=1)
+    """Responses a problem."""
+
+
+class Checkpoints(Section):
+    """Full checkpoints; in between, a policy is rebuilt by replaying recorded draws."""
+
+    every: int = Field(10, ge=1)
+    """Rounds between two checkpoints."""
+    keep: int = Field(3, ge=1)
+    """How many of the newest stay. Round 0, the reference and the best evaluated stay as well."""
+
+
+class Collapse(Section):
+    """When a run gives up."""
+
+    below: float = Field(0.1, ge=0, le=1)
+    """A round has collapsed if its accuracy is below this share of the best round's."""
+    rounds: int = Field(10, ge=1)
+    """So many collapsed rounds one after the other stop the run."""
+
+
+class Tracking(Section):
+    """Where MLflow keeps the metrics."""
+
+    uri: str | None = None
+    """An MLflow tracking URI; `mlflow.db` beside the run folder if not given."""
+    experiment: str = "reval"
+    """The MLflow experiment that runs are filed under."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    seed: int = Field(0, ge=0)
+    """Everything random in the run follows from this number."""
+    rounds: int = Field(ge=1)
+    """How long the run is. The one setting that may change later: a finished run can go on."""
+    threads: int | None = Field(None, ge=1)
+    """torch's CPU threads. Results are the same bit for bit only under the same number."""
+    model: Model
+    problems: Problems
+    engine: TransformersEngine = TransformersEngine()
+    rollouts: Rollouts
+    verification: Verification = Verification()
+    reward: Reward = Reward()
+    objective: Objective
+    replay: Replay
+    learner: Learner
+    reference: Reference = Reference()
+    evaluation: Evaluation = Evaluation()
+    checkpoints: Checkpoints = Checkpoints()
+    collapse: Collapse = Collapse()
+    tracking: Tracking = Tracking()
+
+    @property
+    def scoring_temperature(self) -> float:
+        """What the learner divides logits by: 1 for Q-values; GRPO's ratios are at what was sampled."""
+        objective = self.objective
+        sampled = objective.kind == "grpo" or (objective.kind == "custom" and objective.at_sampling_temperature)
+        return self.rollouts.temperature if sampled else 1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        rollouts, shard = self.rollouts, self.rollouts.prompts_per_shard
+        if self.reward.kind == "centred" and rollouts.samples == 1:
+            raise ValueError(
+                "reward.kind: centred rewards are all 0 with rollouts.samples: 1; "
+                "take binary rewards or at least 2 samples"
+            )
+        if self.replay.capacity < rollouts.trajectories:
+            raise ValueError(
+                f"replay.capacity: {self.replay.capacity} is less than one round "
+                f"({rollouts.prompts} prompts × {rollouts.samples} samples = {rollouts.trajectories})"
+            )
+        if shard is not None and shard > rollouts.prompts:
+            raise ValueError(f"rollouts.prompts_per_shard: {shard} is more than rollouts.prompts")
+        self._check_attention()
+        if self.objective.beta is None and self.replay.sampling == "prioritised":
+            raise ValueError(
+                f"replay.sampling: {self.objective.kind} without a beta has no residual to prioritise by; "
+                "take uniform or fresh"
+            )
+        if self.model.warm_start is not None and self.problems.train.arithmetic is None:
+            raise ValueError("model.warm_start: demonstrations are made for arithmetic problems only")
+        return self
+
+    def _check_attention(self) -> None:
+        attention, learner = self.model.attention or "", self.learner
+        if attention.startswith("flash") and learner.precision == "float32":
+            raise ValueError(f"model.attention: {attention} computes in bfloat16; set learner.precision: bfloat16")
+        if learner.packed and not attention.startswith("fl") and learner.micro_batch_tokens > 8192:
+            raise ValueError(
+                "learner.packed: this attention takes a mask of micro_batch_tokens squared; set "
+                "learner.micro_batch_tokens: 8192 or less, or model.attention: flash_attention_2"
+            )

@@ -1,0 +1,176 @@
+"""The settings of learning: the objective, the replay buffer, the updates, the reference."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from reval_core.config.section import Section
+from reval_core.user_code import check_call
+
+
+class ResidualObjective(Section):
+    """What the objectives that square a residual have in common. The options are off by default."""
+
+    beta: float = Field(gt=0)
+    """β, the scale of the reward and the strength of the KL to the reference."""
+    huber: float | None = Field(None, gt=0)
+    """Beyond this |Δ| the loss grows as a line. Departs from least squares: an outlier pulls no harder."""
+    clip: float | None = Field(None, gt=0)
+    """|Δ| is clipped to this. Departs from the paper: a trajectory further out teaches nothing."""
+    length_normalised: bool = False
+    """The loss is Δ² by the tokens of the response. Departs from the paper: long responses count for less."""
+    mask_truncated: bool = False
+    """Responses cut at the length limit have no loss. Departs from the paper, where they are wrong answers."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.huber is not None and self.clip is not None and self.huber >= self.clip:
+            raise ValueError("huber: has no effect at or beyond clip; give one of the two, or a smaller one")
+        return self
+
+
+class Reval(ResidualObjective):
+    """The paper's Eq. 2: the residual carries V_θ(s_1) − V_ref(s_1)."""
+
+    kind: Literal["reval"]
+
+
+class Tbrm(ResidualObjective):
+    """TBRM (arXiv 2505.15311): as ReVal with V_θ(s_1) alone."""
+
+    kind: Literal["tbrm"]
+
+
+class Regression(ResidualObjective):
+    """The paper's Eq. 8: as ReVal without the V terms."""
+
+    kind: Literal["regression"]
+
+
+class Grpo(Section):
+    """GRPO as the paper runs it: clip-higher, group-normalised advantage, no KL term."""
+
+    kind: Literal["grpo"]
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    """ε_low: the ratio of new to old probability is clipped below at 1 − this."""
+    clip_high: float = Field(0.28, gt=0)
+    """ε_high: and above at 1 + this."""
+    importance_cap: float = Field(2.0, ge=1)
+    """The cap of the importance ratio between the trainer and the engine."""
+    mean: Literal["sequence", "token"] = "sequence"
+    """The loss is the mean over a response's tokens, then over responses; or over all an update's tokens (DAPO)."""
+    mask_truncated: bool = False
+    """Responses cut at the length limit have no loss (DAPO's overlong filtering)."""
+
+    @property
+    def beta(self) -> None:
+        """GRPO has no β, and no residual."""
+        return None
+
+
+class CustomObjective(Section):
+    """An objective of your own: a function from Inputs and its settings to Outputs (docs/objectives.md)."""
+
+    kind: Literal["custom"]
+    function: str
+    """Where it is imported from, as `package.module:function`; the working directory is searched as well."""
+    settings: dict[str, float | int | bool | str | None] = Field(default_factory=dict)
+    """What it is given by name. A `beta` here is the β of the residuals that are stored and prioritised by."""
+    mask_truncated: bool = False
+    """Responses cut at the length limit have no loss."""
+    at_sampling_temperature: bool = False
+    """Score at rollouts.temperature, as ratios of probabilities want it, and not at 1, as Q-values do."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        try:
+            check_call(self.function, 1, self.settings)
+        except ValueError as error:
+            raise ValueError(f"function: {error}") from error
+        return self
+
+    @property
+    def beta(self) -> float | None:
+        """β, if the function has one."""
+        beta = self.settings.get("beta")
+        return float(beta) if isinstance(beta, int | float) else None
+
+
+Objective = Annotated[Reval | Tbrm | Regression | Grpo | CustomObjective, Field(discriminator="kind")]
+
+
+class Replay(Section):
+    """The buffer of old trajectories, and how updates draw from it."""
+
+    capacity: int = Field(ge=1)
+    """M: the live trajectories; the oldest leave first."""
+    sampling: Literal["uniform", "prioritised", "fresh"] = "uniform"
+    """`uniform` (the paper), `prioritised` by |Δ| (PER, arXiv 1511.05952), `fresh` by age."""
+    first: Literal["fresh", "buffer"] = "fresh"
+    """What the first update of a round learns from: the fresh batch (Appendix A) or a draw."""
+    priority_exponent: float = Field(0.6, ge=0)
+    """Prioritised: the weight of a trajectory is (|Δ| + 1e-3) to this power."""
+    importance_exponent: tuple[float, float] = (0.4, 1.0)
+    """Prioritised: the exponent of the importance weights, at first and after the annealing."""
+    importance_rounds: int = Field(100, ge=1)
+    """Prioritised: the rounds over which that exponent is annealed."""
+    age_decay: float = Field(0.7, gt=0, le=1)
+    """Fresh: the weight of a trajectory is this to the power of its age in rounds."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not all(0 <= exponent <= 1 for exponent in self.importance_exponent):
+            raise ValueError("importance_exponent: must hold two numbers from 0 to 1")
+        return self
+
+
+class Learner(Section):
+    """The K updates of a round."""
+
+    updates: int = Field(ge=1)
+    """K, the gradient updates a round."""
+    lr: float = Field(gt=0)
+    """AdamW's learning rate at its highest."""
+    warmup_updates: int = Field(0, ge=0)
+    """The learning rate rises linearly over so many updates."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Then it stays, or falls to `lr_end` · lr over `decay_updates`."""
+    decay_updates: int | None = Field(None, ge=1)
+    """The updates over which the learning rate falls; a number of its own, so that a run can be made longer."""
+    lr_end: float = Field(0.1, ge=0, le=1)
+    """The share of lr that is left at the end of the fall."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments; not the paper's β."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    grad_clip: float = Field(1.0, gt=0)
+    """The largest norm of the gradient."""
+    spike_limit: float | None = Field(None, gt=1)
+    """The run stops when a gradient is so many times the median of the last 100; never if not given."""
+    micro_batch_tokens: int = Field(65536, ge=1)
+    """Places a forward pass, padding included; it bounds memory and does not change the result."""
+    packed: bool = False
+    """Lay trajectories end to end, without padding. Worth it with an attention that skips what is masked (GPU)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What matrix products are computed in. Weights, sums and logits are float32 either way."""
+    noise: float | None = Field(None, gt=0)
+    """Residuals below this · (1 + |log π_ref| + |V_ref|) count as zero; 1e-5 in float32, 0.02 in bfloat16."""
+    gradient_checkpointing: bool = False
+    """Keep no activations inside a layer and compute them again: less memory, about a third more time."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError("betas: must hold two numbers from 0 to below 1")
+        if (self.schedule == "constant") != (self.decay_updates is None):
+            raise ValueError("decay_updates: belongs to schedule: linear or cosine, which need it")
+        return self
+
+
+class Reference(Section):
+    """The policy that log π_ref and V_ref come from."""
+
+    reset_every: int | None = Field(None, ge=1)
+    """Every so many rounds the current policy becomes the reference; never if not given."""

@@ -1,0 +1,23 @@
+"""What every part of the settings has in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+
+class Section(BaseModel):
+    """A part of the settings. Unknown keys are errors, and true is not 1."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_booleans_as_numbers(cls, values: Any) -> Any:
+        for name, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(name)
+            inner = value if isinstance(value, list) else [value]
+            if field is not None and field.annotation is not bool and any(isinstance(one, bool) for one in inner):
+                raise ValueError(f"{name}: true and false are no values here")
+        return values
