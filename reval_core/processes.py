@@ -55,7 +55,7 @@ def tell(*message: Any) -> None:
         return
     if _out_of_step:
         raise RunStopped("the processes are out of step after an error; start the run again")
-    _broadcast(list(message))
+    _broadcast(message)
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def together() -> Iterator[None]:
 def dismiss() -> None:
     """Let the others end. After an error they do not hear it, and the launcher ends them with this process."""
     if not _out_of_step:
-        tell("stop", None, None)
+        tell("stop")
 
 
 def follow(folder: RunFolder, run: Config) -> None:
@@ -85,12 +85,12 @@ def follow(folder: RunFolder, run: Config) -> None:
 
     learner: Learner | None = None
     while True:
-        match _broadcast([None, None, None]):
-            case ["restore", checkpoint, threads]:
+        match _broadcast(None):
+            case "restore", checkpoint, threads:
                 torch.set_num_threads(threads)
                 learner = None  # before a second model is loaded
                 learner = load_learner(checkpoint, folder.base, run)
-            case ["learn", draws, _]:
+            case "learn", draws:
                 assert learner is not None, "the first process learns with a learner that it has announced"
                 try:
                     learner.learn(draws)
@@ -104,11 +104,12 @@ def _launched_with(name: str) -> bool:
     return os.environ.get(name, "false").lower() == "true"
 
 
-def _broadcast(message: list[Any]) -> list[Any]:
+def _broadcast(message: tuple[Any, ...] | None) -> tuple[Any, ...]:
+    """The first process's message, in every process."""
     import torch
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
     PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
-    received: list[Any] = broadcast_object_list(message)
+    received: tuple[Any, ...] = broadcast_object_list([message])[0]
     return received

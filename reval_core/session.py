@@ -125,7 +125,7 @@ class Session:
 
     def learn(self, learner: Learner, draws: list[Drawn], tick: Tick = lambda done, total: None) -> list[Update]:
         """Let the learner learn, in all processes of the run."""
-        processes.tell("learn", draws, None)
+        processes.tell("learn", draws)
         with processes.together():
             return learner.learn(draws, tick)
 
