@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from reval_core import processes
 from reval_core.errors import InputError, RevalError
 
 _OVERRIDE = click.option(
@@ -43,17 +42,52 @@ def train(config: Path, run_dir: Path | None, overrides: tuple[str, ...], dry_ru
 
         show_plan(config, overrides, run_dir, as_json)
         return
-    from flows.preparation import prepare
+    from flows.foreground import train_here
 
-    settings, folder = prepare(config, overrides, run_dir)  # before Prefect takes its seconds to start
-    if not processes.is_first():
-        processes.follow(folder, settings)
-        return
-    from flows.foreground import run_in_foreground
-    from flows.show import show_summary
+    train_here(config, run_dir, overrides, as_json)
 
-    run_in_foreground(config, overrides, run_dir)
-    show_summary(folder, as_json)
+
+@cli.command()
+@_RUN
+@_JSON
+def resume(run: Path, as_json: bool) -> None:
+    """Go on with RUN where it was interrupted, with the config that it keeps."""
+    from flows.foreground import train_here
+    from reval_core.run_folder import existing_run
+
+    train_here(existing_run(run).config, run, (), as_json)
+
+
+@cli.command()
+@_RUN
+@_JSON
+def check(run: Path, as_json: bool) -> None:
+    """Verify RUN: its checksums, the rows that should exist, the database, and that its last checkpoint replays."""
+    from flows.upkeep import show_check
+
+    show_check(run, as_json)
+
+
+@cli.command()
+@_RUN
+@_JSON
+def rebuild(run: Path, as_json: bool) -> None:
+    """Make RUN's database again from its Parquet files."""
+    from flows.upkeep import show_rebuild
+
+    show_rebuild(run, as_json)
+
+
+@cli.command()
+@_RUN
+@click.option("--round", type=click.IntRange(min=0), help="After so many rounds; the last if not given.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder that transformers loads.")
+@_JSON
+def policy(run: Path, round: int | None, out: Path, as_json: bool) -> None:
+    """Make the policy of any round of RUN again, from a checkpoint and the draws after it."""
+    from flows.upkeep import show_policy
+
+    show_policy(run, round, out, as_json)
 
 
 @cli.command()

@@ -33,7 +33,7 @@ def show_summary(folder: RunFolder, as_json: bool) -> None:
     """Print a finished run's figures."""
     summary = read_json(folder.summary)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
         return
     table = _table()
     table.add_column("stage")
@@ -82,7 +82,7 @@ def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_j
     }
     resolved = settings.model_dump(mode="json")
     if as_json:
-        _print_json({**plan, "config": resolved})
+        print_json({**plan, "config": resolved})
         return
     click.echo(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     facts = {
@@ -112,24 +112,24 @@ def show_query(run: Path, query: str, form: str) -> None:
         raise InputError(f"the query failed: {str(error).splitlines()[0]}") from error
     names = [] if rows is None else rows.columns
     if form == "json":
-        _print_json([dict(zip(names, map(_json_value, row), strict=True)) for row in found])
+        print_json([dict(zip(names, map(_json_value, row), strict=True)) for row in found])
     elif form == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(names)
         writer.writerows(found)
     else:
-        _print_rows(names, found)
+        print_rows(names, found)
 
 
 def show_runs(folder: Path, as_json: bool) -> None:
     """Print the runs below a folder with how far they are."""
     found = [_run_row(RunFolder(path.parent)) for path in sorted(folder.glob("*/config.yaml"))]
     if as_json:
-        _print_json(found)
+        print_json(found)
     elif not found:
         click.echo(f"no runs in {folder}; start one with reval train CONFIG")
     else:
-        _print_rows(list(found[0]), [list(row.values()) for row in found])
+        print_rows(list(found[0]), [list(row.values()) for row in found])
 
 
 def show_doctor(config: Path | None, as_json: bool) -> None:
@@ -156,7 +156,7 @@ def show_doctor(config: Path | None, as_json: bool) -> None:
         "engines": {"transformers": "can run"} | _vllm_state(),
     }
     if as_json:
-        _print_json(facts)
+        print_json(facts)
     else:
         _print_facts("What is here", {name: _flat(value) for name, value in facts.items()})
     if config is not None:
@@ -192,7 +192,8 @@ def _run_row(folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def _print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table that fits the terminal; numbers stand right."""
     table = _table()
     for place, name in enumerate(names):
         numbers = any(isinstance(row[place], int | float) for row in rows)
@@ -236,7 +237,8 @@ def _json_value(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """Print JSON for programs."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ from torch import Tensor
 from reval_core.adapters import add_adapters, has_adapters, load_adapters, save_adapters
 from reval_core.config import Config
 from reval_core.errors import Damaged
-from reval_core.files import publish_folder, read_json
+from reval_core.facts import Manifest
+from reval_core.files import check_folder, publish_folder, read_json, remove_folder
 from reval_core.learner import Learner
 from reval_core.models import load_model, policy_digest, save_model
 
@@ -47,15 +48,22 @@ def save_first_checkpoint(folder: Path, model: PreTrainedModel, tokenizer: PreTr
     return content
 
 
+def export_policy(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Publish a policy alone to `folder`: a model that transformers loads or, with LoRA, the adapters."""
+    publish_folder(folder, lambda partial: _save_policy(partial, model, tokenizer))
+
+
 def load_learner(checkpoint: Path, base: Path, run: Config) -> Learner:
     """The learner that a checkpoint was saved from. `base` is the model that adapters belong to, if there are any.
 
-    Raises Damaged if the checkpoint is not what was saved.
+    Raises Damaged, naming the file, if the checkpoint or the base is not what was saved.
     """
+    check_folder(checkpoint)
     settings = run.model
     if settings.lora is None:
         model = load_model(checkpoint, settings)
     else:
+        check_folder(base)
         model = load_model(base, settings)
         add_adapters(model, settings.lora, run.seed)
         load_adapters(model, checkpoint)
@@ -69,10 +77,7 @@ def checkpoint_state(folder: Path) -> dict[str, Any]:
 
     Raises Damaged if `folder` is no checkpoint.
     """
-    try:
-        return read_json(folder / "learner.json")
-    except (OSError, ValueError) as error:
-        raise Damaged(f"{folder}: is no checkpoint ({error})") from error
+    return read_json(folder / "learner.json")
 
 
 def restore_optimizer(folder: Path, learner: Learner) -> None:
@@ -100,7 +105,31 @@ def prune_checkpoints(folder: Path, keep: int, spared: Collection[int]) -> None:
     rounds = sorted(checkpoint_rounds(folder))
     for number in rounds[:-keep]:
         if number not in spared:
-            shutil.rmtree(folder / f"round={number:05d}")
+            remove_folder(folder / f"round={number:05d}")
+
+
+def wanted_checkpoints(manifests: Sequence[Manifest], config: Config) -> set[int]:
+    """The rounds whose checkpoints should stand in a run with these manifests.
+
+    They are policy 0, the reference, the policy that was evaluated best, and the newest `checkpoints.keep`.
+    """
+    saved, best = [0], (-math.inf, 0)
+    for manifest in manifests:
+        if manifest.stage == "checkpoint":
+            saved.append(manifest.round)
+        elif manifest.stage == "evaluation":
+            best = max(best, (manifest.info["accuracy"], manifest.round))
+    newest = sorted(saved)[-config.checkpoints.keep :]
+    return {0, reference_round(manifests, config), *newest, *({best[1]} & set(saved))}
+
+
+def reference_round(manifests: Sequence[Manifest], config: Config) -> int:
+    """The round whose policy is the reference now. Its checkpoint is saved just before the reset."""
+    every = config.reference.reset_every
+    if every is None:
+        return 0
+    saved = [manifest.round for manifest in manifests if manifest.stage == "checkpoint"]
+    return max((number for number in saved if number % every == 0), default=0)
 
 
 def checkpoint_rounds(folder: Path) -> list[int]:
@@ -116,14 +145,18 @@ def _publish(
     state: dict[str, Any],
 ) -> None:
     def write(partial: Path) -> None:
-        if has_adapters(model):
-            save_adapters(model, partial)
-        else:
-            save_model(model, tokenizer, partial)
+        _save_policy(partial, model, tokenizer)
         save_file(optimizer, partial / "optimizer.safetensors")
         (partial / "learner.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
     publish_folder(folder, write)
+
+
+def _save_policy(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    if has_adapters(model):
+        save_adapters(model, folder)
+    else:
+        save_model(model, tokenizer, folder)
 
 
 def _optimizer_tensors(learner: Learner) -> dict[str, Tensor]:

@@ -291,5 +291,5 @@ def read_manifest(path: Path) -> Manifest | None:
         return None
     try:
         return Manifest.from_json(read_json(path))
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise Damaged(f"{path}: is no manifest ({error})") from error

@@ -10,8 +10,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from reval_core.errors import Damaged
+
 PARTIAL = ".partial"
 """The ending of what is still being written. Nothing reads such a file."""
+
+DAMAGED = ".damaged"
+"""The ending of what was found damaged and set aside. Nothing reads such a file."""
+
+CHECKSUMS = "checksums.json"
+"""In a published folder: the sha256 of every other file in it."""
 
 
 def digest(*parts: object) -> str:
@@ -47,7 +55,7 @@ def publish_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def publish_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a new folder beside `path`, then put it in place by one rename.
+    """Let `write` fill a new folder beside `path`, then put it in place by one rename, with its checksums.
 
     A folder of that name that stands already is replaced.
     """
@@ -57,16 +65,45 @@ def publish_folder(path: Path, write: Callable[[Path], object]) -> None:
     partial.mkdir()
     try:
         write(partial)
+        text = json.dumps(_checksums(partial), indent=2) + "\n"
+        (partial / CHECKSUMS).write_text(text, encoding="utf-8")
         for file in sorted(partial.rglob("*")):
             _sync(file)
         _sync(partial)
         if path.exists():
-            shutil.rmtree(path)
+            remove_folder(path)
         os.replace(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     _sync(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a published folder: a crash leaves it whole or gone."""
+    doomed = path.with_name(f"{path.name}.old{PARTIAL}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(path, doomed)
+    shutil.rmtree(doomed)
+
+
+def check_folder(path: Path) -> None:
+    """Raise Damaged, naming the first file at fault, unless a published folder holds what was written."""
+    recorded = read_json(path / CHECKSUMS)
+    found = _checksums(path)
+    for name in sorted(recorded.keys() | found.keys()):
+        if name not in found:
+            raise Damaged(f"{path / name}: is gone")
+        if found[name] != recorded.get(name):
+            raise Damaged(f"{path / name}: is not what was written")
+
+
+def set_aside(path: Path) -> None:
+    """Rename something damaged, so that nothing reads it and nothing is lost with it."""
+    aside = path.with_name(path.name + DAMAGED)
+    if aside.is_dir():
+        shutil.rmtree(aside)
+    os.replace(path, aside)
 
 
 def publish_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -76,9 +113,19 @@ def publish_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    """The object in a JSON file. Raises Damaged, naming the file, if it is gone or holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{path}: cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise Damaged(f"{path}: holds no JSON object")
     return value
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): file_digest(path) for path in files if path.name != CHECKSUMS}
 
 
 def _sync(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import shutil
 import time
 from collections.abc import Iterator
@@ -82,22 +83,34 @@ class RunFolder:
 
     def manifests(self) -> list[Manifest]:
         """Every published manifest: by round, and within a round in the order in which stages follow."""
-        paths = [
-            *self.path.glob("rollouts/round=?????/manifest.json"),
-            *self.path.glob("facts/round=?????/*.json"),
-        ]
-        found = (read_manifest(path) for path in paths)
+        found = (read_manifest(path) for path in self.manifest_paths())
         present = [manifest for manifest in found if manifest is not None]
-        return sorted(present, key=lambda manifest: (manifest.round, STAGES.index(manifest.stage)))
+        return sorted(present, key=lambda manifest: self.place(manifest.stage, manifest.round))
+
+    def manifest_paths(self) -> list[Path]:
+        """Where manifests have been published."""
+        rollouts = self.path.glob("rollouts/round=?????/manifest.json")
+        return [*rollouts, *self.path.glob("facts/round=?????/*.json")]
+
+    @staticmethod
+    def place(stage: str, round: int) -> tuple[int, int]:
+        """Where a stage stands in the order of a run."""
+        return round, STAGES.index(stage)
 
     def check(self, config: Config) -> None:
-        """Raise InputError if another config made this folder.
+        """Raise InputError if another config made this folder, or its config can no longer be read.
 
         Only `rounds` may change: a run can be made longer.
         """
         if not self.config.exists():
             return
-        found = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        try:
+            found = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError) as error:
+            raise InputError(
+                f"{self.config}: is damaged ({' '.join(str(error).split())[:100]}); delete it and give the config "
+                "that made the run"
+            ) from error
         differing = [name for name in _differences(found, config.model_dump(mode="json")) if name != "rounds"]
         if differing:
             raise InputError(
@@ -135,7 +148,7 @@ class RunFolder:
                     ) from None
             file.seek(0)
             file.truncate()
-            file.write(str(os.getpid()))
+            file.write(f"{os.getpid()} on {platform.node()}")
             file.flush()
             yield
 
@@ -169,7 +182,7 @@ class Attempt:
     """One process's stretch of work on a run: what wall time over several attempts is added up from."""
 
     def __init__(self, folder: RunFolder) -> None:
-        number = len(list(folder.attempts.glob("*.json"))) + 1
+        number = max((int(path.name[:4]) for path in folder.attempts.glob("*.json*")), default=0) + 1
         self._path = folder.attempts / f"{number:04d}.json"
         self._started = time.time()
         self.touch()

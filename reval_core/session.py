@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import platform
+import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING
 
 import torch
 
 from reval_core import processes
 from reval_core.adapters import swapped_adapters
-from reval_core.checkpoints import checkpoint_rounds, checkpoint_state, load_learner
+from reval_core.checkpoints import checkpoint_rounds, checkpoint_state, wanted_checkpoints
 from reval_core.config import Config
 from reval_core.draws import DrawReader
-from reval_core.errors import Damaged, InputError, RunStopped
-from reval_core.facts import Manifest
-from reval_core.files import publish_json, read_json
-from reval_core.learner import Drawn, Learner, Tick, Update
+from reval_core.errors import Damaged, InputError, RevalError, RunStopped
+from reval_core.files import check_folder
+from reval_core.inspection import clear
+from reval_core.learner import Learner
+from reval_core.machine import fix_machine
 from reval_core.models import load_model, load_tokenizer, make_tiny_tokenizer
 from reval_core.problems import PromptOrder, load_problems, prompt_text, prompt_tokens
+from reval_core.replay import Policy, replay
 from reval_core.run_folder import Attempt, RunFolder
 from reval_core.store import Store
 from reval_core.verification import Verifier
@@ -33,19 +33,6 @@ if TYPE_CHECKING:
     from reval_core.engines.base import Completion, Engine, Request, Sampling
 
 
-@dataclass(frozen=True)
-class Policy:
-    """A policy by name: the one after `round` rounds. `identity` is its digest (see `reval_core.learner`)."""
-
-    round: int
-    identity: str
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> Policy:
-        """The policy that a warm start or a learning stage left."""
-        return cls(manifest.round, manifest.info["policy"])
-
-
 class Session:
     """Everything that a run's stages share. Open it with `open_session`."""
 
@@ -53,7 +40,7 @@ class Session:
         self.folder = folder
         self.config = config
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.machine = _fix_machine(folder, config)
+        self.machine = fix_machine(folder, config)
         self.attempt = Attempt(folder)
         self.kept: set[str] = set()
         """The stages of this round that an earlier attempt had finished. Whoever reads it empties it."""
@@ -64,9 +51,13 @@ class Session:
         self.train = load_problems(config.problems.train, config.seed)
         self.held_out = load_problems(config.problems.held_out, config.seed)
         self.order = PromptOrder(self.train, config.seed)
-        self.tokenizer = _tokenizer(config)
+        self.tokenizer = make_tokenizer(config)
         self.store = Store(folder.path, folder.database, config.replay.capacity)
-        self.store.build(folder.manifests())
+        manifests = folder.manifests()
+        self.store.build(manifests)
+        self.wanted_checkpoints = wanted_checkpoints(manifests, config)
+        """The rounds whose checkpoints earlier attempts have left and kept."""
+        self._published = max((folder.place(one.stage, one.round) for one in manifests), default=(0, -1))
         self.draws = DrawReader(folder)
         self.engine = _engine(config, self.tokenizer)
         self.verifier = Verifier(
@@ -94,7 +85,7 @@ class Session:
         """
         if self._learner is None or self._learner.policy != policy.identity:
             self._learner = None  # before a second model is loaded
-            self._learner = self._rebuild(policy)
+            self._learner = replay(self.folder, self.config, self.draws, policy)
         self.engine.load(self._learner.model)
         return self._learner
 
@@ -114,6 +105,7 @@ class Session:
         It is a second model, or with LoRA the learner's own with the reference's adapters in it.
         """
         folder = self.folder.checkpoint(reference.round)
+        check_folder(folder)
         if checkpoint_state(folder)["policy"] != reference.identity:
             raise Damaged(f"{folder}: is not the reference that this run recorded")
         if self.config.model.lora is None:
@@ -123,11 +115,15 @@ class Session:
             with swapped_adapters(self._learner.model, folder) as model:
                 yield model
 
-    def learn(self, learner: Learner, draws: list[Drawn], tick: Tick = lambda done, total: None) -> list[Update]:
-        """Let the learner learn, in all processes of the run."""
-        processes.tell("learn", draws)
-        with processes.together():
-            return learner.learn(draws, tick)
+    def rewind_store(self, stage: str, round: int) -> None:
+        """Before a stage that is made again: let the store hold only what was published before it.
+
+        Draws and resets depend on the buffer as it was. What came later is taken in again when the run passes it.
+        """
+        place = self.folder.place(stage, round)
+        if place <= self._published:
+            earlier = (one for one in self.folder.manifests() if self.folder.place(one.stage, one.round) < place)
+            self.store.build(earlier)
 
     def other_seconds(self) -> float:
         """The time since this was asked for last (or the session was opened) in which no stage worked."""
@@ -154,39 +150,26 @@ class Session:
         )
 
     def close(self) -> None:
-        """Stop the verifier's workers and the engine, and let go of the database."""
-        self.verifier.close()
-        self.engine.close()
-        self.store.close()
-        self.attempt.touch()
-        processes.dismiss()
-
-    def _rebuild(self, policy: Policy) -> Learner:
-        saved = [number for number in checkpoint_rounds(self.folder.checkpoints) if number <= policy.round]
-        if not saved:
-            raise Damaged(f"{self.folder.checkpoints}: no checkpoint to rebuild round {policy.round} from")
-        folder = self.folder.checkpoint(max(saved))
-        processes.tell("restore", folder, self.machine["threads"])
-        with processes.together():
-            learner = load_learner(folder, self.folder.base, self.config)
-        for number in range(max(saved) + 1, policy.round + 1):
-            self.learn(learner, self.draws.read(number))
-        if learner.policy != policy.identity:
-            raise Damaged(
-                f"{folder}: replaying the draws after it gives another policy than round {policy.round} recorded; "
-                "the versions or the number of threads differ, or a file was changed"
-            )
-        return learner
+        """Stop the verifier's workers and the engine, and let go of the database: each, whatever the others do."""
+        with ExitStack() as stack:
+            stack.callback(processes.dismiss)
+            stack.callback(self.store.close)
+            stack.callback(self.engine.close)
+            stack.callback(self.verifier.close)
+            with suppress(OSError):  # on a full disk: what filled it is the error to show
+                self.attempt.touch()
 
 
 @contextmanager
 def open_session(folder: RunFolder, config: Config) -> Iterator[Session]:
     """Hold the run folder and open a session on it.
 
-    Raises InputError if another process holds the folder or another config made it.
+    What is damaged in the folder is set aside first, so that the stages make it again.
+    Raises InputError if another process holds the folder, or another config or other versions made it.
     """
-    with folder.lock():
+    with folder.lock(), explained_disk(folder):
         folder.open(config)
+        clear(folder, config)
         session = Session(folder, config)
         try:
             yield session
@@ -194,36 +177,34 @@ def open_session(folder: RunFolder, config: Config) -> Iterator[Session]:
             session.close()
 
 
-def _fix_machine(folder: RunFolder, config: Config) -> dict[str, Any]:
-    """Record what results depend on beside the config, and go on with the same number of threads."""
-    import transformers
-
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    if folder.machine.exists():
-        machine = read_json(folder.machine)
-        if machine["processes"] != processes.count():
-            raise InputError(
-                f"{folder.path}: this run learns in {machine['processes']} processes, and now there are "
-                f"{processes.count()}; go on with accelerate launch --num_processes {machine['processes']}"
-            )
-        torch.set_num_threads(machine["threads"])
-        return machine
-    machine = {
-        "threads": torch.get_num_threads(),
-        "processes": processes.count(),
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-    }
-    publish_json(folder.machine, machine)
-    return machine
+@contextmanager
+def explained_disk(folder: RunFolder) -> Iterator[None]:
+    """Turn whatever a full disk makes libraries raise into RunStopped with what to do."""
+    try:
+        yield
+    except RevalError:
+        raise
+    except Exception as error:
+        if not _tells_of_full_disk(error):
+            raise
+        raise RunStopped(
+            f"{folder.path}: the disk is full ({folder.free_bytes() / 1e6:,.0f} MB free); make space and give the "
+            "same command again: what is finished is kept"
+        ) from error
 
 
-def _tokenizer(config: Config) -> PreTrainedTokenizerBase:
+def _tells_of_full_disk(error: BaseException | None) -> bool:
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(sign in str(error) for sign in ("No space left on device", "Disk quota exceeded")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def make_tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    """The tokenizer of a run."""
     if config.model.tiny is not None:
         return make_tiny_tokenizer(config.model.tiny.characters)
     assert config.model.path is not None

@@ -17,7 +17,7 @@ import duckdb
 import pyarrow as pa
 
 from reval_core.errors import Damaged, RevalError
-from reval_core.facts import SCHEMAS, Manifest
+from reval_core.facts import SCHEMAS, FactFile, Manifest
 
 _TYPES = {
     pa.int32(): "INTEGER",
@@ -114,7 +114,7 @@ class Store:
         A database that holds something else is thrown away first.
         """
         manifests = list(manifests)
-        listed = {file.path: file.content for manifest in manifests for file in manifest.files}
+        listed = {file.path: file for manifest in manifests for file in manifest.files}
         if self._database.exists() and not self._agrees(listed):
             self.close()
             self._database.unlink()
@@ -161,13 +161,26 @@ class Store:
             parameters = {"round": manifest.round, "reference": manifest.info["reference"]}
             connection.execute(_CHANGE_REFERENCE, parameters)
 
-    def _agrees(self, listed: dict[str, str]) -> bool:
-        """Whether the database holds nothing but what is listed; it may hold less."""
+    def _agrees(self, listed: dict[str, FactFile]) -> bool:
+        """Whether the database can be read and holds nothing but what is listed, once; it may hold less."""
         try:
             held = self._open().execute("SELECT path, content FROM published").fetchall()
+            rows = {table: self._count(table) for table in SCHEMAS}
         except duckdb.Error:
             return False
-        return all(listed.get(path) == content for path, content in held)
+        if any(path not in listed or listed[path].content != content for path, content in held):
+            return False
+        expected = dict.fromkeys(SCHEMAS, 0)
+        for path, _ in held:
+            expected[listed[path].table] += listed[path].rows
+        return rows == expected
+
+    def _count(self, table: str) -> int:
+        """The rows of a table, of which every column is read: DuckDB notices damage only where it reads."""
+        found = self._open().execute(f'SELECT count(*), bit_xor(hash(t)) FROM "{table}" t').fetchone()
+        assert found is not None
+        rows: int = found[0]
+        return rows
 
     @contextmanager
     def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -187,7 +200,7 @@ class Store:
             try:
                 self._connection = duckdb.connect(self._database)
             except duckdb.IOException as error:
-                if "lock" not in str(error).lower():
+                if "Could not set lock" not in str(error):
                     raise
                 if time.monotonic() > deadline:
                     raise RevalError(
@@ -195,6 +208,33 @@ class Store:
                     ) from error
                 time.sleep(0.05)
         return self._connection
+
+
+def rebuild_store(folder: Path, database: Path, capacity: int, manifests: Iterable[Manifest]) -> dict[str, int]:
+    """Make a run's database again from its published facts, and tell how many rows each table has."""
+    for path in (database, database.with_name(database.name + ".wal")):
+        path.unlink(missing_ok=True)
+    store = Store(folder, database, capacity)
+    store.build(manifests)
+    counts = {table: store.query(f'SELECT count(*) AS rows FROM "{table}"') for table in (*SCHEMAS, "buffer")}
+    store.close()
+    return {table: count.column("rows")[0].as_py() for table, count in counts.items()}
+
+
+def tables_differing(one: Path, other: Path) -> list[str]:
+    """The tables whose rows are not the same in two databases. Raises duckdb.Error if one is damaged."""
+    with duckdb.connect() as connection:
+        for name, path in (("one", one), ("other", other)):
+            connection.execute(f"ATTACH '{str(path).replace(chr(39), chr(39) * 2)}' AS {name} (READ_ONLY)")
+        return [table for table in (*SCHEMAS, "buffer", "published") if _differ(connection, table)]
+
+
+def _differ(connection: duckdb.DuckDBPyConnection, table: str) -> bool:
+    def extra(one: str, other: str) -> str:
+        return f'SELECT 1 FROM (SELECT * FROM {one}."{table}" EXCEPT ALL SELECT * FROM {other}."{table}")'
+
+    query = f"{extra('one', 'other')} UNION ALL {extra('other', 'one')} LIMIT 1"
+    return connection.execute(query).fetchone() is not None
 
 
 def scalar_columns(table: str) -> list[tuple[str, str]]:

@@ -43,13 +43,11 @@ def as_task(stage: Stage, retries: int = 0) -> StageCall:
         return stage(session, round, *inputs).to_json()
 
     def call(session: Session, round: int, *inputs: Any) -> Manifest:
-        published = stage.published(session, round, *inputs)
-        if published is not None:
-            session.kept.add(stage.name)
+        kept = stage.kept(session, round, *inputs)
         bound = run.with_options(
             task_run_name=title if stage.name == "warm_start" else f"{title} of round {round}",
             result_storage=session.folder.cache,
-            refresh_cache=published is None,
+            refresh_cache=kept is None,
         )
         return Manifest.from_json(bound(session, round, inputs, stage.key(session, round, *inputs)))
 

@@ -11,6 +11,7 @@ from reval_core.checkpoints import prune_checkpoints, save_checkpoint
 from reval_core.facts import Manifest
 from reval_core.learner import LEARNER_VERSION, Drawn, Update
 from reval_core.objectives import objective_identity
+from reval_core.replay import learn
 from reval_core.sampling import effective_sample_size
 from reval_core.session import Policy, Session
 from reval_core.stages.stage import Outcome, publish, settings, stage
@@ -32,7 +33,7 @@ def learning(session: Session, round: int, draws: Manifest, policy: Policy) -> O
     """Turn `policy` into the next one; `info["policy"]` names it."""
     learner = session.learner_at(policy)
     drawn = session.draws.read(round)
-    updates = session.learn(learner, drawn, session.tick)
+    updates = learn(learner, drawn, session.tick)
     tables = {"updates": _updates(round, drawn, updates), "residuals": _residuals(round, drawn, updates)}
     files = [publish(session, round, name, rows) for name, rows in tables.items()]
     return Outcome(files, {"policy": learner.policy, "updates_done": learner.updates_done})
@@ -42,7 +43,13 @@ def _checkpoint_inputs(session: Session, round: int, policy: Policy, spared: lis
     return [policy.identity]
 
 
-@stage(inputs=_checkpoint_inputs)
+def _checkpoint_stands(session: Session, manifest: Manifest) -> bool:
+    """Whether the checkpoint is there, unless it has been deleted for newer ones."""
+    round = manifest.round
+    return round not in session.wanted_checkpoints or session.folder.checkpoint(round).exists()
+
+
+@stage(inputs=_checkpoint_inputs, stands=_checkpoint_stands)
 def checkpoint(session: Session, round: int, policy: Policy, spared: list[int]) -> Outcome:
     """Save the policy, then delete old checkpoints except those of the rounds in `spared`."""
     folder = session.folder.checkpoint(round)

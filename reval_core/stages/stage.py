@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
+from reval_core.errors import Damaged
 from reval_core.facts import FactFile, Manifest, publish_table
 from reval_core.files import digest
-from reval_core.session import Session
+from reval_core.session import Session, explained_disk
 
 
 @dataclass
@@ -30,46 +31,89 @@ class Stage:
     inputs: Callable[..., list[Any]]
     """All that the outcome depends on, as JSON: settings, digests of what comes before, seeds."""
     work: Callable[..., Outcome]
+    stands: Callable[[Session, Manifest], bool] = lambda session, manifest: True
+    """Whether what the stage left beside the files of its manifest is still there."""
 
     def key(self, session: Session, round: int, *inputs: Any) -> str:
         """The digest that names this stage's outcome."""
         return digest(self.name, round, self.inputs(session, round, *inputs))
 
     def published(self, session: Session, round: int, *inputs: Any) -> Manifest | None:
-        """What this stage has left under the same key, if all of it still stands."""
-        found = session.folder.manifest(self.name, round)
-        if found is None or found.key != self.key(session, round, *inputs):
-            return None
-        return found if all((session.folder.path / file.path).exists() for file in found.files) else None
+        """What this stage has left, if all of it still stands.
 
-    def __call__(self, session: Session, round: int, *inputs: Any) -> Manifest:
-        """The stage's manifest: as published before, or published now."""
+        Raises Damaged if it was left under another key: what a run has recorded is never made anew from other
+        inputs, since everything after it would have to be.
+        """
+        found = session.folder.manifest(self.name, round)
+        if found is None:
+            return None
+        if found.key != self.key(session, round, *inputs):
+            raise Damaged(
+                f"{session.folder.manifest_path(self.name, round)}: was made from other inputs than what stands "
+                "before it now; something that this run recorded was changed"
+            )
+        files = all((session.folder.path / file.path).exists() for file in found.files)
+        return found if files and self.stands(session, found) else None
+
+    def kept(self, session: Session, round: int, *inputs: Any) -> Manifest | None:
+        """As `published`, for a run that passes the stage: the store holds it then, and the session knows."""
         found = self.published(session, round, *inputs)
         if found is not None:
             session.kept.add(self.name)
+            session.store.ingest(found)
+        return found
+
+    def __call__(self, session: Session, round: int, *inputs: Any) -> Manifest:
+        """The stage's manifest: as published before, or published now.
+
+        Raises Damaged if something lost was made again and came out different.
+        """
+        found = self.kept(session, round, *inputs)
+        if found is not None:
             return found
         session.stage_now = (self.name, round)
+        session.rewind_store(self.name, round)
+        with explained_disk(session.folder):
+            manifest = self._made(session, round, *inputs)
+            session.folder.publish(manifest)
+            session.store.ingest(manifest)
+        return manifest
+
+    def _made(self, session: Session, round: int, *inputs: Any) -> Manifest:
         started = time.perf_counter()
         outcome = self.work(session, round, *inputs)
         seconds = time.perf_counter() - started
-        manifest = Manifest(
-            stage=self.name,
-            round=round,
-            key=self.key(session, round, *inputs),
-            files=tuple(outcome.files),
-            seconds=seconds,
-            ended_at=time.time(),
-            info=outcome.info,
-        )
-        session.folder.publish(manifest)
-        session.store.ingest(manifest)
         session.worked_seconds += seconds
-        return manifest
+        files = tuple(outcome.files)
+        recorded = session.folder.manifest(self.name, round)
+        if recorded is not None:
+            _check_equal(session, recorded, outcome)
+            return replace(recorded, files=files)  # when it was first made, and how long that took, stays on record
+        key = self.key(session, round, *inputs)
+        return Manifest(self.name, round, key, files, seconds, ended_at=time.time(), info=outcome.info)
 
 
-def stage(inputs: Callable[..., list[Any]]) -> Callable[[Callable[..., Outcome]], Stage]:
+def stage(
+    inputs: Callable[..., list[Any]], stands: Callable[[Session, Manifest], bool] = lambda session, manifest: True
+) -> Callable[[Callable[..., Outcome]], Stage]:
     """Make a stage of a function `(session, round, *inputs) -> Outcome`; the function's name names it."""
-    return lambda work: Stage(work.__name__, inputs, work)
+    return lambda work: Stage(work.__name__, inputs, work, stands)
+
+
+def _check_equal(session: Session, recorded: Manifest, outcome: Outcome) -> None:
+    """Raise Damaged unless what was made again is what was recorded."""
+    differing = [
+        str(session.folder.path / now.path)
+        for before, now in zip(recorded.files, outcome.files, strict=True)
+        if before.content != now.content
+    ]
+    if recorded.info.get("content") != outcome.info.get("content"):
+        differing.append(f"the checkpoint of round {recorded.round}")
+    if differing:
+        raise Damaged(
+            f"{', '.join(differing)}: was lost, and came out different when it was made again; put back a copy, or "
+            "start a new run"
+        )
 
 
 def publish(session: Session, round: int, table: str, rows: pa.Table, name: str | None = None) -> FactFile:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reval_core.adapters import add_adapters
 from reval_core.checkpoints import save_first_checkpoint
-from reval_core.files import digest, publish_folder
+from reval_core.errors import Damaged
+from reval_core.facts import Manifest
+from reval_core.files import check_folder, digest, publish_folder
 from reval_core.models import check_scoring, load_model, make_tiny_model, save_model
 from reval_core.problems import problems_digest
 from reval_core.session import Session
@@ -17,6 +20,9 @@ from reval_core.warm_start import WARM_START_VERSION, fit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+log = logging.getLogger("reval")
 
 
 def _inputs(session: Session, round: int) -> list[Any]:
@@ -31,7 +37,12 @@ def _fitted(session: Session) -> list[Any]:
     return [settings(model), made if model.path is None or model.warm_start else None, WARM_START_VERSION]
 
 
-@stage(inputs=_inputs)
+def _stands(session: Session, manifest: Manifest) -> bool:
+    based = session.config.model.lora is None or session.folder.base.exists()
+    return based and session.folder.checkpoint(0).exists()
+
+
+@stage(inputs=_inputs, stands=_stands)
 def warm_start(session: Session, round: int) -> Outcome:
     """Make policy 0 and its checkpoint. `info["policy"]` is the digest of the weights."""
     model, reused = _policy_zero(session)
@@ -41,7 +52,8 @@ def warm_start(session: Session, round: int) -> Outcome:
         publish_folder(session.folder.base, lambda partial: save_model(model, session.tokenizer, partial))
         add_adapters(model, lora, session.config.seed)
     identity = save_first_checkpoint(session.folder.checkpoint(0), model, session.tokenizer)
-    return Outcome(info={"policy": identity, "content": identity, "reused": reused})
+    info = {"policy": identity, "content": identity, "reused": reused, "machine": session.machine}
+    return Outcome(info=info)
 
 
 def shared_folder() -> Path:
@@ -56,7 +68,7 @@ def _policy_zero(session: Session) -> tuple[PreTrainedModel, bool]:
     if config.model.warm_start is None:
         return _raw_model(session), False
     kept = shared_folder() / digest(_fitted(session))[:32]
-    if kept.exists():
+    if _is_sound(kept):
         return load_model(kept, config.model), True
     model = _raw_model(session)
     prompts = {problem.prompt_id: session.prompt(problem.problem)[1] for problem in session.train}
@@ -71,6 +83,18 @@ def _policy_zero(session: Session) -> tuple[PreTrainedModel, bool]:
     )
     publish_folder(kept, lambda partial: save_model(model, session.tokenizer, partial))
     return model, False
+
+
+def _is_sound(kept: Path) -> bool:
+    """Whether a fitted model is there, and is what was written. It is only a cache: a damaged one is replaced."""
+    if not kept.exists():
+        return False
+    try:
+        check_folder(kept)
+    except Damaged as error:
+        log.warning("%s; it is fitted again", error)
+        return False
+    return True
 
 
 def _raw_model(session: Session) -> PreTrainedModel:

@@ -202,19 +202,17 @@ def test_a_changed_draw_is_noticed_when_a_policy_is_rebuilt(finished, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     folder = RunFolder(copy)
-    shutil.rmtree(folder.checkpoint(3))
     path = copy / folder.facts(3, "draws")
     rows = pq.read_table(path)
     place = rows.schema.get_field_index("reward")
     changed = rows.column("reward").to_numpy().copy()
     changed[0] += 1
-    pq.write_table(rows.set_column(place, rows.schema.field(place), [changed]), path)
-    config = small_config(reference__reset_every=2)
-    with (
-        open_session(folder, config) as session,
-        pytest.raises(Damaged, match="another policy than round 3 recorded"),
-    ):
-        session.learner_at(Policy.of(folder.manifest("learning", 3)))
+    with open_session(folder, small_config(reference__reset_every=2)) as session:
+        # Behind the back of a session: what is changed before one is opened is set aside.
+        shutil.rmtree(folder.checkpoint(3))
+        pq.write_table(rows.set_column(place, rows.schema.field(place), [changed]), path)
+        with pytest.raises(Damaged, match="another policy than round 3 recorded"):
+            session.learner_at(Policy.of(folder.manifest("learning", 3)))
 
 
 def test_a_shard_of_a_broken_round_is_not_generated_again(run_path):

@@ -1,0 +1,99 @@
+"""What the commands that look after a run do and print: check, rebuild, policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from flows.show import print_json, print_rows
+from reval_core.config import Config
+from reval_core.errors import InputError, RunStopped
+from reval_core.loading import load_config
+from reval_core.run_folder import RunFolder, existing_run
+
+
+def show_check(run: Path, as_json: bool) -> None:
+    """Check a run and print what was found. Raises RunStopped if anything is wrong."""
+    from reval_core.check import check_run
+    from reval_core.machine import fix_machine
+
+    folder, config = _run(run)
+    findings = []
+    with folder.lock(), _bar("replaying rounds") as tick:
+        fix_machine(folder, config)
+        for finding in check_run(folder, config, tick):
+            findings.append(finding)
+            if not as_json:
+                verdict = "WRONG" if finding.problems else "ok"
+                click.echo(f"{finding.part:<9} {verdict:<6} {finding.seen}")
+                for problem in finding.problems:
+                    click.echo(f"  {problem}")
+    if as_json:
+        print_json([vars(finding) for finding in findings])
+    wrong = sum(len(finding.problems) for finding in findings)
+    if wrong:
+        raise RunStopped(
+            f"{run}: {wrong} thing{'s' * (wrong > 1)} wrong; reval resume mends what can be made again"
+        )
+
+
+def show_rebuild(run: Path, as_json: bool) -> None:
+    """Make a run's database again and print its tables."""
+    from reval_core.store import rebuild_store
+
+    folder, config = _run(run)
+    with folder.lock():
+        rows = rebuild_store(folder.path, folder.database, config.replay.capacity, folder.manifests())
+    if as_json:
+        print_json(rows)
+    else:
+        print_rows(["table", "rows"], list(rows.items()))
+
+
+def show_policy(run: Path, round: int | None, out: Path, as_json: bool) -> None:
+    """Write the policy of a round to a new folder and print its digest."""
+    from reval_core.checkpoints import export_policy
+    from reval_core.draws import DrawReader
+    from reval_core.machine import fix_machine
+    from reval_core.models import policy_digest
+    from reval_core.replay import newest_policy, recorded_policy, replay
+    from reval_core.session import make_tokenizer
+
+    folder, config = _run(run)
+    if out.exists():
+        raise InputError(f"{out}: exists; give --out a folder that does not")
+    newest = newest_policy(folder)
+    policy = newest if round is None else recorded_policy(folder, round)
+    if newest is None or policy is None:
+        reached = "no policy yet" if newest is None else f"policies of rounds 0 to {newest.round}"
+        raise InputError(f"{run}: has {reached}; give --round one of those")
+    fix_machine(folder, config)
+    with _bar("replaying rounds") as tick:
+        learner = replay(folder, config, DrawReader(folder), policy, tick=tick)
+    export_policy(out, learner.model, make_tokenizer(config))
+    digest = policy_digest(learner.model)
+    if as_json:
+        print_json({"run": folder.name, "round": policy.round, "policy_digest": digest, "out": str(out)})
+    else:
+        click.echo(f"{out}: the policy after round {policy.round}, digest {digest}")
+
+
+def _run(run: Path) -> tuple[RunFolder, Config]:
+    folder = existing_run(run)
+    return folder, load_config(folder.config)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Any]:
+    """A function that is told `done, total` and shows it as a bar, on a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("  {task.description}"), BarColumn(bar_width=30), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(title, visible=False, total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=total, visible=True)

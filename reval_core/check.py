@@ -1,0 +1,163 @@
+"""Checking a run: its files, its rows, its database, and that its weights follow from its draws."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import duckdb
+
+from reval_core.checkpoints import checkpoint_rounds, checkpoint_state
+from reval_core.config import Config
+from reval_core.draws import DrawReader
+from reval_core.errors import Damaged
+from reval_core.facts import Manifest
+from reval_core.inspection import inspect
+from reval_core.models import policy_digest
+from reval_core.replay import learn, recorded_policy, replay
+from reval_core.run_folder import RunFolder
+from reval_core.store import Store, sql_views, tables_differing
+
+# Each gives one row for each thing that is wrong, with what to call it first.
+_ROWS = {
+    "a trajectory stands twice": """
+        SELECT trajectory_id FROM trajectories GROUP BY ALL HAVING count(*) > 1""",
+    "a round has more or fewer trajectories than were asked for": """
+        SELECT round FROM trajectories GROUP BY round HAVING count(*) <> $trajectories""",
+    "a trajectory has not one verdict": """
+        SELECT t.trajectory_id FROM trajectories t LEFT JOIN verdicts v USING (trajectory_id)
+        WHERE t.round <= $judged GROUP BY ALL HAVING count(v.verdict) <> 1""",
+    "a trajectory has not one score by the policy that wrote it": """
+        SELECT t.trajectory_id FROM trajectories t
+        LEFT JOIN scores s ON s.trajectory_id = t.trajectory_id AND s.round = t.round AND s.policy = t.policy
+        WHERE t.round <= $scored GROUP BY ALL HAVING count(s.policy) <> 1""",
+    "a verdict or score belongs to no trajectory": """
+        SELECT trajectory_id FROM (SELECT trajectory_id FROM verdicts UNION ALL SELECT trajectory_id FROM scores)
+        ANTI JOIN trajectories USING (trajectory_id)""",
+    "a draw is not of a judged trajectory in its place": """
+        SELECT d.trajectory_id FROM draws d
+        ANTI JOIN (SELECT * FROM trajectories JOIN verdicts USING (trajectory_id)) t
+        ON t.trajectory_id = d.trajectory_id AND t.shard = d.shard AND t."row" = d."row" AND t.reward = d.reward""",
+    "a draw's reference scores are not on record": """
+        SELECT d.trajectory_id FROM draws d
+        ANTI JOIN scores s ON s.trajectory_id = d.trajectory_id AND s.reference = d.reference
+        AND s.log_ref = d.log_ref AND s.value_ref = d.value_ref""",
+    "a draw has not one residual": """
+        SELECT d.round, d."update", d.trajectory_id FROM draws d
+        LEFT JOIN residuals r USING (round, "update", trajectory_id)
+        WHERE d.round <= $learned GROUP BY ALL HAVING count(r.trajectory_id) <> 1""",
+    "a round has more or fewer updates than were asked for": """
+        SELECT round FROM updates GROUP BY round HAVING count(*) <> $updates""",
+    "an evaluation is not of every problem and sample": """
+        SELECT round FROM evaluations GROUP BY round
+        HAVING count(*) <> (SELECT max(n) FROM (SELECT count(*) AS n FROM evaluations GROUP BY round))""",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one part of a check found. `problems` is empty where all is well."""
+
+    part: str
+    seen: str
+    problems: Sequence[str] = ()
+
+
+def check_run(
+    folder: RunFolder, config: Config, tick: Callable[[int, int], None] = lambda done, total: None
+) -> Iterator[Finding]:
+    """Check a run part by part. The caller holds the folder's lock. Changes nothing.
+
+    After the first part that finds a problem the rest is left out: it could only find the same again.
+    """
+    for part in (_files, _rows, _database, partial(_replay, tick=tick)):
+        finding = part(folder, config)
+        yield finding
+        if finding.problems:
+            return
+
+
+def _files(folder: RunFolder, config: Config) -> Finding:
+    problems = [str(damage) for damage in inspect(folder, config)]
+    if problems:
+        return Finding("files", "checksums of all files", problems)
+    files = [file for manifest in folder.manifests() for file in manifest.files]
+    size = sum((folder.path / file.path).stat().st_size for file in files)
+    checkpoints = len(checkpoint_rounds(folder.checkpoints))
+    return Finding("files", f"{len(files):,} files of facts, {size / 1e6:,.1f} MB, and {checkpoints} checkpoints")
+
+
+def _rows(folder: RunFolder, config: Config) -> Finding:
+    manifests = folder.manifests()
+    parameters = {
+        "trajectories": config.rollouts.trajectories,
+        "updates": config.learner.updates,
+        "judged": _last_round(manifests, "verification"),
+        "scored": _last_round(manifests, "consistency"),
+        "learned": _last_round(manifests, "learning"),
+    }
+    problems = []
+    with sql_views(folder.path, manifests) as connection:
+        for complaint, query in _ROWS.items():
+            needed = {name: value for name, value in parameters.items() if f"${name}" in query}
+            found = connection.execute(query, needed).fetchall()
+            if found:
+                problems.append(f"{complaint}: {', '.join(map(str, found[0]))}, and {len(found) - 1} more")
+    rows = sum(file.rows for manifest in manifests for file in manifest.files)
+    return Finding("rows", f"{rows:,} rows, {len(_ROWS)} rules", problems)
+
+
+def _database(folder: RunFolder, config: Config) -> Finding:
+    if not folder.database.exists():
+        return Finding("database", "not there; the next start makes it")
+    with tempfile.TemporaryDirectory() as temporary:
+        fresh = Path(temporary) / "fresh.duckdb"
+        store = Store(folder.path, fresh, config.replay.capacity)
+        store.build(folder.manifests())
+        store.close()
+        try:
+            tables = tables_differing(folder.database, fresh)
+            differing = [f"table {table} is not what the facts give" for table in tables]
+        except duckdb.Error as error:
+            differing = [str(error).splitlines()[0]]
+    problems = [f"{folder.database.name}: {one}; reval rebuild mends it" for one in differing]
+    return Finding("database", "every table as the facts give it", problems)
+
+
+def _replay(folder: RunFolder, config: Config, tick: Callable[[int, int], None]) -> Finding:
+    """From the last checkpoint but one: the last one's weights must come out, and then the newest policy's name."""
+    saved = sorted(checkpoint_rounds(folder.checkpoints))
+    if len(saved) < 2:
+        return Finding("replay", "fewer than two checkpoints: nothing to compare yet")
+    try:
+        newest = _replayed(folder, config, saved[-1], tick)
+    except Damaged as error:
+        return Finding("replay", f"from round {saved[-2]} on", [str(error)])
+    return Finding("replay", f"rounds {saved[-2]} to {newest}: the weights of checkpoint {saved[-1]} to the bit")
+
+
+def _replayed(folder: RunFolder, config: Config, round: int, tick: Callable[[int, int], None]) -> int:
+    """The last round that could be replayed. Raises Damaged, naming it, at the first that comes out different.
+
+    `round` is the newest checkpoint's.
+    """
+    policy = recorded_policy(folder, round)
+    if policy is None:
+        raise Damaged(f"{folder.checkpoint(round)}: no round of this run made it")
+    draws = DrawReader(folder)
+    learner = replay(folder, config, draws, policy, before=round - 1, tick=tick)
+    if policy_digest(learner.model) != checkpoint_state(folder.checkpoint(round))["content"]:
+        raise Damaged(f"{folder.checkpoint(round)}: replaying the draws gives other weights")
+    while (following := recorded_policy(folder, round + 1)) is not None:
+        learn(learner, draws.read(following.round))
+        if learner.policy != following.identity:
+            raise Damaged(f"{folder.path}: replaying the draws of round {following.round} gives another policy")
+        round = following.round
+    return round
+
+
+def _last_round(manifests: Sequence[Manifest], stage: str) -> int:
+    return max((manifest.round for manifest in manifests if manifest.stage == stage), default=0)

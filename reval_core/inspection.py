@@ -1,0 +1,148 @@
+"""Looking a run over: which of its files are not what was recorded, and setting those aside."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from reval_core.checkpoints import reference_round, wanted_checkpoints
+from reval_core.config import Config
+from reval_core.errors import Damaged
+from reval_core.facts import Manifest, read_manifest
+from reval_core.files import PARTIAL, check_folder, file_digest, read_json, set_aside
+from reval_core.run_folder import RunFolder
+
+log = logging.getLogger("reval")
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file or folder of a run that is gone or not what was recorded. `path` is relative to the run folder."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def inspect(folder: RunFolder, config: Config, *, all_checkpoints: bool = True) -> list[Damage]:
+    """Everything in a run that is gone or not what was recorded, by reading all of it. Changes nothing.
+
+    Of large models the checkpoints take long to read: without `all_checkpoints` only those are read that a run
+    goes on from, the newest and the reference's.
+    """
+    manifests, damaged = _readable_manifests(folder)
+    found = [
+        *damaged,
+        *_missing_manifests(folder, config, manifests, {one.path for one in damaged}),
+        *_damaged_notes(folder),
+        *_damaged_files(folder, manifests),
+        *_damaged_checkpoints(folder, config, manifests, all_checkpoints),
+    ]
+    return sorted(found, key=lambda damage: damage.path)
+
+
+def clear(folder: RunFolder, config: Config) -> list[Damage]:
+    """Set everything damaged aside, and delete what a killed attempt had half written. Returns what was damaged.
+
+    The stages then find their files gone and make them again.
+    """
+    for path in list(folder.path.rglob(f"*{PARTIAL}")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    damages = inspect(folder, config, all_checkpoints=False)
+    for damage in damages:
+        path = folder.path / damage.path
+        if path.exists():
+            set_aside(path)
+            log.warning("%s; it is set aside, and made again if that can be done", damage)
+        else:
+            log.warning("%s; it is made again if that can be done", damage)
+    return damages
+
+
+def _readable_manifests(folder: RunFolder) -> tuple[list[Manifest], list[Damage]]:
+    manifests, damaged = [], []
+    for path in folder.manifest_paths():
+        try:
+            manifest = read_manifest(path)
+            if manifest is not None:
+                manifests.append(manifest)
+        except Damaged:
+            damaged.append(_damage(folder, path, "is not a manifest any more"))
+    return manifests, damaged
+
+
+def _missing_manifests(
+    folder: RunFolder, config: Config, manifests: Iterable[Manifest], known: set[str]
+) -> Iterator[Damage]:
+    """Stages that have left nothing although something later stands."""
+    present = {(manifest.round, manifest.stage) for manifest in manifests}
+    last = max((folder.place(stage, round) for round, stage in present), default=(0, 0))
+    for round in range(last[0] + 1):
+        for stage in _due(config, round):
+            path = folder.manifest_path(stage, round)
+            missing = (round, stage) not in present and folder.place(stage, round) < last
+            if missing and str(path.relative_to(folder.path)) not in known:
+                yield _damage(folder, path, "is gone")
+
+
+def _due(config: Config, round: int) -> list[str]:
+    """The stages that every finished round has; a last or a best round may have more."""
+    if round == 0:
+        return ["warm_start", "evaluation"]
+    reset = config.reference.reset_every is not None and round % config.reference.reset_every == 0
+    sometimes = {
+        "evaluation": round % config.evaluation.every == 0,
+        "checkpoint": reset or round % config.checkpoints.every == 0,
+        "reference_reset": reset,
+    }
+    always = ["rollouts", "verification", "consistency", "sampling", "learning", "recording"]
+    return always + [stage for stage, due in sometimes.items() if due]
+
+
+def _damaged_notes(folder: RunFolder) -> Iterator[Damage]:
+    notes = [folder.machine, folder.summary, folder.path / "mlflow.json"]
+    for path in [*notes, *folder.attempts.glob("*.json"), *folder.path.glob("rollouts/round=?????/shard-*.json")]:
+        if path.exists():
+            try:
+                read_json(path)
+            except Damaged:
+                yield _damage(folder, path, "is not JSON any more")
+
+
+def _damaged_files(folder: RunFolder, manifests: Iterable[Manifest]) -> Iterator[Damage]:
+    for manifest in manifests:
+        for file in manifest.files:
+            path = folder.path / file.path
+            if not path.exists():
+                yield Damage(file.path, "is gone")
+            elif file_digest(path) != file.sha256:
+                yield Damage(file.path, "is not what was written (its checksum differs)")
+
+
+def _damaged_checkpoints(
+    folder: RunFolder, config: Config, manifests: list[Manifest], read_all: bool
+) -> Iterator[Damage]:
+    if not any(manifest.stage == "warm_start" for manifest in manifests):
+        return
+    wanted = wanted_checkpoints(manifests, config)
+    read = wanted if read_all else {max(wanted), reference_round(manifests, config)}
+    paths = {folder.checkpoint(round): round in read for round in sorted(wanted)}
+    if config.model.lora is not None:
+        paths[folder.base] = True
+    for path, is_read in paths.items():
+        if not path.exists():
+            yield _damage(folder, path, "is gone")
+        elif is_read:
+            try:
+                check_folder(path)
+            except Damaged as error:
+                yield _damage(folder, path, str(error).removeprefix(f"{path}/"))
+
+
+def _damage(folder: RunFolder, path: Path, reason: str) -> Damage:
+    return Damage(str(path.relative_to(folder.path)), reason)

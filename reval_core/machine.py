@@ -1,0 +1,80 @@
+"""What results depend on beside the config: recorded when a run begins, and kept to when it goes on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+import torch
+
+from reval_core import processes
+from reval_core.config import Config
+from reval_core.errors import Damaged, InputError
+from reval_core.facts import SCHEMA_VERSION
+from reval_core.files import publish_json, read_json
+from reval_core.learner import LEARNER_VERSION
+from reval_core.run_folder import RunFolder
+from reval_core.verification import VERIFIER_VERSION
+
+_DECISIVE = ("torch", "transformers", "verifier", "learner", "schema", "device")
+"""What may not change while a run lasts: other versions give other verdicts or weights, and facts that disagree."""
+
+
+def fix_machine(folder: RunFolder, config: Config) -> dict[str, Any]:
+    """Record this machine if the run is new; else take up its number of threads and processes.
+
+    Raises InputError, naming what differs, if the run cannot go on here.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    here = _describe()
+    recorded = _recorded(folder)
+    if recorded is None:
+        publish_json(folder.machine, here)
+        return here
+    if recorded["processes"] != here["processes"]:
+        raise InputError(
+            f"{folder.path}: this run learns in {recorded['processes']} processes, and now there are "
+            f"{here['processes']}; go on with accelerate launch --num_processes {recorded['processes']}"
+        )
+    other = [
+        f"{name} {recorded.get(name)}, now {here[name]}" for name in _DECISIVE if recorded.get(name) != here[name]
+    ]
+    if other:
+        raise InputError(
+            f"{folder.path}: was made with {'; '.join(other)}; go on with what it was made with, or start a new run"
+        )
+    torch.set_num_threads(recorded["threads"])
+    return recorded
+
+
+def _recorded(folder: RunFolder) -> dict[str, Any] | None:
+    """What was recorded when the run began: in a file of its own, and with the warm start in case that is lost."""
+    try:
+        return read_json(folder.machine)
+    except Damaged:
+        begun = folder.manifest("warm_start", 0)
+        if begun is None:
+            return None
+        machine: dict[str, Any] = begun.info["machine"]
+        publish_json(folder.machine, machine)
+        return machine
+
+
+def _describe() -> dict[str, Any]:
+    import transformers
+
+    return {
+        "threads": torch.get_num_threads(),
+        "processes": processes.count(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "verifier": VERIFIER_VERSION,
+        "learner": LEARNER_VERSION,
+        "schema": SCHEMA_VERSION,
+        "python": platform.python_version(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+    }

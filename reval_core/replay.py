@@ -1,0 +1,82 @@
+"""Making a policy again: the newest checkpoint before it, then the recorded draws after that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from reval_core import processes
+from reval_core.checkpoints import checkpoint_rounds, load_learner
+from reval_core.config import Config
+from reval_core.draws import DrawReader
+from reval_core.errors import Damaged
+from reval_core.facts import Manifest
+from reval_core.learner import Drawn, Learner, Tick, Update
+from reval_core.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy by name: the one after `round` rounds. `identity` is its digest (see `reval_core.learner`)."""
+
+    round: int
+    identity: str
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Policy:
+        """The policy that a warm start or a learning stage left."""
+        return cls(manifest.round, manifest.info["policy"])
+
+
+def recorded_policy(folder: RunFolder, round: int) -> Policy | None:
+    """The policy after `round` rounds, if the run has come so far."""
+    manifest = folder.manifest("learning" if round else "warm_start", round)
+    return None if manifest is None else Policy.of(manifest)
+
+
+def newest_policy(folder: RunFolder) -> Policy | None:
+    """The policy that a run has come to, or None before its warm start."""
+    last = max((one.round for one in folder.manifests() if one.stage in ("warm_start", "learning")), default=None)
+    return None if last is None else recorded_policy(folder, last)
+
+
+def replay(
+    folder: RunFolder,
+    config: Config,
+    draws: DrawReader,
+    policy: Policy,
+    before: int | None = None,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> Learner:
+    """The learner holding the weights of `policy`, in all processes of the run.
+
+    It starts from the newest checkpoint up to `policy`, or of a round up to `before`. `tick` is told of rounds.
+    Raises Damaged if a file that it needs is not what was recorded, or another policy comes out.
+    """
+    last = policy.round if before is None else before
+    saved = [number for number in checkpoint_rounds(folder.checkpoints) if number <= last]
+    if not saved:
+        raise Damaged(f"{folder.checkpoints}: no checkpoint to rebuild round {policy.round} from")
+    first = max(saved)
+    checkpoint = folder.checkpoint(first)
+    processes.tell("restore", checkpoint, torch.get_num_threads())
+    with processes.together():
+        learner = load_learner(checkpoint, folder.base, config)
+    for number in range(first + 1, policy.round + 1):
+        learn(learner, draws.read(number))
+        tick(number - first, policy.round - first)
+    if learner.policy != policy.identity:
+        raise Damaged(
+            f"{checkpoint}: replaying the draws after it gives another policy than round {policy.round} recorded; "
+            "the versions or the number of threads differ, or a file was changed"
+        )
+    return learner
+
+
+def learn(learner: Learner, draws: list[Drawn], tick: Tick = lambda done, total: None) -> list[Update]:
+    """Let the learner learn, in all processes of the run."""
+    processes.tell("learn", draws)
+    with processes.together():
+        return learner.learn(draws, tick)
