@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import click
 
 from flows.preparation import prepare
 from flows.server import LOCAL_API, answers
 from reval_core import processes
+from reval_core.errors import RunStopped
 
 
 def train_here(config: Path, run_dir: Path | None, overrides: Sequence[str], as_json: bool) -> None:
@@ -19,18 +23,37 @@ def train_here(config: Path, run_dir: Path | None, overrides: Sequence[str], as_
         return
     from flows.show import show_summary
 
-    _run_flow(config, overrides, run_dir)
+    delivered = _run_flow(config, overrides, run_dir)
+    if not delivered and folder.manifest("recording", settings.rounds) is None:
+        raise RunStopped(f"Prefect's server stopped answering; start it again, then reval resume {folder.path}")
     show_summary(folder, as_json)
+    if not delivered:
+        click.echo("Prefect's server stopped answering: its page does not show how this run ended", err=True)
+        # Everything of the run is closed by now. Prefect would try for minutes to deliver each of its events.
+        sys.stdout.flush()
+        os._exit(0)
 
 
-def _run_flow(config: Path, overrides: Sequence[str], run_dir: Path | None) -> None:
-    """Run `reval-train` here. A local server that answers is used; otherwise Prefect starts one for the run."""
+def _run_flow(config: Path, overrides: Sequence[str], run_dir: Path | None) -> bool:
+    """Run `reval-train` here, and say whether Prefect could be told how it ended.
+
+    A local server that answers is used; otherwise Prefect starts one for the run.
+    """
     if "PREFECT_API_URL" not in os.environ and answers(LOCAL_API):
         os.environ["PREFECT_API_URL"] = LOCAL_API
     # The server that Prefect starts for a run needs more than its default 20 s on a busy machine.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     # Prefect writes a line for every task; the terminal shows one a round. Its page has the rest.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
+    # Training does not need the server; its end is reported to one that is gone for seconds and not for minutes.
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
+    import httpx
+
     from flows.train import train
 
-    train(str(config), list(overrides), str(run_dir) if run_dir else None)
+    try:
+        train(str(config), list(overrides), str(run_dir) if run_dir else None)
+    except httpx.TransportError:
+        return False
+    return True

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from flows.show import short
 from reval_core.session import Session
 
 _QUIET_SECONDS = 0.5
@@ -44,6 +48,12 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bars.stop()
+        if kind is not None and not issubclass(kind, Exception):  # a signal, from Ctrl-C or from outside
+            stage, round = self._session.stage_now
+            place = f"in round {round}, {stage.replace('_', ' ')}" if stage else "before its first stage"
+            self._console.print(
+                f"stopped {place}; reval resume {short(self._session.folder.path)} goes on from there"
+            )
 
     def round_done(self, round: int) -> None:
         """Print what is on record of a round."""
@@ -65,6 +75,20 @@ class Progress:
             self._bars.reset(self._bar, description=title, visible=False)
         visible = time.monotonic() - self._stage_started > _QUIET_SECONDS and done < total
         self._bars.update(self._bar, completed=done, total=total, visible=visible)
+
+
+@contextmanager
+def shown_warnings() -> Iterator[None]:
+    """Show reval's own warnings on the terminal, where Prefect's logging would swallow them with its own lines."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("reval: %(message)s"))
+    logger = logging.getLogger("reval")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _kept(stages: set[str]) -> str:

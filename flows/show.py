@@ -52,10 +52,10 @@ def show_summary(folder: RunFolder, as_json: bool) -> None:
 
 def show_next_steps(folder: RunFolder) -> None:
     """Print where to look after a run."""
-    shown = _short(folder.path)
+    shown = short(folder.path)
     # Plain lines: they are there to be copied.
     click.echo(f"\nReport       {shown}/report.html")
-    click.echo(f"MLflow page  mlflow ui --backend-store-uri sqlite:///{_short(folder.path.parent)}/mlflow.db")
+    click.echo(f"MLflow page  mlflow ui --backend-store-uri sqlite:///{short(folder.path.parent)}/mlflow.db")
     click.echo("\nAsk about what is stored:")
     for query in _QUERIES:
         click.echo(f'  reval sql {shown} "{query}"')
@@ -86,7 +86,7 @@ def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_j
         return
     click.echo(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     facts = {
-        "run folder": _short(folder.path),
+        "run folder": short(folder.path),
         "parameters": f"{sizes.parameters:,}",
         "trajectories": f"{sizes.trajectories:,}",
         "updates": f"{sizes.updates:,}",
@@ -246,6 +246,6 @@ def _change(summary: dict[str, Any]) -> str:
     return f"{summary['initial_accuracy']:.3f} → {summary['final_accuracy']:.3f}"
 
 
-def _short(path: Path) -> str:
+def short(path: Path) -> str:
     """A path as somebody in this folder would type it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -9,13 +9,15 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 import tasks
+from flows.leftovers import close_leftovers
 from flows.preparation import prepare
-from flows.progress import Progress
+from flows.progress import Progress, shown_warnings
 from flows.rounds import train_rounds
 from reval_core.files import publish_json
 from reval_core.report import write_report
 from reval_core.session import open_session
 from reval_core.summary import summarise, summary_markdown
+from tasks.artifacts import show
 from tasks.tracking import tracked
 
 
@@ -26,7 +28,8 @@ def train(config: str, overrides: list[str] | None = None, run_dir: str | None =
     Started again with the same arguments, it goes on where it was.
     """
     settings, folder = prepare(Path(config), overrides or [], Path(run_dir) if run_dir else None)
-    with open_session(folder, settings) as session, tracked(folder, settings) as tracker:
+    with shown_warnings(), open_session(folder, settings) as session, tracked(folder, settings) as tracker:
+        close_leftovers(folder)
         with Progress(session) as progress:
             for round in train_rounds(session, tasks):
                 progress.round_done(round)
@@ -34,5 +37,6 @@ def train(config: str, overrides: list[str] | None = None, run_dir: str | None =
         summary = summarise(folder)
         publish_json(folder.summary, summary)
         write_report(folder)
-    create_markdown_artifact(summary_markdown(summary), key="reval-summary", description=f"Run {folder.name}")
+    text = summary_markdown(summary)
+    show(create_markdown_artifact, markdown=text, key="reval-summary", description=f"Run {folder.name}")
     return summary

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reval_core.errors import Damaged
-from reval_core.files import digest, file_digest, publish_file, publish_json, read_json
+from reval_core.files import digest, file_digest, publish_file, publish_sealed, read_sealed
 
 SCHEMA_VERSION = "2"
 
@@ -279,7 +279,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Publish a manifest: from now on what it lists exists."""
-    publish_json(path, manifest.to_json())
+    publish_sealed(path, manifest.to_json())
 
 
 def read_manifest(path: Path) -> Manifest | None:
@@ -290,6 +290,6 @@ def read_manifest(path: Path) -> Manifest | None:
     if not path.exists():
         return None
     try:
-        return Manifest.from_json(read_json(path))
+        return Manifest.from_json(read_sealed(path))
     except (KeyError, TypeError) as error:
         raise Damaged(f"{path}: is no manifest ({error})") from error

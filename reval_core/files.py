@@ -123,6 +123,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def publish_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Publish `value` as JSON with its own digest, so that a changed byte is noticed."""
+    publish_json(path, {**value, "sealed": digest(value)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `publish_sealed` wrote. Raises Damaged, naming the file, if it is gone or was changed."""
+    value = read_json(path)
+    if value.pop("sealed", None) != digest(value):
+        raise Damaged(f"{path}: is not what was written (its seal differs)")
+    return value
+
+
 def _checksums(folder: Path) -> dict[str, str]:
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): file_digest(path) for path in files if path.name != CHECKSUMS}

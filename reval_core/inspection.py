@@ -12,7 +12,7 @@ from reval_core.checkpoints import reference_round, wanted_checkpoints
 from reval_core.config import Config
 from reval_core.errors import Damaged
 from reval_core.facts import Manifest, read_manifest
-from reval_core.files import PARTIAL, check_folder, file_digest, read_json, set_aside
+from reval_core.files import PARTIAL, check_folder, file_digest, read_json, read_sealed, set_aside
 from reval_core.run_folder import RunFolder
 
 log = logging.getLogger("reval")
@@ -71,8 +71,8 @@ def _readable_manifests(folder: RunFolder) -> tuple[list[Manifest], list[Damage]
             manifest = read_manifest(path)
             if manifest is not None:
                 manifests.append(manifest)
-        except Damaged:
-            damaged.append(_damage(folder, path, "is not a manifest any more"))
+        except Damaged as error:
+            damaged.append(_damage(folder, path, str(error).removeprefix(f"{path}: ")))
     return manifests, damaged
 
 
@@ -105,13 +105,16 @@ def _due(config: Config, round: int) -> list[str]:
 
 
 def _damaged_notes(folder: RunFolder) -> Iterator[Damage]:
-    notes = [folder.machine, folder.summary, folder.path / "mlflow.json"]
-    for path in [*notes, *folder.attempts.glob("*.json"), *folder.path.glob("rollouts/round=?????/shard-*.json")]:
-        if path.exists():
-            try:
-                read_json(path)
-            except Damaged:
-                yield _damage(folder, path, "is not JSON any more")
+    sealed = [folder.machine, *folder.path.glob("rollouts/round=?????/shard-*.json")]
+    plain = [folder.summary, folder.path / "mlflow.json", folder.path / "prefect.json"]
+    readers = [(read_sealed, sealed), (read_json, [*plain, *folder.attempts.glob("*.json")])]
+    for read, paths in readers:
+        for path in paths:
+            if path.exists():
+                try:
+                    read(path)
+                except Damaged as error:
+                    yield _damage(folder, path, str(error).removeprefix(f"{path}: "))
 
 
 def _damaged_files(folder: RunFolder, manifests: Iterable[Manifest]) -> Iterator[Damage]:

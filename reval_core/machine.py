@@ -12,7 +12,7 @@ from reval_core import processes
 from reval_core.config import Config
 from reval_core.errors import Damaged, InputError
 from reval_core.facts import SCHEMA_VERSION
-from reval_core.files import publish_json, read_json
+from reval_core.files import publish_sealed, read_sealed
 from reval_core.learner import LEARNER_VERSION
 from reval_core.run_folder import RunFolder
 from reval_core.verification import VERIFIER_VERSION
@@ -31,7 +31,7 @@ def fix_machine(folder: RunFolder, config: Config) -> dict[str, Any]:
     here = _describe()
     recorded = _recorded(folder)
     if recorded is None:
-        publish_json(folder.machine, here)
+        publish_sealed(folder.machine, here)
         return here
     if recorded["processes"] != here["processes"]:
         raise InputError(
@@ -52,13 +52,13 @@ def fix_machine(folder: RunFolder, config: Config) -> dict[str, Any]:
 def _recorded(folder: RunFolder) -> dict[str, Any] | None:
     """What was recorded when the run began: in a file of its own, and with the warm start in case that is lost."""
     try:
-        return read_json(folder.machine)
+        return read_sealed(folder.machine)
     except Damaged:
         begun = folder.manifest("warm_start", 0)
         if begun is None:
             return None
         machine: dict[str, Any] = begun.info["machine"]
-        publish_json(folder.machine, machine)
+        publish_sealed(folder.machine, machine)
         return machine
 
 

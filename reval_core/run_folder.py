@@ -92,6 +92,10 @@ class RunFolder:
         rollouts = self.path.glob("rollouts/round=?????/manifest.json")
         return [*rollouts, *self.path.glob("facts/round=?????/*.json")]
 
+    def holds(self, manifest: Manifest) -> bool:
+        """Whether every file that a manifest lists is there."""
+        return all((self.path / file.path).exists() for file in manifest.files)
+
     @staticmethod
     def place(stage: str, round: int) -> tuple[int, int]:
         """Where a stage stands in the order of a run."""

@@ -6,6 +6,7 @@ import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,7 +55,9 @@ class Session:
         self.tokenizer = make_tokenizer(config)
         self.store = Store(folder.path, folder.database, config.replay.capacity)
         manifests = folder.manifests()
-        self.store.build(manifests)
+        self.store.build(
+            takewhile(folder.holds, manifests)
+        )  # from the first loss on, the stages take in what stands
         self.wanted_checkpoints = wanted_checkpoints(manifests, config)
         """The rounds whose checkpoints earlier attempts have left and kept."""
         self._published = max((folder.place(one.stage, one.round) for one in manifests), default=(0, -1))

@@ -9,6 +9,7 @@ from prefect.artifacts import create_table_artifact
 from reval_core import stages
 from reval_core.facts import Manifest
 from reval_core.session import Session
+from tasks.artifacts import show
 from tasks.stage_task import as_task
 
 _record = as_task(stages.recording, retries=1)
@@ -34,6 +35,5 @@ def _show_table(session: Session, round: int) -> None:
         f"SELECT {_SHOWN} FROM rounds WHERE round <= $round ORDER BY round DESC LIMIT 50", round=round
     )
     name = "".join(letter if letter.isalnum() else "-" for letter in session.folder.name.lower())
-    create_table_artifact(
-        rows.to_pylist(), key=f"reval-{name}", description=f"The last rounds of {session.folder.name}"
-    )
+    description = f"The last rounds of {session.folder.name}"
+    show(create_table_artifact, table=rows.to_pylist(), key=f"reval-{name}", description=description)

@@ -26,6 +26,9 @@ log = logging.getLogger("reval")
 _PATIENCE_SECONDS = 60.0
 """How long the end of a run waits for metrics that are still on their way."""
 
+_HASTY_SECONDS = 3.0
+"""How long a run that is told to stop waits for them."""
+
 
 def tracking_uri(folder: RunFolder, config: Config) -> str:
     """The MLflow store of a run: the config's, or a database beside the run folder that its neighbours share."""
@@ -49,12 +52,13 @@ class Tracker:
 
     def finish(self, status: str) -> None:
         """Close the MLflow run as FINISHED, FAILED or KILLED, once what is under way has arrived."""
+        patience = _HASTY_SECONDS if status == "KILLED" else _PATIENCE_SECONDS
         done = self._thread.submit(self._guarded, self._finish, status)
         self._thread.shutdown(wait=False)
         try:
-            done.result(timeout=_PATIENCE_SECONDS)
+            done.result(timeout=patience)
         except TimeoutError:
-            log.warning("MLflow did not answer within %.0f s; running again sends the rest", _PATIENCE_SECONDS)
+            log.warning("MLflow did not answer within %.0f s; running again sends the rest", patience)
 
     def _guarded(self, work: Any, argument: Any) -> None:
         """Training does not stop because a tracker cannot be reached; it is said once."""

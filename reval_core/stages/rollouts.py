@@ -8,7 +8,7 @@ from typing import Any
 
 from reval_core.engines.base import Request, Sampling
 from reval_core.facts import FactFile, publish_table
-from reval_core.files import digest, file_digest, publish_json, read_json
+from reval_core.files import digest, file_digest, publish_sealed, read_sealed
 from reval_core.problems import Problem
 from reval_core.session import Policy, Session
 from reval_core.stages.stage import Outcome, settings, stage
@@ -39,7 +39,7 @@ def rollouts(session: Session, round: int, policy: Policy) -> Outcome:
             started = time.perf_counter()
             file = _generate(session, round, policy, number, number * size, batch)
             found = {"key": key, "seconds": time.perf_counter() - started, "file": asdict(file)}
-            publish_json(note, found)
+            publish_sealed(note, found)
         else:
             reused += 1
         files.append(FactFile(**found["file"]))
@@ -71,7 +71,7 @@ def _finished(session: Session, note: Any, key: str) -> dict[str, Any] | None:
     """The note of a shard that an earlier attempt published whole, if its bytes are still those."""
     if not note.exists():
         return None
-    found = read_json(note)
+    found = read_sealed(note)
     path = session.folder.path / found["file"]["path"]
     whole = found["key"] == key and path.exists() and file_digest(path) == found["file"]["sha256"]
     return found if whole else None

@@ -52,8 +52,7 @@ class Stage:
                 f"{session.folder.manifest_path(self.name, round)}: was made from other inputs than what stands "
                 "before it now; something that this run recorded was changed"
             )
-        files = all((session.folder.path / file.path).exists() for file in found.files)
-        return found if files and self.stands(session, found) else None
+        return found if session.folder.holds(found) and self.stands(session, found) else None
 
     def kept(self, session: Session, round: int, *inputs: Any) -> Manifest | None:
         """As `published`, for a run that passes the stage: the store holds it then, and the session knows."""

@@ -10,7 +10,7 @@ import pytest
 
 from reval_core.errors import InputError
 from reval_core.facts import read_table
-from reval_core.files import read_json
+from reval_core.files import read_sealed
 from reval_core.processes import check_launch
 from reval_core.run_folder import RunFolder
 from tests.integration import process_learner
@@ -54,7 +54,7 @@ def test_a_run_in_two_processes_learns_what_one_learns_and_goes_on_in_two_alone(
     )
     for name in ("loss", "grad_norm"):
         assert two.column(name).to_pylist() == pytest.approx(one.column(name).to_pylist(), rel=1e-4)
-    assert read_json(RunFolder(tmp_path / "two").machine)["processes"] == 2
+    assert read_sealed(RunFolder(tmp_path / "two").machine)["processes"] == 2
     with pytest.raises(InputError, match="go on with accelerate launch --num_processes 2"):
         run(tmp_path / "two", settings)
 
