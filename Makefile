@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv venv-test demo test bench bench-peers clean
+.PHONY: venv venv-test demo test test-faults bench bench-peers clean
 
 venv: .venv/.installed
 venv-test: .venv/.installed-test
@@ -24,6 +24,10 @@ test: venv-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# The fault tests in full: 100 kills, every kind of damage in every kind of file, the disk full in every stage.
+test-faults: venv-test
+	$(BIN)/pytest -m "full or not full" tests/faults
 
 # Ratios of the learner to its baselines; with bench-peers done before, to TRL as well.
 bench: venv

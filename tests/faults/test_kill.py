@@ -1,31 +1,67 @@
-"""`kill -9` at seeded moments of every kind: the run goes on and ends as if nothing had happened."""
+"""`kill -9` at moments of every stage: the same command again goes on and ends as if nothing had happened."""
 
 from __future__ import annotations
 
-import os
+import json
 import random
-import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from reval_core.check import check_run
 from reval_core.run_folder import RunFolder
 from reval_core.summary import summarise
+from tests.faults.zygote import CONFIG
 from tests.integration.test_training import tables
-from tests.runs import run, small_config
 
-# How many of each event an undisturbed small run has, about: moments are drawn from the first so many.
-EVENTS = {"publish": 60, "published": 60, "generate": 12, "update": 6}
+ROOT = Path(__file__).parents[2]
+KILLS = 100
+SHORT = 5
+
+Start = Callable[..., int]
+"""(path, kill=…, trace=…, tamper=…) -> the exit status of a run in a process of its own."""
 
 
-def start(path: Path, event: str, number: int) -> int:
-    """Run the child and return its exit status: −9 if it was killed, 0 if it came to the end."""
-    command = [sys.executable, "-m", "tests.faults.child", str(path), event, str(number)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], env=os.environ, capture_output=True, text=True)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run that nothing happened to, and the moments that it went through."""
+
+    path: Path
+    moments: list[str]
+
+
+@pytest.fixture(scope="module")
+def start() -> Iterator[Start]:
+    command = [sys.executable, "-m", "tests.faults.zygote"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as zygote:
+        assert zygote.stdin is not None
+        assert zygote.stdout is not None
+
+        def ask(path: Path, **request: object) -> int:
+            zygote.stdin.write(json.dumps({"path": str(path), **request}) + "\n")
+            zygote.stdin.flush()
+            return int(zygote.stdout.readline())
+
+        yield ask
+        zygote.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert start(folder / "run", trace=str(folder / "moments")) == 0
+    return Undisturbed(folder / "run", (folder / "moments").read_text().splitlines())
+
+
+def chosen(moments: list[str], number: int) -> str:
+    """The number-th of the moments to strike at: stages by turns, a seeded moment within each."""
+    stages = sorted({moment.split("/")[0] for moment in moments})
+    stage = stages[number % len(stages)]
+    return random.Random(number).choice([moment for moment in moments if moment.split("/")[0] == stage])
 
 
 def shards(path: Path) -> dict[str, int]:
@@ -34,36 +70,55 @@ def shards(path: Path) -> dict[str, int]:
     return {note.stem + note.parent.name: note.with_suffix(".parquet").stat().st_mtime_ns for note in notes}
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("undisturbed") / "run"
-    run(path, small_config(reference__reset_every=2))
-    return path
+def assert_same_end(path: Path, undisturbed: Undisturbed) -> None:
+    """The weights, every row of every table, and all that `reval check` looks at."""
+    hurt, whole = RunFolder(path), RunFolder(undisturbed.path)
+    assert summarise(hurt)["policy_digest"] == summarise(whole)["policy_digest"]
+    assert tables(hurt) == tables(whole)
+    findings = list(check_run(hurt, CONFIG))
+    assert [finding.part for finding in findings] == ["files", "rows", "database", "replay"]
+    assert [problem for finding in findings for problem in finding.problems] == []
+    assert not list(path.rglob("*.partial"))
+    assert not list(path.rglob("*.damaged"))
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_a_run_killed_five_times_ends_as_one_that_was_not(undisturbed, tmp_path, seed):
-    path, rng = tmp_path / "hurt", random.Random(seed)
-    kills, finished = 0, {}
-    for event in ["publish", "generate", "update", "published", "publish"]:
-        status = start(path, event, rng.randint(1, EVENTS[event] // 4))
-        kills += status == -signal.SIGKILL
-        now = shards(path)
-        assert {name: now[name] for name in finished} == finished, "a finished shard was generated again"
-        finished = now
-    assert start(path, "never", 0) == 0
-    assert kills >= 4, "the moments were chosen too late in the run to test anything"
-    assert summarise(RunFolder(path))["policy_digest"] == summarise(RunFolder(undisturbed))["policy_digest"]
-    assert tables(RunFolder(path)) == tables(RunFolder(undisturbed))
+@pytest.mark.parametrize(
+    "number", [pytest.param(number, marks=[pytest.mark.full] * (number >= SHORT)) for number in range(KILLS)]
+)
+def test_a_killed_run_ends_as_one_that_was_not(start, undisturbed, tmp_path, number):
+    path, moment = tmp_path / "run", chosen(undisturbed.moments, number)
+    assert start(path, kill=moment) == -9, f"{moment} was not reached"
+    finished = shards(path)
+    assert start(path) == 0, moment
+    assert {name: shards(path)[name] for name in finished} == finished, f"{moment}: a finished shard was made again"
+    assert_same_end(path, undisturbed)
 
 
-def test_the_comparison_notices_a_run_that_learned_something_else(undisturbed, tmp_path):
-    run(tmp_path / "other", small_config(reference__reset_every=2, learner__lr=1.1e-3))
-    assert (
-        summarise(RunFolder(tmp_path / "other"))["policy_digest"]
-        != summarise(RunFolder(undisturbed))["policy_digest"]
-    )
+def test_a_run_killed_three_times_ends_as_one_that_was_not(start, undisturbed, tmp_path):
+    path, rng = tmp_path / "run", random.Random(1)
+    for round in (1, 2, 3):
+        later = [moment for moment in undisturbed.moments if moment.split("/")[1] == str(round)]
+        assert start(path, kill=rng.choice(later)) == -9
+    assert start(path) == 0
+    assert_same_end(path, undisturbed)
+
+
+def test_the_comparison_notices_a_single_weight(start, undisturbed, tmp_path):
+    """What is compared is not one run's files twice: a hurt run whose weights differ is found out."""
+    path = tmp_path / "run"
+    assert start(path, kill="learning/1/after step/1") == -9
+    assert start(path, tamper=2) == 0
+    with pytest.raises(AssertionError):
+        assert_same_end(path, undisturbed)
+    assert summarise(RunFolder(path))["policy_digest"] != summarise(RunFolder(undisturbed.path))["policy_digest"]
+
+
+def test_every_stage_is_struck(undisturbed):
+    struck = {chosen(undisturbed.moments, number).split("/")[0] for number in range(KILLS)}
+    assert struck == {moment.split("/")[0] for moment in undisturbed.moments}
+    assert {"warm_start", "rollouts", "verification", "consistency", "sampling", "learning"} <= struck
+    assert {"evaluation", "checkpoint", "reference_reset", "recording"} <= struck
 
 
 def test_nothing_half_written_has_a_name(undisturbed):
-    assert not list(undisturbed.rglob("*.partial"))
+    assert not list(undisturbed.path.rglob("*.partial"))

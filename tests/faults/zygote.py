@@ -1,0 +1,61 @@
+"""Starts small runs in processes of their own without paying for imports each time: it imports once, then forks.
+
+Reads one JSON object a line (`path`, and what `strike` takes) and answers each with the exit status of the run:
+0 if it came to its end, −9 if it was killed, 1 if it stopped with an error, which is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+
+from reval_core.models import make_tiny_model, make_tiny_tokenizer
+from tests.faults.strike import strike
+from tests.runs import run, small_config
+
+CONFIG = small_config(
+    rollouts__prompts=8,
+    rollouts__prompts_per_shard=4,
+    model__warm_start__steps=20,
+    replay__capacity=80,
+    reference__reset_every=2,
+    checkpoints__keep=1,
+    verification__workers=1,
+)
+"""Three rounds in two shards each, with a reset, checkpoints that are deleted, and a buffer that overflows."""
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    assert CONFIG.model.tiny is not None
+    make_tiny_model(CONFIG.model.tiny, seed=0)  # transformers imports by need
+    make_tiny_tokenizer(CONFIG.model.tiny.characters)
+    for line in sys.stdin:
+        request = json.loads(line)
+        path = Path(request.pop("path"))
+        child = os.fork()
+        if child == 0:
+            os._exit(_run(path, request))
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+def _run(path: Path, request: dict[str, object]) -> int:
+    # Nothing is shared with any other run, not even the fitted model of the warm start.
+    os.environ["XDG_CACHE_HOME"] = str(path.parent / "cache")
+    try:
+        with strike(**request):
+            run(path, CONFIG)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    main()
