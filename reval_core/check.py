@@ -15,7 +15,7 @@ from reval_core.config import Config
 from reval_core.draws import DrawReader
 from reval_core.errors import Damaged
 from reval_core.facts import Manifest
-from reval_core.inspection import inspect
+from reval_core.inspection import inspect, note_checkpoints
 from reval_core.models import policy_digest
 from reval_core.replay import learn, recorded_policy, replay
 from reval_core.run_folder import RunFolder
@@ -69,7 +69,7 @@ class Finding:
 def check_run(
     folder: RunFolder, config: Config, tick: Callable[[int, int], None] = lambda done, total: None
 ) -> Iterator[Finding]:
-    """Check a run part by part. The caller holds the folder's lock. Changes nothing.
+    """Check a run part by part. The caller holds the folder's lock. Only the note in `check.json` is written.
 
     After the first part that finds a problem the rest is left out: it could only find the same again.
     """
@@ -81,9 +81,10 @@ def check_run(
 
 
 def _files(folder: RunFolder, config: Config) -> Finding:
-    problems = [str(damage) for damage in inspect(folder, config)]
-    if problems:
-        return Finding("files", "checksums of all files", problems)
+    damages = inspect(folder, config)
+    note_checkpoints(folder, damages)
+    if damages:
+        return Finding("files", "checksums of all files", [str(damage) for damage in damages])
     files = [file for manifest in folder.manifests() for file in manifest.files]
     size = sum((folder.path / file.path).stat().st_size for file in files)
     checkpoints = len(checkpoint_rounds(folder.checkpoints))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,10 +13,20 @@ from reval_core.checkpoints import reference_round, wanted_checkpoints
 from reval_core.config import Config
 from reval_core.errors import Damaged
 from reval_core.facts import Manifest, read_manifest
-from reval_core.files import PARTIAL, check_folder, file_digest, read_json, read_sealed, set_aside
+from reval_core.files import (
+    PARTIAL,
+    check_folder,
+    file_digest,
+    publish_json,
+    read_json,
+    read_sealed,
+    set_aside,
+)
 from reval_core.run_folder import RunFolder
 
 log = logging.getLogger("reval")
+
+_NOTE = "check.json"
 
 
 @dataclass(frozen=True)
@@ -30,10 +41,10 @@ class Damage:
 
 
 def inspect(folder: RunFolder, config: Config, *, all_checkpoints: bool = True) -> list[Damage]:
-    """Everything in a run that is gone or not what was recorded, by reading all of it. Changes nothing.
+    """Everything in a run that is gone or not what was recorded, by reading all of it.
 
     Of large models the checkpoints take long to read: without `all_checkpoints` only those are read that a run
-    goes on from, the newest and the reference's.
+    goes on from, the newest and the reference's, and those in which damage was noted before.
     """
     manifests, damaged = _readable_manifests(folder)
     found = [
@@ -133,7 +144,7 @@ def _damaged_checkpoints(
     if not any(manifest.stage == "warm_start" for manifest in manifests):
         return
     wanted = wanted_checkpoints(manifests, config)
-    read = wanted if read_all else {max(wanted), reference_round(manifests, config)}
+    read = wanted if read_all else {max(wanted), reference_round(manifests, config), *_noted(folder)}
     paths = {folder.checkpoint(round): round in read for round in sorted(wanted)}
     if config.model.lora is not None:
         paths[folder.base] = True
@@ -145,6 +156,18 @@ def _damaged_checkpoints(
                 check_folder(path)
             except Damaged as error:
                 yield _damage(folder, path, str(error).removeprefix(f"{path}/"))
+
+
+def note_checkpoints(folder: RunFolder, damages: Iterable[Damage]) -> None:
+    """Note which checkpoints were found damaged, for the next start, which does not read all of them."""
+    rounds = [int(one.path[-5:]) for one in damages if re.fullmatch(r"checkpoints/round=\d{5}", one.path)]
+    publish_json(folder.path / _NOTE, {"damaged_checkpoints": rounds})
+
+
+def _noted(folder: RunFolder) -> list[int]:
+    note = folder.path / _NOTE
+    found: list[int] = read_json(note)["damaged_checkpoints"] if note.exists() else []
+    return found
 
 
 def _damage(folder: RunFolder, path: Path, reason: str) -> Damage:

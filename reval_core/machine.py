@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 from typing import Any
@@ -16,6 +17,8 @@ from reval_core.files import publish_sealed, read_sealed
 from reval_core.learner import LEARNER_VERSION
 from reval_core.run_folder import RunFolder
 from reval_core.verification import VERIFIER_VERSION
+
+log = logging.getLogger("reval")
 
 _DECISIVE = ("torch", "transformers", "verifier", "learner", "schema", "device")
 """What may not change while a run lasts: other versions give other verdicts or weights, and facts that disagree."""
@@ -57,6 +60,7 @@ def _recorded(folder: RunFolder) -> dict[str, Any] | None:
         begun = folder.manifest("warm_start", 0)
         if begun is None:
             return None
+        log.warning("%s: is gone; it is made again from the warm start's manifest", folder.machine.name)
         machine: dict[str, Any] = begun.info["machine"]
         publish_sealed(folder.machine, machine)
         return machine
