@@ -72,7 +72,9 @@ def meaning(field: FieldInfo) -> str:
 
 def _symbols() -> str:
     rows = [f"| {symbol} | `{key}` |" for key, symbol in SYMBOLS.items()]
-    return "\n".join(["| The paper's | Key |", "| --- | --- |", *rows, "| B | `rollouts.prompts` × N, or `rollouts.batch` |", ""])
+    return "\n".join(
+        ["| The paper's | Key |", "| --- | --- |", *rows, "| B | `rollouts.prompts` × N, or `rollouts.batch` |", ""]
+    )
 
 
 def _section(name: str, heading: str, model: type[BaseModel], level: str = "##") -> Iterator[str]:

@@ -84,7 +84,10 @@ def demo() -> None:
 @cli.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "--config", type=click.Path(path_type=Path), required=True, help="The config that will learn from the responses."
+    "--config",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The config that will learn from the responses.",
 )
 @click.option(
     "--run-dir", type=click.Path(path_type=Path), help="The folder that is made; runs/<file's name> if not given."
@@ -106,7 +109,7 @@ def import_(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Store the responses in FILE (Parquet or JSONL), so that a run with rollouts.source: stored learns from them."""
+    """Store the responses in FILE (Parquet or JSONL) for runs with rollouts.source: stored to learn from."""
     from flows.importing import import_file
 
     import_file(file, config, overrides, run_dir, columns, as_json)

@@ -28,8 +28,8 @@ def import_file(
 ) -> None:
     """Tokenise, verify, score and store the responses of a file, and print a count for each verdict.
 
-    Given again it goes on where it was. Raises InputError, before anything is made, for the first row that cannot be
-    used, or if the folder is another's.
+    Given again it goes on where it was. Raises InputError, before anything is made, for the first row that cannot
+    be used, or if the folder is another's.
     """
     names = column_names(columns)
     settings = load_config(config, overrides)
@@ -113,7 +113,8 @@ def _show(summary: dict[str, Any], folder: RunFolder, kept: bool) -> None:
     )
     if summary["too_long"]:
         click.echo(
-            f"{summary['too_long']:,} responses were left out: longer than rollouts.max_tokens or the model's context"
+            f"{summary['too_long']:,} responses were left out: "
+            "longer than rollouts.max_tokens, or too long for the model's context"
         )
     table = Table("verdict", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("count", justify="right")

@@ -50,10 +50,7 @@ class Progress:
         self._bars.update(self._bar, visible=False)
         kept = _kept(self._session.kept)
         self._session.kept.clear()
-        if round == 0:
-            line = _start_line(self._session)
-        else:
-            line = _round_line(self._session, round)
+        line = _start_line(self._session) if round == 0 else _round_line(self._session, round)
         self._console.print(line + (f"  [dim]({kept})[/dim]" if kept else ""))
 
     def _tick(self, stage: str, round: int, done: int, total: int) -> None:

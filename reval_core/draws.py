@@ -43,7 +43,7 @@ class DrawReader:
             [self._folder.facts(round, "scores") for round in rounds], (ids % IDS_PER_ROUND).tolist()
         )
         responses = list_rows(tokens.column("response_tokens"))
-        # Stored trajectories were scored by a policy that did not write them: their writer's log-probs are not known.
+        # A stored trajectory was scored by a policy that did not write it: its writer's log-probs are not known.
         written_by_scored = pc.equal(tokens.column("policy"), scores.column("policy"))
         old_logprobs = pc.if_else(written_by_scored, scores.column("policy_logprobs"), None)
         return Drawn(

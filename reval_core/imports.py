@@ -77,7 +77,7 @@ def tokenise(responses: Sequence[Response], config: Config, tokenizer: PreTraine
 
 
 def import_table(rows: Sequence[Tokenised], samples: Sequence[int], *, shard: int, first: int) -> pa.Table:
-    """The rows of a shard of round 0. `first` is the place of its first row, `samples` numbers a problem's responses.
+    """The rows of a shard of round 0. `first` is the place of its first row, `samples` their `sample_numbers`.
 
     Nothing is known of the policy: it has no name, no seed, no temperature and no log-probs.
     """

@@ -1,4 +1,4 @@
-"""Responses from elsewhere: a Parquet or JSONL file with a problem and a response a row, and what they are worth."""
+"""Responses from elsewhere: a Parquet or JSONL file with problem, response and what it is worth on each row."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _parquet(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, dict
                 f"say which with --column {field}=NAME"
             )
     number = 0
-    for batch in file.iter_batches(columns=[name for name in columns.values() if name in there]):
+    for batch in file.iter_batches(columns=[name for name in dict.fromkeys(columns.values()) if name in there]):
         for row in batch.to_pylist():
             number += 1
             yield f"{path}: row {number}", row
@@ -93,8 +93,8 @@ def _response(row: Mapping[str, Any], place: str, columns: Mapping[str, str]) ->
     gold, reward = value["gold"], value["reward"]
     if gold is None and reward is None:
         raise InputError(
-            f"{place}: has neither {columns['gold']} nor {columns['reward']}; give the known answer or a reward, or "
-            "say where it stands with --column gold=NAME or --column reward=NAME"
+            f"{place}: has neither {columns['gold']} nor {columns['reward']}; give the known answer or a reward, "
+            "or say where it stands with --column gold=NAME or --column reward=NAME"
         )
     return Response(
         place=place,

@@ -116,8 +116,8 @@ def check_stored_run(folder: RunFolder, stored: StoredRun, config: Config) -> No
     if theirs != tokenizer_digest(tokenizer_of(config.model)):
         model = config.model.path or "model.tiny"
         raise InputError(
-            f"{stored.path}: its tokens are those of {found['model']['path'] or 'model.tiny'}, and the tokenizer of "
-            f"{model} reads them otherwise; set model to theirs, or import the responses again with this model"
+            f"{stored.path}: its tokens are those of {found['model']['path'] or 'model.tiny'}, and the tokenizer "
+            f"of {model} reads them otherwise; set model to theirs, or import the responses with this model"
         )
 
 
@@ -139,7 +139,10 @@ def taken_shard(stored: StoredRun, number: int, first: int) -> pa.Table:
 
 
 def taken_verdicts(stored: StoredRun) -> pa.Table:
-    """The verdicts of all trajectories taken over, in their order. Raises Damaged if a file is not what was noted."""
+    """The verdicts of all trajectories taken over, in their order.
+
+    Raises Damaged if a file is not what was noted.
+    """
     parts = []
     for one in stored.rounds:
         rows = _read(stored, one.verdicts)

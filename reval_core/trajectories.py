@@ -110,7 +110,7 @@ class RowReader:
 
 
 def logprob_rows(column: pa.ChunkedArray, responses: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Log-probs of the tokens of `responses`, one array a row: NaN where a row is null, since they are not known."""
+    """The log-probs of the tokens of `responses`, one array a row: NaN where a row is null, which is not known."""
     known = column.is_valid().to_pylist()
     return [
         row if there else np.full(len(response), np.nan, np.float32)

@@ -282,8 +282,8 @@ class Config(Section):
             )
         if replay.capacity < rollouts.trajectories:
             raise ValueError(
-                f"replay.capacity: {replay.capacity} is less than rollouts.batch ({rollouts.trajectories}), and must "
-                "hold all stored trajectories"
+                f"replay.capacity: {replay.capacity} is less than rollouts.batch ({rollouts.trajectories}), and "
+                "must hold all stored trajectories"
             )
 
     def _check_attention(self) -> None:
