@@ -40,8 +40,8 @@ def fit(run: Run) -> Html:
         resets=run.resets,
     )
     lead = (
-        "Nothing was generated: the policy learned from stored trajectories. Each point is the mean of |Δ| over all "
-        "of them, under the policy after that round, in nats."
+        "Nothing was generated: the policy learned from stored trajectories. Each point is the mean of |Δ| over "
+        "all of them, under the policy after that round, in nats."
         + (" Dotted lines: the reference was reset." if run.resets else "")
     )
     output = tag("output", f"after round {rounds[-1]}: {number(means[-1])}")
