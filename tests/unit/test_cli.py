@@ -103,7 +103,7 @@ def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
 def test_help_lists_every_command(reval: Reval) -> None:
     answer = reval("--help")
     assert answer.code == 0
-    for command in ("train", "serve", "demo", "sql", "runs", "report", "doctor"):
+    for command in ("train", "serve", "demo", "sql", "runs", "report", "doctor", "import"):
         assert f"\n  {command} " in answer.out
 
 
