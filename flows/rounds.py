@@ -41,7 +41,7 @@ def train_rounds(session: Session, stages: Any) -> Iterator[int]:
             evaluation = stages.evaluation(session, round, policy)
             best = max(best, (evaluation.info["accuracy"], round))
             done.append(evaluation)
-        reset = config.reference.reset_every is not None and round % config.reference.reset_every == 0
+        reset = _resets(session, round)
         if reset:
             reference = policy
         if reset or best[1] == round or _due(session, "checkpoint", round, config.checkpoints.every):
@@ -76,7 +76,7 @@ def _train_on_stored(session: Session, stages: Any, stored_rollouts: StoredRollo
             evaluation = stages.residual_evaluation(session, round, policy, reference, scores)
             best = max(best, (_fit(evaluation), round))
             done.append(evaluation)
-        reset = config.reference.reset_every is not None and round % config.reference.reset_every == 0
+        reset = _resets(session, round)
         if reset:
             reference = policy
         if reset or best[1] == round or _due(session, "checkpoint", round, config.checkpoints.every):
@@ -101,6 +101,12 @@ def _fit(evaluation: Manifest) -> float:
     """How well a policy fits the stored trajectories: the higher the better."""
     mean = evaluation.info["delta_abs"]
     return 0.0 if mean is None else -mean
+
+
+def _resets(session: Session, round: int) -> bool:
+    """Whether the policy after a round becomes the reference."""
+    every = session.config.reference.reset_every
+    return every is not None and round % every == 0
 
 
 def _due(session: Session, stage: str, round: int, every: int) -> bool:
