@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from reval_core.config import Config
+from reval_core.loading import TAGS
 
 TARGET = Path(__file__).with_name("config.md")
 
@@ -50,7 +51,7 @@ def reference() -> str:
 
 
 def sections(field: FieldInfo) -> list[type[BaseModel]]:
-    """The sections that may stand under a key; several where `kind` tells them apart."""
+    """The sections that may stand under a key; several where `kind` or `source` tells them apart."""
     parts = get_args(field.annotation) or (field.annotation,)
     return [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
 
@@ -71,7 +72,9 @@ def meaning(field: FieldInfo) -> str:
 
 def _symbols() -> str:
     rows = [f"| {symbol} | `{key}` |" for key, symbol in SYMBOLS.items()]
-    return "\n".join(["| The paper's | Key |", "| --- | --- |", *rows, "| B | `rollouts.prompts` × N |", ""])
+    return "\n".join(
+        ["| The paper's | Key |", "| --- | --- |", *rows, "| B | `rollouts.prompts` × N, or `rollouts.batch` |", ""]
+    )
 
 
 def _section(name: str, heading: str, model: type[BaseModel], level: str = "##") -> Iterator[str]:
@@ -86,9 +89,10 @@ def _section(name: str, heading: str, model: type[BaseModel], level: str = "##")
         if len(inner) == 1:
             yield from _section(_join(name, first), heading, inner[0], "###" if name else "##")
             continue
-        yield f"## {heading}\n\nOne of these, told apart by `kind`.\n"
+        yield f"## {heading}\n\nOne of these, told apart by `{_choice(inner[0])[0]}`.\n"
         for section in inner:
-            yield from _section(_join(name, first), f"{heading} of `kind: {_kind(section)}`", section, "###")
+            key, value = _choice(section)
+            yield from _section(_join(name, first), f"{heading} of `{key}: {value}`", section, "###")
 
 
 def _headings(name: str, model: type[BaseModel]) -> dict[str, str]:
@@ -152,8 +156,10 @@ def _choices(field: FieldInfo) -> tuple[Any, ...]:
     return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
 
 
-def _kind(section: type[BaseModel]) -> str:
-    return str(_choices(section.model_fields["kind"])[0])
+def _choice(section: type[BaseModel]) -> tuple[str, str]:
+    """The key and the value that choose a section among others."""
+    key = next(name for name in TAGS if name in section.model_fields)
+    return key, str(_choices(section.model_fields[key])[0])
 
 
 def _join(name: str, key: str) -> str:

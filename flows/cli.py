@@ -115,6 +115,40 @@ def demo() -> None:
     run_demo()
 
 
+@cli.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The config that will learn from the responses.",
+)
+@click.option(
+    "--run-dir", type=click.Path(path_type=Path), help="The folder that is made; runs/<file's name> if not given."
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="FIELD=NAME",
+    help="What the file calls problem, response, gold or reward, such as response=completion.",
+)
+@_OVERRIDE
+@_JSON
+def import_(
+    file: Path,
+    config: Path,
+    run_dir: Path | None,
+    columns: tuple[str, ...],
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Store the responses in FILE (Parquet or JSONL) for runs with rollouts.source: stored to learn from."""
+    from flows.importing import import_file
+
+    import_file(file, config, overrides, run_dir, columns, as_json)
+
+
 @cli.command()
 @_RUN
 @click.argument("query")

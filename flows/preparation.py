@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from reval_core.config import Config
+from reval_core.config import Config, ImportedRollouts, Rollouts, StoredRollouts
 from reval_core.errors import InputError
 from reval_core.loading import load_config
 from reval_core.problems import load_problems
 from reval_core.processes import check_launch
 from reval_core.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from reval_core.forecast import Forecast
 
 
 def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tuple[Config, RunFolder]:
@@ -20,24 +24,63 @@ def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tup
     """
     check_launch()
     settings = load_config(config, overrides)
+    if isinstance(settings.rollouts, ImportedRollouts):
+        raise InputError(
+            f"{config}: rollouts.source: import is what reval import writes into its own folder; to train on that, "
+            "take source: stored, with run: that folder"
+        )
     folder = RunFolder(run_dir or Path("runs") / config.stem)
     folder.check(settings)
-    train = load_problems(settings.problems.train, settings.seed)
-    load_problems(settings.problems.held_out, settings.seed)
-    if len(train) < settings.rollouts.prompts:
-        raise InputError(
-            f"{config}: rollouts.prompts: {settings.rollouts.prompts} a round, but problems.train has only "
-            f"{len(train)}; ask for fewer"
-        )
+    if isinstance(settings.rollouts, Rollouts):
+        _check_problems(config, settings, settings.rollouts)
+    else:
+        _check_stored(config, settings, settings.rollouts, folder)
     # Everything that can be refused without them is refused before torch and transformers take their seconds.
-    from reval_core.forecast import forecast
     from reval_core.models import check_model
 
     check_model(settings.model)
-    needed, free = forecast(settings).disk_bytes, folder.free_bytes()
+    check_space(folder, run_forecast(settings, folder).disk_bytes, "lower rounds or checkpoints.keep")
+    return settings, folder
+
+
+def run_forecast(settings: Config, folder: RunFolder) -> Forecast:
+    """The sizes of a run in its folder."""
+    from reval_core.forecast import forecast
+    from reval_core.stored import stored_run
+
+    rollouts = settings.rollouts
+    return forecast(settings, stored_run(folder, rollouts) if isinstance(rollouts, StoredRollouts) else None)
+
+
+def check_space(folder: RunFolder, needed: int, remedy: str) -> None:
+    """Raise InputError if the disk has not the bytes that are needed."""
+    free = folder.free_bytes()
     if needed > free:
         raise InputError(
             f"{folder.path}: the run needs about {needed / 1e6:,.0f} MB and the disk has {free / 1e6:,.0f} MB "
-            "free; make space, or lower rounds or checkpoints.keep"
+            f"free; make space, or {remedy}"
         )
-    return settings, folder
+
+
+def _check_problems(config: Path, settings: Config, rollouts: Rollouts) -> None:
+    assert settings.problems.train is not None, "a config that generates has problems"
+    assert settings.problems.held_out is not None, "a config that generates has problems"
+    train = load_problems(settings.problems.train, settings.seed)
+    load_problems(settings.problems.held_out, settings.seed)
+    if len(train) < rollouts.prompts:
+        raise InputError(
+            f"{config}: rollouts.prompts: {rollouts.prompts} a round, but problems.train has only "
+            f"{len(train)}; ask for fewer"
+        )
+
+
+def _check_stored(config: Path, settings: Config, rollouts: StoredRollouts, folder: RunFolder) -> None:
+    from reval_core.stored import check_stored_run, stored_run
+
+    stored = stored_run(folder, rollouts)
+    if settings.replay.capacity < stored.rows:
+        raise InputError(
+            f"{config}: replay.capacity: {settings.replay.capacity} is less than the {stored.rows} trajectories of "
+            f"{stored.path}, and the buffer must hold all of them; set replay.capacity: {stored.rows}"
+        )
+    check_stored_run(folder, stored, settings)

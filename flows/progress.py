@@ -60,12 +60,7 @@ class Progress:
         self._bars.update(self._bar, visible=False)
         kept = _kept(self._session.kept)
         self._session.kept.clear()
-        if round == 0:
-            evaluation = self._session.folder.manifest("evaluation", 0)
-            assert evaluation is not None
-            line = f"start         held-out accuracy {evaluation.info['accuracy']:.3f}"
-        else:
-            line = _round_line(self._session, round)
+        line = _start_line(self._session) if round == 0 else _round_line(self._session, round)
         self._console.print(line + (f"  [dim]({kept})[/dim]" if kept else ""))
 
     def _tick(self, stage: str, round: int, done: int, total: int) -> None:
@@ -99,20 +94,49 @@ def _kept(stages: set[str]) -> str:
     return f"kept from before: {names}" if names else ""
 
 
+def _start_line(session: Session) -> str:
+    evaluation = session.folder.manifest("evaluation", 0)
+    assert evaluation is not None
+    if session.engine is not None:
+        return f"start         held-out accuracy {evaluation.info['accuracy']:.3f}"
+    (row,) = session.store.query("SELECT count(*) AS stored FROM buffer").to_pylist()
+    mean = _figure(evaluation.info["delta_abs"])
+    return f"start         {row['stored']:,} stored trajectories, mean |Δ| {mean}"
+
+
 def _round_line(session: Session, round: int) -> str:
     (row,) = session.store.query("SELECT * FROM rounds WHERE round = $round", round=round).to_pylist()
     total = session.config.rounds
     parts = [
         f"round {round:>{len(str(total))}}/{total}",
-        f"accuracy {_figure(row['accuracy'])}",
-        f"|Δ| {_figure(row['delta_abs'])}",
-        f"KL {_figure(row['kl'])}",
-        f"tokens {row['response_length']:.1f}",
+        *(_fresh_figures(row) if session.engine is not None else _stored_figures(session, row)),
         f"{sum(value for name, value in row.items() if name.endswith('_seconds')):.1f} s",
     ]
     if row["held_out_accuracy"] is not None:
         parts.append(f"[bold]held-out accuracy {row['held_out_accuracy']:.3f}[/bold]")
+    if row["stored_delta_abs"] is not None:
+        parts.append(f"[bold]|Δ| over all {row['stored_delta_abs']:.3f}[/bold]")
     return "  ".join(parts)
+
+
+def _fresh_figures(row: dict[str, Any]) -> list[str]:
+    return [
+        f"accuracy {_figure(row['accuracy'])}",
+        f"|Δ| {_figure(row['delta_abs'])}",
+        f"KL {_figure(row['kl'])}",
+        f"tokens {row['response_length']:.1f}",
+    ]
+
+
+def _stored_figures(session: Session, row: dict[str, Any]) -> list[str]:
+    """Of the draw of each update, just before it."""
+    updates = session.store.query(
+        'SELECT delta_abs FROM updates WHERE round = $round ORDER BY "update"', round=row["round"]
+    ).to_pylist()
+    return [
+        f"|Δ| of draws {' '.join(_figure(update['delta_abs']) for update in updates)}",
+        f"gradient {_figure(row['grad_norm'])}",
+    ]
 
 
 def _figure(value: Any) -> str:

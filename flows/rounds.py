@@ -8,7 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from reval_core.checkpoints import goodness
+from reval_core.config import StoredRollouts
+from reval_core.facts import Manifest
+from reval_core.imports import Material
 from reval_core.session import Policy, Session
+from reval_core.stored import keep_stored_run, stored_run
 
 
 def train_rounds(session: Session, stages: Any) -> Iterator[int]:
@@ -17,9 +22,12 @@ def train_rounds(session: Session, stages: Any) -> Iterator[int]:
     What earlier attempts have published is not done again.
     """
     config = session.config
+    if isinstance(config.rollouts, StoredRollouts):
+        yield from _train_on_stored(session, stages, config.rollouts)
+        return
     before = stages.warm_start(session, 0)
     policy = reference = Policy.of(before)
-    best = (stages.evaluation(session, 0, policy).info["accuracy"], 0)
+    best = (goodness(stages.evaluation(session, 0, policy)), 0)
     yield 0
     for round in range(1, config.rounds + 1):
         rollouts = stages.rollouts(session, round, policy)
@@ -32,9 +40,9 @@ def train_rounds(session: Session, stages: Any) -> Iterator[int]:
 
         if _due(session, "evaluation", round, config.evaluation.every):
             evaluation = stages.evaluation(session, round, policy)
-            best = max(best, (evaluation.info["accuracy"], round))
+            best = max(best, (goodness(evaluation), round))
             done.append(evaluation)
-        reset = config.reference.reset_every is not None and round % config.reference.reset_every == 0
+        reset = _resets(session, round)
         if reset:
             reference = policy
         if reset or best[1] == round or _due(session, "checkpoint", round, config.checkpoints.every):
@@ -45,6 +53,55 @@ def train_rounds(session: Session, stages: Any) -> Iterator[int]:
         stages.recording(session, round, done)
         session.stop_if_collapsed(round)
         yield round
+
+
+def _train_on_stored(session: Session, stages: Any, stored_rollouts: StoredRollouts) -> Iterator[int]:
+    """As `train_rounds`, on the trajectories of another run: none are generated, and no engine is needed."""
+    config = session.config
+    stored = stored_run(session.folder, stored_rollouts)
+    keep_stored_run(session.folder, stored)
+    before = stages.warm_start(session, 0)
+    policy = reference = Policy.of(before)
+    rollouts = stages.stored_rollouts(session, 0, stored)
+    verdicts = stages.stored_verdicts(session, 0, stored, rollouts)
+    scores = stages.consistency(session, 0, rollouts, verdicts, policy, reference)
+    best = (goodness(stages.residual_evaluation(session, 0, policy, reference, scores)), 0)
+    yield 0
+    for round in range(1, config.rounds + 1):
+        draws = stages.sampling(session, round, scores, before)
+        before = stages.learning(session, round, draws, policy)
+        policy = Policy.of(before)
+        done = [draws, before]
+
+        if _due(session, "evaluation", round, config.evaluation.every):
+            evaluation = stages.residual_evaluation(session, round, policy, reference, scores)
+            best = max(best, (goodness(evaluation), round))
+            done.append(evaluation)
+        reset = _resets(session, round)
+        if reset:
+            reference = policy
+        if reset or best[1] == round or _due(session, "checkpoint", round, config.checkpoints.every):
+            stages.checkpoint(session, round, policy, [0, reference.round, best[1]])
+        if reset:
+            before = stages.reference_reset(session, round, policy)
+
+        stages.recording(session, round, done)
+        yield round
+
+
+def import_responses(session: Session, stages: Any, material: Material) -> list[Manifest]:
+    """Make the responses of a file a run that others learn from; gives its rollouts and its verdicts."""
+    policy = Policy.of(stages.warm_start(session, 0))
+    rollouts = stages.importing(session, 0, material)
+    verdicts = stages.verification(session, 0, rollouts)
+    stages.consistency(session, 0, rollouts, verdicts, policy, policy)
+    return [rollouts, verdicts]
+
+
+def _resets(session: Session, round: int) -> bool:
+    """Whether the policy after a round becomes the reference."""
+    every = session.config.reference.reset_every
+    return every is not None and round % every == 0
 
 
 def _due(session: Session, stage: str, round: int, every: int) -> bool:

@@ -19,6 +19,7 @@ from rich.table import Table
 from reval_core.errors import InputError
 from reval_core.files import read_json
 from reval_core.run_folder import RunFolder, existing_run
+from reval_core.summary import headline
 
 _QUERIES = (
     "SELECT round, accuracy, kl, delta_abs FROM rounds ORDER BY round",
@@ -42,7 +43,7 @@ def show_summary(folder: RunFolder, as_json: bool) -> None:
         table.add_row(stage.replace("_", " "), f"{seconds:.1f}")
     table.add_section()
     table.add_row("wall, all attempts", f"{summary['wall_seconds']:.1f}")
-    click.echo(f"\n{summary['run']}: held-out accuracy {_change(summary)}\n")
+    click.echo(f"\n{summary['run']}: {' '.join(headline(summary))}\n")
     Console().print(table)
     click.echo(
         f"{summary['rounds']} rounds, {summary['updates']} updates, {summary['trajectories']:,} trajectories, "
@@ -65,11 +66,10 @@ def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_j
     """Print the resolved config, the sizes of the run and what an earlier attempt has left."""
     import yaml
 
-    from flows.preparation import prepare
-    from reval_core.forecast import forecast
+    from flows.preparation import prepare, run_forecast
 
     settings, folder = prepare(config, overrides, run_dir)
-    sizes = forecast(settings)
+    sizes = run_forecast(settings, folder)
     finished = max((manifest.round for manifest in folder.manifests() if manifest.stage == "recording"), default=0)
     plan = {
         "run_dir": str(folder.path),
@@ -179,14 +179,14 @@ def _version(name: str) -> str:
 def _run_row(folder: RunFolder) -> dict[str, Any]:
     import yaml
 
-    wanted = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["rounds"]
+    settings = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
     manifests = folder.manifests()
     done = max((manifest.round for manifest in manifests if manifest.stage == "recording"), default=0)
-    accuracies = [manifest.info["accuracy"] for manifest in manifests if manifest.stage == "evaluation"]
+    accuracies = [one.info.get("accuracy") for one in manifests if one.stage == "evaluation"]
     return {
         "run": folder.name,
         "state": "running" if folder.holder() else "finished" if folder.summary.exists() else "interrupted",
-        "rounds": f"{done}/{wanted}",
+        "rounds": "import" if settings["rollouts"].get("source") == "import" else f"{done}/{settings['rounds']}",
         "initial_accuracy": accuracies[0] if accuracies else None,
         "last_accuracy": accuracies[-1] if accuracies else None,
     }
@@ -240,10 +240,6 @@ def _json_value(value: Any) -> Any:
 def print_json(value: Any) -> None:
     """Print JSON for programs."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-
-
-def _change(summary: dict[str, Any]) -> str:
-    return f"{summary['initial_accuracy']:.3f} → {summary['final_accuracy']:.3f}"
 
 
 def short(path: Path) -> str:

@@ -61,9 +61,8 @@ def show_policy(run: Path, round: int | None, out: Path, as_json: bool) -> None:
     from reval_core.checkpoints import export_policy
     from reval_core.draws import DrawReader
     from reval_core.machine import fix_machine
-    from reval_core.models import policy_digest
+    from reval_core.models import policy_digest, tokenizer_of
     from reval_core.replay import newest_policy, recorded_policy, replay
-    from reval_core.session import make_tokenizer
 
     folder, config = _run(run)
     if out.exists():
@@ -76,7 +75,7 @@ def show_policy(run: Path, round: int | None, out: Path, as_json: bool) -> None:
     fix_machine(folder, config)
     with _bar("replaying rounds") as tick:
         learner = replay(folder, config, DrawReader(folder), policy, tick=tick)
-    export_policy(out, learner.model, make_tokenizer(config))
+    export_policy(out, learner.model, tokenizer_of(config.model))
     digest = policy_digest(learner.model)
     if as_json:
         print_json({"run": folder.name, "round": policy.round, "policy_digest": digest, "out": str(out)})

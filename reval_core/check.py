@@ -26,13 +26,14 @@ _ROWS = {
     "a trajectory stands twice": """
         SELECT trajectory_id FROM trajectories GROUP BY ALL HAVING count(*) > 1""",
     "a round has more or fewer trajectories than were asked for": """
-        SELECT round FROM trajectories GROUP BY round HAVING count(*) <> $trajectories""",
+        SELECT round FROM trajectories WHERE round > 0 GROUP BY round HAVING count(*) <> $trajectories""",
     "a trajectory has not one verdict": """
         SELECT t.trajectory_id FROM trajectories t LEFT JOIN verdicts v USING (trajectory_id)
         WHERE t.round <= $judged GROUP BY ALL HAVING count(v.verdict) <> 1""",
     "a trajectory has not one score by the policy that wrote it": """
         SELECT t.trajectory_id FROM trajectories t
-        LEFT JOIN scores s ON s.trajectory_id = t.trajectory_id AND s.round = t.round AND s.policy = t.policy
+        LEFT JOIN scores s ON s.trajectory_id = t.trajectory_id AND s.round = t.round
+        AND (s.policy = t.policy OR t.round = 0)  -- of stored trajectories the writer is not known
         WHERE t.round <= $scored GROUP BY ALL HAVING count(s.policy) <> 1""",
     "a verdict or score belongs to no trajectory": """
         SELECT trajectory_id FROM (SELECT trajectory_id FROM verdicts UNION ALL SELECT trajectory_id FROM scores)

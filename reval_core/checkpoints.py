@@ -118,9 +118,18 @@ def wanted_checkpoints(manifests: Sequence[Manifest], config: Config) -> set[int
         if manifest.stage == "checkpoint":
             saved.append(manifest.round)
         elif manifest.stage == "evaluation":
-            best = max(best, (manifest.info["accuracy"], manifest.round))
+            best = max(best, (goodness(manifest), manifest.round))
     newest = sorted(saved)[-config.checkpoints.keep :]
     return {0, reference_round(manifests, config), *newest, *({best[1]} & set(saved))}
+
+
+def goodness(evaluation: Manifest) -> float:
+    """How good an evaluated policy is: its accuracy or, in a run of stored trajectories, how closely it fits them."""
+    if "accuracy" in evaluation.info:
+        accuracy: float = evaluation.info["accuracy"]
+        return accuracy
+    distance: float | None = evaluation.info["delta_abs"]
+    return 0.0 if distance is None else -distance
 
 
 def reference_round(manifests: Sequence[Manifest], config: Config) -> int:

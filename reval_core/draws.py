@@ -12,7 +12,7 @@ from reval_core.facts import read_table
 from reval_core.files import digest
 from reval_core.learner import Drawn
 from reval_core.run_folder import RunFolder
-from reval_core.trajectories import IDS_PER_ROUND, RowReader, list_rows
+from reval_core.trajectories import IDS_PER_ROUND, RowReader, list_rows, logprob_rows
 
 # What the identity of a policy depends on. The shard's digest and the row stand for the tokens, and for their
 # log-probs: a shard names the policy that wrote it.
@@ -24,9 +24,9 @@ class DrawReader:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        tokens = ("prompt_tokens", "response_tokens", "loss_mask", "engine_logprobs", "finish_reason")
+        tokens = ("prompt_tokens", "response_tokens", "loss_mask", "engine_logprobs", "finish_reason", "policy")
         self._shards = RowReader(folder.path, tokens)
-        self._scores = RowReader(folder.path, ("policy_logprobs",))
+        self._scores = RowReader(folder.path, ("policy_logprobs", "policy"))
 
     def read(self, round: int) -> list[Drawn]:
         """The draws of a round, one an update, in order. Raises Damaged if a file cannot be read."""
@@ -42,13 +42,17 @@ class DrawReader:
         scores = self._scores.take(
             [self._folder.facts(round, "scores") for round in rounds], (ids % IDS_PER_ROUND).tolist()
         )
+        responses = list_rows(tokens.column("response_tokens"))
+        # A stored trajectory was scored by a policy that did not write it: its writer's log-probs are not known.
+        written_by_scored = pc.equal(tokens.column("policy"), scores.column("policy"))
+        old_logprobs = pc.if_else(written_by_scored, scores.column("policy_logprobs"), None)
         return Drawn(
             ids=ids,
             prompts=list_rows(tokens.column("prompt_tokens")),
-            responses=list_rows(tokens.column("response_tokens")),
+            responses=responses,
             written=list_rows(tokens.column("loss_mask")),
-            engine_logprobs=list_rows(tokens.column("engine_logprobs")),
-            old_logprobs=list_rows(scores.column("policy_logprobs")),
+            engine_logprobs=logprob_rows(tokens.column("engine_logprobs"), responses),
+            old_logprobs=logprob_rows(old_logprobs, responses),
             truncated=np.array(tokens.column("finish_reason").to_pylist()) == "length",
             weight=_floats(draw, "weight"),
             reward=_floats(draw, "reward"),

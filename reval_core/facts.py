@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from reval_core.errors import Damaged
 from reval_core.files import digest, file_digest, publish_file, publish_sealed, read_sealed
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 
 Table = str
 """The name of a table: a key of `SCHEMAS`."""
@@ -42,6 +42,7 @@ SCHEMAS: dict[Table, pa.Schema] = {
         ("sample", pa.int32()),
         ("problem", pa.string()),
         ("gold", pa.string()),
+        ("given_reward", pa.float32()),
         ("prompt", pa.string()),
         ("response", pa.string()),
         ("prompt_length", pa.int32()),
@@ -120,7 +121,8 @@ SCHEMAS: dict[Table, pa.Schema] = {
         ("effective_sample_size", pa.float64()),
         ("seconds", pa.float64()),
     ),
-    # One row a drawn trajectory: its residual just before the update that it was fed to.
+    # One row a drawn trajectory: its residual just before the update that it was fed to. Without an update: one row
+    # a live trajectory, under the policy after the round.
     "residuals": _schema(
         ("round", pa.int32()),
         ("update", pa.int32()),
@@ -154,6 +156,8 @@ SCHEMAS: dict[Table, pa.Schema] = {
         ("held_out_accuracy", pa.float64()),
         ("reward", pa.float64()),
         ("delta_abs", pa.float64()),
+        ("drawn_delta_abs", pa.float64()),
+        ("stored_delta_abs", pa.float64()),
         ("kl", pa.float64()),
         ("entropy", pa.float64()),
         ("engine_gap", pa.float64()),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reval_core.checkpoints import reference_round, wanted_checkpoints
-from reval_core.config import Config
+from reval_core.config import Config, ImportedRollouts, Rollouts
 from reval_core.errors import Damaged
 from reval_core.facts import Manifest, read_manifest
 from reval_core.files import (
@@ -103,15 +103,18 @@ def _missing_manifests(
 
 def _due(config: Config, round: int) -> list[str]:
     """The stages that every finished round has; a last or a best round may have more."""
+    made = ["rollouts", "verification", "consistency"]
+    generates = isinstance(config.rollouts, Rollouts)
     if round == 0:
-        return ["warm_start", "evaluation"]
+        imports = isinstance(config.rollouts, ImportedRollouts)
+        return ["warm_start", *([] if generates else made), *([] if imports else ["evaluation"])]
     reset = config.reference.reset_every is not None and round % config.reference.reset_every == 0
     sometimes = {
         "evaluation": round % config.evaluation.every == 0,
         "checkpoint": reset or round % config.checkpoints.every == 0,
         "reference_reset": reset,
     }
-    always = ["rollouts", "verification", "consistency", "sampling", "learning", "recording"]
+    always = [*(made if generates else []), "sampling", "learning", "recording"]
     return always + [stage for stage, due in sometimes.items() if due]
 
 

@@ -59,7 +59,7 @@ class Drawn:
     written: Rows
     engine_logprobs: Rows
     old_logprobs: Rows
-    """log π(a_h|s_h) of the policy that wrote the response, by the trainer."""
+    """log π(a_h|s_h) of the policy that wrote the response, by the trainer; like the engine's, NaN if not known."""
     truncated: np.ndarray
     """[B] bool: the response was cut at the length limit."""
     weight: np.ndarray

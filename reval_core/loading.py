@@ -11,10 +11,13 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from reval_core.config import Config
+from reval_core.config import Config, StoredRollouts
 from reval_core.errors import InputError
 
 Field = tuple[str, ...]
+
+TAGS = ("kind", "source")
+"""The keys that tell the sections of a union apart."""
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -99,9 +102,9 @@ def _complaint(error: ValidationError, places: dict[Field, str], path: Path) -> 
     elif first["type"] == "missing":
         message = "is missing"
     elif first["type"] == "union_tag_not_found":
-        field, message = (*field, "kind"), "is missing"
+        field, message = (*field, first["ctx"]["discriminator"].strip("'")), "is missing"
     elif first["type"] == "union_tag_invalid":
-        field = (*field, "kind")
+        field = (*field, first["ctx"]["discriminator"].strip("'"))
         message = f"must be one of {first['ctx']['expected_tags']}, not {first['ctx']['tag']!r}"
     elif "input" in first and not isinstance(first["input"], dict):
         message = f"{message[0].lower()}{message[1:]}, not {first['input']!r}"
@@ -120,10 +123,9 @@ def _place(field: Field, places: dict[Field, str], path: Path) -> str:
 
 def _without_tags(location: Field) -> Field:
     """A Pydantic location without the union tags that it inserts (`objective.reval.beta`)."""
-    kinds = {_tag(model) for model in _sections(Config.model_fields["objective"].annotation)}
     field: Field = ()
     for part in location:
-        tagged = field == ("objective",) and part in kinds
+        tagged = len(field) == 1 and part in {_tag(model) for model in _models(field)}
         if not tagged:
             field = (*field, part)
     return field
@@ -152,9 +154,9 @@ def _models(location: Field) -> list[type[BaseModel]]:
 
 
 def _tag(model: type[BaseModel]) -> str | None:
-    """The `kind` that chooses a section of a union."""
-    values = get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()
-    return values[0] if len(values) == 1 else None
+    """The `kind` or `source` that chooses a section of a union."""
+    choices = (get_args(model.model_fields[name].annotation) for name in TAGS if name in model.model_fields)
+    return next((values[0] for values in choices if len(values) == 1), None)
 
 
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -168,8 +170,10 @@ def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
 def _with_absolute_paths(config: Config) -> Config:
     """The config with its file paths absolute. A model path that is no folder is a hub's name, and stays."""
     values = config.model_dump(mode="json")
+    if isinstance(config.rollouts, StoredRollouts):
+        values["rollouts"]["run"] = str(Path(config.rollouts.run).absolute())
     for problems in (values["problems"]["train"], values["problems"]["held_out"]):
-        if problems["path"] is not None:
+        if problems is not None and problems["path"] is not None:
             problems["path"] = str(Path(problems["path"]).absolute())
     if config.model.path is not None and Path(config.model.path).is_dir():
         values["model"]["path"] = str(Path(config.model.path).absolute())

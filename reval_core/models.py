@@ -16,6 +16,7 @@ from reval_core.adapters import add_adapters, check_peft, has_adapters
 from reval_core.batches import collate
 from reval_core.config import Learner, Model, TinyModel
 from reval_core.errors import InputError
+from reval_core.files import digest
 from reval_core.scoring import score
 
 if TYPE_CHECKING:
@@ -67,6 +68,25 @@ def load_tokenizer(folder: Path | str, trust_remote_code: bool = False) -> PreTr
                 f"set it (tokenizer.{name} = …) and save the tokenizer again"
             )
     return tokenizer
+
+
+def tokenizer_of(settings: Model) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model by its settings. Raises InputError if there is none that can be used."""
+    if settings.tiny is not None:
+        return make_tiny_tokenizer(settings.tiny.characters)
+    assert settings.path is not None
+    return load_tokenizer(settings.path, settings.trust_remote_code)
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The digest of what a tokenizer's ids stand for: the same for two that read the same tokens alike."""
+    return digest(sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id)
+
+
+def context_length(settings: Model) -> int | None:
+    """The most tokens that a model reads, prompt and response together, if its config says so."""
+    limit = getattr(_config(settings), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else None
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from reval_core import arithmetic
 from reval_core.config import ProblemSet, Prompt
 from reval_core.errors import InputError
 from reval_core.files import digest
+from reval_core.jsonl import read_objects, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,20 +101,18 @@ def _shuffled(ids: list[str], seed: int, purpose: str) -> list[str]:
 
 
 def _read_jsonl(path: Path) -> list[Problem]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 ({error}); give a JSONL file of problems") from error
     problems: list[Problem] = []
     lines_by_id: dict[str, int] = {}
-    # Not splitlines(): real problem files hold U+2028 inside strings.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        problem = _parse_line(line, f"{path}:{number}", number)
+    for number, row in read_objects(path, example='{"problem": …, "answer": …}'):
+        place = f"{path}:{number}"
+        problem = Problem(
+            prompt_id=text_of(row.get("prompt_id", str(number)), "prompt_id", place),
+            problem=text_of(row.get("problem"), "problem", place),
+            answer=text_of(row.get("answer"), "answer", place),
+        )
         if problem.prompt_id in lines_by_id:
             raise InputError(
-                f"{path}:{number}: prompt_id: {problem.prompt_id!r} stands on line "
+                f"{place}: prompt_id: {problem.prompt_id!r} stands on line "
                 f"{lines_by_id[problem.prompt_id]} already; give every problem an id of its own"
             )
         lines_by_id[problem.prompt_id] = number
@@ -122,35 +120,3 @@ def _read_jsonl(path: Path) -> list[Problem]:
     if not problems:
         raise InputError(f"{path}: holds no problem; put one JSON object on each line")
     return problems
-
-
-def _parse_line(line: str, place: str, number: int) -> Problem:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{place}: not JSON ({error.msg} at column {error.colno}); mend the line") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or as many brackets
-        raise InputError(f"{place}: cannot be read ({error}); take the line out") from error
-    if not isinstance(row, dict):
-        raise InputError(f'{place}: not a JSON object; write {{"problem": …, "answer": …}}')
-    return Problem(
-        prompt_id=_text(row.get("prompt_id", str(number)), "prompt_id", place),
-        problem=_text(row.get("problem"), "problem", place),
-        answer=_text(row.get("answer"), "answer", place),
-    )
-
-
-def _text(value: Any, field: str, place: str) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if value is None:
-        raise InputError(f"{place}: {field}: is missing; every line needs one")
-    if not isinstance(value, str):
-        raise InputError(f"{place}: {field}: must be text, not {type(value).__name__}")
-    if not value.strip():
-        raise InputError(f"{place}: {field}: is empty; give one or take the line out")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{place}: {field}: holds half of a character ({error.reason}); mend it") from error
-    return value

@@ -13,7 +13,7 @@ _EPSILON = 1e-6
 
 
 def outcomes(verdicts: Sequence[Verdict], settings: Reward) -> np.ndarray:
-    """1 for correct, 0 for wrong, NaN for a response that must teach nothing. [B]
+    """1 for correct, 0 for wrong, NaN for a response that must teach nothing or was not judged. [B]
 
     A timeout or an error says nothing about the answer, so it is not a wrong one.
     """
@@ -24,6 +24,7 @@ def outcomes(verdicts: Sequence[Verdict], settings: Reward) -> np.ndarray:
         "truncated": 0.0 if settings.truncated == "zero" else np.nan,
         "timeout": np.nan,
         "error": np.nan,
+        "given": np.nan,
     }
     return np.array([values[verdict] for verdict in verdicts])
 

@@ -14,14 +14,14 @@ import torch
 from reval_core import processes
 from reval_core.adapters import swapped_adapters
 from reval_core.checkpoints import checkpoint_rounds, checkpoint_state, wanted_checkpoints
-from reval_core.config import Config
+from reval_core.config import Config, Rollouts
 from reval_core.draws import DrawReader
 from reval_core.errors import Damaged, InputError, RevalError, RunStopped
 from reval_core.files import check_folder
 from reval_core.inspection import clear
 from reval_core.learner import Learner
 from reval_core.machine import fix_machine
-from reval_core.models import load_model, load_tokenizer, make_tiny_tokenizer
+from reval_core.models import load_model, tokenizer_of
 from reval_core.problems import PromptOrder, load_problems, prompt_text, prompt_tokens
 from reval_core.replay import Policy, replay
 from reval_core.run_folder import Attempt, RunFolder
@@ -49,10 +49,10 @@ class Session:
         """Told of long work: the stage, its round, and how many of how many pieces are done."""
         self.stage_now = ("", 0)
         """The stage at work, and its round."""
-        self.train = load_problems(config.problems.train, config.seed)
-        self.held_out = load_problems(config.problems.held_out, config.seed)
+        self.train = load_problems(config.problems.train, config.seed) if config.problems.train else []
+        self.held_out = load_problems(config.problems.held_out, config.seed) if config.problems.held_out else []
         self.order = PromptOrder(self.train, config.seed)
-        self.tokenizer = make_tokenizer(config)
+        self.tokenizer = tokenizer_of(config.model)
         self.store = Store(folder.path, folder.database, config.replay.capacity)
         manifests = folder.manifests()
         self.store.build(
@@ -62,7 +62,8 @@ class Session:
         """The rounds whose checkpoints earlier attempts have left and kept."""
         self._published = max((folder.place(one.stage, one.round) for one in manifests), default=(0, -1))
         self.draws = DrawReader(folder)
-        self.engine = _engine(config, self.tokenizer)
+        self.engine = _engine(self.tokenizer) if isinstance(config.rollouts, Rollouts) else None
+        """What generates; None in a run of stored trajectories."""
         self.verifier = Verifier(
             workers=config.verification.workers,
             timeout_seconds=config.verification.timeout_seconds,
@@ -89,13 +90,19 @@ class Session:
         if self._learner is None or self._learner.policy != policy.identity:
             self._learner = None  # before a second model is loaded
             self._learner = replay(self.folder, self.config, self.draws, policy)
-        self.engine.load(self._learner.model)
+        if self.engine is not None:
+            self.engine.load(self._learner.model)
         return self._learner
+
+    def generating(self) -> Engine:
+        """The engine of a run that has one."""
+        assert self.engine is not None, "a run of stored trajectories has no engine"
+        return self.engine
 
     def generate(self, policy: Policy, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion a request, by `policy`, in the precision that it learns in."""
         with self.learner_at(policy).autocast():
-            return self.engine.generate(requests, sampling)
+            return self.generating().generate(requests, sampling)
 
     def tick(self, done: int, total: int) -> None:
         """Tell how far the stage at work is."""
@@ -157,7 +164,8 @@ class Session:
         with ExitStack() as stack:
             stack.callback(processes.dismiss)
             stack.callback(self.store.close)
-            stack.callback(self.engine.close)
+            if self.engine is not None:
+                stack.callback(self.engine.close)
             stack.callback(self.verifier.close)
             with suppress(OSError):  # on a full disk: what filled it is the error to show
                 self.attempt.touch()
@@ -206,15 +214,7 @@ def _tells_of_full_disk(error: BaseException | None) -> bool:
     return False
 
 
-def make_tokenizer(config: Config) -> PreTrainedTokenizerBase:
-    """The tokenizer of a run."""
-    if config.model.tiny is not None:
-        return make_tiny_tokenizer(config.model.tiny.characters)
-    assert config.model.path is not None
-    return load_tokenizer(config.model.path, config.model.trust_remote_code)
-
-
-def _engine(config: Config, tokenizer: PreTrainedTokenizerBase) -> Engine:
+def _engine(tokenizer: PreTrainedTokenizerBase) -> Engine:
     from reval_core.engines.transformers import TransformersEngine
 
     if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:

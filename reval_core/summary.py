@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from reval_core.errors import Damaged
@@ -27,15 +28,11 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         raise Damaged(f"{folder.path}: has no finished round to sum up; run it again to go on")
     rounds = last[0].round
     final = checkpoints[-1]
-    best = max(evaluations, key=lambda manifest: (manifest.info["accuracy"], -manifest.round))
     stage_seconds = {stage: sum(one.seconds for one in found) for stage, found in by_stage.items()}
     stage_seconds["other"] = sum(one.info["other_seconds"] for one in by_stage["recording"])
     return {
         "run": folder.name,
-        "initial_accuracy": evaluations[0].info["accuracy"],
-        "final_accuracy": evaluations[-1].info["accuracy"],
-        "best_accuracy": best.info["accuracy"],
-        "best_round": best.round,
+        **_evaluated(evaluations),
         "rounds": rounds,
         "updates": by_stage["learning"][-1].info["updates_done"],
         "trajectories": sum(file.rows for one in by_stage["rollouts"] for file in one.files),
@@ -47,10 +44,37 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     }
 
 
+def _evaluated(evaluations: Sequence[Manifest]) -> dict[str, Any]:
+    """Held-out accuracy; of a run of stored trajectories, the mean |Δ| over all of them. The other is None."""
+    accuracies = [one.info.get("accuracy") for one in evaluations]
+    residuals = [one.info.get("delta_abs") for one in evaluations]
+    measured = [one for one in evaluations if one.info.get("accuracy") is not None]
+    best = max(measured, key=lambda one: (one.info["accuracy"], -one.round), default=None)
+    return {
+        "initial_accuracy": accuracies[0],
+        "final_accuracy": accuracies[-1],
+        "best_accuracy": best and best.info["accuracy"],
+        "best_round": best and best.round,
+        "initial_delta_abs": residuals[0],
+        "final_delta_abs": residuals[-1],
+    }
+
+
+def headline(summary: dict[str, Any]) -> tuple[str, str]:
+    """What was measured before and after training, and the two figures."""
+    if summary["initial_accuracy"] is not None:
+        return "held-out accuracy", f"{summary['initial_accuracy']:.3f} → {summary['final_accuracy']:.3f}"
+    if summary["initial_delta_abs"] is not None:
+        figures = f"{summary['initial_delta_abs']:.3f} → {summary['final_delta_abs']:.3f}"
+        return "mean |Δ| over the stored trajectories", figures
+    return "evaluation", "none"
+
+
 def summary_markdown(summary: dict[str, Any]) -> str:
     """The summary as a Markdown table."""
+    name, figures = headline(summary)
     shown = {
-        "held-out accuracy": f"{summary['initial_accuracy']:.3f} → {summary['final_accuracy']:.3f}",
+        name.replace("|", "\\|"): figures,
         "rounds, updates": f"{summary['rounds']}, {summary['updates']}",
         "trajectories": f"{summary['trajectories']:,}",
         "engine": summary["engine"],

@@ -60,6 +60,7 @@ def shard_table(
         "sample": [one.sample for one in asked],
         "problem": [one.problem.problem for one in asked],
         "gold": [one.problem.answer for one in asked],
+        "given_reward": pa.nulls(count, pa.float32()),
         "prompt": [one.prompt for one in asked],
         "response": tokenizer.batch_decode(tokens, skip_special_tokens=True),
         "prompt_length": [len(one.request.prompt_tokens) for one in asked],
@@ -108,8 +109,17 @@ class RowReader:
         return self._files[path]
 
 
+def logprob_rows(column: pa.ChunkedArray, responses: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The log-probs of the tokens of `responses`, one array a row: NaN where a row is null, which is not known."""
+    known = column.is_valid().to_pylist()
+    return [
+        row if there else np.full(len(response), np.nan, np.float32)
+        for row, there, response in zip(list_rows(column), known, responses, strict=True)
+    ]
+
+
 def list_rows(column: pa.ChunkedArray) -> list[np.ndarray]:
-    """A list column as one array a row."""
+    """A list column as one array a row; an empty one where the row is null."""
     lists = column.combine_chunks()
     values = lists.values.to_numpy(zero_copy_only=False)
     offsets = lists.offsets.to_numpy()

@@ -25,7 +25,8 @@ from typing import Literal, Self, cast
 from reval_core.answers import Method, alternatives, as_integer, extract, prepare_gold
 from reval_core.errors import RevalError
 
-Verdict = Literal["correct", "wrong", "unparsed", "truncated", "timeout", "error"]
+Verdict = Literal["correct", "wrong", "unparsed", "truncated", "timeout", "error", "given"]
+"""What is known of a response. `given`: it was not judged, its reward came with it."""
 
 # For cache keys: the rules here and in `answers` (raise the number with them), and what decides equality.
 VERIFIER_VERSION = " ".join(

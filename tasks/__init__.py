@@ -13,6 +13,9 @@ learning = as_task(stages.learning, retries=1)
 evaluation = as_task(stages.evaluation, retries=2)
 checkpoint = as_task(stages.checkpoint, retries=2)
 reference_reset = as_task(stages.reference_reset, retries=1)
+stored_rollouts = as_task(stages.stored_rollouts, retries=2)
+stored_verdicts = as_task(stages.stored_verdicts, retries=2)
+residual_evaluation = as_task(stages.residual_evaluation, retries=1)
 
 __all__ = [
     "checkpoint",
@@ -21,8 +24,11 @@ __all__ = [
     "learning",
     "recording",
     "reference_reset",
+    "residual_evaluation",
     "rollouts",
     "sampling",
+    "stored_rollouts",
+    "stored_verdicts",
     "verification",
     "warm_start",
 ]

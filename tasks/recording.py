@@ -17,7 +17,10 @@ _record = as_task(stages.recording, retries=1)
 # Prefect keeps every version of an artifact, so a long run's table is not sent each round.
 _ARTIFACT_EVERY = 10
 
-_SHOWN = "round, accuracy, held_out_accuracy, reward, delta_abs, kl, entropy, response_length, grad_norm"
+_SHOWN = """
+    round, accuracy, held_out_accuracy, reward, delta_abs, drawn_delta_abs, stored_delta_abs, kl, entropy,
+    response_length, grad_norm
+"""
 
 
 def recording(session: Session, round: int, manifests: Sequence[Manifest]) -> Manifest:

@@ -144,7 +144,8 @@ def _metrics(folder: RunFolder, round: int) -> list[Any]:
     if round == 0:  # before the first round there is only an evaluation
         evaluation = folder.manifest("evaluation", 0)
         assert evaluation is not None
-        row, seconds = {"held_out_accuracy": evaluation.info["accuracy"]}, evaluation.ended_at
+        info, seconds = evaluation.info, evaluation.ended_at
+        row = {"held_out_accuracy": info.get("accuracy"), "stored_delta_abs": info.get("delta_abs")}
     else:
         row = read_table(folder.path / folder.facts(round, "rounds")).to_pylist()[0]
         seconds = row.pop("ended_at").timestamp()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from reval_core.batches import Rows, collate
 from reval_core.config import TinyModel
 from reval_core.learner import Drawn
-from reval_core.models import make_tiny_model
+from reval_core.models import make_tiny_model, save_model
 from reval_core.objectives import Inputs, Outputs
 from reval_core.scoring import score
 
@@ -70,3 +74,33 @@ def broken_objective(inputs: Inputs, fault: str) -> Outputs:
     loss = inputs.value.unsqueeze(1) if fault == "shape" else inputs.value
     still = inputs.value.detach()
     return Outputs(loss, still, still, still, {"delta": still})
+
+
+def engine_objective(inputs: Inputs) -> Outputs:
+    """An objective that needs to know how likely the engine found a response."""
+    gap = (inputs.logprobs - inputs.engine_logprobs).sum(dim=1)
+    still = inputs.value.detach() * 0
+    return Outputs(gap.square(), still, still, still)
+
+
+def save_byte_level_model(folder: Path) -> None:
+    """A small random Llama that reads and writes any text, a token a byte, saved as transformers does."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = {token: number for number, token in enumerate(["<pad>", "</s>", *alphabet])}
+    raw = Tokenizer(BPE(tokens, merges=[]))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="</s>")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=2048,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.06,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_model(LlamaForCausalLM(config), tokenizer, folder)

@@ -23,6 +23,7 @@ from reval_core.config.learning import (
     Tbrm,
 )
 from reval_core.config.model import Lora, Model, TinyModel, WarmStart
+from reval_core.config.rollouts import ImportedRollouts, Rollouts, RolloutSource, StoredRollouts
 from reval_core.config.section import Section
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "CustomObjective",
     "Evaluation",
     "Grpo",
+    "ImportedRollouts",
     "Learner",
     "Lora",
     "Model",
@@ -46,8 +48,10 @@ __all__ = [
     "ResidualObjective",
     "Reval",
     "Reward",
+    "RolloutSource",
     "Rollouts",
     "Section",
+    "StoredRollouts",
     "Tbrm",
     "TinyModel",
     "Tracking",
@@ -112,10 +116,10 @@ class Prompt(Section):
 class Problems(Section):
     """What is practised on, and what accuracy is measured on."""
 
-    train: ProblemSet
-    """What rollouts answer and updates learn from."""
-    held_out: ProblemSet
-    """What accuracy is measured on; nothing is learned from it."""
+    train: ProblemSet | None = None
+    """What rollouts answer and updates learn from. A run of stored trajectories needs none."""
+    held_out: ProblemSet | None = None
+    """What accuracy is measured on; nothing is learned from it. A run of stored trajectories needs none."""
     prompt: Prompt = Prompt()
 
 
@@ -123,31 +127,6 @@ class TransformersEngine(Section):
     """Generation by transformers, with the learner's own weights."""
 
     kind: Literal["transformers"] = "transformers"
-
-
-class Rollouts(Section):
-    """The fresh trajectories of a round."""
-
-    prompts: int = Field(ge=1)
-    """Problems a round."""
-    samples: int = Field(ge=1)
-    """Responses a prompt (N). B = prompts × samples."""
-    prompts_per_shard: int | None = Field(None, ge=1)
-    """A shard is one batch of generation and one unit of recovery; all prompts if not given."""
-    temperature: float = Field(1.0, gt=0)
-    """Of the distribution that responses are drawn from."""
-    max_tokens: int = Field(ge=1)
-    """The longest response, in tokens, the end-of-sequence token included."""
-
-    @property
-    def trajectories(self) -> int:
-        """B, the fresh trajectories of a round."""
-        return self.prompts * self.samples
-
-    @property
-    def batch(self) -> int:
-        """The responses of a shard, which are generated together."""
-        return (self.prompts_per_shard or self.prompts) * self.samples
 
 
 class Verification(Section):
@@ -175,12 +154,12 @@ class Reward(Section):
 
 
 class Evaluation(Section):
-    """Sampled accuracy on the held-out problems."""
+    """Sampled accuracy on the held-out problems; of a run of stored trajectories, the mean |Δ| over all of them."""
 
     every: int = Field(10, ge=1)
     """Rounds between two evaluations. Policy 0 and the last policy are always evaluated."""
     samples: int = Field(8, ge=1)
-    """Responses a problem."""
+    """Responses a problem. Over stored trajectories nothing is sampled."""
 
 
 class Checkpoints(Section):
@@ -220,9 +199,10 @@ class Config(Section):
     threads: int | None = Field(None, ge=1)
     """torch's CPU threads. Results are the same bit for bit only under the same number."""
     model: Model
-    problems: Problems
+    problems: Problems = Problems()
     engine: TransformersEngine = TransformersEngine()
-    rollouts: Rollouts
+    rollouts: RolloutSource
+    """Where trajectories come from: generated, or stored."""
     verification: Verification = Verification()
     reward: Reward = Reward()
     objective: Objective
@@ -235,15 +215,39 @@ class Config(Section):
     tracking: Tracking = Tracking()
 
     @property
+    def generation(self) -> Rollouts:
+        """The settings of generation, which only a run with an engine has."""
+        assert isinstance(self.rollouts, Rollouts), "nothing is generated in this run"
+        return self.rollouts
+
+    @property
     def scoring_temperature(self) -> float:
         """What the learner divides logits by: 1 for Q-values; GRPO's ratios are at what was sampled."""
         objective = self.objective
         sampled = objective.kind == "grpo" or (objective.kind == "custom" and objective.at_sampling_temperature)
-        return self.rollouts.temperature if sampled else 1.0
+        return self.generation.temperature if sampled else 1.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        rollouts, shard = self.rollouts, self.rollouts.prompts_per_shard
+        if isinstance(self.rollouts, Rollouts):
+            self._check_generation(self.rollouts)
+        else:
+            self._check_stored(self.rollouts)
+        self._check_attention()
+        if self.objective.beta is None and self.replay.sampling == "prioritised":
+            raise ValueError(
+                f"replay.sampling: {self.objective.kind} without a beta has no residual to prioritise by; "
+                "take uniform or fresh"
+            )
+        train = self.problems.train
+        if self.model.warm_start is not None and (train is None or train.arithmetic is None):
+            raise ValueError("model.warm_start: demonstrations are made for arithmetic problems only")
+        return self
+
+    def _check_generation(self, rollouts: Rollouts) -> None:
+        for name in ("train", "held_out"):
+            if getattr(self.problems, name) is None:
+                raise ValueError(f"problems.{name}: is missing; a run that generates asks problems")
         if self.reward.kind == "centred" and rollouts.samples == 1:
             raise ValueError(
                 "reward.kind: centred rewards are all 0 with rollouts.samples: 1; "
@@ -254,17 +258,33 @@ class Config(Section):
                 f"replay.capacity: {self.replay.capacity} is less than one round "
                 f"({rollouts.prompts} prompts × {rollouts.samples} samples = {rollouts.trajectories})"
             )
+        shard = rollouts.prompts_per_shard
         if shard is not None and shard > rollouts.prompts:
             raise ValueError(f"rollouts.prompts_per_shard: {shard} is more than rollouts.prompts")
-        self._check_attention()
-        if self.objective.beta is None and self.replay.sampling == "prioritised":
+
+    def _check_stored(self, rollouts: StoredRollouts | ImportedRollouts) -> None:
+        objective, replay = self.objective, self.replay
+        if objective.kind == "grpo":
             raise ValueError(
-                f"replay.sampling: {self.objective.kind} without a beta has no residual to prioritise by; "
-                "take uniform or fresh"
+                "objective.kind: grpo weighs by the probabilities of the policy that wrote a response, which are "
+                "not known of stored trajectories; take reval, tbrm or regression"
             )
-        if self.model.warm_start is not None and self.problems.train.arithmetic is None:
-            raise ValueError("model.warm_start: demonstrations are made for arithmetic problems only")
-        return self
+        if objective.kind == "custom" and objective.at_sampling_temperature:
+            raise ValueError(
+                "objective.at_sampling_temperature: stored trajectories have no sampling temperature that is known"
+            )
+        if replay.first == "fresh":
+            raise ValueError("replay.first: a round over stored trajectories has no fresh batch; set buffer")
+        if replay.sampling == "fresh":
+            raise ValueError(
+                "replay.sampling: fresh draws by age, and stored trajectories are all of one age; "
+                "take uniform or prioritised"
+            )
+        if replay.capacity < rollouts.trajectories:
+            raise ValueError(
+                f"replay.capacity: {replay.capacity} is less than rollouts.batch ({rollouts.trajectories}), and "
+                "must hold all stored trajectories"
+            )
 
     def _check_attention(self) -> None:
         attention, learner = self.model.attention or "", self.learner

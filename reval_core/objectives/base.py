@@ -26,9 +26,9 @@ class Inputs:
     advantage: Tensor
     """(r − mean) / deviation within the group [B]."""
     old_logprobs: Tensor
-    """log π(a_h|s_h) [B, H] of the policy that wrote the response, as the trainer computes it."""
+    """log π(a_h|s_h) [B, H] of the policy that wrote the response, as the trainer computes it; NaN if not known."""
     engine_logprobs: Tensor
-    """The same as the engine gave it [B, H], at the temperature that it sampled at."""
+    """The same as the engine gave it [B, H], at the temperature that it sampled at; NaN if not known."""
     truncated: Tensor
     """[B] bool: true where the response was cut at the length limit."""
     noise: float

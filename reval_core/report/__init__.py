@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from reval_core.facts import Manifest
 from reval_core.files import publish_file
 from reval_core.report.examples import example_answers, recent
 from reval_core.report.figures import GAIN, HELD_OUT, Ask, Run, accuracy, curves, hardest, time_by_stage
-from reval_core.report.page import MINUS, Html, duration, folded, page, percent, section, statement, tag
+from reval_core.report.fit import fit, fit_in_words, fits
+from reval_core.report.page import MINUS, Html, duration, folded, number, page, percent, section, statement, tag
 from reval_core.run_folder import RunFolder, wall_seconds
 from reval_core.store import sql_views
 
@@ -26,7 +26,7 @@ def write_report(folder: RunFolder) -> Path:
     with _asking(folder, manifests) as ask, _asking(folder, recent(manifests)) as ask_recent:
         run = Run(folder, manifests, ask)
         figures = [
-            accuracy(run),
+            accuracy(run) if run.source == "engine" else fit(run),
             curves(run),
             time_by_stage(run),
             hardest(run),
@@ -49,29 +49,38 @@ def _asking(folder: RunFolder, manifests: Sequence[Manifest]) -> Iterator[Ask]:
 def _head(run: Run) -> Html:
     trajectories = sum(file.rows for one in run.of("rollouts") for file in one.files)
     engines = sorted({one.info["engine"] for one in run.of("rollouts")})
-    held_out = run.ask(statement(HELD_OUT))
-    shares = [percent(row["accuracy"]) for row in held_out]
+    if run.source == "engine":
+        name, shown = "held-out accuracy", [percent(row["accuracy"]) for row in run.ask(statement(HELD_OUT))]
+    else:
+        name, shown = "mean |Δ|", [number(row["delta_abs"]) for row in fits(run)]
     tiles = {
-        "held-out accuracy": " → ".join([*shares[:1], *shares[1:][-1:]]) or "–",
-        "rounds": f"{run.rounds} of {run.settings['rounds']}",
+        name: " → ".join([*shown[:1], *shown[1:][-1:]]) or "–",
+        "rounds": f"{run.rounds} of {run.settings['rounds']}" if run.source != "import" else "–",
         "trajectories": f"{trajectories:,}",
         "wall time": duration(wall_seconds(run.folder)),
         "engine": ", ".join(engines) or "–",
     }
-    shown = [tag("div", tag("dt", name), tag("dd", value)) for name, value in tiles.items()]
+    cards = [tag("div", tag("dt", title), tag("dd", value)) for title, value in tiles.items()]
     for checkpoint in run.of("checkpoint")[-1:]:
-        name = f"digest of the policy after round {checkpoint.round}"
+        title = f"digest of the policy after round {checkpoint.round}"
         digest = tag("code", checkpoint.info["content"])
-        shown.append(tag("div", tag("dt", name), tag("dd", digest), class_="whole"))
+        cards.append(tag("div", tag("dt", title), tag("dd", digest), class_="whole"))
     return tag(
         "header",
         tag("h1", run.folder.name),
-        tag("p", " ".join(filter(None, [_outcome(run, held_out), _unfinished(run)])), class_="summary"),
-        tag("dl", *shown, class_="tiles"),
+        tag("p", " ".join(filter(None, [_outcome(run), _unfinished(run)])), class_="summary"),
+        tag("dl", *cards, class_="tiles"),
     )
 
 
-def _outcome(run: Run, held_out: Sequence[dict[str, Any]]) -> str:
+def _outcome(run: Run) -> str:
+    if run.source == "import":
+        return "Responses from elsewhere, for other runs to learn from."
+    return _accuracy_in_words(run) if run.source == "engine" else fit_in_words(run)
+
+
+def _accuracy_in_words(run: Run) -> str:
+    held_out = run.ask(statement(HELD_OUT))
     if not held_out:
         return "No policy has been evaluated yet."
     first, last = held_out[0], held_out[-1]
@@ -95,7 +104,7 @@ def _outcome(run: Run, held_out: Sequence[dict[str, Any]]) -> str:
 
 def _unfinished(run: Run) -> str:
     planned = run.settings["rounds"]
-    if run.rounds >= planned:
+    if run.rounds >= planned or run.source == "import":
         return ""
     text = f"The run is not finished: {run.rounds} of {planned} rounds are on record"
     if not run.manifests:

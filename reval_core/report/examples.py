@@ -25,14 +25,17 @@ RECENT = 10
 
 _REF = tag("sub", "ref")
 
+# By the policy that wrote the response; a stored one has round 0 and was scored by policy 0.
+_SCORED = "s.trajectory_id = t.trajectory_id AND (s.policy = t.policy OR s.round = 0)"
+
 # Prompts answered both ways come first, then the newest; of each, the likeliest answer of either kind.
 _EXAMPLES = """
     WITH fresh AS (
         SELECT t.trajectory_id, t.round, t.prompt_id, v.correct, s.log_policy
         FROM trajectories t
         JOIN verdicts v USING (trajectory_id)
-        JOIN scores s USING (trajectory_id, policy)
-        WHERE t.round > (SELECT max(round) FROM scores) - {rounds} AND v.verdict NOT IN ('timeout', 'error')
+        JOIN scores s ON {scored}
+        WHERE t.round > (SELECT max(round) FROM trajectories) - {rounds} AND v.verdict NOT IN ('timeout', 'error')
     ),
     prompts AS (
         SELECT round, prompt_id, count(*) AS asked, count(*) FILTER (correct) AS solved
@@ -56,7 +59,7 @@ _EXAMPLES = """
     FROM shown n
     JOIN trajectories t USING (trajectory_id)
     JOIN verdicts v USING (trajectory_id)
-    JOIN scores s USING (trajectory_id, policy)
+    JOIN scores s ON {scored}
     ORDER BY t.round DESC, t.prompt_id, v.correct DESC
 """
 
@@ -64,12 +67,12 @@ _EXAMPLES = """
 def recent(manifests: Sequence[Manifest]) -> list[Manifest]:
     """The manifests that hold the examples' facts: to open the files of all rounds would take seconds."""
     scored = max((manifest.round for manifest in manifests if manifest.stage == "consistency"), default=0)
-    return [manifest for manifest in manifests if manifest.round > scored - RECENT]
+    return [manifest for manifest in manifests if scored - RECENT < manifest.round <= scored]
 
 
 def example_answers(folder: RunFolder, ask: Callable[[str], list[dict[str, Any]]]) -> Html:
     """The section of examples. `ask` answers SQL."""
-    query = statement(_EXAMPLES, rounds=RECENT)
+    query = statement(_EXAMPLES, rounds=RECENT, scored=_SCORED)
     rows = ask(query)
     title = "Example responses"
     if not rows:
@@ -122,9 +125,11 @@ def _prompt(answers: Sequence[dict[str, Any]], tokens: _Tokens, largest: float) 
     problem = first["problem"]
     if len(problem) > LONGEST_PROMPT:
         problem = problem[:LONGEST_PROMPT] + " …"
-    asked = f"round {first['round']}, right in {first['solved']} of {first['asked']} samples, answer "
+    origin = f"round {first['round']}" if first["round"] else "stored"
+    asked = f"{origin}, right in {first['solved']} of {first['asked']} samples"
     title = tag("h3", tag("span", problem, class_="say"))
-    about = tag("p", asked, tag("span", first["gold"], class_="say"), class_="unit")
+    answer = [", answer ", tag("span", first["gold"], class_="say")] if first["gold"] else []
+    about = tag("p", asked, *answer, class_="unit")
     pair = tag("div", *(_answer(row, tokens, largest) for row in answers), class_="pair")
     return tag("div", title, about, pair, class_="example")
 

@@ -27,6 +27,7 @@ MOST_BARS = 130
 _TRAINING = """
     SELECT round - 1 AS policy_round, accuracy
     FROM rounds
+    WHERE accuracy IS NOT NULL
     ORDER BY round
 """
 
@@ -66,7 +67,7 @@ GAIN = """
 """
 
 _CURVES = """
-    SELECT round, delta_abs, kl, entropy, response_length, truncated, grad_norm, staleness,
+    SELECT round, delta_abs, drawn_delta_abs, kl, entropy, response_length, truncated, grad_norm, staleness,
            effective_sample_size
     FROM rounds
     ORDER BY round
@@ -134,6 +135,7 @@ class Curve:
 
 CURVES = (
     Curve("delta_abs", "Mean |Δ|", "nats"),
+    Curve("drawn_delta_abs", "Mean |Δ| of draws", "nats, before each update"),
     Curve("kl", "KL to the reference", "nats a response"),
     Curve("entropy", "Entropy", "nats a token"),
     Curve("response_length", "Response length", "tokens"),
@@ -156,6 +158,8 @@ class Run:
         """The last round on record."""
         self.last = max([self.rounds, *(one.round for one in self.of("evaluation"))])
         """Where the axes of rounds end."""
+        self.source: str = self.settings["rollouts"].get("source", "engine")
+        """Where its trajectories come from, as the setting has it."""
         self.resets = [one.round for one in self.of("reference_reset")]
 
     def of(self, stage: str) -> list[Manifest]:
@@ -247,7 +251,7 @@ def time_by_stage(run: Run) -> Html:
 
 def hardest(run: Run) -> Html:
     """The training prompts that are answered right least often."""
-    least = max(4, run.settings["rollouts"]["samples"])
+    least = max(4, run.settings["rollouts"].get("samples", 1))
     query = statement(_HARDEST, least=least)
     rows = run.ask(query)
     title = "Hardest prompts"
@@ -282,7 +286,8 @@ def _about_resets(run: Run) -> str:
 
 def _curve(run: Run, curve: Curve, rows: Sequence[dict[str, Any]]) -> Html:
     shown = percent if curve.percent else number
-    rounds, values = _column(rows, "round"), _column(rows, curve.column)
+    known = [row for row in rows if row[curve.column] is not None]
+    rounds, values = _column(known, "round"), _column(known, curve.column)
     y = value_scale(values, may_be_log=curve.may_be_log, percent=curve.percent)
     chart = line_chart(
         [Series(curve.name, rounds, values)],
@@ -345,7 +350,7 @@ def _hard_prompt(row: dict[str, Any]) -> Html:
         tag(
             "td",
             tag("span", row["problem"], class_="say clamp"),
-            tag("small", "answer ", tag("span", row["gold"], class_="say")),
+            tag("small", "answer ", tag("span", row["gold"] or "–", class_="say")),
             class_="wide",
         ),
         tag("td", f"{row['solved']} of {row['asked']}", tag("small", f"last in round {row['round']}{cut}")),

@@ -5,12 +5,15 @@ A stage that has published under the same key already is not run again: its mani
 
 from reval_core.stages.consistency import consistency
 from reval_core.stages.evaluation import evaluation
+from reval_core.stages.importing import importing
 from reval_core.stages.learning import checkpoint, learning
 from reval_core.stages.recording import recording
 from reval_core.stages.reference_reset import reference_reset
+from reval_core.stages.residual_evaluation import residual_evaluation
 from reval_core.stages.rollouts import rollouts
 from reval_core.stages.sampling import sampling
 from reval_core.stages.stage import Stage
+from reval_core.stages.taking_over import stored_rollouts, stored_verdicts
 from reval_core.stages.verification import verification
 from reval_core.stages.warm_start import warm_start
 
@@ -19,11 +22,15 @@ __all__ = [
     "checkpoint",
     "consistency",
     "evaluation",
+    "importing",
     "learning",
     "recording",
     "reference_reset",
+    "residual_evaluation",
     "rollouts",
     "sampling",
+    "stored_rollouts",
+    "stored_verdicts",
     "verification",
     "warm_start",
 ]

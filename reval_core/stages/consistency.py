@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from reval_core.batches import TokenBatch, collate, micro_batches
+from reval_core.batches import Rows, TokenBatch, collate, micro_batches, pad_rows
 from reval_core.config import Config, Objective
 from reval_core.facts import Manifest, read_table
 from reval_core.learner import Learner
@@ -19,7 +20,7 @@ from reval_core.objectives import step_residuals, value_term
 from reval_core.scoring import Scores, score
 from reval_core.session import Policy, Session
 from reval_core.stages.stage import Outcome, publish, settings, stage
-from reval_core.trajectories import list_rows
+from reval_core.trajectories import list_rows, logprob_rows
 
 TOKEN_COLUMNS = (
     "trajectory_id",
@@ -28,6 +29,7 @@ TOKEN_COLUMNS = (
     "loss_mask",
     "engine_logprobs",
     "temperature",
+    "policy",
 )
 
 
@@ -74,17 +76,22 @@ def score_trajectories(
     learner = session.learner_at(policy)
     by_reference = None if reference == policy else _by_reference(session, rows, learner, reference)
     rewards = reward.to_numpy(zero_copy_only=False).astype(np.float32)
+    # The engine's log-probs are those of the policy that wrote a response: only with its own is there a gap.
+    written = pc.equal(rows.column("policy"), policy.identity).to_numpy()
+    temperature = _sampled_at(rows, written, otherwise=config.scoring_temperature)
+    engine = logprob_rows(rows.column("engine_logprobs"), list_rows(rows.column("response_tokens")))
     parts: list[dict[str, Any]] = []
     # Not around the lines above: a policy that is rebuilt there needs gradients.
     with torch.inference_mode(), learner.autocast():
-        for number, (chosen, batch, engine, temperature) in enumerate(_batches(session, rows)):
+        for number, (chosen, batch) in enumerate(token_batches(session, rows)):
             scores = score(learner.model, batch, config.scoring_temperature, entropy=True)
             sampled = scores
             if not math.isclose(temperature, config.scoring_temperature, rel_tol=1e-6):  # stored in float32
                 sampled = score(learner.model, batch, temperature)
             scores_ref = scores if by_reference is None else by_reference[number]
             part = _columns(batch, scores, scores_ref, rewards[chosen], config.objective)
-            parts.append({"row": chosen, "engine_gap": _gap(sampled.logprobs, engine, batch), **part})
+            gap = _gap(sampled.logprobs, [engine[row] for row in chosen], batch)
+            parts.append({"row": chosen, "engine_gap": gap, **part})
             session.tick(sum(len(part["row"]) for part in parts), len(rows))
     columns = _in_order(parts)
     count = len(rows)
@@ -102,7 +109,7 @@ def score_trajectories(
             "scaled_reward": pa.array(columns["scaled_reward"], mask=unknown),
             "delta": pa.array(columns["delta"], mask=unknown),
             "entropy": pa.array(columns["entropy"]),
-            "engine_gap": pa.array(columns["engine_gap"]),
+            "engine_gap": pa.array(columns["engine_gap"], mask=~written),
             "step_deltas": [
                 None if nothing else steps for nothing, steps in zip(unknown, columns["step_deltas"], strict=True)
             ],
@@ -115,23 +122,23 @@ def _by_reference(session: Session, rows: pa.Table, learner: Learner, reference:
     """What the reference says of each batch. Its weights are gone again before the policy's turn."""
     with session.reference_model(reference) as model, torch.inference_mode(), learner.autocast():
         temperature = session.config.scoring_temperature
-        return [score(model, batch, temperature) for _, batch, _, _ in _batches(session, rows)]
+        return [score(model, batch, temperature) for _, batch in token_batches(session, rows)]
 
 
-def _batches(session: Session, rows: pa.Table) -> Iterator[tuple[list[int], TokenBatch, Tensor, float]]:
-    """Micro-batches of like length: the rows chosen, their tokens, the engine's log-probs, the temperature."""
-    device = session.device
-    prompts, responses = list_rows(rows.column("prompt_tokens")), list_rows(rows.column("response_tokens"))
-    written, engine = list_rows(rows.column("loss_mask")), list_rows(rows.column("engine_logprobs"))
-    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
-    temperature = rows.column("temperature")[0].as_py()
+def token_batches(session: Session, rows: pa.Table) -> Iterator[tuple[list[int], TokenBatch]]:
+    """Micro-batches of like length: the rows chosen, and their tokens."""
+    sources = [list_rows(rows.column(name)) for name in ("prompt_tokens", "response_tokens", "loss_mask")]
+    lengths = [len(prompt) + len(response) for prompt, response, _ in zip(*sources, strict=True)]
     settings = session.config.learner
     for chosen in micro_batches(lengths, settings.micro_batch_tokens, settings.packed):
-        sources = (prompts, responses, written)
         batch = collate(*([source[row] for row in chosen] for source in sources), packed=settings.packed)
-        logprobs = torch.zeros(batch.mask.shape)
-        logprobs[batch.mask] = torch.from_numpy(np.concatenate([engine[row] for row in chosen]))
-        yield chosen, batch.to(device), logprobs.to(device), temperature
+        yield chosen, batch.to(session.device)
+
+
+def _sampled_at(rows: pa.Table, written: np.ndarray, otherwise: float) -> float:
+    """The temperature at which the rows that are `written` by the policy were sampled."""
+    first = int(written.argmax())
+    return float(rows.column("temperature")[first].as_py()) if written[first] else otherwise
 
 
 def _columns(
@@ -161,9 +168,10 @@ def _columns(
     }
 
 
-def _gap(logprobs: Tensor, engine: Tensor, batch: TokenBatch) -> np.ndarray:
+def _gap(logprobs: Tensor, engine: Rows, batch: TokenBatch) -> np.ndarray:
     """mean_h |log π(a_h|s_h) by the trainer − by the engine| of each trajectory."""
-    gap = (logprobs - engine).abs() * batch.written
+    by_engine = torch.from_numpy(pad_rows(engine, logprobs.shape[1], np.float32)[0]).to(logprobs.device)
+    gap = (logprobs - by_engine).abs() * batch.written
     mean: np.ndarray = (gap.sum(dim=1) / batch.written.sum(dim=1).clamp(min=1)).cpu().numpy()
     return mean
 

@@ -68,7 +68,7 @@ def evaluation(session: Session, round: int, policy: Policy) -> Outcome:
 
 def _generate(session: Session, policy: Policy, requests: list[Request]) -> list[Completion]:
     """Generate in batches of a shard's size, so that evaluation needs no more memory than rollouts."""
-    rollouts = session.config.rollouts
+    rollouts = session.config.generation
     size = rollouts.batch
     sampling = Sampling(rollouts.temperature, rollouts.max_tokens)
     completions: list[Completion] = []

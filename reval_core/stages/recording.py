@@ -27,7 +27,7 @@ _FIGURES = """
     )
     SELECT
         count(*) AS trajectories,
-        sum(response_length)::BIGINT AS tokens,
+        coalesce(sum(response_length), 0)::BIGINT AS tokens,
         avg(correct::INTEGER) AS accuracy,
         avg(reward) AS reward,
         avg(abs(delta)) AS delta_abs,
@@ -39,6 +39,7 @@ _FIGURES = """
         avg((reward IS NULL)::INTEGER) AS unjudged,
         (SELECT avg(staleness) FROM draws WHERE round = $round) AS staleness,
         (SELECT avg(effective_sample_size) FROM updates WHERE round = $round) AS effective_sample_size,
+        (SELECT avg(delta_abs) FROM updates WHERE round = $round) AS drawn_delta_abs,
         (SELECT avg(loss) FROM updates WHERE round = $round) AS loss,
         (SELECT avg(grad_norm) FROM updates WHERE round = $round) AS grad_norm,
         (SELECT sum(tokens)::BIGINT FROM updates WHERE round = $round) AS learner_tokens
@@ -55,18 +56,26 @@ def recording(session: Session, round: int, manifests: Sequence[Manifest]) -> Ou
     """Add up a round. `manifests` are those of its stages."""
     row = session.store.query(_FIGURES, round=round).to_pylist()[0]
     learner_tokens = row.pop("learner_tokens")
+    if session.config.objective.beta is None:  # what updates note as |Δ| is then no residual
+        row["drawn_delta_abs"] = None
     seconds = {manifest.stage: manifest.seconds for manifest in manifests}
     info = {manifest.stage: manifest.info for manifest in manifests}
     row |= {f"{name}_seconds": seconds.get(name, 0.0) for name in TIMED}
     other = session.other_seconds()
     row |= {
         "round": round,
-        "held_out_accuracy": info["evaluation"]["accuracy"] if "evaluation" in info else None,
+        "held_out_accuracy": info.get("evaluation", {}).get("accuracy"),
+        "stored_delta_abs": info.get("evaluation", {}).get("delta_abs"),
         "other_seconds": other,
-        "rollout_tokens_per_second": row["tokens"] / info["rollouts"]["generation_seconds"],
+        "rollout_tokens_per_second": _rate(row["tokens"], info.get("rollouts", {}).get("generation_seconds")),
         "learner_tokens_per_second": learner_tokens / seconds["learning"],
         "ended_at": datetime.datetime.fromtimestamp(time.time(), datetime.UTC),
     }
     session.attempt.touch()
     table = pa.Table.from_pylist([row], schema=SCHEMAS["rounds"])
     return Outcome([publish(session, round, "rounds", table)], {"other_seconds": other})
+
+
+def _rate(tokens: int, seconds: float | None) -> float | None:
+    """Tokens a second, where there were any seconds."""
+    return tokens / seconds if seconds else None

@@ -28,12 +28,14 @@ def reference_reset(session: Session, round: int, policy: Policy) -> Outcome:
 
     The scores against the old reference stay on record.
     """
-    live = session.store.query("SELECT trajectory_id, round, shard, row, reward FROM buffer ORDER BY trajectory_id")
+    live, rows = live_trajectories(session)
+    scores = score_trajectories(session, round, rows, live.column("reward"), policy, policy)
+    return Outcome([publish(session, round, "scores", scores, name="rescores")], {"reference": policy.identity})
+
+
+def live_trajectories(session: Session) -> tuple[pa.Table, pa.Table]:
+    """The rows of the live buffer by id, and the same trajectories with their tokens."""
+    live = session.store.query("SELECT * FROM buffer ORDER BY trajectory_id")
     shards = zip(live.column("round").to_pylist(), live.column("shard").to_pylist(), strict=True)
     paths = [session.folder.shard(*place) for place in shards]
-    rows = RowReader(session.folder.path, TOKEN_COLUMNS).take(paths, live.column("row").to_pylist())
-    scores = score_trajectories(session, round, rows, live.column("reward"), policy, policy)
-    # The engine's log-probs are those of the policies that wrote the responses: there is nothing to compare.
-    place = scores.schema.get_field_index("engine_gap")
-    scores = scores.set_column(place, "engine_gap", pa.nulls(len(scores), pa.float32()))
-    return Outcome([publish(session, round, "scores", scores, name="rescores")], {"reference": policy.identity})
+    return live, RowReader(session.folder.path, TOKEN_COLUMNS).take(paths, live.column("row").to_pylist())

@@ -12,7 +12,7 @@ from reval_core.errors import RunStopped
 from reval_core.facts import Manifest, read_table
 from reval_core.session import Session
 from reval_core.stages.stage import Outcome, publish, settings, stage
-from reval_core.verification import VERIFIER_VERSION, Claim, Verdict
+from reval_core.verification import VERIFIER_VERSION, Claim, Judgement, Verdict
 
 
 def _inputs(session: Session, round: int, rollouts: Manifest) -> list[Any]:
@@ -26,32 +26,40 @@ def verification(session: Session, round: int, rollouts: Manifest) -> Outcome:
 
     Raises RunStopped if too many could not be judged: their reward is unknown, not 0.
     """
-    columns = ("trajectory_id", "prompt_id", "gold", "response", "finish_reason")
+    columns = ("trajectory_id", "prompt_id", "gold", "given_reward", "response", "finish_reason")
     shards = [read_table(session.folder.path / file.path, columns) for file in rollouts.files]
     rows = pa.concat_tables(shards).to_pydict()
-    claims = [
-        Claim(gold=gold, response=response, truncated=reason == "length")
-        for gold, response, reason in zip(rows["gold"], rows["response"], rows["finish_reason"], strict=True)
-    ]
-    judgements = session.verifier.judge(claims)
+    judgements = _judge(session, rows)
     verdicts = [judgement.verdict for judgement in judgements]
     _stop_if_unjudged(session, round, verdicts)
-    outcome = rewards.outcomes(verdicts, session.config.reward)
-    reward = rewards.rewards(outcome, rows["prompt_id"], session.config.reward)
+    given, is_given = np.array(rows["given_reward"], dtype=float), np.array(verdicts) == "given"
+    outcome = np.where(is_given, given, rewards.outcomes(verdicts, session.config.reward))
+    reward = np.where(is_given, given, rewards.rewards(outcome, rows["prompt_id"], session.config.reward))
     advantage = rewards.advantages(outcome, rows["prompt_id"])
     table = pa.table(
         {
             "trajectory_id": rows["trajectory_id"],
-            "round": [round] * len(claims),
+            "round": [round] * len(verdicts),
             "verdict": verdicts,
             "extracted": [judgement.extracted for judgement in judgements],
-            "correct": [verdict == "correct" for verdict in verdicts],
+            "correct": pa.array([verdict == "correct" for verdict in verdicts], mask=is_given),
             "reward": pa.array(reward, mask=np.isnan(reward)),
             "advantage": pa.array(advantage, mask=np.isnan(advantage)),
             "milliseconds": [judgement.milliseconds for judgement in judgements],
         }
     )
     return Outcome([publish(session, round, "verdicts", table)])
+
+
+def _judge(session: Session, rows: dict[str, list[Any]]) -> list[Judgement]:
+    """What is known of each response: judged where there is a gold, else given with it."""
+    claims = [
+        Claim(gold=gold, response=response, truncated=reason == "length")
+        for gold, response, reason in zip(rows["gold"], rows["response"], rows["finish_reason"], strict=True)
+        if gold is not None
+    ]
+    judged = iter(session.verifier.judge(claims))
+    return [Judgement("given", None, 0.0) if gold is None else next(judged) for gold in rows["gold"]]
 
 
 def _stop_if_unjudged(session: Session, round: int, verdicts: list[Verdict]) -> None:

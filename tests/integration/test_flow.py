@@ -113,6 +113,28 @@ def _check_mlflow(path: Path, rounds: int) -> None:
     assert logged.data.params["learner.lr"] == "0.001"
 
 
+def test_a_run_of_stored_trajectories_gives_what_the_plain_stages_give(tmp_path, caplog):
+    run(tmp_path / "source", small_config(rounds=1))
+    stored = {"source": "stored", "run": str(tmp_path / "source"), "batch": 16}
+    settings = small_config(rounds=2, rollouts=stored, replay__first="buffer")
+    config, path = tmp_path / "offline.yaml", tmp_path / "runs" / "offline"
+    config.write_text(yaml.safe_dump(settings.model_dump(mode="json")), encoding="utf-8")
+    summary = train(str(config), run_dir=str(path))
+    assert summary["policy_digest"] == run(tmp_path / "plain", settings)["policy_digest"]
+    assert summary["initial_delta_abs"] > 0
+    assert (path / "report.html").exists()
+    caplog.clear()
+    train(str(config), run_dir=str(path))
+    assert states(caplog) == {"Cached(type=COMPLETED)"}, "a finished stage was run again"
+
+    client = MlflowClient(f"sqlite:///{path.parent / 'mlflow.db'}")
+    (logged,) = client.search_runs([client.get_experiment_by_name("reval").experiment_id])
+    history = client.get_metric_history(logged.info.run_id, "stored_delta_abs")
+    assert [metric.step for metric in history] == [0, 2]
+    assert len(client.get_metric_history(logged.info.run_id, "drawn_delta_abs")) == 2
+    assert client.get_metric_history(logged.info.run_id, "accuracy") == []
+
+
 def test_an_engine_that_fails_once_is_tried_again_and_the_run_ends_as_without(config, tmp_path, monkeypatch):
     generate, calls = TransformersEngine.generate, []
 

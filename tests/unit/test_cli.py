@@ -85,7 +85,7 @@ def run(tmp_path: Path) -> RunFolder:
     return folder
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("train", "--help"), ("sql", "-h")])
+@pytest.mark.parametrize("arguments", [("--help",), ("train", "--help"), ("import", "-h"), ("sql", "-h")])
 def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
     program = f"""if True:
         import sys
@@ -103,7 +103,7 @@ def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
 def test_help_lists_every_command(reval: Reval) -> None:
     answer = reval("--help")
     assert answer.code == 0
-    for command in ("train", "serve", "demo", "sql", "runs", "report", "doctor"):
+    for command in ("train", "serve", "demo", "sql", "runs", "report", "doctor", "import"):
         assert f"\n  {command} " in answer.out
 
 
@@ -161,6 +161,31 @@ def test_what_would_stop_a_run_is_refused_before_it_starts(
         assert answer.err.startswith("reval: ")
         assert words in answer.err
     assert everything(root) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a.jsonl"], "a.jsonl:2: answer: is empty; give one or take the line out"),
+        (["none.jsonl"], "none.jsonl: cannot be read as UTF-8"),
+        (["a.jsonl", "--column", "respons=text"], "--column respons=text: 'respons' is nothing that a row holds"),
+        (["a.jsonl", "--set", "learner.rl=1"], "--set learner.rl=1: learner.rl: unknown key; did you mean 'lr'?"),
+    ],
+    ids=["an empty answer", "no file", "an unknown field", "an unknown key"],
+)
+def test_what_cannot_be_imported_is_refused_and_nothing_is_made(
+    reval: Reval, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    rows = [
+        {"problem": "10+10=", "response": "20", "answer": "20"},
+        {"problem": "1", "response": "1", "answer": ""},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    before = everything(tmp_path)
+    answer = reval("import", *arguments, "--config", DEMO, "--column", "gold=answer")
+    assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1)
+    assert words in answer.err
+    assert everything(tmp_path) == before
 
 
 def test_a_dry_run_shows_the_plan_and_changes_nothing(reval: Reval, tmp_path: Path) -> None:

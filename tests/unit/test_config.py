@@ -13,7 +13,16 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from reval_core.answers import Method
-from reval_core.config import Config, CustomObjective, Grpo, Regression, Reval, Tbrm
+from reval_core.config import (
+    Config,
+    CustomObjective,
+    Grpo,
+    ImportedRollouts,
+    Regression,
+    Reval,
+    StoredRollouts,
+    Tbrm,
+)
 from reval_core.errors import InputError
 from reval_core.loading import load_config
 
@@ -26,6 +35,10 @@ OBJECTIVES = {
     Regression: "kind: regression, beta: 1",
     Grpo: "kind: grpo",
     CustomObjective: f"kind: custom, function: '{CUSTOM}'",
+}
+SOURCES = {
+    StoredRollouts: "source: stored, run: runs/other, batch: 4",
+    ImportedRollouts: "source: import, file: a.jsonl, sha256: '0', columns: {}",
 }
 
 RUN = """\
@@ -95,6 +108,8 @@ def ground(key: str, model: type[BaseModel]) -> list[str]:
     """Overrides that bring in the section of a key which RUN does without."""
     if model in OBJECTIVES:
         return [f"objective={{{OBJECTIVES[model]}}}"]
+    if model in SOURCES:
+        return [f"rollouts={{{SOURCES[model]}}}"]
     return ["model.warm_start.steps=1"] if key.startswith("model.warm_start.") else []
 
 
@@ -293,6 +308,56 @@ def test_settings_of_the_learner_that_do_not_fit_are_refused(refused: Refused, o
     assert message.startswith(("--set ", "run.yaml:"))
 
 
+OFFLINE = """\
+rounds: 2
+model:
+  tiny: {layers: 1, width: 16, heads: 2, feed_forward: 32}
+rollouts:
+  source: stored
+  run: runs/other
+  batch: 8
+objective: {kind: reval, beta: 0.05}
+replay:
+  capacity: 16
+  first: buffer
+learner: {updates: 2, lr: 1.0e-4}
+"""
+
+
+def test_a_run_of_stored_trajectories_needs_no_problems_and_no_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load(tmp_path, OFFLINE)
+    assert isinstance(config.rollouts, StoredRollouts)
+    assert config.rollouts.run == str(tmp_path / "runs/other")
+    assert load(tmp_path, yaml.safe_dump(config.model_dump(mode="json"))) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("objective={kind: grpo}", "objective.kind: grpo weighs by the probabilities of the policy that wrote"),
+        (
+            f"objective={{kind: custom, function: '{CUSTOM}', at_sampling_temperature: true}}",
+            "objective.at_sampling_temperature: stored trajectories have no sampling temperature",
+        ),
+        ("replay.first=fresh", "replay.first: a round over stored trajectories has no fresh batch; set buffer"),
+        ("replay.sampling=fresh", "replay.sampling: fresh draws by age"),
+        ("replay.capacity=7", "replay.capacity: 7 is less than rollouts.batch (8)"),
+        ("rollouts.samples=4", "rollouts.samples: unknown key; known here: source, run, batch, max_tokens"),
+        ("rollouts.source=dream", "rollouts.source: must be one of 'engine', 'stored', 'import', not 'dream'"),
+        ("rollouts={prompts: 4, samples: 2, max_tokens: 8}", "problems.train: is missing; a run that generates"),
+    ],
+)
+def test_what_a_run_of_stored_trajectories_cannot_do_is_refused(
+    refused: Refused, override: str, words: str
+) -> None:
+    message = refused(OFFLINE, override)
+    assert words in message
+    assert message.startswith(("--set ", "run.yaml:"))
+
+
 def test_a_warm_start_needs_arithmetic(refused: Refused) -> None:
     message = refused(RUN, "problems.train={path: some.jsonl}", "model.warm_start={steps: 1}")
     assert message.startswith("--set model.warm_start={steps: 1}: model.warm_start: ")
@@ -301,7 +366,7 @@ def test_a_warm_start_needs_arithmetic(refused: Refused) -> None:
 def test_a_required_key_that_is_left_out_is_named(refused: Refused) -> None:
     messages = {}
     for key, model, field in KEYS:
-        if field.is_required() and key != "objective.kind":
+        if field.is_required() and key not in ("objective.kind", "rollouts.source"):
             *sections, name = key.split(".")
             values = yaml.safe_load(RUN)
             section = values
@@ -311,6 +376,9 @@ def test_a_required_key_that_is_left_out_is_named(refused: Refused) -> None:
                 section |= yaml.safe_load(f"{{{OBJECTIVES[model]}}}")
                 if model in (Grpo, CustomObjective):
                     section.pop("beta")
+            if model in SOURCES:
+                section.clear()
+                section |= yaml.safe_load(f"{{{SOURCES[model]}}}")
             section.pop(name, None)
             messages[key, model] = refused(yaml.safe_dump(values, sort_keys=False))
     assert len(messages) > 12

@@ -144,6 +144,7 @@ def test_a_shard_holds_what_was_asked_and_answered(tmp_path: Path) -> None:
         "sample": 0,
         "problem": "1+2=",
         "gold": "3",
+        "given_reward": None,
         "prompt": "1+2=",
         "response": "3",
         "prompt_length": 4,

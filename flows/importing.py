@@ -1,0 +1,124 @@
+"""`reval import`: responses from elsewhere become a run that others learn from."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from flows.preparation import check_space
+from reval_core.config import Config, ImportedRollouts
+from reval_core.errors import InputError
+from reval_core.facts import Manifest, read_table
+from reval_core.files import file_digest, publish_json
+from reval_core.loading import load_config
+from reval_core.responses import column_names, read_responses
+from reval_core.run_folder import RunFolder
+
+
+def import_file(
+    file: Path, config: Path, overrides: Sequence[str], run_dir: Path | None, columns: Sequence[str], as_json: bool
+) -> None:
+    """Tokenise, verify, score and store the responses of a file, and print a count for each verdict.
+
+    Given again it goes on where it was. Raises InputError, before anything is made, for the first row that cannot
+    be used, or if the folder is another's.
+    """
+    names = column_names(columns)
+    settings = load_config(config, overrides)
+    folder = RunFolder(run_dir or Path("runs") / file.stem)
+    responses = read_responses(file, names)
+    settings = _import_settings(settings, file, names)
+    _check_folder(folder, settings, file)
+
+    # Only now torch and transformers, which take seconds.
+    from flows.progress import Progress
+    from flows.rounds import import_responses
+    from reval_core import stages
+    from reval_core.forecast import import_bytes
+    from reval_core.imports import tokenise
+    from reval_core.models import check_model, tokenizer_of
+    from reval_core.session import open_session
+
+    check_model(settings.model)
+    material = tokenise(responses, settings, tokenizer_of(settings.model))
+    tokens = sum(len(row.prompt_tokens) + len(row.tokens) for row in material.rows)
+    check_space(folder, import_bytes(settings, len(material.rows), tokens), "import fewer responses")
+    with open_session(folder, settings) as session:
+        with Progress(session):
+            rollouts, verdicts = import_responses(session, stages, material)
+        kept = {"rollouts", "verification", "consistency"} <= session.kept
+    summary = _summary(folder, rollouts, verdicts)
+    publish_json(folder.summary, summary)
+    if as_json:
+        click.echo(json.dumps({**summary, "was_there": kept}, indent=2, ensure_ascii=False))
+    else:
+        _show(summary, folder, kept)
+
+
+def _import_settings(settings: Config, file: Path, columns: dict[str, str]) -> Config:
+    """The settings of the import's own run folder."""
+    rollouts = ImportedRollouts(
+        source="import",
+        file=file.name,
+        sha256=file_digest(file),
+        columns=columns,
+        max_tokens=settings.rollouts.max_tokens,
+    )
+    replay = {"capacity": 1, "first": "buffer"}  # nothing is drawn here
+    values = {**settings.model_dump(mode="json"), "rounds": 1, "rollouts": rollouts.model_dump(), "replay": replay}
+    return Config.model_validate(values)
+
+
+def _check_folder(folder: RunFolder, settings: Config, file: Path) -> None:
+    import yaml
+
+    if folder.config.exists():
+        found = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["rollouts"]
+        assert isinstance(settings.rollouts, ImportedRollouts)
+        if found.get("source") != "import":
+            raise InputError(f"{folder.path}: holds a training run; give another --run-dir")
+        if found["sha256"] != settings.rollouts.sha256:
+            raise InputError(
+                f"{folder.path}: holds the responses of {found['file']}, whose content is not that of {file}; "
+                "give another --run-dir"
+            )
+    folder.check(settings)
+
+
+def _summary(folder: RunFolder, rollouts: Manifest, verdicts: Manifest) -> dict[str, Any]:
+    lengths = [read_table(folder.path / file.path, ("response_length",)) for file in rollouts.files]
+    judged = read_table(folder.path / verdicts.file("verdicts").path, ("verdict",)).column("verdict").to_pylist()
+    return {
+        "run": folder.name,
+        "trajectories": len(judged),
+        "response_tokens": sum(sum(one.column("response_length").to_pylist()) for one in lengths),
+        "verdicts": dict(Counter(judged).most_common()),
+        "too_long": rollouts.info["too_long"],
+    }
+
+
+def _show(summary: dict[str, Any], folder: RunFolder, kept: bool) -> None:
+    count = summary["trajectories"]
+    click.echo(
+        f"{folder.path}: {count:,} trajectories, {summary['response_tokens']:,} response tokens"
+        + (" (all of it was there already)" if kept else "")
+    )
+    if summary["too_long"]:
+        click.echo(
+            f"{summary['too_long']:,} responses were left out: "
+            "longer than rollouts.max_tokens, or too long for the model's context"
+        )
+    table = Table("verdict", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("count", justify="right")
+    table.add_column("share", justify="right")
+    for verdict, times in summary["verdicts"].items():
+        table.add_row(verdict, f"{times:,}", f"{times / count:.1%}")
+    Console().print(table)

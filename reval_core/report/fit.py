@@ -1,0 +1,62 @@
+"""The report's first figure of a run of stored trajectories: how well the policy fits all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reval_core.report.charts import Series, line_chart, rounds_scale, value_scale
+from reval_core.report.figures import Run
+from reval_core.report.page import Html, number, section, sql_note, statement, tag
+
+_FIT = """
+    SELECT round, avg(abs(delta)) AS delta_abs, count(*) AS trajectories
+    FROM residuals
+    WHERE "update" IS NULL
+    GROUP BY round
+    ORDER BY round
+"""
+
+
+def fits(run: Run) -> list[dict[str, Any]]:
+    """The mean |Δ| over the stored trajectories, a row for each round that was evaluated."""
+    return [row for row in run.ask(statement(_FIT)) if row["delta_abs"] is not None]
+
+
+def fit(run: Run) -> Html:
+    """Mean |Δ| over all stored trajectories, under the policy after each round that was evaluated."""
+    rows, title = fits(run), "Fit to the stored trajectories"
+    if not rows:
+        return section(title, "Nothing has been measured yet.")
+    rounds, means = [row["round"] for row in rows], [row["delta_abs"] for row in rows]
+    chart = line_chart(
+        [Series("mean |Δ|", rounds, means, marked=True)],
+        rounds_scale(run.last),
+        value_scale(means),
+        description="Mean |Δ| over the stored trajectories by round",
+        readings=[
+            (round, f"after round {round}: {number(mean)}") for round, mean in zip(rounds, means, strict=True)
+        ],
+        size="tall",
+        resets=run.resets,
+    )
+    lead = (
+        "Nothing was generated: the policy learned from stored trajectories. Each point is the mean of |Δ| over "
+        "all of them, under the policy after that round, in nats."
+        + (" Dotted lines: the reference was reset." if run.resets else "")
+    )
+    output = tag("output", f"after round {rounds[-1]}: {number(means[-1])}")
+    caption = tag("figcaption", tag("b", "Mean |Δ| after each round"), output, class_="headed")
+    return section(title, lead, tag("figure", caption, chart), sql_note(statement(_FIT)))
+
+
+def fit_in_words(run: Run) -> str:
+    """What learning has done to the fit, in a sentence."""
+    rows = fits(run)
+    if not rows:
+        return "No policy has been evaluated yet."
+    first, last = rows[0], rows[-1]
+    over = f"over the {first['trajectories']:,} stored trajectories"
+    if len(rows) == 1:
+        return f"Mean |Δ| {over} is {number(first['delta_abs'])} before training."
+    verb = "fell" if last["delta_abs"] < first["delta_abs"] else "went"
+    return f"Mean |Δ| {over} {verb} from {number(first['delta_abs'])} to {number(last['delta_abs'])}."

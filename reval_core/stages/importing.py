@@ -1,0 +1,43 @@
+"""Import: responses from elsewhere become the trajectories of round 0, one Parquet shard after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from reval_core.imports import Material, import_table, sample_numbers
+from reval_core.models import context_length, tokenizer_digest
+from reval_core.session import Session
+from reval_core.stages.shards import publish_shards
+from reval_core.stages.stage import Outcome, Stage, settings
+
+SHARD_ROWS = 256
+
+
+def _inputs(session: Session, round: int, material: Material) -> list[Any]:
+    config = session.config
+    return [
+        settings(config.rollouts),  # the file's content among them
+        settings(config.problems.prompt),
+        tokenizer_digest(session.tokenizer),
+        context_length(config.model),
+        SHARD_ROWS,
+    ]
+
+
+def _work(session: Session, round: int, material: Material) -> Outcome:
+    samples = sample_numbers(material.rows)
+
+    def make(shard: int, first: int) -> pa.Table:
+        place = slice(first, first + SHARD_ROWS)
+        return import_table(material.rows[place], samples[place], shard=shard, first=first)
+
+    shards = -(-len(material.rows) // SHARD_ROWS)
+    outcome = publish_shards(session, round, importing.key(session, round, material), shards, make)
+    outcome.info |= {"engine": "import", "too_long": material.too_long}
+    return outcome
+
+
+importing = Stage("rollouts", _inputs, _work)
+"""The rollouts of an import. (session, 0, material)"""

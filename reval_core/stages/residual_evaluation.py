@@ -1,0 +1,82 @@
+"""Evaluation of a run of stored trajectories: how far the policy is from fitting all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from reval_core.facts import Manifest
+from reval_core.objectives import value_term
+from reval_core.scoring import score
+from reval_core.session import Policy, Session
+from reval_core.stages.consistency import scoring_settings, token_batches
+from reval_core.stages.reference_reset import live_trajectories
+from reval_core.stages.stage import Outcome, Stage, publish, settings
+
+
+def _inputs(session: Session, round: int, policy: Policy, reference: Policy, scores: Manifest) -> list[Any]:
+    config = session.config
+    return [
+        policy.identity,
+        reference.identity,
+        scores.digest,
+        settings(config.objective),
+        scoring_settings(config),
+    ]
+
+
+def _work(session: Session, round: int, policy: Policy, reference: Policy, scores: Manifest) -> Outcome:
+    """The residual of every live trajectory under `policy`; `info["delta_abs"]` is the mean of |Δ|."""
+    rows = _as_scored(session) if round == 0 else _under(session, policy)
+    mean = np.abs(rows.column("delta").drop_null().to_numpy()).mean() if session.config.objective.beta else None
+    count = len(rows)
+    columns = {"round": pa.array([round] * count), "update": pa.nulls(count)}
+    columns |= {name: rows.column(name) for name in rows.column_names}
+    file = publish(session, round, "residuals", pa.table(columns), name="stored_residuals")
+    return Outcome([file], {"delta_abs": None if mean is None else float(mean)})
+
+
+def _as_scored(session: Session) -> pa.Table:
+    """Before training: what consistency has just found."""
+    return session.store.query(
+        """
+        SELECT s.trajectory_id, s.delta, s.value_term, s.log_ratio
+        FROM buffer JOIN scores s USING (trajectory_id)
+        WHERE s.round = 0 ORDER BY s.trajectory_id
+        """
+    )
+
+
+def _under(session: Session, policy: Policy) -> pa.Table:
+    """With the reference's scores as they are stored."""
+    config, learner = session.config, session.learner_at(policy)
+    live, rows = live_trajectories(session)
+    log_policy, value = (torch.empty(len(live)) for _ in range(2))
+    done = 0
+    with torch.inference_mode(), learner.autocast():
+        for chosen, batch in token_batches(session, rows):
+            scores = score(learner.model, batch, config.scoring_temperature)
+            log_policy[chosen], value[chosen] = scores.log_policy.float().cpu(), scores.value.float().cpu()
+            done += len(chosen)
+            session.tick(done, len(live))
+    log_ref, value_ref, reward = (
+        torch.from_numpy(live.column(name).to_numpy().copy()) for name in ("log_ref", "value_ref", "reward")
+    )
+    of_value, log_ratio = value_term(config.objective.kind, value, value_ref), log_policy - log_ref
+    beta = config.objective.beta
+    delta = pa.nulls(len(live)) if beta is None else (of_value + log_ratio - reward / beta).numpy()
+    return pa.table(
+        {
+            "trajectory_id": live.column("trajectory_id"),
+            "delta": delta,
+            "value_term": of_value.numpy(),
+            "log_ratio": log_ratio.numpy(),
+        }
+    )
+
+
+residual_evaluation = Stage("evaluation", _inputs, _work)
+"""The evaluation of a run of stored trajectories. (session, round, policy, reference, scores)"""

@@ -1,0 +1,46 @@
+"""Taking over: trajectories and verdicts of another run become this run's own, as those of round 0.
+
+What was recorded is copied, not generated or judged again, and the other run is not needed afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from reval_core.facts import Manifest
+from reval_core.session import Session
+from reval_core.stages.shards import publish_shards
+from reval_core.stages.stage import Outcome, Stage, publish
+from reval_core.stored import StoredRun, taken_shard, taken_verdicts
+
+
+def _shards_inputs(session: Session, round: int, stored: StoredRun) -> list[Any]:
+    return [[asdict(file) for file in stored.shards]]
+
+
+def _take_shards(session: Session, round: int, stored: StoredRun) -> Outcome:
+    outcome = publish_shards(
+        session,
+        round,
+        stored_rollouts.key(session, round, stored),
+        len(stored.shards),
+        lambda shard, first: taken_shard(stored, shard, first),
+    )
+    outcome.info["engine"] = "stored"
+    return outcome
+
+
+def _verdicts_inputs(session: Session, round: int, stored: StoredRun, rollouts: Manifest) -> list[Any]:
+    return [rollouts.digest, [asdict(one.verdicts) for one in stored.rounds]]
+
+
+def _take_verdicts(session: Session, round: int, stored: StoredRun, rollouts: Manifest) -> Outcome:
+    return Outcome([publish(session, round, "verdicts", taken_verdicts(stored))])
+
+
+stored_rollouts = Stage("rollouts", _shards_inputs, _take_shards)
+"""The rollouts of a run of stored trajectories. (session, 0, stored run)"""
+
+stored_verdicts = Stage("verification", _verdicts_inputs, _take_verdicts)
+"""The verdicts of a run of stored trajectories. (session, 0, stored run, rollouts)"""

@@ -1,0 +1,171 @@
+"""The stored run that a run learns from: what it holds, whether it fits, and what is taken over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from reval_core.config import Config, StoredRollouts
+from reval_core.errors import Damaged, InputError
+from reval_core.facts import SCHEMAS, FactFile, read_table
+from reval_core.files import file_digest, publish_sealed, read_sealed
+from reval_core.models import load_tokenizer, tokenizer_digest, tokenizer_of
+from reval_core.run_folder import RunFolder, existing_run
+from reval_core.trajectories import IDS_PER_ROUND
+
+
+@dataclass(frozen=True)
+class StoredRound:
+    """A round of the stored run: its trajectories, and its verdicts in the same order."""
+
+    round: int
+    shards: tuple[FactFile, ...]
+    verdicts: FactFile
+
+    @property
+    def rows(self) -> int:
+        """Its trajectories."""
+        return sum(file.rows for file in self.shards)
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """What a run takes over from another: the files that were there when it began."""
+
+    path: str
+    rounds: tuple[StoredRound, ...]
+    tokens: int
+    """Those of all prompts and responses."""
+
+    @property
+    def rows(self) -> int:
+        """Its trajectories."""
+        return sum(one.rows for one in self.rounds)
+
+    @property
+    def shards(self) -> list[FactFile]:
+        """The shards of all rounds, in order."""
+        return [file for one in self.rounds for file in one.shards]
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> StoredRun:
+        """The inverse of `dataclasses.asdict`."""
+        rounds = tuple(
+            StoredRound(
+                one["round"], tuple(FactFile(**file) for file in one["shards"]), FactFile(**one["verdicts"])
+            )
+            for one in value["rounds"]
+        )
+        return cls(value["path"], rounds, value["tokens"])
+
+
+def stored_run(folder: RunFolder, settings: StoredRollouts) -> StoredRun:
+    """What the run in `folder` takes over: as it noted when it began, or else what the stored run holds now.
+
+    Raises InputError if there is no such run, or nothing in it is verified yet.
+    """
+    note = _note(folder)
+    if note.exists():
+        return StoredRun.from_json(read_sealed(note))
+    source = existing_run(Path(settings.run))
+    rounds = []
+    for manifest in source.manifests():
+        if manifest.stage == "verification":
+            rollouts = source.manifest("rollouts", manifest.round)
+            assert rollouts is not None, "verdicts come after their trajectories"
+            rounds.append(StoredRound(manifest.round, rollouts.files, manifest.file("verdicts")))
+    if not rounds:
+        raise InputError(f"{source.path}: rollouts.run: holds no verified trajectories yet; let it finish a round")
+    files = [source.path / file.path for one in rounds for file in one.shards]
+    return StoredRun(str(source.path), tuple(rounds), sum(map(_tokens, files)))
+
+
+def keep_stored_run(folder: RunFolder, stored: StoredRun) -> None:
+    """Note what is taken over: what the stored run does from now on makes no difference."""
+    if not _note(folder).exists():
+        publish_sealed(_note(folder), asdict(stored))
+
+
+def check_stored_run(folder: RunFolder, stored: StoredRun, config: Config) -> None:
+    """See that this config's run means by tokens, prompts and rewards what the stored run does.
+
+    It is looked at once, before the run begins. Raises InputError naming both.
+    """
+    if _note(folder).exists():
+        return
+    source = RunFolder(Path(stored.path))
+    found = yaml.safe_load(source.config.read_text(encoding="utf-8"))
+    wanted = config.model_dump(mode="json")
+    for name, theirs, ours in (
+        ("problems.prompt", found["problems"]["prompt"], wanted["problems"]["prompt"]),
+        ("reward", found["reward"], wanted["reward"]),
+    ):
+        if theirs != ours:
+            raise InputError(
+                f"{stored.path}: {name}: its trajectories were made with {theirs}, and this config says {ours}; "
+                f"prompts and rewards are taken over as they are, so set {name} to theirs"
+            )
+    checkpoint = source.base if found["model"]["lora"] else source.checkpoint(0)
+    theirs = tokenizer_digest(load_tokenizer(checkpoint))
+    if theirs != tokenizer_digest(tokenizer_of(config.model)):
+        model = config.model.path or "model.tiny"
+        raise InputError(
+            f"{stored.path}: its tokens are those of {found['model']['path'] or 'model.tiny'}, and the tokenizer "
+            f"of {model} reads them otherwise; set model to theirs, or import the responses with this model"
+        )
+
+
+def taken_shard(stored: StoredRun, number: int, first: int) -> pa.Table:
+    """The rows of the stored run's shard `number`, as those of a shard of round 0 whose first place is `first`.
+
+    Raises Damaged if the file is not what was noted.
+    """
+    rows = _read(stored, stored.shards[number])
+    count = len(rows)
+    places = {
+        "trajectory_id": range(first, first + count),
+        "round": [0] * count,
+        "shard": [number] * count,
+        "row": range(count),
+    }
+    columns = {name: places.get(name, rows.column(name)) for name in SCHEMAS["trajectories"].names}
+    return pa.table(columns, schema=SCHEMAS["trajectories"])
+
+
+def taken_verdicts(stored: StoredRun) -> pa.Table:
+    """The verdicts of all trajectories taken over, in their order.
+
+    Raises Damaged if a file is not what was noted.
+    """
+    parts = []
+    for one in stored.rounds:
+        rows = _read(stored, one.verdicts)
+        first = one.round * IDS_PER_ROUND
+        if rows.column("trajectory_id").to_pylist() != list(range(first, first + one.rows)):
+            raise Damaged(f"{stored.path}/{one.verdicts.path}: is not in the order of its trajectories")
+        parts.append(rows)
+    rows = pa.concat_tables(parts)
+    places = {"trajectory_id": range(len(rows)), "round": [0] * len(rows)}
+    return pa.table({name: places.get(name, rows.column(name)) for name in rows.column_names})
+
+
+def _read(stored: StoredRun, file: FactFile) -> pa.Table:
+    path = Path(stored.path, file.path)
+    if not path.exists() or file_digest(path) != file.sha256:
+        raise Damaged(f"{path}: is gone or not what it was when this run began to take it over")
+    return read_table(path)
+
+
+def _tokens(path: Path) -> int:
+    lengths = read_table(path, ("prompt_length", "response_length"))
+    return sum(pc.sum(lengths.column(name)).as_py() or 0 for name in lengths.column_names)
+
+
+def _note(folder: RunFolder) -> Path:
+    return folder.path / "stored.json"

@@ -1,0 +1,152 @@
+"""Files of responses: both forms, the mapping of columns, and a complaint that names the row."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from reval_core.errors import InputError
+from reval_core.imports import Tokenised, import_table, sample_numbers, tokenise
+from reval_core.models import make_tiny_tokenizer
+from reval_core.responses import FIELDS, Response, column_names, read_responses
+from tests.runs import small_config
+
+PLAIN = column_names([])
+
+
+def jsonl(path: Path, *rows: dict[str, Any] | str) -> Path:
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def response(text: str, problem: str = "1+2=", gold: str | None = "3", reward: float | None = None) -> Response:
+    return Response("file:1", problem, text, gold, reward)
+
+
+def test_jsonl_and_parquet_give_the_same(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"problem": "1+2=", "response": "it is\u20283", "gold": "3", "reward": None},
+        {"problem": "2+2=", "response": "5", "gold": None, "reward": -0.5},
+        {"problem": "2+3=", "response": "5", "gold": "5", "reward": 1.0},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    from_jsonl = read_responses(jsonl(tmp_path / "a.jsonl", rows[0], "", *rows[1:]), PLAIN)
+    from_parquet = read_responses(tmp_path / "a.parquet", PLAIN)
+    assert [(one.problem, one.response, one.gold, one.reward) for one in from_jsonl] == [
+        tuple(row[field] for field in FIELDS) for row in rows
+    ]
+    assert [one.response for one in from_parquet] == [one.response for one in from_jsonl]
+    assert from_jsonl[1].place == f"{tmp_path}/a.jsonl:3", "empty lines are counted"
+    assert from_parquet[1].place == f"{tmp_path}/a.parquet: row 2"
+
+
+def test_columns_may_have_other_names_and_values_that_mean_the_same(tmp_path: Path) -> None:
+    names = column_names(["response=completion", "gold=answer", "reward=label"])
+    path = jsonl(tmp_path / "a.jsonl", {"problem": "1+2=", "completion": "3", "answer": 3, "label": True})
+    (found,) = read_responses(path, names)
+    assert (found.response, found.gold, found.reward) == ("3", "3", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("response", "--column response: must look like response=completion"),
+        ("response=", "must look like"),
+        ("respnse=x", "'respnse' is nothing that a row holds; did you mean 'response'?"),
+        ("source=x", "'source' is nothing that a row holds"),
+    ],
+)
+def test_a_mapping_that_says_nothing_is_refused(option: str, words: str) -> None:
+    with pytest.raises(InputError, match=words.replace("?", r"\?")):
+        column_names([option])
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"problem": "1+2=", "gold": "3"}, "response: is missing"),
+        ({"problem": "1+2=", "response": " ", "gold": "3"}, "response: is empty"),
+        ({"response": "3", "gold": "3"}, "problem: is missing"),
+        ({"problem": "1+2=", "response": "3"}, "has neither gold nor reward; give the known answer"),
+        ({"problem": "1+2=", "response": "3", "gold": ""}, "gold: is empty"),
+        ({"problem": "1+2=", "response": "3", "gold": ["3"]}, "gold: must be text, not list"),
+        ({"problem": "1+2=", "response": "3", "reward": "good"}, "reward: must be a number, not 'good'"),
+        ('{"problem": "1+2=", "response": "3", "reward": NaN}', "reward: must be a number, not nan"),
+        ('{"problem": ', "not JSON"),
+        ("[1, 2]", "not a JSON object; write "),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named(tmp_path: Path, row: dict[str, Any] | str, words: str) -> None:
+    path = jsonl(tmp_path / "a.jsonl", {"problem": "1+2=", "response": "3", "gold": "3"}, row)
+    with pytest.raises(InputError) as error:
+        read_responses(path, PLAIN)
+    assert str(error.value).startswith(f"{path}:2: {words}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_row_of_parquet_is_named_by_its_number(tmp_path: Path) -> None:
+    rows = {"problem": ["a"] * 9, "response": ["b"] * 8 + [""], "gold": ["c"] * 9}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet", row_group_size=2)
+    with pytest.raises(InputError, match=r"a\.parquet: row 9: response: is empty"):
+        read_responses(tmp_path / "a.parquet", PLAIN)
+
+
+def test_a_file_that_holds_no_responses_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": ["a"], "answer": ["b"]}), tmp_path / "a.parquet")
+    with pytest.raises(
+        InputError, match=r"has no column 'problem' for the problem; it has prompt, answer: say which"
+    ):
+        read_responses(tmp_path / "a.parquet", PLAIN)
+    with pytest.raises(InputError, match="holds no response"):
+        read_responses(jsonl(tmp_path / "a.jsonl"), PLAIN)
+    with pytest.raises(InputError, match="cannot be read as Parquet"):
+        read_responses(tmp_path / "a.csv", PLAIN)
+    (tmp_path / "b.parquet").write_text("no such thing")
+    with pytest.raises(InputError, match=r"b\.parquet: cannot be read as Parquet"):
+        read_responses(tmp_path / "b.parquet", PLAIN)
+
+
+def test_responses_end_with_the_end_of_sequence_token_once() -> None:
+    config = small_config()
+    tokenizer = make_tiny_tokenizer("0123456789+=")
+    material = tokenise([response("3"), response("4</s>")], config, tokenizer)
+    end, three, four = tokenizer.eos_token_id, *tokenizer.encode("34")
+    assert [row.tokens for row in material.rows] == [[three, end], [four, end]]
+    assert material.rows[0].prompt_tokens == tokenizer.encode("1+2=")
+
+
+def test_what_is_too_long_is_left_out_and_counted() -> None:
+    config = small_config(rollouts__max_tokens=4)
+    responses = [response("333"), response("3333"), response("3", problem="1" * 300)]
+    material = tokenise(responses, config, make_tiny_tokenizer("0123456789+="))
+    assert [row.given.response for row in material.rows] == ["333"], "three tokens and the end make four"
+    assert material.too_long == 2, "one by rollouts.max_tokens, one by the model's context of 256"
+    with pytest.raises(InputError, match="this response and all after it are too long"):
+        tokenise(responses[1:], config, make_tiny_tokenizer("0123456789+="))
+
+
+@pytest.mark.parametrize(("text", "problem", "field"), [("x", "1+2=", "response"), ("3", "x+2=", "problem")])
+def test_characters_without_a_token_are_refused_and_not_learned_as_padding(
+    text: str, problem: str, field: str
+) -> None:
+    with pytest.raises(InputError, match=f"file:1: the {field} holds characters that the model's tokenizer has no"):
+        tokenise([response(text, problem)], small_config(), make_tiny_tokenizer("0123456789+="))
+
+
+def test_nothing_is_claimed_of_who_wrote_an_imported_response() -> None:
+    rows = [
+        Tokenised(response("3", gold=None, reward=0.5), "1+2=", [5, 6], [7, 2]),
+        Tokenised(response("4"), "1+2=", [5, 6], [8, 9, 2]),
+    ]
+    first, second = import_table(rows, sample_numbers(rows), shard=1, first=256).to_pylist()
+    unknown = ("seed", "temperature", "engine_logprobs", "gold")
+    assert [first[name] for name in unknown] == [None] * 4
+    assert (first["policy"], first["engine"], first["finish_reason"]) == ("unknown", "import", "stop")
+    assert (first["trajectory_id"], first["round"], first["shard"], first["row"]) == (256, 0, 1, 0)
+    assert (first["given_reward"], second["given_reward"], second["gold"]) == (0.5, None, "3")
+    assert (first["prompt_id"], first["sample"], second["sample"]) == (second["prompt_id"], 0, 1)
+    assert (second["prompt_length"], second["response_length"], second["loss_mask"]) == (2, 3, [True] * 3)
