@@ -15,13 +15,14 @@ from torch import Tensor
 from reval_core.adapters import add_adapters, has_adapters, load_adapters, save_adapters
 from reval_core.config import Config
 from reval_core.errors import Damaged
-from reval_core.facts import Manifest
 from reval_core.files import check_folder, publish_folder, read_json, remove_folder
 from reval_core.learner import Learner
 from reval_core.models import load_model, policy_digest, save_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from reval_core.facts import Manifest
 
 
 def save_checkpoint(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -124,7 +125,7 @@ def wanted_checkpoints(manifests: Sequence[Manifest], config: Config) -> set[int
 
 
 def goodness(evaluation: Manifest) -> float:
-    """How good an evaluated policy is: its accuracy or, in a run of stored trajectories, how closely it fits them."""
+    """How good an evaluated policy is: its accuracy or, in a run without an engine, the closeness of its fit."""
     if "accuracy" in evaluation.info:
         accuracy: float = evaluation.info["accuracy"]
         return accuracy

@@ -295,5 +295,5 @@ def read_manifest(path: Path) -> Manifest | None:
         return None
     try:
         return Manifest.from_json(read_sealed(path))
-    except (KeyError, TypeError) as error:
-        raise Damaged(f"{path}: is no manifest ({error})") from error
+    except (Damaged, KeyError, TypeError) as error:
+        raise Damaged(f"{path}: is no manifest ({str(error).removeprefix(f'{path}: ')})") from error

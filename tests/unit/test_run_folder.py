@@ -210,7 +210,7 @@ def test_a_damaged_manifest_is_named(folder: RunFolder) -> None:
     path = folder.manifest_path("learning", 1)
     path.parent.mkdir(parents=True)
     path.write_text('{"stage": ')
-    with pytest.raises(Damaged, match=r"round=00001/learning\.json: cannot be read"):
+    with pytest.raises(Damaged, match=r"round=00001/learning\.json: is no manifest"):
         folder.manifests()
 
 
