@@ -23,7 +23,7 @@ test: venv-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 # The fault tests in full: 100 kills, every kind of damage in every kind of file, the disk full in every stage.
 test-faults: venv-test

@@ -16,7 +16,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from reval_core.errors import InputError
+from reval_core.errors import Damaged, InputError
 from reval_core.files import read_json
 from reval_core.run_folder import RunFolder, existing_run
 from reval_core.summary import headline
@@ -179,16 +179,19 @@ def _version(name: str) -> str:
 def _run_row(folder: RunFolder) -> dict[str, Any]:
     import yaml
 
-    settings = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    manifests = folder.manifests()
+    row = {"run": folder.name, "state": "", "rounds": "", "initial_accuracy": None, "last_accuracy": None}
+    try:
+        settings = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+        manifests = folder.manifests()
+    except (Damaged, yaml.YAMLError, UnicodeDecodeError):  # the others are listed all the same
+        return row | {"state": "damaged"}
     done = max((manifest.round for manifest in manifests if manifest.stage == "recording"), default=0)
-    accuracies = [one.info.get("accuracy") for one in manifests if one.stage == "evaluation"]
-    return {
-        "run": folder.name,
+    accuracies = [one.info.get("accuracy") for one in manifests if one.stage == "evaluation"] or [None]
+    return row | {
         "state": "running" if folder.holder() else "finished" if folder.summary.exists() else "interrupted",
         "rounds": "import" if settings["rollouts"].get("source") == "import" else f"{done}/{settings['rounds']}",
-        "initial_accuracy": accuracies[0] if accuracies else None,
-        "last_accuracy": accuracies[-1] if accuracies else None,
+        "initial_accuracy": accuracies[0],
+        "last_accuracy": accuracies[-1],
     }
 
 

@@ -18,6 +18,7 @@ from flows.cli import main
 from reval_core.facts import SCHEMAS, Manifest, publish_table
 from reval_core.loading import load_config
 from reval_core.run_folder import RunFolder
+from tests.facts import hand_made_run
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs/demo.yaml"
@@ -294,6 +295,13 @@ def test_a_damaged_manifest_ends_with_1(reval: Reval, run: RunFolder) -> None:
     answer = reval("sql", "runs/demo", "SELECT 1")
     assert (answer.code, answer.out, answer.err.count("\n")) == (1, "", 1)
     assert "learning.json: is no manifest" in answer.err
+
+
+def test_a_damaged_run_does_not_hide_the_others(reval: Reval, run: RunFolder) -> None:
+    hand_made_run(RunFolder(run.path.parent / "hurt"))
+    RunFolder(run.path.parent / "hurt").manifest_path("learning", 1).write_text("{")
+    rows = {row["run"]: row["state"] for row in json.loads(reval("runs", "--json").out)}
+    assert rows == {"demo": "interrupted", "hurt": "damaged"}
 
 
 def test_a_pipe_that_closes_early_is_no_error(tmp_path: Path, run: RunFolder) -> None:

@@ -1,0 +1,48 @@
+"""The disk fills up in each stage: the run says so, reads nothing half written, and goes on after space is made."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reval_core.run_folder import STAGES, RunFolder
+from reval_core.summary import summarise
+from tests.faults.zygote import CONFIG
+from tests.integration.test_training import tables
+from tests.runs import run
+
+ROOT = Path(__file__).parents[2]
+ALONE = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
+SHORT = ("rollouts", "learning")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run with room, and the means to make one without."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    mount = ["mount", "-t", "tmpfs", "none", str(folder)]
+    if shutil.which("unshare") is None or subprocess.run([*ALONE, *mount], capture_output=True).returncode:
+        pytest.skip("this machine does not let a test mount a small file system")
+    run(folder / "run", CONFIG)
+    return RunFolder(folder / "run")
+
+
+@pytest.mark.parametrize(
+    "stage", [pytest.param(one, marks=[pytest.mark.full] * (one not in SHORT)) for one in STAGES]
+)
+def test_a_full_disk_stops_the_run_and_costs_it_nothing(undisturbed, tmp_path, stage):
+    command = [*ALONE, sys.executable, "-m", "tests.faults.full_disk", str(tmp_path), stage]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert "the disk is full" in found["message"]
+    assert "make space and give the same command again" in found["message"]
+    assert found["partial"] == []
+    assert found["digest"] == summarise(undisturbed)["policy_digest"]
+    assert found["rows"] == {table: len(rows) for table, rows in tables(undisturbed).items()}
