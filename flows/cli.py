@@ -91,6 +91,17 @@ def policy(run: Path, round: int | None, out: Path, as_json: bool) -> None:
 
 
 @cli.command()
+@_RUN
+@click.option("--yes", is_flag=True, help="Do it; without, only say what would go.")
+@_JSON
+def prune(run: Path, yes: bool, as_json: bool) -> None:
+    """Drop the tokens of a finished RUN outside its buffer, and merge its many small files."""
+    from flows.upkeep import show_prune
+
+    show_prune(run, yes, as_json)
+
+
+@cli.command()
 def serve() -> None:
     """Run a Prefect server and a worker: then `prefect deployment run reval-train/default` trains."""
     import time

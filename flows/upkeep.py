@@ -83,6 +83,36 @@ def show_policy(run: Path, round: int | None, out: Path, as_json: bool) -> None:
         click.echo(f"{out}: the policy after round {policy.round}, digest {digest}")
 
 
+def show_prune(run: Path, yes: bool, as_json: bool) -> None:
+    """Say what pruning a finished run takes away and, if asked for, do it."""
+    from reval_core.pruning import plan, prune
+
+    folder, config = _run(run)
+    with folder.lock(), _bar("merging tables") as tick:
+        found = plan(folder, config)
+        before = _bytes(folder)
+        if yes:
+            prune(folder, config, tick)
+        after = _bytes(folder)
+    if as_json:
+        print_json({**vars(found), "done": yes, "bytes_before": before, "bytes_after": after})
+        return
+    click.echo(f"tokens of rounds 1 to {found.last_round}, all outside the buffer of {config.replay.capacity:,}:")
+    click.echo(f"  {found.files:,} files, {found.size / 1e6:,.1f} MB, become one file a table, without tokens")
+    click.echo(f"  {found.leftovers:,} kept results and damaged files, {found.leftovers_size / 1e6:,.1f} MB")
+    click.echo("texts, verdicts, scores, draws and checkpoints stay; policies between them cannot be rebuilt then")
+    if yes:
+        click.echo(f"done: {before / 1e6:,.1f} MB are {after / 1e6:,.1f} MB now")
+    else:
+        click.echo("nothing was changed; add --yes to do it")
+
+
+def _bytes(folder: RunFolder) -> int:
+    """The run folder's size, checkpoints and database left out."""
+    parts = (folder.path / name for name in ("rollouts", "facts", "pruned", "cache"))
+    return sum(path.stat().st_size for part in parts for path in part.rglob("*") if path.is_file())
+
+
 def _run(run: Path) -> tuple[RunFolder, Config]:
     folder = existing_run(run)
     return folder, load_config(folder.config)

@@ -86,8 +86,8 @@ def _files(folder: RunFolder, config: Config) -> Finding:
     note_checkpoints(folder, damages)
     if damages:
         return Finding("files", "checksums of all files", [str(damage) for damage in damages])
-    files = [file for manifest in folder.manifests() for file in manifest.files]
-    size = sum((folder.path / file.path).stat().st_size for file in files)
+    files = {file.path for manifest in folder.manifests() for file in manifest.files}
+    size = sum((folder.path / path).stat().st_size for path in files)
     checkpoints = len(checkpoint_rounds(folder.checkpoints))
     return Finding("files", f"{len(files):,} files of facts, {size / 1e6:,.1f} MB, and {checkpoints} checkpoints")
 
@@ -134,6 +134,8 @@ def _replay(folder: RunFolder, config: Config, tick: Callable[[int, int], None])
     saved = sorted(checkpoint_rounds(folder.checkpoints))
     if len(saved) < 2:
         return Finding("replay", "fewer than two checkpoints: nothing to compare yet")
+    if saved[-2] < folder.pruned_at():
+        return Finding("replay", "not done: the run was pruned, and the tokens that were drawn are gone")
     try:
         newest = _replayed(folder, config, saved[-1], tick)
     except Damaged as error:

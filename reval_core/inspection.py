@@ -60,11 +60,14 @@ def inspect(folder: RunFolder, config: Config, *, all_checkpoints: bool = True) 
 def clear(folder: RunFolder, config: Config) -> list[Damage]:
     """Set everything damaged aside, and delete what a killed attempt had half written. Returns what was damaged.
 
-    The stages then find their files gone and make them again.
+    The stages then find their files gone and make them again. Raises Damaged where no stage could.
     """
     for path in list(folder.path.rglob(f"*{PARTIAL}")):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     damages = inspect(folder, config, all_checkpoints=False)
+    for damage in damages:
+        if damage.path.startswith("pruned-"):
+            raise Damaged(f"{folder.path}/{damage}; after pruning it cannot be made again: put back a copy")
     for damage in damages:
         path = folder.path / damage.path
         if path.exists():
@@ -76,12 +79,12 @@ def clear(folder: RunFolder, config: Config) -> list[Damage]:
 
 
 def _readable_manifests(folder: RunFolder) -> tuple[list[Manifest], list[Damage]]:
-    manifests, damaged = [], []
+    manifests, damaged, pointing = [], [], folder.pointer()
     for path in folder.manifest_paths():
         try:
             manifest = read_manifest(path)
             if manifest is not None:
-                manifests.append(manifest)
+                manifests.append(pointing(manifest))
         except Damaged as error:
             damaged.append(_damage(folder, path, str(error).removeprefix(f"{path}: ")))
     return manifests, damaged
@@ -132,13 +135,14 @@ def _damaged_notes(folder: RunFolder) -> Iterator[Damage]:
 
 
 def _damaged_files(folder: RunFolder, manifests: Iterable[Manifest]) -> Iterator[Damage]:
-    for manifest in manifests:
-        for file in manifest.files:
-            path = folder.path / file.path
-            if not path.exists():
-                yield Damage(file.path, "is gone")
-            elif file_digest(path) != file.sha256:
-                yield Damage(file.path, "is not what was written (its checksum differs)")
+    # After pruning the manifests of many rounds list one file.
+    listed = {file.path: file.sha256 for manifest in manifests for file in manifest.files}
+    for name, sha256 in listed.items():
+        path = folder.path / name
+        if not path.exists():
+            yield Damage(name, "is gone")
+        elif file_digest(path) != sha256:
+            yield Damage(name, "is not what was written (its checksum differs)")
 
 
 def _damaged_checkpoints(

@@ -60,6 +60,12 @@ def replay(
     if not saved:
         raise Damaged(f"{folder.checkpoints}: no checkpoint to rebuild round {policy.round} from")
     first = max(saved)
+    if first < min(policy.round, folder.pruned_at()):
+        stand = ", ".join(map(str, sorted(checkpoint_rounds(folder.checkpoints))))
+        raise Damaged(
+            f"{folder.path}: was pruned, so the draws after round {first} cannot be fed to a learner again; the "
+            f"policies of its checkpoints stand: rounds {stand}"
+        )
     checkpoint = folder.checkpoint(first)
     processes.tell("restore", checkpoint, torch.get_num_threads())
     with processes.together():

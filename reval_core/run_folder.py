@@ -7,8 +7,9 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import yaml
 from reval_core.config import Config
 from reval_core.errors import InputError
 from reval_core.facts import Manifest, read_manifest, write_manifest
-from reval_core.files import publish_file, publish_json, read_json
+from reval_core.files import CHECKSUMS, publish_file, publish_json, read_json
 
 STAGES = (
     "warm_start",
@@ -32,6 +33,14 @@ STAGES = (
     "recording",
 )
 """The stages of a round in their order."""
+
+
+PRUNED = "pruned.json"
+
+
+def merged_name(stage: str, table: str) -> str:
+    """The file that pruning merges a stage's rows of a table into."""
+    return f"{stage}-{table}.parquet"
 
 
 class RunFolder:
@@ -75,7 +84,8 @@ class RunFolder:
 
     def manifest(self, stage: str, round: int) -> Manifest | None:
         """What a stage has published, if it has. Raises Damaged if that is no manifest."""
-        return read_manifest(self.manifest_path(stage, round))
+        found = read_manifest(self.manifest_path(stage, round))
+        return None if found is None else self.pointer()(found)
 
     def publish(self, manifest: Manifest) -> None:
         """Publish a stage's manifest."""
@@ -84,13 +94,48 @@ class RunFolder:
     def manifests(self) -> list[Manifest]:
         """Every published manifest: by round, and within a round in the order in which stages follow."""
         found = (read_manifest(path) for path in self.manifest_paths())
-        present = [manifest for manifest in found if manifest is not None]
+        pointing = self.pointer()
+        present = [pointing(manifest) for manifest in found if manifest is not None]
         return sorted(present, key=lambda manifest: self.place(manifest.stage, manifest.round))
 
     def manifest_paths(self) -> list[Path]:
         """Where manifests have been published."""
         rollouts = self.path.glob("rollouts/round=?????/manifest.json")
         return [*rollouts, *self.path.glob("facts/round=?????/*.json")]
+
+    def pruned(self, last_round: int) -> Path:
+        """The merged tables of a run whose rounds up to `last_round` have lost their tokens."""
+        return self.path / f"pruned-{last_round:05d}"
+
+    def pruned_to(self) -> int:
+        """The last round whose tokens are gone; 0 if the run was never pruned."""
+        return max((int(path.name[-5:]) for path in self.path.glob("pruned-?????")), default=0)
+
+    def pruned_at(self) -> int:
+        """How many rounds the run had when it was pruned; 0 if it never was."""
+        last = self.pruned_to()
+        return int(read_json(self.pruned(last) / PRUNED)["at_round"]) if last else 0
+
+    def pointer(self) -> Callable[[Manifest], Manifest]:
+        """What gives a manifest with its files where they are now, after pruning.
+
+        Their `content` stays that of the rows with their tokens: keys depend on it.
+        """
+        last = self.pruned_to()
+        folder = self.pruned(last)
+        sums = read_json(folder / CHECKSUMS) if last else {}
+
+        def pointing(manifest: Manifest) -> Manifest:
+            if not 0 < manifest.round <= last:
+                return manifest
+            names = [merged_name(manifest.stage, file.table) for file in manifest.files]
+            files = (
+                replace(file, path=f"{folder.name}/{name}", sha256=sums[name])
+                for file, name in zip(manifest.files, names, strict=True)
+            )
+            return replace(manifest, files=tuple(files))
+
+        return pointing
 
     def holds(self, manifest: Manifest) -> bool:
         """Whether every file that a manifest lists is there."""

@@ -46,9 +46,11 @@ _BUFFER = """
 # What is in the database already. A file's place counts from 0 within its manifest: a shard's number.
 _PUBLISHED = """
     CREATE TABLE IF NOT EXISTS published (
-        path VARCHAR, "table" VARCHAR, round INTEGER, place INTEGER, content VARCHAR
+        stage VARCHAR, round INTEGER, place INTEGER, "table" VARCHAR, content VARCHAR
     )
 """
+
+_HELD = "SELECT place FROM published WHERE stage = $stage AND round = $round"
 
 _ENTER_BUFFER = """
     INSERT INTO buffer
@@ -114,7 +116,11 @@ class Store:
         A database that holds something else is thrown away first.
         """
         manifests = list(manifests)
-        listed = {file.path: file for manifest in manifests for file in manifest.files}
+        listed = {
+            (manifest.stage, manifest.round, place): file
+            for manifest in manifests
+            for place, file in enumerate(manifest.files)
+        }
         if self._database.exists() and not self._agrees(listed):
             self.close()
             self._database.unlink()
@@ -131,18 +137,21 @@ class Store:
     def ingest(self, manifest: Manifest) -> None:
         """Take a stage's published files in, in one transaction. What is in already is left as it is."""
         with self._transaction() as connection:
-            known = {path for (path,) in connection.execute("SELECT path FROM published").fetchall()}
-            new = [(place, file) for place, file in enumerate(manifest.files) if file.path not in known]
-            for place, file in new:
-                names = ", ".join(f'"{name}"' for name, _ in scalar_columns(file.table))
+            held = connection.execute(_HELD, {"stage": manifest.stage, "round": manifest.round}).fetchall()
+            known = {place for (place,) in held}
+            new = [(place, file) for place, file in enumerate(manifest.files) if place not in known]
+            # Of a pruned run a file holds many rounds, and stands for several files of each.
+            for path, table in dict.fromkeys((file.path, file.table) for _, file in new):
+                names = ", ".join(f'"{name}"' for name, _ in scalar_columns(table))
                 connection.execute(
-                    f'INSERT INTO "{file.table}" SELECT {names} '
-                    "FROM read_parquet($path, hive_partitioning = false)",
-                    {"path": str(self._folder / file.path)},
+                    f'INSERT INTO "{table}" SELECT {names} '
+                    "FROM read_parquet($path, hive_partitioning = false) WHERE round = $round",
+                    {"path": str(self._folder / path), "round": manifest.round},
                 )
+            for place, file in new:
                 connection.execute(
                     "INSERT INTO published VALUES (?, ?, ?, ?, ?)",
-                    [file.path, file.table, manifest.round, place, file.content],
+                    [manifest.stage, manifest.round, place, file.table, file.content],
                 )
             if new:
                 self._refresh_buffer(connection, manifest)
@@ -161,18 +170,18 @@ class Store:
             parameters = {"round": manifest.round, "reference": manifest.info["reference"]}
             connection.execute(_CHANGE_REFERENCE, parameters)
 
-    def _agrees(self, listed: dict[str, FactFile]) -> bool:
+    def _agrees(self, listed: dict[tuple[str, int, int], FactFile]) -> bool:
         """Whether the database can be read and holds nothing but what is listed, once; it may hold less."""
         try:
-            held = self._open().execute("SELECT path, content FROM published").fetchall()
+            held = self._open().execute("SELECT stage, round, place, content FROM published").fetchall()
             rows = {table: self._count(table) for table in SCHEMAS}
         except duckdb.Error:
             return False
-        if any(path not in listed or listed[path].content != content for path, content in held):
+        if any(tuple(place) not in listed or listed[tuple(place)].content != content for *place, content in held):
             return False
         expected = dict.fromkeys(SCHEMAS, 0)
-        for path, _ in held:
-            expected[listed[path].table] += listed[path].rows
+        for *place, _ in held:
+            expected[listed[tuple(place)].table] += listed[tuple(place)].rows
         return rows == expected
 
     def _count(self, table: str) -> int:
@@ -268,7 +277,7 @@ def sql_views(folder: Path, manifests: Iterable[Manifest]) -> duckdb.DuckDBPyCon
 def _view(schema: pa.Schema, paths: Sequence[str]) -> str:
     if paths:
         names = ", ".join(f'"{name}"' for name in schema.names)
-        listed = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+        listed = ", ".join("'" + path.replace("'", "''") + "'" for path in dict.fromkeys(paths))
         return f"SELECT {names} FROM read_parquet([{listed}], hive_partitioning = false)"
     typed = zip(schema.names, schema.types, strict=True)
     return "SELECT " + ", ".join(f'NULL::{_TYPES[kind]} AS "{name}"' for name, kind in typed) + " WHERE false"

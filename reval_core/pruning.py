@@ -1,0 +1,123 @@
+"""Pruning a finished run: the tokens of trajectories outside the buffer go, what SQL mostly asks about stays.
+
+The many small files of those rounds become one a table, and their manifests are read as pointing into it. What is
+given up is making a policy between two checkpoints again, since that takes the tokens that were drawn.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from reval_core.config import Config
+from reval_core.errors import InputError
+from reval_core.facts import SCHEMAS, Manifest, publish_table, read_table
+from reval_core.files import DAMAGED, publish_folder, publish_json, remove_folder
+from reval_core.run_folder import PRUNED, RunFolder, merged_name
+from reval_core.store import Store
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What pruning would do. Sizes are in bytes, as they are on the disk now."""
+
+    last_round: int
+    """The tokens of all rounds up to this one go; 0 if every trajectory is in the buffer."""
+    files: int
+    """Parquet files that are merged."""
+    size: int
+    """What they hold, of which a small part stays."""
+    leftovers: int
+    """Files that go whole: kept results of tasks, and what was set aside as damaged."""
+    leftovers_size: int
+
+
+def plan(folder: RunFolder, config: Config) -> Plan:
+    """What could go. Raises InputError if the run is not finished."""
+    if folder.manifest("recording", config.rounds) is None or not folder.summary.exists():
+        raise InputError(f"{folder.path}: is not finished; only a finished run can be pruned (reval resume)")
+    last = _oldest_live(folder, config) - 1
+    paths = {folder.path / file.path for one in _prunable(folder, last) for file in one.files}
+    leftovers = [path for path in _leftovers(folder) if path.is_file()]
+    return Plan(last, len(paths), _size(paths), len(leftovers), _size(leftovers))
+
+
+def prune(folder: RunFolder, config: Config, tick: Callable[[int, int], None] = lambda done, total: None) -> None:
+    """Do what `plan` says. The caller holds the folder's lock.
+
+    The merged files get their place by one rename. Killed before it, nothing has happened; killed after it, what
+    was merged is still there as well, and goes when this is done again.
+    """
+    last = plan(folder, config).last_round
+    groups = _grouped(_prunable(folder, last))
+
+    def write(partial: Path) -> None:
+        for number, ((stage, table), paths) in enumerate(groups.items()):
+            rows = _without_tokens(table, [read_table(folder.path / path) for path in paths])
+            publish_table(partial, merged_name(stage, table), table, rows)
+            tick(number + 1, len(groups))
+        publish_json(partial / PRUNED, {"at_round": config.rounds})
+
+    if groups and folder.pruned_to() < last:
+        publish_folder(folder.pruned(last), write)
+    _delete_unlisted(folder, last)
+    for path in _leftovers(folder):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _oldest_live(folder: RunFolder, config: Config) -> int:
+    store = Store(folder.path, folder.database, config.replay.capacity)
+    store.build(folder.manifests())
+    oldest = store.query("SELECT min(round) AS oldest FROM buffer").column("oldest")[0].as_py()
+    store.close()
+    return 0 if oldest is None else int(oldest)
+
+
+def _prunable(folder: RunFolder, last: int) -> list[Manifest]:
+    return [manifest for manifest in folder.manifests() if 0 < manifest.round <= last and manifest.files]
+
+
+def _grouped(manifests: list[Manifest]) -> dict[tuple[str, str], list[str]]:
+    """The files of each stage's table, in order."""
+    groups: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for manifest in manifests:
+        for file in manifest.files:
+            groups[manifest.stage, file.table][file.path] = None
+    return {name: list(paths) for name, paths in groups.items()}
+
+
+def _without_tokens(table: str, parts: list[pa.Table]) -> pa.Table:
+    """All rows, with nulls where there was one value a token."""
+    rows = pa.concat_tables(parts)
+    for place, field in enumerate(SCHEMAS[table]):
+        if pa.types.is_list(field.type):
+            rows = rows.set_column(place, field, pa.nulls(len(rows), field.type))
+    return rows
+
+
+def _delete_unlisted(folder: RunFolder, last: int) -> None:
+    if last == 0:
+        return
+    listed = {folder.path / file.path for manifest in folder.manifests() for file in manifest.files}
+    for path in folder.path.glob("pruned-?????"):
+        if path != folder.pruned(last):
+            remove_folder(path)
+    for round in range(1, last + 1):
+        shards, facts = (folder.manifest_path(stage, round).parent for stage in ("rollouts", "verification"))
+        for path in [*shards.glob("shard-*"), *facts.glob("*.parquet")]:  # with the notes of the shards
+            if path not in listed:
+                path.unlink()
+
+
+def _leftovers(folder: RunFolder) -> list[Path]:
+    kept_results = folder.cache.glob("*") if folder.cache.exists() else ()
+    return [*kept_results, *folder.path.rglob(f"*{DAMAGED}")]
+
+
+def _size(paths: set[Path] | list[Path]) -> int:
+    return sum(path.stat().st_size for path in paths)

@@ -1,0 +1,133 @@
+"""Pruning a finished run: what goes, what stays, and that nothing is lost if it is killed on the way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reval_core.check import check_run
+from reval_core.config import Config
+from reval_core.draws import DrawReader
+from reval_core.errors import Damaged, InputError
+from reval_core.facts import SCHEMAS
+from reval_core.pruning import plan, prune
+from reval_core.replay import recorded_policy, replay
+from reval_core.report import write_report
+from reval_core.run_folder import RunFolder
+from reval_core.store import rebuild_store, sql_views, tables_differing
+from reval_core.summary import summarise
+from tests.runs import run, small_config
+
+CONFIG = small_config(rounds=6, rollouts__prompts=8, rollouts__prompts_per_shard=2, replay__capacity=64)
+"""Six rounds of 32 trajectories, of which the last two are live."""
+
+LISTS = {"prompt_tokens", "response_tokens", "loss_mask", "engine_logprobs", "step_deltas", "policy_logprobs"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("finished") / "run"
+    run(path, CONFIG)
+    RunFolder(path).summary.write_text("{}")
+    return path
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> RunFolder:
+    shutil.copytree(finished, tmp_path / "run")
+    return RunFolder(tmp_path / "run")
+
+
+def rows(folder: RunFolder, tokens: bool) -> dict[str, list[tuple]]:
+    """Every row of every table, with or without what there is one of for each token."""
+    connection = sql_views(folder.path, folder.manifests())
+    found = {}
+    for table, schema in SCHEMAS.items():
+        columns = ", ".join(f'"{name}"' for name in schema.names if tokens or name not in LISTS)
+        found[table] = connection.sql(f'SELECT {columns} FROM "{table}" ORDER BY ALL').fetchall()
+    return found
+
+
+def problems(folder: RunFolder, config: Config = CONFIG) -> list[str]:
+    return [problem for finding in check_run(folder, config) for problem in finding.problems]
+
+
+def test_only_tokens_outside_the_buffer_go(folder):
+    before, files = rows(folder, tokens=False), len(list(folder.path.rglob("*.parquet")))
+    live = "SELECT * FROM trajectories JOIN scores USING (trajectory_id) WHERE trajectories.round > 4 ORDER BY ALL"
+    kept = sql_views(folder.path, folder.manifests()).sql(live).fetchall()
+    found = plan(folder, CONFIG)
+    assert (found.last_round, len(list(folder.path.rglob("*.parquet")))) == (4, files)
+    prune(folder, CONFIG)
+    connection = sql_views(folder.path, folder.manifests())
+    assert rows(folder, tokens=False) == before
+    assert connection.sql(live).fetchall() == kept
+    gone = "SELECT count(response_tokens), count(engine_logprobs) FROM trajectories WHERE round <= 4"
+    assert connection.sql(gone).fetchall() == [(0, 0)]
+    assert not list(folder.path.glob("rollouts/round=0000[1-4]/shard*"))
+    assert len(list(folder.path.rglob("*.parquet"))) < files - 4 * 8
+    assert plan(folder, CONFIG).size < found.size / 2
+
+
+def test_a_pruned_run_passes_its_check_and_gives_the_same_database_report_and_end(folder, tmp_path):
+    digest = summarise(folder)["policy_digest"]
+    database = tmp_path / "before.duckdb"
+    shutil.copy(folder.database, database)
+    prune(folder, CONFIG)
+    assert problems(folder) == []
+    rebuild_store(folder.path, folder.database, CONFIG.replay.capacity, folder.manifests())
+    assert tables_differing(folder.database, database) == []
+    write_report(folder)
+    assert run(folder.path, CONFIG)["policy_digest"] == digest
+
+
+def test_a_pruned_run_goes_on_as_one_that_was_not(folder, finished, tmp_path):
+    longer = CONFIG.model_copy(update={"rounds": 8})
+    shutil.copytree(finished, tmp_path / "whole")
+    prune(folder, CONFIG)
+    assert run(folder.path, longer)["policy_digest"] == run(tmp_path / "whole", longer)["policy_digest"]
+    assert problems(folder, longer) == []
+
+
+def test_policies_between_checkpoints_cannot_be_made_again_and_it_is_said(folder):
+    prune(folder, CONFIG)
+    with pytest.raises(Damaged, match=r"was pruned .* policies of its checkpoints stand: rounds 0, 2, .*6"):
+        replay(folder, CONFIG, DrawReader(folder), recorded_policy(folder, 3))
+    assert replay(folder, CONFIG, DrawReader(folder), recorded_policy(folder, 4)).policy
+
+
+def test_an_unfinished_run_is_not_pruned(folder):
+    with pytest.raises(InputError, match="is not finished"):
+        plan(folder, CONFIG.model_copy(update={"rounds": 7}))
+
+
+@pytest.mark.parametrize("number", [0, 3, 6])
+def test_killed_on_the_way_it_is_done_again(folder, number):
+    program = """if True:
+        import os, signal, sys
+        from reval_core.pruning import prune
+        from tests.integration.test_pruning import CONFIG, RunFolder, Path
+        left, replace = int(sys.argv[2]), os.replace
+        def counted(*paths):
+            global left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(*paths)
+        os.replace = counted
+        prune(RunFolder(Path(sys.argv[1])), CONFIG)
+    """
+    command = [sys.executable, "-c", program, str(folder.path), str(number)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], env=os.environ, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    before = rows(folder, tokens=False)
+    assert problems(folder) == []
+    prune(folder, CONFIG)
+    assert rows(folder, tokens=False) == before
+    assert problems(folder) == []
