@@ -97,7 +97,7 @@ def test_a_pruned_run_goes_on_as_one_that_was_not(folder, finished, tmp_path):
 
 def test_policies_between_checkpoints_cannot_be_made_again_and_it_is_said(folder):
     prune(folder, CONFIG)
-    with pytest.raises(Damaged, match=r"was pruned .* policies of its checkpoints stand: rounds 0, 2, .*6"):
+    with pytest.raises(Damaged, match=r"was pruned, .* policies of its checkpoints stand: rounds 0, 2, .*6"):
         replay(folder, CONFIG, DrawReader(folder), recorded_policy(folder, 3))
     assert replay(folder, CONFIG, DrawReader(folder), recorded_policy(folder, 4)).policy
 
