@@ -43,6 +43,7 @@ def train_rounds(session: Session, stages: Any) -> Iterator[int]:
             before = stages.reference_reset(session, round, policy)
 
         stages.recording(session, round, done)
+        session.store.publish_views(session.folder.tables)
         session.stop_if_collapsed(round)
         yield round
 

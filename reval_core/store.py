@@ -2,7 +2,7 @@
 
 The Parquet files are the truth; the database holds their scalars and can be deleted and built again. It has
 neither indexes nor primary keys. DuckDB lets no second process open a file that one writes to, so the trainer
-has it for itself while it runs, and everybody else reads the facts (`sql_views`).
+has it for itself while it runs, and everybody else reads the facts (`sql_views`, `Store.publish_views`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from reval_core.errors import Damaged, RevalError
 from reval_core.facts import SCHEMAS, Manifest
+from reval_core.files import publish_file
 
 _TYPES = {
     pa.int32(): "INTEGER",
@@ -115,6 +116,8 @@ class Store:
         self._database = database
         self._capacity = capacity
         self._connection: duckdb.DuckDBPyConnection | None = None
+        self._viewed: list[tuple[str, str]] | None = None
+        """The files that `publish_views` listed last."""
 
     def close(self) -> None:
         """Let go of the database. It is opened again when it is needed."""
@@ -165,6 +168,31 @@ class Store:
     def query(self, sql: str, **parameters: Any) -> pa.Table:
         """The rows that a query gives."""
         return self._open().sql(sql, params=parameters or None).to_arrow_table()
+
+    def publish_views(self, path: Path) -> None:
+        """Publish a small database with one view a table over the files that have been taken in, for readers.
+
+        It is a new file each time and never written in place, so no reader can hold the trainer up, or the
+        trainer a reader. The views name the files by absolute paths. Nothing is done where nothing has come in
+        since the last time.
+        """
+        held = self._open().execute('SELECT "table", path FROM published ORDER BY round, path').fetchall()
+        if held != self._viewed:
+            publish_file(path, lambda partial: self._write_views(partial, held))
+            self._viewed = held
+
+    def _write_views(self, path: Path, listed: list[tuple[str, str]]) -> None:
+        for left in (path, path.with_name(path.name + ".wal")):  # by a process that was killed
+            left.unlink(missing_ok=True)
+        with duckdb.connect() as connection:
+            # A file that DuckDB 1.5 can open as well.
+            connection.execute(f"ATTACH {_quoted(str(path))} AS tables (STORAGE_VERSION 'v1.5.0')")
+            connection.execute("USE tables")
+            connection.begin()
+            _create_views(connection, self._folder, listed)
+            connection.commit()
+            connection.execute("USE memory")
+            connection.execute("DETACH tables")
 
     def _refresh_buffer(self, connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> None:
         if manifest.stage == "consistency":
@@ -228,23 +256,32 @@ def sql_views(folder: Path, manifests: Iterable[Manifest]) -> duckdb.DuckDBPyCon
 
     It reads the Parquet files themselves, so it neither waits for a running trainer nor holds one up.
     """
-    paths: dict[str, list[str]] = {table: [] for table in SCHEMAS}
-    for manifest in manifests:
-        for file in manifest.files:
-            paths[file.table].append(str(folder / file.path))
+    listed = [(file.table, file.path) for manifest in manifests for file in manifest.files]
     connection = duckdb.connect()
+    _create_views(connection, folder, listed)
+    return connection
+
+
+def _create_views(connection: duckdb.DuckDBPyConnection, folder: Path, listed: Iterable[tuple[str, str]]) -> None:
+    """A view a table over these files, given by table and path. Raises Damaged if one cannot be read."""
+    paths: dict[str, list[str]] = {table: [] for table in SCHEMAS}
+    for table, path in listed:
+        paths[table].append(str(folder.absolute() / path))
     for table, schema in SCHEMAS.items():
         try:
             connection.execute(f'CREATE VIEW "{table}" AS {_view(schema, paths[table])}')
         except duckdb.Error as error:
             raise Damaged(f"{folder}: a file of {table} cannot be read ({str(error).splitlines()[0]})") from error
-    return connection
 
 
 def _view(schema: pa.Schema, paths: Sequence[str]) -> str:
     if paths:
         names = ", ".join(f'"{name}"' for name in schema.names)
-        listed = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+        listed = ", ".join(map(_quoted, paths))
         return f"SELECT {names} FROM read_parquet([{listed}], hive_partitioning = false)"
     typed = zip(schema.names, schema.types, strict=True)
     return "SELECT " + ", ".join(f'NULL::{_TYPES[kind]} AS "{name}"' for name, kind in typed) + " WHERE false"
+
+
+def _quoted(path: str) -> str:
+    return "'" + path.replace("'", "''") + "'"
