@@ -51,6 +51,7 @@ def train_rounds(session: Session, stages: Any) -> Iterator[int]:
             before = stages.reference_reset(session, round, policy)
 
         stages.recording(session, round, done)
+        session.store.publish_views(session.folder.tables)
         session.stop_if_collapsed(round)
         yield round
 
@@ -86,6 +87,7 @@ def _train_on_stored(session: Session, stages: Any, stored_rollouts: StoredRollo
             before = stages.reference_reset(session, round, policy)
 
         stages.recording(session, round, done)
+        session.store.publish_views(session.folder.tables)
         yield round
 
 
@@ -95,6 +97,7 @@ def import_responses(session: Session, stages: Any, material: Material) -> list[
     rollouts = stages.importing(session, 0, material)
     verdicts = stages.verification(session, 0, rollouts)
     stages.consistency(session, 0, rollouts, verdicts, policy, policy)
+    session.store.publish_views(session.folder.tables)
     return [rollouts, verdicts]
 
 

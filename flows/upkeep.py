@@ -49,7 +49,7 @@ def show_rebuild(run: Path, as_json: bool) -> None:
 
     folder, config = _run(run)
     with folder.lock():
-        rows = rebuild_store(folder.path, folder.database, config.replay.capacity, folder.manifests())
+        rows = rebuild_store(folder, config.replay.capacity)
     if as_json:
         print_json(rows)
     else:

@@ -19,7 +19,7 @@ from reval_core.errors import InputError
 from reval_core.facts import SCHEMAS, Manifest, publish_table, read_table
 from reval_core.files import DAMAGED, publish_folder, publish_json, remove_folder
 from reval_core.run_folder import PRUNED, RunFolder, merged_name
-from reval_core.store import Store
+from reval_core.store import Store, rebuild_store
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ def prune(folder: RunFolder, config: Config, tick: Callable[[int, int], None] = 
 
     if groups and folder.pruned_to() < last:
         publish_folder(folder.pruned(last), write)
+    rebuild_store(folder, config.replay.capacity)
     _delete_unlisted(folder, last)
     for path in _leftovers(folder):
         shutil.rmtree(path) if path.is_dir() else path.unlink()

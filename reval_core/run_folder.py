@@ -53,6 +53,8 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self.report = self.path / "report.html"
         self.database = self.path / "replay.duckdb"
+        self.tables = self.path / "tables.duckdb"
+        """Views of the tables, for readers."""
         self.checkpoints = self.path / "checkpoints"
         self.base = self.checkpoints / "base"
         """The frozen model under the adapters, of a run with LoRA."""

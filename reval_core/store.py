@@ -2,7 +2,7 @@
 
 The Parquet files are the truth; the database holds their scalars and can be deleted and built again. It has
 neither indexes nor primary keys. DuckDB lets no second process open a file that one writes to, so the trainer
-has it for itself while it runs, and everybody else reads the facts (`sql_views`).
+has it for itself while it runs, and everybody else reads the facts (`sql_views`, `Store.publish_views`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import pyarrow as pa
 
 from reval_core.errors import Damaged, RevalError
 from reval_core.facts import SCHEMAS, FactFile, Manifest
+from reval_core.files import publish_file
+from reval_core.run_folder import RunFolder
 
 _TYPES = {
     pa.int32(): "INTEGER",
@@ -36,17 +38,28 @@ _TYPES = {
 # Texts stay in the shards with the tokens: they would be most of the database.
 _TEXTS = {"problem", "gold", "prompt", "response"}
 
+# A draw reads a row here and a row there. Of an uncompressed column those are read alone, of a compressed one the
+# 2,048 rows around each.
 _BUFFER = """
     CREATE TABLE IF NOT EXISTS buffer (
-        trajectory_id BIGINT, round INTEGER, shard INTEGER, row INTEGER, shard_digest VARCHAR,
-        reward REAL, advantage REAL, reference VARCHAR, log_ref REAL, value_ref REAL, delta REAL
+        trajectory_id BIGINT USING COMPRESSION uncompressed,
+        round INTEGER USING COMPRESSION uncompressed,
+        shard INTEGER USING COMPRESSION uncompressed,
+        row INTEGER USING COMPRESSION uncompressed,
+        shard_digest VARCHAR,
+        reward REAL USING COMPRESSION uncompressed,
+        advantage REAL USING COMPRESSION uncompressed,
+        reference VARCHAR,
+        log_ref REAL USING COMPRESSION uncompressed,
+        value_ref REAL USING COMPRESSION uncompressed,
+        delta REAL USING COMPRESSION uncompressed
     )
 """
 
 # What is in the database already. A file's place counts from 0 within its manifest: a shard's number.
 _PUBLISHED = """
     CREATE TABLE IF NOT EXISTS published (
-        stage VARCHAR, round INTEGER, place INTEGER, "table" VARCHAR, content VARCHAR
+        stage VARCHAR, round INTEGER, place INTEGER, "table" VARCHAR, path VARCHAR, content VARCHAR
     )
 """
 
@@ -64,10 +77,11 @@ _ENTER_BUFFER = """
     ORDER BY t.trajectory_id
 """
 
+# A sort of the few oldest; the buffer as a whole is never sorted.
 _EVICT = """
-    DELETE FROM buffer WHERE trajectory_id < (
-        SELECT min(trajectory_id) FROM (
-            SELECT trajectory_id FROM buffer ORDER BY trajectory_id DESC LIMIT $capacity
+    DELETE FROM buffer WHERE trajectory_id <= (
+        SELECT max(trajectory_id) FROM (
+            SELECT trajectory_id FROM buffer ORDER BY trajectory_id LIMIT $surplus
         )
     )
 """
@@ -103,6 +117,8 @@ class Store:
         self._database = database
         self._capacity = capacity
         self._connection: duckdb.DuckDBPyConnection | None = None
+        self._viewed: list[tuple[str, str]] | None = None
+        """The files that `publish_views` listed last."""
 
     def close(self) -> None:
         """Let go of the database. It is opened again when it is needed."""
@@ -150,8 +166,8 @@ class Store:
                 )
             for place, file in new:
                 connection.execute(
-                    "INSERT INTO published VALUES (?, ?, ?, ?, ?)",
-                    [manifest.stage, manifest.round, place, file.table, file.content],
+                    "INSERT INTO published VALUES (?, ?, ?, ?, ?, ?)",
+                    [manifest.stage, manifest.round, place, file.table, file.path, file.content],
                 )
             if new:
                 self._refresh_buffer(connection, manifest)
@@ -160,10 +176,36 @@ class Store:
         """The rows that a query gives."""
         return self._open().sql(sql, params=parameters or None).to_arrow_table()
 
+    def publish_views(self, path: Path) -> None:
+        """Publish a small database with one view a table over the files that have been taken in, for readers.
+
+        It is a new file each time and never written in place, so no reader can hold the trainer up, or the
+        trainer a reader. The views name the files by absolute paths. Nothing is done where nothing has come in
+        since the last time.
+        """
+        held = self._open().execute('SELECT "table", path FROM published ORDER BY round, path').fetchall()
+        if held != self._viewed:
+            publish_file(path, lambda partial: self._write_views(partial, held))
+            self._viewed = held
+
+    def _write_views(self, path: Path, listed: list[tuple[str, str]]) -> None:
+        for left in (path, path.with_name(path.name + ".wal")):  # by a process that was killed
+            left.unlink(missing_ok=True)
+        with duckdb.connect() as connection:
+            # A file that DuckDB 1.5 can open as well.
+            connection.execute(f"ATTACH {_quoted(str(path))} AS tables (STORAGE_VERSION 'v1.5.0')")
+            connection.execute("USE tables")
+            connection.begin()
+            _create_views(connection, self._folder, listed)
+            connection.commit()
+            connection.execute("USE memory")
+            connection.execute("DETACH tables")
+
     def _refresh_buffer(self, connection: duckdb.DuckDBPyConnection, manifest: Manifest) -> None:
         if manifest.stage == "consistency":
             connection.execute(_ENTER_BUFFER, {"round": manifest.round})
-            connection.execute(_EVICT, {"capacity": self._capacity})
+            [(live,)] = connection.execute("SELECT count(*) FROM buffer").fetchall()
+            connection.execute(_EVICT, {"surplus": max(0, live - self._capacity)})
         elif manifest.stage == "learning":
             connection.execute(_REFRESH_PRIORITIES, {"round": manifest.round})
         elif manifest.stage == "reference_reset":
@@ -173,15 +215,16 @@ class Store:
     def _agrees(self, listed: dict[tuple[str, int, int], FactFile]) -> bool:
         """Whether the database can be read and holds nothing but what is listed, once; it may hold less."""
         try:
-            held = self._open().execute("SELECT stage, round, place, content FROM published").fetchall()
+            held = self._open().execute("SELECT stage, round, place, path, content FROM published").fetchall()
             rows = {table: self._count(table) for table in SCHEMAS}
         except duckdb.Error:
             return False
-        if any(tuple(place) not in listed or listed[tuple(place)].content != content for *place, content in held):
-            return False
         expected = dict.fromkeys(SCHEMAS, 0)
-        for *place, _ in held:
-            expected[listed[tuple(place)].table] += listed[tuple(place)].rows
+        for stage, round, place, path, content in held:
+            file = listed.get((stage, round, place))
+            if file is None or (file.path, file.content) != (path, content):
+                return False
+            expected[file.table] += file.rows
         return rows == expected
 
     def _count(self, table: str) -> int:
@@ -219,12 +262,13 @@ class Store:
         return self._connection
 
 
-def rebuild_store(folder: Path, database: Path, capacity: int, manifests: Iterable[Manifest]) -> dict[str, int]:
-    """Make a run's database again from its published facts, and tell how many rows each table has."""
-    for path in (database, database.with_name(database.name + ".wal")):
+def rebuild_store(folder: RunFolder, capacity: int) -> dict[str, int]:
+    """Make a run's database and its views again from its published facts, and tell how many rows each table has."""
+    for path in (folder.database, folder.database.with_name(folder.database.name + ".wal")):
         path.unlink(missing_ok=True)
-    store = Store(folder, database, capacity)
-    store.build(manifests)
+    store = Store(folder.path, folder.database, capacity)
+    store.build(folder.manifests())
+    store.publish_views(folder.tables)
     counts = {table: store.query(f'SELECT count(*) AS rows FROM "{table}"') for table in (*SCHEMAS, "buffer")}
     store.close()
     return {table: count.column("rows")[0].as_py() for table, count in counts.items()}
@@ -234,7 +278,7 @@ def tables_differing(one: Path, other: Path) -> list[str]:
     """The tables whose rows are not the same in two databases. Raises duckdb.Error if one is damaged."""
     with duckdb.connect() as connection:
         for name, path in (("one", one), ("other", other)):
-            connection.execute(f"ATTACH '{str(path).replace(chr(39), chr(39) * 2)}' AS {name} (READ_ONLY)")
+            connection.execute(f"ATTACH {_quoted(str(path))} AS {name} (READ_ONLY)")
         return [table for table in (*SCHEMAS, "buffer", "published") if _differ(connection, table)]
 
 
@@ -261,23 +305,32 @@ def sql_views(folder: Path, manifests: Iterable[Manifest]) -> duckdb.DuckDBPyCon
 
     It reads the Parquet files themselves, so it neither waits for a running trainer nor holds one up.
     """
-    paths: dict[str, list[str]] = {table: [] for table in SCHEMAS}
-    for manifest in manifests:
-        for file in manifest.files:
-            paths[file.table].append(str(folder / file.path))
+    listed = [(file.table, file.path) for manifest in manifests for file in manifest.files]
     connection = duckdb.connect()
+    _create_views(connection, folder, listed)
+    return connection
+
+
+def _create_views(connection: duckdb.DuckDBPyConnection, folder: Path, listed: Iterable[tuple[str, str]]) -> None:
+    """A view a table over these files, given by table and path. Raises Damaged if one cannot be read."""
+    paths: dict[str, list[str]] = {table: [] for table in SCHEMAS}
+    for table, path in listed:
+        paths[table].append(str(folder.absolute() / path))
     for table, schema in SCHEMAS.items():
         try:
             connection.execute(f'CREATE VIEW "{table}" AS {_view(schema, paths[table])}')
         except duckdb.Error as error:
             raise Damaged(f"{folder}: a file of {table} cannot be read ({str(error).splitlines()[0]})") from error
-    return connection
 
 
 def _view(schema: pa.Schema, paths: Sequence[str]) -> str:
     if paths:
         names = ", ".join(f'"{name}"' for name in schema.names)
-        listed = ", ".join("'" + path.replace("'", "''") + "'" for path in dict.fromkeys(paths))
+        listed = ", ".join(map(_quoted, dict.fromkeys(paths)))
         return f"SELECT {names} FROM read_parquet([{listed}], hive_partitioning = false)"
     typed = zip(schema.names, schema.types, strict=True)
     return "SELECT " + ", ".join(f'NULL::{_TYPES[kind]} AS "{name}"' for name, kind in typed) + " WHERE false"
+
+
+def _quoted(path: str) -> str:
+    return "'" + path.replace("'", "''") + "'"

@@ -85,6 +85,7 @@ class RowReader:
         self._folder = folder
         self._columns = columns
         self._files: OrderedDict[str, pa.Table] = OrderedDict()
+        self._bytes = 0
 
     def take(self, paths: Sequence[str], rows: Sequence[int]) -> pa.Table:
         """Row `rows[i]` of file `paths[i]`, for every i, in that order.
@@ -103,8 +104,10 @@ class RowReader:
     def _file(self, path: str) -> pa.Table:
         if path not in self._files:
             self._files[path] = read_table(self._folder / path, self._columns).combine_chunks()
-            while len(self._files) > 1 and sum(file.nbytes for file in self._files.values()) > CACHED_BYTES:
-                self._files.popitem(last=False)
+            self._bytes += self._files[path].nbytes
+            while len(self._files) > 1 and self._bytes > CACHED_BYTES:
+                _, oldest = self._files.popitem(last=False)
+                self._bytes -= oldest.nbytes
         self._files.move_to_end(path)
         return self._files[path]
 

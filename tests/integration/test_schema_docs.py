@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from reval_core.facts import SCHEMAS
 from reval_core.run_folder import RunFolder
-from reval_core.store import sql_views
+from reval_core.store import Store, sql_views
 from tests.facts import hand_made_run
 
 TEXT = (Path(__file__).parents[2] / "docs" / "schema.md").read_text(encoding="utf-8")
@@ -45,10 +48,27 @@ def test_every_query_runs_and_finds_something(number: str, query: str, folder: R
 
 
 def test_plain_duckdb_reads_the_files_as_the_docs_say(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    import duckdb
-
     (command,) = re.findall(r'^duckdb -c "(.*)"$', TEXT, re.MULTILINE)
     monkeypatch.chdir(folder.path.parent)
     with duckdb.connect() as connection:
         found = connection.execute(command.replace("runs/demo", folder.name)).fetchall()
     assert [row[0] for row in found] == [1, 2]
+
+
+def test_the_database_of_views_opens_as_the_docs_say(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By DuckDB's own program where there is one, else by the Python package, which opens the same file."""
+    ((path, query),) = re.findall(r'^duckdb -readonly (\S+) "(.*)"$', TEXT, re.MULTILINE)
+    path = path.replace("runs/demo", folder.name)
+    monkeypatch.chdir(folder.path.parent)
+    store = Store(folder.path, folder.database, capacity=100)
+    store.build(folder.manifests())
+    store.publish_views(folder.tables)
+    store.close()
+    if program := shutil.which("duckdb"):
+        command = [program, "-readonly", "-csv", "-noheader", path, query]
+        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+        rounds = [int(line.split(",")[0]) for line in lines]
+    else:
+        with duckdb.connect(path, read_only=True) as connection:
+            rounds = [row[0] for row in connection.execute(query).fetchall()]
+    assert rounds == [1, 2]

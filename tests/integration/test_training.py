@@ -60,6 +60,12 @@ def test_a_run_leaves_one_row_for_every_event(finished):
     assert held_out > 0
 
 
+def test_plain_duckdb_opens_the_tables_of_a_run(finished):
+    with duckdb.connect(RunFolder(finished).tables, read_only=True) as views:
+        assert views.execute("SELECT round FROM rounds ORDER BY round").fetchall() == [(1,), (2,), (3,)]
+        assert views.execute("SELECT count(response_tokens) FROM trajectories").fetchall() == [(3 * 64,)]
+
+
 def test_the_database_can_be_deleted_and_built_again(finished, tmp_path):
     folder = RunFolder(finished)
     again = Store(folder.path, tmp_path / "again.duckdb", capacity=160)

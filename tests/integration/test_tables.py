@@ -1,0 +1,107 @@
+"""`tables.duckdb`: what readers may open while a trainer trains."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from reval_core.errors import Damaged
+from reval_core.facts import SCHEMAS
+from reval_core.run_folder import RunFolder
+from reval_core.store import Store, sql_views
+from tests.facts import hand_made_run
+from tests.integration.process_tables import ROWS
+
+ROUNDS = 20
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "it's a [run]*")
+    hand_made_run(folder)
+    return folder
+
+
+def store_of(folder: RunFolder) -> Store:
+    store = Store(folder.path, folder.database, capacity=100)
+    store.build(folder.manifests())
+    return store
+
+
+def test_a_reader_and_a_trainer_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    """Every opening finds whole rounds, never fewer than the one before, and the trainer gets to its end."""
+    folder = RunFolder(tmp_path / "run")
+    command = [sys.executable, "-m", "tests.integration.process_tables", str(folder.path), str(ROUNDS)]
+    trainer = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    seen = [0]
+    while seen[-1] < ROUNDS:
+        state = trainer.poll()
+        if folder.tables.exists():
+            with duckdb.connect(folder.tables, read_only=True) as reader:
+                rounds = reader.execute("SELECT round FROM rounds ORDER BY round").fetchall()
+                verdicts = reader.execute("SELECT round, count(*) FROM verdicts GROUP BY round").fetchall()
+            assert [round for (round,) in rounds] == list(range(1, len(rounds) + 1))
+            assert sorted(verdicts) == [(round, ROWS) for (round,) in rounds]
+            assert len(rounds) >= seen[-1]
+            seen.append(len(rounds))
+        assert state is None or seen[-1] == ROUNDS, "the trainer ended and its last round is not there"
+    assert trainer.wait(timeout=60) == 0
+    assert len(set(seen)) > 5, "the reader came too seldom to have met the trainer"
+
+
+def test_an_open_reader_keeps_what_it_opened(folder: RunFolder) -> None:
+    store = store_of(folder)
+    store.publish_views(folder.tables)
+    with duckdb.connect(folder.tables, read_only=True) as reader:
+        opened = folder.tables.stat()
+        before = reader.execute("SELECT count(*) FROM rounds").fetchall()
+        store_of(folder).publish_views(folder.tables)
+        assert folder.tables.stat().st_ino != opened.st_ino
+        assert reader.execute("SELECT count(*) FROM rounds").fetchall() == before
+    store.close()
+
+
+def test_the_views_are_those_of_reval_sql(folder: RunFolder) -> None:
+    """Texts and lists included, from a folder whose name is full of quotes and wildcards."""
+    store = store_of(folder)
+    store.publish_views(folder.tables)
+    with sql_views(folder.path, folder.manifests()) as ours, duckdb.connect(folder.tables, read_only=True) as plain:
+        for table in SCHEMAS:
+            query = f'SELECT * FROM "{table}" ORDER BY ALL'
+            assert plain.execute(query).fetchall() == ours.execute(query).fetchall()
+    store.close()
+
+
+def test_a_new_file_is_published_only_where_something_came_in(folder: RunFolder) -> None:
+    store = store_of(folder)
+    store.publish_views(folder.tables)
+    first = folder.tables.stat()
+    store.publish_views(folder.tables)
+    assert folder.tables.stat().st_ino == first.st_ino
+    store.close()
+
+
+def test_what_a_killed_process_left_is_no_hindrance(folder: RunFolder) -> None:
+    for name in ("tables.duckdb.partial", "tables.duckdb.partial.wal"):
+        (folder.path / name).write_bytes(b"half a database")
+    store = store_of(folder)
+    store.publish_views(folder.tables)
+    store.close()
+    with duckdb.connect(folder.tables, read_only=True) as reader:
+        assert reader.execute("SELECT round FROM rounds ORDER BY round").fetchall() == [(1,), (2,)]
+    assert sorted(path.name for path in folder.path.glob("tables*")) == ["tables.duckdb"]
+
+
+def test_a_damaged_file_is_named_and_the_old_views_stay(folder: RunFolder) -> None:
+    store = store_of(folder)
+    store.publish_views(folder.tables)
+    store.close()
+    before = folder.tables.read_bytes()
+    (folder.path / folder.facts(1, "rounds")).write_bytes(b"no Parquet")
+    with pytest.raises(Damaged, match="a file of rounds cannot be read"):
+        store_of(folder).publish_views(folder.tables)
+    assert folder.tables.read_bytes() == before
