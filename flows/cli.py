@@ -36,7 +36,10 @@ def cli() -> None:
 @click.option("--dry-run", is_flag=True, help="Check everything and show what the run would do; change nothing.")
 @_JSON
 def train(config: Path, run_dir: Path | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
-    """Train as CONFIG says, in the foreground, or go on with a run that was interrupted."""
+    """Train as CONFIG says, in the foreground.
+
+    Given again, it goes on with a run that was interrupted.
+    """
     if dry_run:
         from flows.show import show_plan
 
@@ -51,7 +54,7 @@ def train(config: Path, run_dir: Path | None, overrides: tuple[str, ...], dry_ru
 @_RUN
 @_JSON
 def resume(run: Path, as_json: bool) -> None:
-    """Go on with RUN where it was interrupted, with the config that it keeps."""
+    """Go on with RUN where it was interrupted."""
     from flows.foreground import train_here
     from reval_core.run_folder import existing_run
 
@@ -62,7 +65,7 @@ def resume(run: Path, as_json: bool) -> None:
 @_RUN
 @_JSON
 def check(run: Path, as_json: bool) -> None:
-    """Verify RUN: its checksums, the rows that should exist, the database, and that its last checkpoint replays."""
+    """Verify RUN's files, rows, database and replay."""
     from flows.upkeep import show_check
 
     show_check(run, as_json)
@@ -72,7 +75,7 @@ def check(run: Path, as_json: bool) -> None:
 @_RUN
 @_JSON
 def rebuild(run: Path, as_json: bool) -> None:
-    """Make RUN's database again from its Parquet files."""
+    """Make RUN's database again from its facts."""
     from flows.upkeep import show_rebuild
 
     show_rebuild(run, as_json)
@@ -84,7 +87,10 @@ def rebuild(run: Path, as_json: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder that transformers loads.")
 @_JSON
 def policy(run: Path, round: int | None, out: Path, as_json: bool) -> None:
-    """Make the policy of any round of RUN again, from a checkpoint and the draws after it."""
+    """Make the policy of any round of RUN again.
+
+    It comes from the newest checkpoint before, and the recorded draws after that.
+    """
     from flows.upkeep import show_policy
 
     show_policy(run, round, out, as_json)
@@ -95,7 +101,10 @@ def policy(run: Path, round: int | None, out: Path, as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do it; without, only say what would go.")
 @_JSON
 def prune(run: Path, yes: bool, as_json: bool) -> None:
-    """Drop the tokens of a finished RUN outside its buffer, and merge its many small files."""
+    """Drop old tokens of a finished RUN, if asked.
+
+    Rounds outside its buffer lose what there is one of for each token, and their small files are merged.
+    """
     from flows.upkeep import show_prune
 
     show_prune(run, yes, as_json)
@@ -103,7 +112,10 @@ def prune(run: Path, yes: bool, as_json: bool) -> None:
 
 @cli.command()
 def serve() -> None:
-    """Run a Prefect server and a worker: then `prefect deployment run reval-train/default` trains."""
+    """Run a Prefect server and a worker.
+
+    Then `prefect deployment run reval-train/default` trains.
+    """
     import time
 
     from flows.server import server, worker
@@ -120,7 +132,7 @@ def serve() -> None:
 
 @cli.command()
 def demo() -> None:
-    """Train configs/demo.yaml through Prefect, from starting the server to the report."""
+    """Train configs/demo.yaml through Prefect."""
     from flows.demo import run_demo
 
     run_demo()
@@ -154,7 +166,10 @@ def import_(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Store the responses in FILE (Parquet or JSONL) for runs with rollouts.source: stored to learn from."""
+    """Store the responses in FILE to learn from.
+
+    FILE is Parquet or JSONL. Runs with rollouts.source: stored then learn from them.
+    """
     from flows.importing import import_file
 
     import_file(file, config, overrides, run_dir, columns, as_json)
@@ -166,7 +181,10 @@ def import_(
 @_JSON
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV for programs.")
 def sql(run: Path, query: str, as_json: bool, as_csv: bool) -> None:
-    """Ask SQL about RUN, also while it is training. docs/schema.md describes the tables."""
+    """Ask SQL about RUN, also while it trains.
+
+    docs/schema.md describes the tables.
+    """
     from flows.show import show_query
 
     show_query(run, query, "json" if as_json else "csv" if as_csv else "table")
@@ -185,7 +203,10 @@ def runs(folder: Path, as_json: bool) -> None:
 @cli.command()
 @_RUN
 def report(run: Path) -> None:
-    """Write RUN's report: one page with its curves, hardest prompts and example trajectories."""
+    """Write RUN's report, a page of its own.
+
+    It shows curves, the hardest prompts and example trajectories.
+    """
     from reval_core.report import write_report
     from reval_core.run_folder import existing_run
 
@@ -196,7 +217,10 @@ def report(run: Path) -> None:
 @click.argument("config", type=click.Path(path_type=Path), required=False)
 @_JSON
 def doctor(config: Path | None, as_json: bool) -> None:
-    """Say what is installed, which engines can run here, and what CONFIG would do."""
+    """Say what is installed and can run here.
+
+    With CONFIG, also what that would do.
+    """
     from flows.show import show_doctor
 
     show_doctor(config, as_json)

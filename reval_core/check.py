@@ -135,7 +135,7 @@ def _replay(folder: RunFolder, config: Config, tick: Callable[[int, int], None])
     if len(saved) < 2:
         return Finding("replay", "fewer than two checkpoints: nothing to compare yet")
     if saved[-2] < folder.pruned_at():
-        return Finding("replay", "not done: the run was pruned, and the tokens that were drawn are gone")
+        return Finding("replay", "left out: the run was pruned, and the tokens that were drawn are gone")
     try:
         newest = _replayed(folder, config, saved[-1], tick)
     except Damaged as error:
