@@ -1,6 +1,6 @@
-"""Draws from the buffer: uniform is uniform, priorities are honoured, seeds decide."""
+"""Draws from the buffer: what a draw holds, and that the seed alone decides. Frequencies are next door."""
 
-import itertools
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -9,41 +9,17 @@ import pyarrow as pa
 import pytest
 
 from reval_core.config import Replay
+from reval_core.files import digest
 from reval_core.sampling import draw_round, effective_sample_size, importance_exponent
 from reval_core.store import Store
+from tests.buffers import buffer_of
 
 BATCH = 8
 
 
 @pytest.fixture
 def make_store(tmp_path: Path):
-    def make(deltas, rounds=None) -> Store:
-        count = len(deltas)
-        store = Store(tmp_path, tmp_path / "replay.duckdb", capacity=1000)
-        store.build([])
-        store.close()
-        rows = pa.table(
-            {
-                "trajectory_id": np.arange(count),
-                "round": np.array(rounds if rounds is not None else [1] * count),
-                "shard": np.zeros(count, dtype=int),
-                "row": np.arange(count),
-                "shard_digest": ["digest"] * count,
-                "reward": np.ones(count),
-                "advantage": np.zeros(count),
-                "reference": ["reference"] * count,
-                "log_ref": np.zeros(count),
-                "value_ref": np.zeros(count),
-                "delta": np.array(deltas, dtype=float),
-            }
-        )
-        connection = duckdb.connect(tmp_path / "replay.duckdb")
-        connection.register("given", rows)
-        connection.execute("INSERT INTO buffer SELECT * FROM given")
-        connection.close()
-        return store
-
-    return make
+    return partial(buffer_of, tmp_path)
 
 
 def draw(
@@ -54,28 +30,6 @@ def draw(
 
 def settings(sampling: str, **more) -> Replay:
     return Replay(capacity=1000, sampling=sampling, first="buffer", **more)
-
-
-def test_a_uniform_draw_is_uniform(make_store):
-    """Chi-square over 40 trajectories and 600 draws: 99.9% of uniform draws stay below 73."""
-    store = make_store(np.linspace(0, 5, 40))
-    draws = draw(store, settings("uniform"), seed=0, updates=600)
-    counts = np.bincount(draws.column("trajectory_id").to_numpy(), minlength=40)
-    expected = 600 * BATCH / 40
-    # Drawing without replacement narrows the spread by (1 - 8/40).
-    assert ((counts - expected) ** 2 / expected).sum() / (1 - BATCH / 40) < 73
-    assert set(draws.column("probability").to_pylist()) == {BATCH / 40}
-
-
-def test_draws_under_different_seeds_are_independent(make_store):
-    """Two draws of 8 from 40 share 1.6 on average, and a pair is drawn together 56/1560 of the time."""
-    store = make_store(np.ones(40))
-    draws = draw(store, settings("uniform"), seed=3, updates=400).to_pandas()
-    chosen = [set(group) for _, group in draws.groupby("update")["trajectory_id"]]
-    overlaps = [len(one & other) for one, other in itertools.pairwise(chosen)]
-    assert np.mean(overlaps) == pytest.approx(1.6, abs=0.2)
-    together = np.mean([{0, 1} <= group for group in chosen])
-    assert together == pytest.approx(56 / 1560, abs=0.03)
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "prioritised", "fresh"])
@@ -91,32 +45,6 @@ def test_no_trajectory_is_drawn_twice_in_an_update(make_store):
     assert not draws.duplicated(["update", "trajectory_id"]).any()
 
 
-def test_priorities_set_how_often_a_trajectory_is_drawn(make_store):
-    """Inclusion frequencies against a brute-force draw without replacement by the same weights."""
-    deltas = np.array([0.0, 0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
-    replay = settings("prioritised", priority_exponent=0.6)
-    draws = draw(make_store(deltas), replay, seed=0, updates=700, batch=3)
-    found = np.bincount(draws.column("trajectory_id").to_numpy(), minlength=8) / 700
-
-    weights = (deltas + 1e-3) ** 0.6
-    rng = np.random.default_rng(0)
-    brute = np.zeros(8)
-    for _ in range(20_000):
-        brute[rng.choice(8, size=3, replace=False, p=weights / weights.sum())] += 1 / 20_000
-    np.testing.assert_allclose(found, brute, atol=0.04)
-
-
-def test_recorded_probabilities_make_estimates_unbiased(make_store):
-    """The mean of x over the buffer from Σ x/p over a draw (Horvitz and Thompson), over 700 draws."""
-    deltas = np.linspace(0.1, 6, 60)
-    values = deltas**2
-    draws = draw(make_store(deltas), settings("prioritised"), seed=0, updates=700, batch=10).to_pandas()
-    estimates = (values[draws.trajectory_id] / draws.probability).groupby(draws["update"]).sum() / 60
-    error = 3 * estimates.std() / np.sqrt(700)
-    assert estimates.mean() == pytest.approx(values.mean(), abs=error)
-    assert error < 0.05 * values.mean()
-
-
 def test_importance_weights_are_annealed_powers_of_the_probabilities(make_store):
     replay = settings("prioritised", importance_exponent=(0.4, 1.0), importance_rounds=11)
     assert importance_exponent(replay, 1) == 0.4
@@ -126,14 +54,6 @@ def test_importance_weights_are_annealed_powers_of_the_probabilities(make_store)
     expected = (found.probability.min() / found.probability) ** 0.7
     np.testing.assert_allclose(found.weight, expected, rtol=1e-6)
     assert found.weight.max() == 1.0
-
-
-def test_fresh_sampling_prefers_the_young_by_their_decay(make_store):
-    rounds = np.repeat([1, 2, 3, 4], 50)
-    store = make_store(np.ones(200), rounds)
-    draws = draw(store, settings("fresh", age_decay=0.5), seed=0, updates=400, round=4).to_pandas()
-    shares = draws.groupby("staleness").size() / len(draws)
-    np.testing.assert_allclose(shares[[0, 1, 2, 3]], np.array([8, 4, 2, 1]) / 15, atol=0.03)
 
 
 def test_the_first_draw_is_the_whole_fresh_batch_and_the_others_come_from_the_buffer(make_store):
@@ -156,3 +76,43 @@ def test_a_buffer_smaller_than_a_batch_is_drawn_whole(make_store):
 def test_the_effective_sample_size_counts_equal_weights_fully():
     assert effective_sample_size(np.ones(7)) == pytest.approx(7)
     assert effective_sample_size(np.array([1.0, 0, 0])) == pytest.approx(1)
+
+
+SKEWS = {
+    "even": lambda rng: rng.random(5000),
+    "heavy-tailed": lambda rng: rng.lognormal(0, 3, 5000),
+    "one giant": lambda rng: np.append(np.zeros(4999), 1e6),
+    "all zero": lambda rng: np.zeros(5000),
+    "with a NaN": lambda rng: np.append(rng.random(4999), np.nan),
+}
+
+
+@pytest.mark.parametrize("skew", SKEWS)
+def test_a_draw_is_the_smallest_keys_of_the_whole_buffer(make_store, skew):
+    """Keys are computed of few trajectories; sorting the keys of all gives the same draw."""
+    store = make_store(SKEWS[skew](np.random.default_rng(0)))
+    drawn = draw(store, settings("prioritised", priority_exponent=0.8), seed=5, batch=64)
+    assert drawn.column("trajectory_id").to_pylist() == smallest_keys(store, "pow(abs(delta) + 0.001, 0.8)", 64)
+
+
+def test_draws_are_the_same_under_any_number_of_threads(make_store, tmp_path):
+    """Of a buffer of several row groups, which DuckDB spreads over its threads."""
+    store = make_store(np.random.default_rng(0).lognormal(0, 1, 400_000))
+    replay = settings("prioritised")
+    draws = []
+    for threads in (1, 2, 3):
+        with duckdb.connect(tmp_path / "replay.duckdb") as connection:
+            connection.execute(f"SET threads = {threads}")
+            draws.append(draw(store, replay, seed=5, updates=2, batch=500))
+    assert draws[0].equals(draws[1])
+    assert draws[0].equals(draws[2])
+    first = draws[0].column("trajectory_id").to_pylist()[:500]
+    assert first == smallest_keys(store, "pow(abs(delta) + 0.001, 0.6)", 500)
+
+
+def smallest_keys(store: Store, weight: str, batch: int) -> list[int]:
+    """The trajectories of the smallest keys under seed 5, from the keys of all."""
+    shift = int(digest("draw", 5, 1, 1)[:15], 16)
+    key = f"-ln((hash(trajectory_id + {shift})::DOUBLE + 1) / 18446744073709551617.0) / {weight}"
+    found = store.query(f"SELECT trajectory_id FROM buffer ORDER BY {key}, trajectory_id LIMIT {batch}")
+    return found.column("trajectory_id").to_pylist()

@@ -1,0 +1,39 @@
+"""A replay store with a buffer of given residuals, without a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from reval_core.store import Store
+
+
+def buffer_of(folder: Path, deltas: Sequence[float], rounds: Sequence[int] | None = None) -> Store:
+    """A store whose buffer holds trajectories 0, 1, … with these residuals, of these rounds (all of round 1)."""
+    count = len(deltas)
+    store = Store(folder, folder / "replay.duckdb", capacity=max(1000, count))
+    store.build([])
+    store.close()
+    rows = pa.table(
+        {
+            "trajectory_id": np.arange(count),
+            "round": np.array(rounds if rounds is not None else [1] * count),
+            "shard": np.zeros(count, dtype=int),
+            "row": np.arange(count),
+            "shard_digest": ["digest"] * count,
+            "reward": np.ones(count),
+            "advantage": np.zeros(count),
+            "reference": ["reference"] * count,
+            "log_ref": np.zeros(count),
+            "value_ref": np.zeros(count),
+            "delta": np.array(deltas, dtype=float),
+        }
+    )
+    with duckdb.connect(folder / "replay.duckdb") as connection:
+        connection.register("given", rows)
+        connection.execute("INSERT INTO buffer SELECT * FROM given")
+    return store
