@@ -22,27 +22,31 @@ def train_rounds(session: Session, stages: Any) -> Iterator[int]:
     What earlier attempts have published is not done again.
     """
     config = session.config
-    if isinstance(config.rollouts, StoredRollouts):
-        yield from _train_on_stored(session, stages, config.rollouts)
-        return
+    stored = isinstance(config.rollouts, StoredRollouts)
     before = stages.warm_start(session, 0)
     policy = reference = Policy.of(before)
-    best = (goodness(stages.evaluation(session, 0, policy)), 0)
+    scores = _taken_over(session, stages, policy) if stored else None
+
+    def evaluate(round: int) -> Manifest:
+        if stored:
+            return stages.residual_evaluation(session, round, policy, reference, scores)
+        return stages.evaluation(session, round, policy)
+
+    best = (goodness(evaluate(0)), 0)
     yield 0
     for round in range(1, config.rounds + 1):
-        rollouts = stages.rollouts(session, round, policy)
-        verdicts = stages.verification(session, round, rollouts)
-        scores = stages.consistency(session, round, rollouts, verdicts, policy, reference)
+        fresh = [] if stored else _fresh(session, stages, round, policy, reference)
+        scores = fresh[-1] if fresh else scores
         draws = stages.sampling(session, round, scores, before)
         before = stages.learning(session, round, draws, policy)
         policy = Policy.of(before)
-        done = [rollouts, verdicts, scores, draws, before]
+        done = [*fresh, draws, before]
 
         if _due(session, "evaluation", round, config.evaluation.every):
-            evaluation = stages.evaluation(session, round, policy)
+            evaluation = evaluate(round)
             best = max(best, (goodness(evaluation), round))
             done.append(evaluation)
-        reset = _resets(session, round)
+        reset = config.reference.reset_every is not None and round % config.reference.reset_every == 0
         if reset:
             reference = policy
         if reset or best[1] == round or _due(session, "checkpoint", round, config.checkpoints.every):
@@ -52,43 +56,26 @@ def train_rounds(session: Session, stages: Any) -> Iterator[int]:
 
         stages.recording(session, round, done)
         session.store.publish_views(session.folder.tables)
-        session.stop_if_collapsed(round)
+        if not stored:
+            session.stop_if_collapsed(round)
         yield round
 
 
-def _train_on_stored(session: Session, stages: Any, stored_rollouts: StoredRollouts) -> Iterator[int]:
-    """As `train_rounds`, on the trajectories of another run: none are generated, and no engine is needed."""
-    config = session.config
-    stored = stored_run(session.folder, stored_rollouts)
+def _fresh(session: Session, stages: Any, round: int, policy: Policy, reference: Policy) -> list[Manifest]:
+    """The round's own trajectories: generated, judged, scored."""
+    rollouts = stages.rollouts(session, round, policy)
+    verdicts = stages.verification(session, round, rollouts)
+    return [rollouts, verdicts, stages.consistency(session, round, rollouts, verdicts, policy, reference)]
+
+
+def _taken_over(session: Session, stages: Any, policy: Policy) -> Manifest:
+    """The trajectories of a stored run, with its verdicts, scored under policy 0. No round generates any."""
+    stored = stored_run(session.folder, session.config.rollouts)
     keep_stored_run(session.folder, stored)
-    before = stages.warm_start(session, 0)
-    policy = reference = Policy.of(before)
     rollouts = stages.stored_rollouts(session, 0, stored)
     verdicts = stages.stored_verdicts(session, 0, stored, rollouts)
-    scores = stages.consistency(session, 0, rollouts, verdicts, policy, reference)
-    best = (goodness(stages.residual_evaluation(session, 0, policy, reference, scores)), 0)
-    yield 0
-    for round in range(1, config.rounds + 1):
-        draws = stages.sampling(session, round, scores, before)
-        before = stages.learning(session, round, draws, policy)
-        policy = Policy.of(before)
-        done = [draws, before]
-
-        if _due(session, "evaluation", round, config.evaluation.every):
-            evaluation = stages.residual_evaluation(session, round, policy, reference, scores)
-            best = max(best, (goodness(evaluation), round))
-            done.append(evaluation)
-        reset = _resets(session, round)
-        if reset:
-            reference = policy
-        if reset or best[1] == round or _due(session, "checkpoint", round, config.checkpoints.every):
-            stages.checkpoint(session, round, policy, [0, reference.round, best[1]])
-        if reset:
-            before = stages.reference_reset(session, round, policy)
-
-        stages.recording(session, round, done)
-        session.store.publish_views(session.folder.tables)
-        yield round
+    scores: Manifest = stages.consistency(session, 0, rollouts, verdicts, policy, policy)
+    return scores
 
 
 def import_responses(session: Session, stages: Any, material: Material) -> list[Manifest]:
@@ -99,12 +86,6 @@ def import_responses(session: Session, stages: Any, material: Material) -> list[
     stages.consistency(session, 0, rollouts, verdicts, policy, policy)
     session.store.publish_views(session.folder.tables)
     return [rollouts, verdicts]
-
-
-def _resets(session: Session, round: int) -> bool:
-    """Whether the policy after a round becomes the reference."""
-    every = session.config.reference.reset_every
-    return every is not None and round % every == 0
 
 
 def _due(session: Session, stage: str, round: int, every: int) -> bool:
