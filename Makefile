@@ -29,9 +29,9 @@ test: venv-test
 test-faults: venv-test
 	$(BIN)/pytest -m "full or not full" tests/faults
 
-# Ratios of the learner to its baselines; with bench-peers done before, to TRL as well.
+# Ratios of the learner to its baselines; with bench-peers done before, to TRL as well. Then the store's times.
 bench: venv
-	$(BIN)/python benchmarks/learner.py
+	$(BIN)/python benchmarks/learner.py; learner=$$?; $(BIN)/python benchmarks/store.py && exit $$learner
 
 # TRL in an environment of its own: it is measured against, never depended on.
 bench-peers: .venv-peers/.installed

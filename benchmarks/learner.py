@@ -9,25 +9,18 @@ The comparison with TRL needs `make bench-peers` first, which puts TRL into an e
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks import learner_gpu
+from benchmarks.record import record, run
 from benchmarks.workloads import TRL_LENGTHS
 
-BASELINES = ROOT / "benchmarks/baselines"
 PEERS = ROOT / ".venv-peers/bin/python"
 REPEATS = 3
 
@@ -40,16 +33,6 @@ LIMITS: dict[str, tuple[str, float]] = {
     "stage_vs_bare": ("at least", 0.9),
 }
 """What the learner is held to; a run of this file says which of these it missed."""
-
-
-def run(*command: str) -> dict[str, Any]:
-    """What a process prints as the last line, JSON."""
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    print("  " + json.dumps(found), flush=True)
-    return found
 
 
 def case(name: str) -> dict[str, Any]:
@@ -105,40 +88,12 @@ def measure_all() -> dict[str, Any]:
     return found
 
 
-def circumstances() -> dict[str, Any]:
-    """Where, when and with what."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "commit": commit.stdout.strip(),
-        "date": datetime.date.today().isoformat(),
-    }
-
-
-def misses(found: dict[str, Any]) -> list[str]:
-    """The ratios on the wrong side of their limits, in words."""
-    said = []
-    for name, (side, limit) in LIMITS.items():
-        if name in found and (found[name] > limit if side == "at most" else found[name] < limit):
-            said.append(f"{name} is {found[name]:.3f}, and should be {side} {limit:.3f}")
-    return said
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gpu", action="store_true", help="measure a training step of a 0.6B model on a GPU")
     arguments = parser.parse_args()
     found = learner_gpu.measure_all() if arguments.gpu else measure_all() | {"limits": LIMITS}
-    target = BASELINES / ("learner-gpu.json" if arguments.gpu else "learner.json")
-    target.write_text(json.dumps(found | circumstances(), indent=2) + "\n")
-    for name in LIMITS:
-        if name in found:
-            print(f"{name:22} {found[name]:.3f}")
-    print(f"written to {target.relative_to(ROOT)}")
-    missed = misses(found)
-    if missed:
-        raise SystemExit("\n".join(missed))
+    record("learner-gpu" if arguments.gpu else "learner", found, LIMITS, ("torch", "transformers"))
 
 
 if __name__ == "__main__":

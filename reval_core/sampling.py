@@ -197,9 +197,9 @@ def _as_draw(rows: pa.Table, round: int, update: int) -> pa.Table:
     count = len(rows)
     columns = {
         **{name: rows.column(name) for name in rows.column_names},
-        "round": pa.array([round] * count),
-        "update": pa.array([update] * count),
-        "position": pa.array(range(count)),
+        "round": pa.array(np.full(count, round)),
+        "update": pa.array(np.full(count, update)),
+        "position": pa.array(np.arange(count)),
         "staleness": pa.array(round - rows.column("trajectory_round").to_numpy()),
     }
     schema = SCHEMAS["draws"]
