@@ -10,7 +10,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 
-from reval_core.files import publish_json, read_json
+from reval_core.files import publish_sealed, read_sealed
 from reval_core.run_folder import RunFolder
 
 log = logging.getLogger("reval")
@@ -23,7 +23,7 @@ def close_leftovers(folder: RunFolder) -> None:
     was killed. As `Crashed` it can be retried on Prefect's page.
     """
     note = folder.path / "prefect.json"
-    earlier: list[str] = read_json(note)["flow_runs"] if note.exists() else []
+    earlier: list[str] = read_sealed(note)["flow_runs"] if note.exists() else []
     current = flow_run.get_id()
     with get_client(sync_client=True) as client:
         for identity in earlier:
@@ -37,4 +37,4 @@ def close_leftovers(folder: RunFolder) -> None:
                 message = f"its process died; {folder.name} goes on in another flow run"
                 client.set_flow_run_state(UUID(identity), Crashed(message=message), force=True)
                 log.info("flow run %s was left as %s and is Crashed now", identity, state.name)
-    publish_json(note, {"flow_runs": [*(one for one in earlier if one != current), current]})
+    publish_sealed(note, {"flow_runs": [*(one for one in earlier if one != current), current]})

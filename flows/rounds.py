@@ -42,7 +42,7 @@ def train_rounds(session: Session, stages: Any) -> Iterator[int]:
         policy = Policy.of(before)
         done = [*fresh, draws, before]
 
-        if _due(session, "evaluation", round, config.evaluation.every):
+        if _due(session, "evaluation", round, config.evaluation.every) or _evaluated(session, round):
             evaluation = evaluate(round)
             best = max(best, (goodness(evaluation), round))
             done.append(evaluation)
@@ -50,7 +50,8 @@ def train_rounds(session: Session, stages: Any) -> Iterator[int]:
         if reset:
             reference = policy
         if reset or best[1] == round or _due(session, "checkpoint", round, config.checkpoints.every):
-            stages.checkpoint(session, round, policy, [0, reference.round, best[1]])
+            stages.checkpoint(session, round, policy)
+            session.drop_checkpoints()
         if reset:
             before = stages.reference_reset(session, round, policy)
 
@@ -92,3 +93,9 @@ def _due(session: Session, stage: str, round: int, every: int) -> bool:
     """Whether a stage is due in a round: by its interval, in the last round, or because it was done before."""
     last = round == session.config.rounds
     return last or round % every == 0 or session.folder.manifest(stage, round) is not None
+
+
+def _evaluated(session: Session, round: int) -> bool:
+    """Whether a round is on record with an evaluation, as the last one before a run was made longer is."""
+    recorded = session.folder.manifest("recording", round)
+    return recorded is not None and "evaluation" in recorded.info["stages"]

@@ -21,12 +21,10 @@ from reval_core.run_folder import RunFolder, existing_run
 def show_check(run: Path, as_json: bool) -> None:
     """Check a run and print what was found. Raises RunStopped if anything is wrong."""
     from reval_core.check import check_run
-    from reval_core.machine import fix_machine
 
     folder, config = _run(run)
     findings = []
     with folder.lock(), _bar("replaying rounds") as tick:
-        fix_machine(folder, config)
         for finding in check_run(folder, config, tick):
             findings.append(finding)
             if not as_json:
@@ -72,7 +70,10 @@ def show_policy(run: Path, round: int | None, out: Path, as_json: bool) -> None:
     if newest is None or policy is None:
         reached = "no policy yet" if newest is None else f"policies of rounds 0 to {newest.round}"
         raise InputError(f"{run}: has {reached}; give --round one of those")
-    fix_machine(folder, config)
+    if not folder.checkpoint(
+        policy.round
+    ).exists():  # a replay gives the same weights only where it learns the same
+        fix_machine(folder, config)
     with _bar("replaying rounds") as tick:
         learner = replay(folder, config, DrawReader(folder), policy, tick=tick)
     export_policy(out, learner.model, tokenizer_of(config.model))
@@ -109,7 +110,7 @@ def show_prune(run: Path, yes: bool, as_json: bool) -> None:
 
 def _bytes(folder: RunFolder) -> int:
     """The run folder's size, checkpoints and database left out."""
-    parts = (folder.path / name for name in ("rollouts", "facts", "pruned", "cache"))
+    parts = [*(folder.path / name for name in ("rollouts", "facts", "cache")), *folder.path.glob("pruned-*")]
     return sum(path.stat().st_size for part in parts for path in part.rglob("*") if path.is_file())
 
 

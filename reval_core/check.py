@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
 import duckdb
@@ -13,13 +14,14 @@ import duckdb
 from reval_core.checkpoints import checkpoint_rounds, checkpoint_state
 from reval_core.config import Config
 from reval_core.draws import DrawReader
-from reval_core.errors import Damaged
+from reval_core.errors import Damaged, InputError
 from reval_core.facts import Manifest
-from reval_core.inspection import inspect, note_checkpoints
+from reval_core.inspection import damaged_checkpoints, inspect, note_checkpoints
+from reval_core.machine import fix_machine
 from reval_core.models import policy_digest
 from reval_core.replay import learn, recorded_policy, replay
 from reval_core.run_folder import RunFolder
-from reval_core.store import Store, sql_views, tables_differing
+from reval_core.store import Store, sql_views, stages_held, tables_differing
 
 # Each gives one row for each thing that is wrong, with what to call it first.
 _ROWS = {
@@ -83,7 +85,7 @@ def check_run(
 
 def _files(folder: RunFolder, config: Config) -> Finding:
     damages = inspect(folder, config)
-    note_checkpoints(folder, damages)
+    note_checkpoints(folder, damaged_checkpoints(damages))
     if damages:
         return Finding("files", "checksums of all files", [str(damage) for damage in damages])
     files = {file.path for manifest in folder.manifests() for file in manifest.files}
@@ -115,18 +117,28 @@ def _rows(folder: RunFolder, config: Config) -> Finding:
 def _database(folder: RunFolder, config: Config) -> Finding:
     if not folder.database.exists():
         return Finding("database", "not there; the next start makes it")
+    manifests = folder.manifests()
     with tempfile.TemporaryDirectory() as temporary:
         fresh = Path(temporary) / "fresh.duckdb"
         store = Store(folder.path, fresh, config.replay.capacity)
-        store.build(folder.manifests())
-        store.close()
         try:
+            held = stages_held(folder.database)
+            # A run that was killed may not have taken in the last of what it published.
+            taken_in = list(takewhile(lambda one: not one.files or (one.stage, one.round) in held, manifests))
+            store.build(taken_in)
+            store.close()
             tables = tables_differing(folder.database, fresh)
             differing = [f"table {table} is not what the facts give" for table in tables]
         except duckdb.Error as error:
-            differing = [str(error).splitlines()[0]]
+            differing, taken_in = [str(error).splitlines()[0]], manifests
     problems = [f"{folder.database.name}: {one}; reval rebuild mends it" for one in differing]
-    return Finding("database", "every table as the facts give it", problems)
+    behind = len(manifests) - len(taken_in)
+    seen = (
+        f"as the facts give it, but for {behind} stages that the next start takes in"
+        if behind
+        else "as the facts give it"
+    )
+    return Finding("database", f"every table {seen}", problems)
 
 
 def _replay(folder: RunFolder, config: Config, tick: Callable[[int, int], None]) -> Finding:
@@ -134,6 +146,10 @@ def _replay(folder: RunFolder, config: Config, tick: Callable[[int, int], None])
     saved = sorted(checkpoint_rounds(folder.checkpoints))
     if len(saved) < 2:
         return Finding("replay", "fewer than two checkpoints: nothing to compare yet")
+    try:
+        fix_machine(folder, config)
+    except InputError as error:
+        return Finding("replay", f"left out: {error}")
     if saved[-2] < folder.pruned_at():
         return Finding("replay", "left out: the run was pruned, and the tokens that were drawn are gone")
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from reval_core.adapters import add_adapters, has_adapters, load_adapters, save_adapters
 from reval_core.config import Config
 from reval_core.errors import Damaged
-from reval_core.files import check_folder, publish_folder, read_json, remove_folder
+from reval_core.files import check_folder, publish_folder, read_json
 from reval_core.learner import Learner
 from reval_core.models import load_model, policy_digest, save_model
 
@@ -99,14 +99,6 @@ def restore_optimizer(folder: Path, learner: Learner) -> None:
     learner.updates_done = state["updates_done"]
     learner.guard.norms.extend(state["gradient_norms"])
     learner.policy = state["policy"]
-
-
-def prune_checkpoints(folder: Path, keep: int, spared: Collection[int]) -> None:
-    """Delete all but the newest `keep` checkpoints and those of the rounds in `spared`."""
-    rounds = sorted(checkpoint_rounds(folder))
-    for number in rounds[:-keep]:
-        if number not in spared:
-            remove_folder(folder / f"round={number:05d}")
 
 
 def wanted_checkpoints(manifests: Sequence[Manifest], config: Config) -> set[int]:

@@ -43,7 +43,7 @@ class Damage:
 def inspect(folder: RunFolder, config: Config, *, all_checkpoints: bool = True) -> list[Damage]:
     """Everything in a run that is gone or not what was recorded, by reading all of it.
 
-    Of large models the checkpoints take long to read: without `all_checkpoints` only those are read that a run
+    The checkpoints of large models take long to read: without `all_checkpoints` only those are read that a run
     goes on from, the newest and the reference's, and those in which damage was noted before.
     """
     manifests, damaged = _readable_manifests(folder)
@@ -64,6 +64,12 @@ def clear(folder: RunFolder, config: Config) -> list[Damage]:
     """
     for path in list(folder.path.rglob(f"*{PARTIAL}")):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    paths = folder.manifest_paths()
+    if len(paths) > 2 and not _readable_manifests(folder)[0]:
+        raise Damaged(
+            f"{folder.path}: none of its {len(paths)} manifests can be read; another version of reval made it, or "
+            "it was copied in part. Nothing was changed"
+        )
     damages = inspect(folder, config, all_checkpoints=False)
     for damage in damages:
         if damage.path.startswith("pruned-"):
@@ -122,8 +128,13 @@ def _due(config: Config, round: int) -> list[str]:
 
 
 def _damaged_notes(folder: RunFolder) -> Iterator[Damage]:
-    sealed = [folder.machine, *folder.path.glob("rollouts/round=?????/shard-*.json")]
-    plain = [folder.summary, folder.path / "mlflow.json", folder.path / "prefect.json"]
+    sealed = [
+        folder.machine,
+        folder.stored,
+        folder.path / "prefect.json",
+        *folder.path.glob("rollouts/round=?????/shard-*.json"),
+    ]
+    plain = [folder.summary, folder.path / "mlflow.json", folder.path / _NOTE]
     readers = [(read_sealed, sealed), (read_json, [*plain, *folder.attempts.glob("*.json")])]
     for read, paths in readers:
         for path in paths:
@@ -165,15 +176,22 @@ def _damaged_checkpoints(
                 yield _damage(folder, path, str(error).removeprefix(f"{path}/"))
 
 
-def note_checkpoints(folder: RunFolder, damages: Iterable[Damage]) -> None:
+def damaged_checkpoints(damages: Iterable[Damage]) -> list[int]:
+    """The rounds whose checkpoints are among these."""
+    return [int(one.path[-5:]) for one in damages if re.fullmatch(r"checkpoints/round=\d{5}", one.path)]
+
+
+def note_checkpoints(folder: RunFolder, rounds: list[int]) -> None:
     """Note which checkpoints were found damaged, for the next start, which does not read all of them."""
-    rounds = [int(one.path[-5:]) for one in damages if re.fullmatch(r"checkpoints/round=\d{5}", one.path)]
     publish_json(folder.path / _NOTE, {"damaged_checkpoints": rounds})
 
 
 def _noted(folder: RunFolder) -> list[int]:
     note = folder.path / _NOTE
-    found: list[int] = read_json(note)["damaged_checkpoints"] if note.exists() else []
+    try:
+        found: list[int] = read_json(note)["damaged_checkpoints"] if note.exists() else []
+    except (Damaged, KeyError):  # it is named among the damaged notes
+        return []
     return found
 
 

@@ -57,7 +57,10 @@ def _recorded(folder: RunFolder) -> dict[str, Any] | None:
     try:
         return read_sealed(folder.machine)
     except Damaged:
-        begun = folder.manifest("warm_start", 0)
+        try:
+            begun = folder.manifest("warm_start", 0)
+        except Damaged:
+            begun = None
         if begun is None:
             return None
         log.warning("%s: is gone; it is made again from the warm start's manifest", folder.machine.name)

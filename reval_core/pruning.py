@@ -41,7 +41,7 @@ def plan(folder: RunFolder, config: Config) -> Plan:
     """What could go. Raises InputError if the run is not finished."""
     if folder.manifest("recording", config.rounds) is None or not folder.summary.exists():
         raise InputError(f"{folder.path}: is not finished; only a finished run can be pruned (reval resume)")
-    last = _oldest_live(folder, config) - 1
+    last = max(0, _oldest_live(folder, config) - 1)
     paths = {folder.path / file.path for one in _prunable(folder, last) for file in one.files}
     leftovers = [path for path in _leftovers(folder) if path.is_file()]
     return Plan(last, len(paths), _size(paths), len(leftovers), _size(leftovers))
@@ -58,7 +58,7 @@ def prune(folder: RunFolder, config: Config, tick: Callable[[int, int], None] = 
 
     def write(partial: Path) -> None:
         for number, ((stage, table), paths) in enumerate(groups.items()):
-            rows = _without_tokens(table, [read_table(folder.path / path) for path in paths])
+            rows = _without_tokens(table, [folder.path / path for path in paths])
             publish_table(partial, merged_name(stage, table), table, rows)
             tick(number + 1, len(groups))
         publish_json(partial / PRUNED, {"at_round": config.rounds})
@@ -92,13 +92,16 @@ def _grouped(manifests: list[Manifest]) -> dict[tuple[str, str], list[str]]:
     return {name: list(paths) for name, paths in groups.items()}
 
 
-def _without_tokens(table: str, parts: list[pa.Table]) -> pa.Table:
-    """All rows, with nulls where there was one value a token."""
-    rows = pa.concat_tables(parts)
-    for place, field in enumerate(SCHEMAS[table]):
-        if pa.types.is_list(field.type):
-            rows = rows.set_column(place, field, pa.nulls(len(rows), field.type))
-    return rows
+def _without_tokens(table: str, paths: list[Path]) -> pa.Table:
+    """The rows of all files, with nulls where there was one value a token."""
+    schema = SCHEMAS[table]
+    kept = [field.name for field in schema if not pa.types.is_list(field.type)]
+    rows = pa.concat_tables(read_table(path, kept) for path in paths)
+    columns = {
+        field.name: rows.column(field.name) if field.name in kept else pa.nulls(len(rows), field.type)
+        for field in schema
+    }
+    return pa.table(columns, schema=schema)
 
 
 def _delete_unlisted(folder: RunFolder, last: int) -> None:

@@ -13,6 +13,7 @@ from reval_core.config import Config
 from reval_core.draws import DrawReader
 from reval_core.errors import Damaged
 from reval_core.facts import Manifest
+from reval_core.inspection import note_checkpoints
 from reval_core.learner import Drawn, Learner, Tick, Update
 from reval_core.run_folder import RunFolder
 
@@ -68,8 +69,12 @@ def replay(
         )
     checkpoint = folder.checkpoint(first)
     processes.tell("restore", checkpoint, torch.get_num_threads())
-    with processes.together():
-        learner = load_learner(checkpoint, folder.base, config)
+    try:
+        with processes.together():
+            learner = load_learner(checkpoint, folder.base, config)
+    except Damaged as error:
+        note_checkpoints(folder, [first])
+        raise Damaged(f"{error}; reval resume makes it again") from error
     for number in range(first + 1, policy.round + 1):
         learn(learner, draws.read(number))
         tick(number - first, policy.round - first)

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +60,8 @@ class RunFolder:
         """The frozen model under the adapters, of a run with LoRA."""
         self.cache = self.path / "cache"
         self.attempts = self.path / "attempts"
+        self.stored = self.path / "stored.json"
+        """What a run of stored trajectories took over."""
 
     @property
     def name(self) -> str:
@@ -93,17 +95,19 @@ class RunFolder:
         """Publish a stage's manifest."""
         write_manifest(self.manifest_path(manifest.stage, manifest.round), manifest)
 
-    def manifests(self) -> list[Manifest]:
-        """Every published manifest: by round, and within a round in the order in which stages follow."""
-        found = (read_manifest(path) for path in self.manifest_paths())
+    def manifests(self, stages: Sequence[str] = STAGES) -> list[Manifest]:
+        """The published manifests of these stages: by round, and within a round as the stages follow."""
+        found = (read_manifest(path) for path in self.manifest_paths(stages))
         pointing = self.pointer()
         present = [pointing(manifest) for manifest in found if manifest is not None]
         return sorted(present, key=lambda manifest: self.place(manifest.stage, manifest.round))
 
-    def manifest_paths(self) -> list[Path]:
-        """Where manifests have been published."""
-        rollouts = self.path.glob("rollouts/round=?????/manifest.json")
-        return [*rollouts, *self.path.glob("facts/round=?????/*.json")]
+    def manifest_paths(self, stages: Sequence[str] = STAGES) -> list[Path]:
+        """Where manifests of these stages have been published."""
+        names = (
+            "rollouts/round=?????/manifest.json" if one == "rollouts" else f"facts/*/{one}.json" for one in stages
+        )
+        return [path for name in names for path in self.path.glob(name)]
 
     def pruned(self, last_round: int) -> Path:
         """The merged tables of a run whose rounds up to `last_round` have lost their tokens."""
@@ -162,6 +166,12 @@ class RunFolder:
                 f"{self.config}: is damaged ({' '.join(str(error).split())[:100]}); delete it and give the config "
                 "that made the run"
             ) from error
+        recorded = max((int(path.parent.name[6:]) for path in self.path.glob("facts/*/recording.json")), default=0)
+        if config.rounds != found.get("rounds") and config.rounds <= recorded:
+            raise InputError(
+                f"{self.config}: rounds: {recorded} rounds are on record, and a run can be made longer but not "
+                f"shorter; set rounds to {recorded + 1} or more, or start a new run"
+            )
         differing = [name for name in _differences(found, config.model_dump(mode="json")) if name != "rounds"]
         if differing:
             raise InputError(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,7 +17,7 @@ from reval_core.checkpoints import checkpoint_rounds, checkpoint_state, wanted_c
 from reval_core.config import Config, Rollouts
 from reval_core.draws import DrawReader
 from reval_core.errors import Damaged, InputError, RevalError, RunStopped
-from reval_core.files import check_folder
+from reval_core.files import check_folder, remove_folder
 from reval_core.inspection import clear
 from reval_core.learner import Learner
 from reval_core.machine import fix_machine
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 class Session:
     """Everything that a run's stages share. Open it with `open_session`."""
 
-    def __init__(self, folder: RunFolder, config: Config) -> None:
+    def __init__(self, folder: RunFolder, config: Config, machine: dict[str, Any]) -> None:
         self.folder = folder
         self.config = config
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.machine = fix_machine(folder, config)
+        self.machine = machine
         self.attempt = Attempt(folder)
         self.kept: set[str] = set()
         """The stages of this round that an earlier attempt had finished. Whoever reads it empties it."""
@@ -115,6 +115,11 @@ class Session:
         It is a second model, or with LoRA the learner's own with the reference's adapters in it.
         """
         folder = self.folder.checkpoint(reference.round)
+        if not folder.exists():  # an earlier reference, whose scores are made again
+            replayed = replay(self.folder, self.config, self.draws, reference)
+            self._learner = None  # of several processes the others hold the reference now
+            yield replayed.model
+            return
         check_folder(folder)
         if checkpoint_state(folder)["policy"] != reference.identity:
             raise Damaged(f"{folder}: is not the reference that this run recorded")
@@ -134,6 +139,14 @@ class Session:
         if place <= self._published:
             earlier = (one for one in self.folder.manifests() if self.folder.place(one.stage, one.round) < place)
             self.store.build(earlier)
+
+    def drop_checkpoints(self) -> None:
+        """Delete the checkpoints that nothing needs any more, now that newer ones are on record."""
+        standing = set(checkpoint_rounds(self.folder.checkpoints))
+        if len(standing) > self.config.checkpoints.keep:
+            manifests = self.folder.manifests(("checkpoint", "evaluation"))
+            for round in standing - wanted_checkpoints(manifests, self.config):
+                remove_folder(self.folder.checkpoint(round))
 
     def other_seconds(self) -> float:
         """The time since this was asked for last (or the session was opened) in which no stage worked."""
@@ -180,8 +193,9 @@ def open_session(folder: RunFolder, config: Config) -> Iterator[Session]:
     """
     with folder.lock(), explained_disk(folder):
         folder.open(config)
+        machine = fix_machine(folder, config)  # other versions may not even read what is there
         clear(folder, config)
-        session = Session(folder, config)
+        session = Session(folder, config, machine)
         try:
             yield session
         finally:

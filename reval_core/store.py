@@ -217,6 +217,7 @@ class Store:
         try:
             held = self._open().execute("SELECT stage, round, place, path, content FROM published").fetchall()
             rows = {table: self._count(table) for table in SCHEMAS}
+            self._count("buffer")
         except duckdb.Error:
             return False
         expected = dict.fromkeys(SCHEMAS, 0)
@@ -272,6 +273,12 @@ def rebuild_store(folder: RunFolder, capacity: int) -> dict[str, int]:
     counts = {table: store.query(f'SELECT count(*) AS rows FROM "{table}"') for table in (*SCHEMAS, "buffer")}
     store.close()
     return {table: count.column("rows")[0].as_py() for table, count in counts.items()}
+
+
+def stages_held(database: Path) -> set[tuple[str, int]]:
+    """The stages and rounds whose files a database has taken in. Raises duckdb.Error if it is damaged."""
+    with duckdb.connect(database, read_only=True) as connection:
+        return set(connection.execute("SELECT stage, round FROM published").fetchall())
 
 
 def tables_differing(one: Path, other: Path) -> list[str]:

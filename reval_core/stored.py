@@ -70,10 +70,14 @@ def stored_run(folder: RunFolder, settings: StoredRollouts) -> StoredRun:
 
     Raises InputError if there is no such run, or nothing in it is verified yet.
     """
-    note = _note(folder)
-    if note.exists():
-        return StoredRun.from_json(read_sealed(note))
+    if folder.stored.exists():
+        return StoredRun.from_json(read_sealed(folder.stored))
     source = existing_run(Path(settings.run))
+    if source.pruned_to():
+        raise InputError(
+            f"{source.path}: rollouts.run: was pruned, and the tokens of its first {source.pruned_to()} rounds are "
+            "gone; take a run that was not"
+        )
     rounds = []
     for manifest in source.manifests():
         if manifest.stage == "verification":
@@ -88,8 +92,8 @@ def stored_run(folder: RunFolder, settings: StoredRollouts) -> StoredRun:
 
 def keep_stored_run(folder: RunFolder, stored: StoredRun) -> None:
     """Note what is taken over: what the stored run does from now on makes no difference."""
-    if not _note(folder).exists():
-        publish_sealed(_note(folder), asdict(stored))
+    if not folder.stored.exists():
+        publish_sealed(folder.stored, asdict(stored))
 
 
 def check_stored_run(folder: RunFolder, stored: StoredRun, config: Config) -> None:
@@ -97,7 +101,7 @@ def check_stored_run(folder: RunFolder, stored: StoredRun, config: Config) -> No
 
     It is looked at once, before the run begins. Raises InputError naming both.
     """
-    if _note(folder).exists():
+    if folder.stored.exists():
         return
     source = RunFolder(Path(stored.path))
     found = yaml.safe_load(source.config.read_text(encoding="utf-8"))
@@ -165,7 +169,3 @@ def _read(stored: StoredRun, file: FactFile) -> pa.Table:
 def _tokens(path: Path) -> int:
     lengths = read_table(path, ("prompt_length", "response_length"))
     return sum(pc.sum(lengths.column(name)).as_py() or 0 for name in lengths.column_names)
-
-
-def _note(folder: RunFolder) -> Path:
-    return folder.path / "stored.json"

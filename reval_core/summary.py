@@ -49,7 +49,7 @@ def _evaluated(evaluations: Sequence[Manifest]) -> dict[str, Any]:
     accuracies = [one.info.get("accuracy") for one in evaluations]
     residuals = [one.info.get("delta_abs") for one in evaluations]
     measured = [one for one in evaluations if one.info.get("accuracy") is not None]
-    best = max(measured, key=lambda one: (one.info["accuracy"], -one.round), default=None)
+    best = max(measured, key=lambda one: (one.info["accuracy"], one.round), default=None)
     return {
         "initial_accuracy": accuracies[0],
         "final_accuracy": accuracies[-1],

@@ -49,7 +49,9 @@ def as_task(stage: Stage, retries: int = 0) -> StageCall:
             result_storage=session.folder.cache,
             refresh_cache=kept is None,
         )
-        return Manifest.from_json(bound(session, round, inputs, stage.key(session, round, *inputs)))
+        result = bound(session, round, inputs, stage.key(session, round, *inputs))
+        # Of what was kept Prefect's copy is for its page; what was read from the disk just now is what counts.
+        return kept or Manifest.from_json(result)
 
     return call
 

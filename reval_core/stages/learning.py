@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from reval_core.checkpoints import prune_checkpoints, save_checkpoint
+from reval_core.checkpoints import save_checkpoint
 from reval_core.facts import Manifest
 from reval_core.learner import LEARNER_VERSION, Drawn, Update
 from reval_core.objectives import objective_identity
@@ -39,7 +39,7 @@ def learning(session: Session, round: int, draws: Manifest, policy: Policy) -> O
     return Outcome(files, {"policy": learner.policy, "updates_done": learner.updates_done})
 
 
-def _checkpoint_inputs(session: Session, round: int, policy: Policy, spared: list[int]) -> list[Any]:
+def _checkpoint_inputs(session: Session, round: int, policy: Policy) -> list[Any]:
     return [policy.identity]
 
 
@@ -50,11 +50,10 @@ def _checkpoint_stands(session: Session, manifest: Manifest) -> bool:
 
 
 @stage(inputs=_checkpoint_inputs, stands=_checkpoint_stands)
-def checkpoint(session: Session, round: int, policy: Policy, spared: list[int]) -> Outcome:
-    """Save the policy, then delete old checkpoints except those of the rounds in `spared`."""
+def checkpoint(session: Session, round: int, policy: Policy) -> Outcome:
+    """Save the policy."""
     folder = session.folder.checkpoint(round)
     content = save_checkpoint(folder, session.learner_at(policy), session.tokenizer)
-    prune_checkpoints(session.folder.checkpoints, session.config.checkpoints.keep, spared)
     return Outcome(info={"policy": policy.identity, "content": content})
 
 

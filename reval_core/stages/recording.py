@@ -73,7 +73,7 @@ def recording(session: Session, round: int, manifests: Sequence[Manifest]) -> Ou
     }
     session.attempt.touch()
     table = pa.Table.from_pylist([row], schema=SCHEMAS["rounds"])
-    return Outcome([publish(session, round, "rounds", table)], {"other_seconds": other})
+    return Outcome([publish(session, round, "rounds", table)], {"other_seconds": other, "stages": list(info)})
 
 
 def _rate(tokens: int, seconds: float | None) -> float | None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from reval_core.check import check_run
 from reval_core.engines.transformers import TransformersEngine
-from reval_core.errors import RevalError
+from reval_core.errors import Damaged, RevalError
 from reval_core.run_folder import RunFolder
+from reval_core.store import Store
 from reval_core.summary import summarise
 from tests.faults.zygote import CONFIG
 from tests.integration.test_training import tables
@@ -153,3 +156,62 @@ def test_a_damaged_config_is_refused_naming_it(undisturbed, tmp_path):
     (path / "config.yaml").write_text("seed: [")
     with pytest.raises(RevalError, match=r"config\.yaml: is damaged .* delete it and give the config"):
         run(path, CONFIG)
+
+
+def test_scores_against_an_earlier_reference_are_made_again(tmp_path, caplog):
+    """The reference of round 4 is the policy of round 2, whose checkpoint was deleted at the reset of round 4."""
+    path, longer = tmp_path / "run", CONFIG.model_copy(update={"rounds": 5})
+    run(path, longer)
+    folder = RunFolder(path)
+    assert not folder.checkpoint(2).exists()
+    whole, digest = tables(folder), summarise(folder)["policy_digest"]
+    damage(path / "facts/round=00004/scores.parquet", "flip")
+    run(path, longer)
+    assert "facts/round=00004/scores.parquet" in caplog.text
+    assert (tables(folder), summarise(folder)["policy_digest"]) == (whole, digest)
+
+
+def test_making_an_old_checkpoint_again_deletes_no_newer_one(undisturbed, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(undisturbed, path)
+    standing = sorted(one.name for one in (path / "checkpoints").iterdir())
+    damage(path / "facts/round=00002/checkpoint.json", "delete")
+    run(path, CONFIG)
+    assert sorted(one.name for one in (path / "checkpoints").iterdir()) == standing
+
+
+def test_a_damaged_buffer_is_noticed_when_the_database_is_opened(undisturbed, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(undisturbed, path)
+    with duckdb.connect(path / "replay.duckdb") as connection:
+        connection.execute("DROP TABLE buffer")
+    run(path, CONFIG)
+    assert [problem for finding in check_run(RunFolder(path), CONFIG) for problem in finding.problems] == []
+
+
+def test_a_folder_of_another_version_is_refused_and_left_as_it_is(undisturbed, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(undisturbed, path)
+    for manifest in RunFolder(path).manifest_paths():
+        manifest.write_text(json.dumps({"stage": "other"}))
+    before = sorted(path.rglob("*"))
+    with pytest.raises(Damaged, match=r"none of its \d+ manifests can be read"):
+        run(path, CONFIG)
+    assert sorted(path.rglob("*")) == before
+
+
+def test_a_database_that_is_behind_is_not_wrong(undisturbed, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(undisturbed, path)
+    folder = RunFolder(path)
+    store = Store(path, folder.database, CONFIG.replay.capacity)
+    store.build(folder.manifests()[:-3])
+    store.close()
+    assert [problem for finding in check_run(folder, CONFIG) for problem in finding.problems] == []
+
+
+def test_a_damaged_note_of_a_check_does_not_stop_a_run(undisturbed, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(undisturbed, path)
+    (path / "check.json").write_text("{")
+    run(path, CONFIG)

@@ -13,7 +13,7 @@ import duckdb
 import pytest
 
 from reval_core.check import check_run
-from reval_core.config import Config
+from reval_core.config import Config, StoredRollouts
 from reval_core.draws import DrawReader
 from reval_core.errors import Damaged, InputError
 from reval_core.facts import SCHEMAS
@@ -22,6 +22,7 @@ from reval_core.replay import recorded_policy, replay
 from reval_core.report import write_report
 from reval_core.run_folder import RunFolder
 from reval_core.store import sql_views, tables_differing
+from reval_core.stored import stored_run
 from reval_core.summary import summarise
 from tests.runs import run, small_config
 
@@ -133,3 +134,10 @@ def test_killed_on_the_way_it_is_done_again(folder, number):
     prune(folder, CONFIG)
     assert rows(folder, tokens=False) == before
     assert problems(folder) == []
+
+
+def test_a_pruned_run_is_not_learned_from(folder):
+    prune(folder, CONFIG)
+    rollouts = StoredRollouts(source="stored", run=str(folder.path), batch=8)
+    with pytest.raises(InputError, match="was pruned, and the tokens of its first 4 rounds are gone"):
+        stored_run(RunFolder(folder.path.parent / "other"), rollouts)

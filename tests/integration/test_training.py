@@ -171,6 +171,15 @@ def test_a_run_broken_off_and_taken_up_again_ends_as_one_that_was_not(finished, 
     assert {shard: shard.read_bytes() for shard in shards} == shards
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_run_cannot_be_made_shorter_and_is_none_the_worse_for_the_try(tmp_path, rounds):
+    path = tmp_path / "run"
+    run(path, small_config(), until=2)
+    with pytest.raises(InputError, match="2 rounds are on record, and a run can be made longer but not shorter"):
+        run(path, small_config(rounds=rounds))
+    assert run(path, small_config()) is not None
+
+
 def test_a_longer_run_goes_on_from_a_finished_one(tmp_path):
     path = tmp_path / "small"
     short = run(path, small_config(rounds=2))

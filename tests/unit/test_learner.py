@@ -10,15 +10,17 @@ from accelerate.state import AcceleratorState
 
 from reval_core.adapters import add_adapters
 from reval_core.batches import collate
-from reval_core.checkpoints import checkpoint_state, prune_checkpoints, restore_optimizer, save_checkpoint
+from reval_core.checkpoints import checkpoint_state, restore_optimizer, save_checkpoint, wanted_checkpoints
 from reval_core.config import CustomObjective, Grpo, Lora, Regression, Reval, Tbrm
 from reval_core.config import Learner as Settings
 from reval_core.errors import Damaged, InputError, RunStopped
+from reval_core.facts import Manifest
 from reval_core.learner import Drawn, Learner, learning_rate
 from reval_core.models import load_model, make_tiny_tokenizer, policy_digest
 from reval_core.objectives import make_objective
 from reval_core.scoring import Scores, score
 from tests.models import TINY, drawn, tiny_model
+from tests.runs import small_config
 
 OBJECTIVES = [
     Reval(kind="reval", beta=0.5),
@@ -123,11 +125,17 @@ def test_weights_that_were_changed_on_disk_are_refused(tmp_path):
         restore_optimizer(tmp_path / "saved", learner(load_model(tmp_path / "saved")))
 
 
-def test_pruning_keeps_the_newest_and_what_is_spared(tmp_path):
-    for number in range(7):
-        (tmp_path / f"round={number:05d}").mkdir()
-    prune_checkpoints(tmp_path, keep=2, spared=[0, 3])
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"round={number:05d}" for number in (0, 3, 5, 6)]
+def test_the_checkpoints_that_are_wanted():
+    def manifest(stage, round, **info):
+        return Manifest(stage, round, key="", info=info)
+
+    evaluations = [manifest("evaluation", round, accuracy=0.9 - abs(round - 4) / 10) for round in (0, 2, 4, 6)]
+    manifests = [*evaluations, *(manifest("checkpoint", round) for round in (2, 3, 4, 6, 8, 9))]
+    assert wanted_checkpoints(manifests, small_config(checkpoints__keep=2)) == {0, 4, 8, 9}
+    resetting = small_config(checkpoints__keep=1, reference__reset_every=3)
+    assert wanted_checkpoints(manifests, resetting) == {0, 4, 9}
+    assert wanted_checkpoints(manifests[:-1], resetting) == {0, 4, 6, 8}
+    assert wanted_checkpoints([], resetting) == {0}
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.kind)
