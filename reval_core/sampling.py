@@ -168,7 +168,7 @@ def _rows_at(store: Store, places: np.ndarray) -> pa.Table:
         SELECT {_COLUMNS} FROM buffer JOIN (SELECT unnest($places::BIGINT[]) AS place) ON buffer.rowid = place
         ORDER BY place
         """,
-        places=distinct.tolist(),
+        places=str(distinct.tolist()),  # thousands of numbers are bound faster as one text
     )
     return found.take(pa.array(order))
 
