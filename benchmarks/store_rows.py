@@ -43,7 +43,7 @@ def filled_store(folder: RunFolder, live: int) -> Store:
 
     with duckdb.connect(folder.database) as connection:
         connection.execute(f"""
-            INSERT INTO trajectories SELECT {id}, round, shard, row, 'problem ' || h % 50000, i % 8, {PROMPT},
+            INSERT INTO trajectories SELECT {id}, round, shard, row, 'problem ' || h % 50000, i % 8, NULL, {PROMPT},
                 {LENGTH}, 'stop', 'policy ' || round, 'transformers', 1.0, h >> 2 FROM ({rows})
         """)
         connection.execute(f"""
@@ -56,7 +56,7 @@ def filled_store(folder: RunFolder, live: int) -> Store:
                 -3 * ln({uniform(9)} + 1e-6), {uniform(10)}, 0.0 FROM ({rows})
         """)
         connection.execute(f"""
-            INSERT INTO published SELECT 'shard ' || round || ' ' || place, 'trajectories', round, place,
+            INSERT INTO published SELECT 'rollouts', round, place, 'trajectories', 'file ' || round || place,
                 sha256(round || ' ' || place)
             FROM range(1, {live // ROUND + 2}) AS rounds(round), range({SHARDS}) AS places(place)
         """)
