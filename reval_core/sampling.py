@@ -45,12 +45,12 @@ _KEYS = """
     FROM (
         SELECT trajectory_id AS id, rowid AS place, {weight} AS w, hash(trajectory_id + $seed) AS h FROM buffer
     )
-    WHERE h >= $floor
+    WHERE h >= $floor AND key <= $bound
     ORDER BY key, id
     LIMIT $limit
 """
 
-_SAMPLED_ROWS = 100_000
+_SAMPLED_ROWS = 50_000
 """About how many rows the mean weight is estimated from."""
 
 _COLUMNS = """
@@ -152,10 +152,11 @@ def _smallest_keys(store: Store, weights: _Weights, batch: int, seed: int) -> pa
             _KEYS.format(weight=weights.sql),
             seed=seed,
             floor=2**64 - int(2**64 * reach) if bounded else 0,
+            bound=bound if bounded else math.nan,  # DuckDB has nothing above NaN
             limit=batch + 1,
             **weights.parameters,
         )
-        if not bounded or (len(found) > batch and found.column("key")[batch].as_py() <= bound):
+        if not bounded or len(found) > batch:
             return found
         bound *= 4
 
