@@ -183,6 +183,8 @@ def readers(folder: Path) -> dict[str, float]:
     watched = trainer.communicate()[0]
     return {
         "reader": max(clock.times["reader"]),
+        "reader_median": float(np.median(clock.times["reader"])),
+        "reader_99th": float(np.quantile(clock.times["reader"], 0.99)),
         "readings": len(clock.times["reader"]),
         "trainer": float(watched.split()[-1]),
         "trainer_alone": float(alone.split()[-1]),
