@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from flows.show import short
+from reval_core.config import ImportedRollouts
 from reval_core.session import Session
 
 _QUIET_SECONDS = 0.5
@@ -51,9 +52,9 @@ class Progress:
         if kind is not None and not issubclass(kind, Exception):  # a signal, from Ctrl-C or from outside
             stage, round = self._session.stage_now
             place = f"in round {round}, {stage.replace('_', ' ')}" if stage else "before its first stage"
-            self._console.print(
-                f"stopped {place}; reval resume {short(self._session.folder.path)} goes on from there"
-            )
+            imports = isinstance(self._session.config.rollouts, ImportedRollouts)
+            again = "the same command" if imports else f"reval resume {short(self._session.folder.path)}"
+            self._console.print(f"stopped {place}; {again} goes on from there")
 
     def round_done(self, round: int) -> None:
         """Print what is on record of a round."""

@@ -37,7 +37,7 @@ def show_check(run: Path, as_json: bool) -> None:
     wrong = sum(len(finding.problems) for finding in findings)
     if wrong:
         raise RunStopped(
-            f"{run}: {wrong} thing{'s' * (wrong > 1)} wrong; reval resume mends what can be made again"
+            f"{run}: {wrong} thing{'s' * (wrong > 1)} wrong; the next start mends what can be made again"
         )
 
 
