@@ -1,4 +1,4 @@
-"""What the commands that look after a run do and print: check, rebuild, policy."""
+"""What the commands that look after a run do and print: check, rebuild, policy, prune."""
 
 from __future__ import annotations
 
@@ -70,10 +70,8 @@ def show_policy(run: Path, round: int | None, out: Path, as_json: bool) -> None:
     if newest is None or policy is None:
         reached = "no policy yet" if newest is None else f"policies of rounds 0 to {newest.round}"
         raise InputError(f"{run}: has {reached}; give --round one of those")
-    if not folder.checkpoint(
-        policy.round
-    ).exists():  # a replay gives the same weights only where it learns the same
-        fix_machine(folder, config)
+    if not folder.checkpoint(policy.round).exists():
+        fix_machine(folder, config)  # a replay gives the same weights only where it learns the same
     with _bar("replaying rounds") as tick:
         learner = replay(folder, config, DrawReader(folder), policy, tick=tick)
     export_policy(out, learner.model, tokenizer_of(config.model))

@@ -45,6 +45,7 @@ def inspect(folder: RunFolder, config: Config, *, all_checkpoints: bool = True) 
 
     The checkpoints of large models take long to read: without `all_checkpoints` only those are read that a run
     goes on from, the newest and the reference's, and those in which damage was noted before.
+    Raises Damaged if no manifest can be read at all.
     """
     manifests, damaged = _readable_manifests(folder)
     found = [
@@ -64,12 +65,6 @@ def clear(folder: RunFolder, config: Config) -> list[Damage]:
     """
     for path in list(folder.path.rglob(f"*{PARTIAL}")):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    paths = folder.manifest_paths()
-    if len(paths) > 2 and not _readable_manifests(folder)[0]:
-        raise Damaged(
-            f"{folder.path}: none of its {len(paths)} manifests can be read; another version of reval made it, or "
-            "it was copied in part. Nothing was changed"
-        )
     damages = inspect(folder, config, all_checkpoints=False)
     for damage in damages:
         if damage.path.startswith("pruned-"):
@@ -92,7 +87,12 @@ def _readable_manifests(folder: RunFolder) -> tuple[list[Manifest], list[Damage]
             if manifest is not None:
                 manifests.append(pointing(manifest))
         except Damaged as error:
-            damaged.append(_damage(folder, path, str(error).removeprefix(f"{path}: ")))
+            damaged.append(_damage(folder, path, error))
+    if len(damaged) > 2 and not manifests:
+        raise Damaged(
+            f"{folder.path}: none of its {len(damaged)} manifests can be read; another version of reval made it or "
+            "it was copied in part. Nothing was changed"
+        )
     return manifests, damaged
 
 
@@ -142,7 +142,7 @@ def _damaged_notes(folder: RunFolder) -> Iterator[Damage]:
                 try:
                     read(path)
                 except Damaged as error:
-                    yield _damage(folder, path, str(error).removeprefix(f"{path}: "))
+                    yield _damage(folder, path, error)
 
 
 def _damaged_files(folder: RunFolder, manifests: Iterable[Manifest]) -> Iterator[Damage]:
@@ -173,7 +173,7 @@ def _damaged_checkpoints(
             try:
                 check_folder(path)
             except Damaged as error:
-                yield _damage(folder, path, str(error).removeprefix(f"{path}/"))
+                yield _damage(folder, path, error)
 
 
 def damaged_checkpoints(damages: Iterable[Damage]) -> list[int]:
@@ -195,5 +195,7 @@ def _noted(folder: RunFolder) -> list[int]:
     return found
 
 
-def _damage(folder: RunFolder, path: Path, reason: str) -> Damage:
-    return Damage(str(path.relative_to(folder.path)), reason)
+def _damage(folder: RunFolder, path: Path, reason: str | Damaged) -> Damage:
+    """An error begins with the path itself, or with that of a file in it."""
+    said = str(reason).removeprefix(f"{path}: ").removeprefix(f"{path}/")
+    return Damage(str(path.relative_to(folder.path)), said)

@@ -39,8 +39,8 @@ def recorded_policy(folder: RunFolder, round: int) -> Policy | None:
 
 def newest_policy(folder: RunFolder) -> Policy | None:
     """The policy that a run has come to, or None before its warm start."""
-    last = max((one.round for one in folder.manifests() if one.stage in ("warm_start", "learning")), default=None)
-    return None if last is None else recorded_policy(folder, last)
+    left = folder.manifests(("warm_start", "learning"))
+    return Policy.of(left[-1]) if left else None
 
 
 def replay(

@@ -139,8 +139,7 @@ class Store:
         }
         if self._database.exists() and not self._agrees(listed):
             self.close()
-            self._database.unlink()
-            self._database.with_name(self._database.name + ".wal").unlink(missing_ok=True)
+            _delete_database(self._database)
         connection = self._open()
         for table in SCHEMAS:
             columns = ", ".join(f'"{name}" {kind}' for name, kind in scalar_columns(table))
@@ -189,8 +188,7 @@ class Store:
             self._viewed = held
 
     def _write_views(self, path: Path, listed: list[tuple[str, str]]) -> None:
-        for left in (path, path.with_name(path.name + ".wal")):  # by a process that was killed
-            left.unlink(missing_ok=True)
+        _delete_database(path)  # what a process that was killed has left
         with duckdb.connect() as connection:
             # A file that DuckDB 1.5 can open as well.
             connection.execute(f"ATTACH {_quoted(str(path))} AS tables (STORAGE_VERSION 'v1.5.0')")
@@ -265,14 +263,19 @@ class Store:
 
 def rebuild_store(folder: RunFolder, capacity: int) -> dict[str, int]:
     """Make a run's database and its views again from its published facts, and tell how many rows each table has."""
-    for path in (folder.database, folder.database.with_name(folder.database.name + ".wal")):
-        path.unlink(missing_ok=True)
+    _delete_database(folder.database)
     store = Store(folder.path, folder.database, capacity)
     store.build(folder.manifests())
     store.publish_views(folder.tables)
     counts = {table: store.query(f'SELECT count(*) AS rows FROM "{table}"') for table in (*SCHEMAS, "buffer")}
     store.close()
     return {table: count.column("rows")[0].as_py() for table, count in counts.items()}
+
+
+def _delete_database(path: Path) -> None:
+    """Delete a database that nobody has open, with the log of what it had not yet taken in."""
+    for file in (path, path.with_name(path.name + ".wal")):
+        file.unlink(missing_ok=True)
 
 
 def stages_held(database: Path) -> set[tuple[str, int]]:
