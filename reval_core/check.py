@@ -12,7 +12,7 @@ from pathlib import Path
 import duckdb
 
 from reval_core.checkpoints import checkpoint_rounds, checkpoint_state
-from reval_core.config import Config
+from reval_core.config import Config, Rollouts
 from reval_core.draws import DrawReader
 from reval_core.errors import Damaged, InputError
 from reval_core.facts import Manifest
@@ -28,7 +28,8 @@ _ROWS = {
     "a trajectory stands twice": """
         SELECT trajectory_id FROM trajectories GROUP BY ALL HAVING count(*) > 1""",
     "a round has more or fewer trajectories than were asked for": """
-        SELECT round FROM trajectories WHERE round > 0 GROUP BY round HAVING count(*) <> $trajectories""",
+        SELECT round FROM trajectories WHERE round > 0 GROUP BY round
+        HAVING count(*) > $trajectories OR (count(*) < $trajectories AND NOT $fewer)""",
     "a trajectory has not one verdict": """
         SELECT t.trajectory_id FROM trajectories t LEFT JOIN verdicts v USING (trajectory_id)
         WHERE t.round <= $judged GROUP BY ALL HAVING count(v.verdict) <> 1""",
@@ -98,6 +99,7 @@ def _rows(folder: RunFolder, config: Config) -> Finding:
     manifests = folder.manifests()
     parameters = {
         "trajectories": config.rollouts.trajectories,
+        "fewer": isinstance(config.rollouts, Rollouts) and config.rollouts.cut_off,
         "updates": config.learner.updates,
         "judged": _last_round(manifests, "verification"),
         "scored": _last_round(manifests, "consistency"),

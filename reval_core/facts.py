@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from reval_core.errors import Damaged
 from reval_core.files import digest, file_digest, publish_file, publish_sealed, read_sealed
 
-SCHEMA_VERSION = "3"
+SCHEMA_VERSION = "4"
 
 Table = str
 """The name of a table: a key of `SCHEMAS`."""
@@ -31,32 +31,37 @@ def _schema(*columns: tuple[str, pa.DataType]) -> pa.Schema:
     return pa.schema(list(columns), metadata={"reval.schema_version": SCHEMA_VERSION})
 
 
+_RESPONSES = _schema(
+    ("trajectory_id", pa.int64()),
+    ("round", pa.int32()),
+    ("shard", pa.int32()),
+    ("row", pa.int32()),
+    ("prompt_id", pa.string()),
+    ("sample", pa.int32()),
+    ("problem", pa.string()),
+    ("gold", pa.string()),
+    ("given_reward", pa.float32()),
+    ("prompt", pa.string()),
+    ("response", pa.string()),
+    ("prompt_length", pa.int32()),
+    ("response_length", pa.int32()),
+    ("finish_reason", pa.string()),
+    ("policy", pa.string()),
+    ("engine", pa.string()),
+    ("temperature", pa.float32()),
+    ("seed", pa.int64()),
+    ("prompt_tokens", _IDS),
+    ("response_tokens", _IDS),
+    ("loss_mask", pa.list_(pa.bool_())),
+    ("engine_logprobs", _FLOATS),
+    ("policy_rounds", _IDS),
+)
+
 SCHEMAS: dict[Table, pa.Schema] = {
     # One row a response, as the engine gave it. docs/schema.md describes every column.
-    "trajectories": _schema(
-        ("trajectory_id", pa.int64()),
-        ("round", pa.int32()),
-        ("shard", pa.int32()),
-        ("row", pa.int32()),
-        ("prompt_id", pa.string()),
-        ("sample", pa.int32()),
-        ("problem", pa.string()),
-        ("gold", pa.string()),
-        ("given_reward", pa.float32()),
-        ("prompt", pa.string()),
-        ("response", pa.string()),
-        ("prompt_length", pa.int32()),
-        ("response_length", pa.int32()),
-        ("finish_reason", pa.string()),
-        ("policy", pa.string()),
-        ("engine", pa.string()),
-        ("temperature", pa.float32()),
-        ("seed", pa.int64()),
-        ("prompt_tokens", _IDS),
-        ("response_tokens", _IDS),
-        ("loss_mask", pa.list_(pa.bool_())),
-        ("engine_logprobs", _FLOATS),
-    ),
+    "trajectories": _RESPONSES,
+    # One row a response of a prompt whose responses were cut off, and which the next round goes on with.
+    "partials": _RESPONSES,
     # One row a trajectory: what the verifier said, and the reward that the learner is given.
     "verdicts": _schema(
         ("trajectory_id", pa.int64()),
@@ -84,6 +89,7 @@ SCHEMAS: dict[Table, pa.Schema] = {
         ("delta", pa.float32()),
         ("entropy", pa.float32()),
         ("engine_gap", pa.float32()),
+        ("engine_kl", pa.float32()),
         ("step_deltas", _FLOATS),
         ("policy_logprobs", _FLOATS),
     ),
@@ -161,6 +167,7 @@ SCHEMAS: dict[Table, pa.Schema] = {
         ("kl", pa.float64()),
         ("entropy", pa.float64()),
         ("engine_gap", pa.float64()),
+        ("engine_kl", pa.float64()),
         ("response_length", pa.float64()),
         ("truncated", pa.float64()),
         ("unjudged", pa.float64()),

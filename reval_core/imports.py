@@ -105,6 +105,7 @@ def import_table(rows: Sequence[Tokenised], samples: Sequence[int], *, shard: in
         "response_tokens": [one.tokens for one in rows],
         "loss_mask": [[True] * len(one.tokens) for one in rows],
         "engine_logprobs": pa.nulls(count, pa.list_(pa.float32())),
+        "policy_rounds": pa.nulls(count, pa.list_(pa.int32())),
     }
     return pa.table(columns, schema=SCHEMAS["trajectories"])
 

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from reval_core import processes
-from reval_core.config import Config
+from reval_core.config import Config, Rollouts
+from reval_core.engines.choice import choose
 from reval_core.errors import Damaged, InputError
 from reval_core.facts import SCHEMA_VERSION
 from reval_core.files import publish_sealed, read_sealed
 from reval_core.learner import LEARNER_VERSION
+from reval_core.models import count_parameters
 from reval_core.run_folder import RunFolder
 from reval_core.verification import VERIFIER_VERSION
 
@@ -31,7 +33,7 @@ def fix_machine(folder: RunFolder, config: Config) -> dict[str, Any]:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    here = _describe()
+    here = _describe(config)
     recorded = _recorded(folder)
     if recorded is None:
         publish_sealed(folder.machine, here)
@@ -69,10 +71,14 @@ def _recorded(folder: RunFolder) -> dict[str, Any] | None:
         return machine
 
 
-def _describe() -> dict[str, Any]:
+def _describe(config: Config) -> dict[str, Any]:
     import transformers
 
+    engine = (
+        choose(config, count_parameters(config.model)[0]).kind if isinstance(config.rollouts, Rollouts) else None
+    )
     return {
+        "engine": engine,
         "threads": torch.get_num_threads(),
         "processes": processes.count(),
         "device": "cuda" if torch.cuda.is_available() else "cpu",

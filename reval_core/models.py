@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,33 @@ def tokenizer_of(settings: Model) -> PreTrainedTokenizerBase:
         return make_tiny_tokenizer(settings.tiny.characters)
     assert settings.path is not None
     return load_tokenizer(settings.path, settings.trust_remote_code)
+
+
+def stop_ids(settings: Model, tokenizer: PreTrainedTokenizerBase, more: Sequence[str]) -> tuple[int, ...]:
+    """The tokens that end a response: the tokenizer's, those of the model's generation_config.json, and `more`.
+
+    Raises InputError for one of `more` that is not one token.
+    """
+    found = {tokenizer.eos_token_id, *_generation_stops(settings)}
+    for text in more:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) != 1:
+            raise InputError(
+                f"rollouts.stop: {text!r} is {len(ids)} tokens of this model, and a response ends at one token"
+            )
+        found.add(ids[0])
+    return tuple(sorted(found))
+
+
+def _generation_stops(settings: Model) -> list[int]:
+    """What the model's own generation settings end at, if it comes with any."""
+    from transformers import GenerationConfig
+
+    try:
+        known = GenerationConfig.from_pretrained(settings.path).eos_token_id if settings.path else None
+    except OSError:
+        return []
+    return [] if known is None else known if isinstance(known, list) else [known]
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -57,10 +57,12 @@ class PromptOrder:
         self._seed = seed
         self._epochs: dict[tuple[int, int], list[str]] = {}
 
-    def round(self, number: int, prompts: int) -> list[Problem]:
-        """The `prompts` problems of round `number`, which counts from 1. No two are the same."""
-        start = (number - 1) * prompts
-        return [self._at(position, prompts) for position in range(start, start + prompts)]
+    def take(self, start: int, count: int, prompts: int) -> list[Problem]:
+        """The next `count` problems after the first `start`, in a run that asks `prompts` a round.
+
+        No two of a round are the same where rounds ask for all of their prompts.
+        """
+        return [self._at(position, prompts) for position in range(start, start + count)]
 
     def _at(self, position: int, prompts: int) -> Problem:
         last, place = divmod(position, len(self._problems))

@@ -155,7 +155,7 @@ class RunFolder:
     def check(self, config: Config) -> None:
         """Raise InputError if another config made this folder, or its config can no longer be read.
 
-        Only `rounds` may change: a run can be made longer.
+        Only `rounds` may change, since a run can be made longer, and how an engine is run, but not which one.
         """
         if not self.config.exists():
             return
@@ -172,7 +172,7 @@ class RunFolder:
                 f"{self.config}: rounds: {recorded} rounds are on record, and a run can be made longer but not "
                 f"shorter; set rounds to {recorded + 1} or more, or start a new run"
             )
-        differing = [name for name in _differences(found, config.model_dump(mode="json")) if name != "rounds"]
+        differing = [name for name in _differences(found, config.model_dump(mode="json")) if not _may_change(name)]
         if differing:
             raise InputError(
                 f"{self.config}: made by another config ({', '.join(differing[:5])} differ); "
@@ -257,6 +257,10 @@ def wall_seconds(folder: RunFolder) -> float:
     """The seconds of all attempts at a run together."""
     attempts = [read_json(path) for path in sorted(folder.attempts.glob("*.json"))]
     return sum(attempt["last_seen_at"] - attempt["started_at"] for attempt in attempts)
+
+
+def _may_change(name: str) -> bool:
+    return name == "rounds" or (name.startswith("engine.") and name not in ("engine.kind", "engine.dtype"))
 
 
 def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:

@@ -16,12 +16,14 @@ from reval_core.adapters import swapped_adapters
 from reval_core.checkpoints import checkpoint_rounds, checkpoint_state, wanted_checkpoints
 from reval_core.config import Config, Rollouts
 from reval_core.draws import DrawReader
-from reval_core.errors import Damaged, InputError, RevalError, RunStopped
+from reval_core.engines.base import Sampling
+from reval_core.engines.choice import make_engine
+from reval_core.errors import Damaged, RevalError, RunStopped
 from reval_core.files import check_folder, remove_folder
 from reval_core.inspection import clear
 from reval_core.learner import Learner
 from reval_core.machine import fix_machine
-from reval_core.models import load_model, tokenizer_of
+from reval_core.models import load_model, stop_ids, tokenizer_of
 from reval_core.problems import PromptOrder, load_problems, prompt_text, prompt_tokens
 from reval_core.replay import Policy, replay
 from reval_core.run_folder import Attempt, RunFolder
@@ -29,9 +31,9 @@ from reval_core.store import Store
 from reval_core.verification import Verifier
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
-    from reval_core.engines.base import Completion, Engine, Request, Sampling
+    from reval_core.engines.base import Completion, Engine, Enough, Request
 
 
 class Session:
@@ -62,7 +64,11 @@ class Session:
         """The rounds whose checkpoints earlier attempts have left and kept."""
         self._published = max((folder.place(one.stage, one.round) for one in manifests), default=(0, -1))
         self.draws = DrawReader(folder)
-        self.engine = _engine(self.tokenizer) if isinstance(config.rollouts, Rollouts) else None
+        self.engine = (
+            make_engine(config, machine["engine"], self.tokenizer, folder)
+            if isinstance(config.rollouts, Rollouts)
+            else None
+        )
         """What generates; None in a run of stored trajectories."""
         self.verifier = Verifier(
             workers=config.verification.workers,
@@ -81,7 +87,7 @@ class Session:
         return text, prompt_tokens(text, self.config.problems.prompt, self.tokenizer)
 
     def learner_at(self, policy: Policy) -> Learner:
-        """The learner holding the weights of `policy`, which the engine then generates with.
+        """The learner holding the weights of `policy`.
 
         A learner that holds another policy, or was interrupted, is replaced: the newest checkpoint before
         `policy` is loaded and the recorded draws after it are replayed. Raises Damaged if that gives another
@@ -90,8 +96,6 @@ class Session:
         if self._learner is None or self._learner.policy != policy.identity:
             self._learner = None  # before a second model is loaded
             self._learner = replay(self.folder, self.config, self.draws, policy)
-        if self.engine is not None:
-            self.engine.load(self._learner.model)
         return self._learner
 
     def generating(self) -> Engine:
@@ -99,10 +103,30 @@ class Session:
         assert self.engine is not None, "a run of stored trajectories has no engine"
         return self.engine
 
-    def generate(self, policy: Policy, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """One completion a request, by `policy`, in the precision that it learns in."""
-        with self.learner_at(policy).autocast():
-            return self.generating().generate(requests, sampling)
+    def generate(
+        self, policy: Policy, requests: Sequence[Request], enough: Enough | None = None
+    ) -> Iterator[tuple[int, Completion]]:
+        """The place of each request and its completion by `policy`, as they end, or as `enough` cuts them off.
+
+        An engine that does not stream is given a shard's size at a time.
+        """
+        if not requests:
+            return
+        engine, settings = self.generating(), self.config.generation
+        stops = stop_ids(self.config.model, self.tokenizer, settings.stop)
+        sampling = Sampling(settings.temperature, settings.max_tokens, stops)
+        size = len(requests) if engine.streams else settings.batch
+        learner = self.learner_at(policy)
+        try:
+            # In the precision that the policy learns in, where the engine shares its model.
+            with learner.autocast():
+                engine.load(learner.model, policy.identity)
+                for first in range(0, len(requests), size):
+                    batch = requests[first : first + size]
+                    completions = engine.generate(batch, sampling, *([enough] if enough else []))
+                    yield from ((first + place, completion) for place, completion in completions)
+        finally:
+            engine.rest()
 
     def tick(self, done: int, total: int) -> None:
         """Tell how far the stage at work is."""
@@ -226,11 +250,3 @@ def _tells_of_full_disk(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _engine(tokenizer: PreTrainedTokenizerBase) -> Engine:
-    from reval_core.engines.transformers import TransformersEngine
-
-    if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
-        raise InputError("model.path: the tokenizer needs an eos_token and a pad_token")
-    return TransformersEngine(tokenizer.eos_token_id, tokenizer.pad_token_id)

@@ -1,4 +1,4 @@
-"""Trajectories on disk: writing a shard of responses, and reading drawn ones back."""
+"""Trajectories on disk: responses as rows of a shard, and drawn ones read back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from reval_core.engines.base import Completion, Request
+from reval_core.engines.base import FinishReason
 from reval_core.facts import SCHEMAS, read_table
 from reval_core.problems import Problem
 
@@ -28,31 +28,44 @@ CACHED_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Asked:
-    """One response that was asked for: sample number `sample` of `problem`."""
+    """One response that was asked for: sample number `sample` of `problem`. `place` is its own in the round."""
 
+    place: int
     problem: Problem
     sample: int
     prompt: str
-    request: Request
+    prompt_tokens: Sequence[int]
+    seed: int
 
 
-def shard_table(
+@dataclass(frozen=True)
+class Written:
+    """What there is of a response. Lists are as long as it is."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    """As the engine gave them."""
+    policy_rounds: list[int]
+    """Which policy wrote each token, by its round."""
+    finish_reason: FinishReason
+
+
+def response_table(
     asked: Sequence[Asked],
-    completions: Sequence[Completion],
+    responses: Sequence[Written],
     tokenizer: PreTrainedTokenizerBase,
     *,
     round: int,
-    shard: int,
-    first: int,
+    shard: int | None,
     policy: str,
     engine: str,
     temperature: float,
 ) -> pa.Table:
-    """The rows of a shard. `first` is the place of its first row in the round."""
+    """The rows of a shard or, without one, of what was cut off."""
     count = len(asked)
-    tokens = [completion.tokens for completion in completions]
+    tokens = [response.tokens for response in responses]
     columns = {
-        "trajectory_id": [round * IDS_PER_ROUND + first + row for row in range(count)],
+        "trajectory_id": [round * IDS_PER_ROUND + one.place for one in asked],
         "round": [round] * count,
         "shard": [shard] * count,
         "row": list(range(count)),
@@ -63,17 +76,18 @@ def shard_table(
         "given_reward": pa.nulls(count, pa.float32()),
         "prompt": [one.prompt for one in asked],
         "response": tokenizer.batch_decode(tokens, skip_special_tokens=True),
-        "prompt_length": [len(one.request.prompt_tokens) for one in asked],
+        "prompt_length": [len(one.prompt_tokens) for one in asked],
         "response_length": [len(response) for response in tokens],
-        "finish_reason": [completion.finish_reason for completion in completions],
+        "finish_reason": [response.finish_reason for response in responses],
         "policy": [policy] * count,
         "engine": [engine] * count,
         "temperature": [temperature] * count,
-        "seed": [one.request.seed for one in asked],
-        "prompt_tokens": [list(one.request.prompt_tokens) for one in asked],
+        "seed": [one.seed for one in asked],
+        "prompt_tokens": [list(one.prompt_tokens) for one in asked],
         "response_tokens": tokens,
         "loss_mask": [[True] * len(response) for response in tokens],
-        "engine_logprobs": [completion.logprobs for completion in completions],
+        "engine_logprobs": [response.logprobs for response in responses],
+        "policy_rounds": [response.policy_rounds for response in responses],
     }
     return pa.table(columns, schema=SCHEMAS["trajectories"])
 

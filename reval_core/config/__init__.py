@@ -10,6 +10,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from reval_core.answers import Method
+from reval_core.config.engine import AutoEngine, EngineSettings, TransformersEngine, VllmEngine, VllmServerEngine
 from reval_core.config.learning import (
     CustomObjective,
     Grpo,
@@ -28,10 +29,12 @@ from reval_core.config.section import Section
 
 __all__ = [
     "Arithmetic",
+    "AutoEngine",
     "Checkpoints",
     "Collapse",
     "Config",
     "CustomObjective",
+    "EngineSettings",
     "Evaluation",
     "Grpo",
     "ImportedRollouts",
@@ -57,6 +60,8 @@ __all__ = [
     "Tracking",
     "TransformersEngine",
     "Verification",
+    "VllmEngine",
+    "VllmServerEngine",
     "WarmStart",
 ]
 
@@ -121,12 +126,6 @@ class Problems(Section):
     held_out: ProblemSet | None = None
     """What accuracy is measured on; nothing is learned from it. A run of stored trajectories needs none."""
     prompt: Prompt = Prompt()
-
-
-class TransformersEngine(Section):
-    """Generation by transformers, with the learner's own weights."""
-
-    kind: Literal["transformers"] = "transformers"
 
 
 class Verification(Section):
@@ -200,7 +199,7 @@ class Config(Section):
     """torch's CPU threads. Results are the same bit for bit only under the same number."""
     model: Model
     problems: Problems = Problems()
-    engine: TransformersEngine = TransformersEngine()
+    engine: EngineSettings = TransformersEngine()
     rollouts: RolloutSource
     """Where trajectories come from: generated, or stored."""
     verification: Verification = Verification()
@@ -258,6 +257,12 @@ class Config(Section):
                 f"replay.capacity: {self.replay.capacity} is less than one round "
                 f"({rollouts.prompts} prompts × {rollouts.samples} samples = {rollouts.trajectories})"
             )
+        for name in ("budget_tokens", "budget_seconds"):
+            if getattr(rollouts, name) is not None and not self.engine.kind.startswith("vllm"):
+                raise ValueError(
+                    f"rollouts.{name}: a round can be cut off by engine.kind vllm or vllm-server only, "
+                    f"not by {self.engine.kind}"
+                )
         shard = rollouts.prompts_per_shard
         if shard is not None and shard > rollouts.prompts:
             raise ValueError(f"rollouts.prompts_per_shard: {shard} is more than rollouts.prompts")

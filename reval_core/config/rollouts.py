@@ -19,11 +19,22 @@ class Rollouts(Section):
     samples: int = Field(ge=1)
     """Responses a prompt (N). B = prompts × samples."""
     prompts_per_shard: int | None = Field(None, ge=1)
-    """A shard is one batch of generation and one unit of recovery; all prompts if not given."""
+    """A shard is one unit of recovery, and one batch of the transformers engine; all prompts if not given."""
     temperature: float = Field(1.0, gt=0)
     """Of the distribution that responses are drawn from."""
     max_tokens: int = Field(ge=1)
     """The longest response, in tokens, the end-of-sequence token included."""
+    stop: tuple[str, ...] = ()
+    """Tokens that end a response beside those that the model names itself; each must be one token."""
+    budget_tokens: int | None = Field(None, ge=1)
+    """A round's generation is cut off after so many tokens, and goes on with the next policy (docs/engines.md)."""
+    budget_seconds: float | None = Field(None, gt=0)
+    """The same after so many seconds. Of either the first that is reached counts."""
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether a round may end before all of its responses do."""
+        return self.budget_tokens is not None or self.budget_seconds is not None
 
     @property
     def trajectories(self) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "partial"]
+
+Enough = Callable[[int], bool]
+"""Told how many tokens have been generated so far, it says whether generation ends now."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,9 @@ class Sampling:
 
     temperature: float
     max_tokens: int
-    """The longest response, the end-of-sequence token included."""
+    """The longest response, the token that ends it included."""
+    stop_ids: tuple[int, ...]
+    """The tokens that end a response."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +32,21 @@ class Request:
 
     prompt_tokens: Sequence[int]
     seed: int
-    """The response is a function of the weights, the prompt, the batch's composition and this number."""
+    """Of everything random about this response. An engine that does not stream repeats itself with it."""
+    written: Sequence[int] = ()
+    """What earlier policies have written of the response; the rest of it is wanted."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One response. `tokens` ends with the end-of-sequence token if the reason is `stop`."""
+    """One response, without what was `written` before."""
 
     tokens: list[int]
+    """The last one is a stop token if the reason is `stop`."""
     logprobs: list[float]
     """log π of each token at the sampling temperature, as the engine computed it."""
     finish_reason: FinishReason
+    """`stop`: a stop token came; `length`: it is max_tokens long; `partial`: generation was cut off."""
 
 
 class Engine(Protocol):
@@ -45,12 +54,22 @@ class Engine(Protocol):
 
     name: str
     """What the run's summary and the trajectories call it."""
+    streams: bool
+    """Whether responses come one by one, as they end, and can be cut off. Otherwise they are one batch."""
 
-    def load(self, model: PreTrainedModel) -> None:
-        """Take the weights of `model`. Nothing generated before is reused."""
+    def load(self, model: PreTrainedModel, policy: str) -> None:
+        """Take the weights of `model`, which `policy` names. Nothing generated before is reused."""
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """One completion a request, in order. The requests are one batch."""
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, enough: Enough | None = None
+    ) -> Iterator[tuple[int, Completion]]:
+        """The place of each request and its completion, as they end.
+
+        Once `enough` says so, the rest come as `partial`. Only an engine that streams asks it.
+        """
+
+    def rest(self) -> None:
+        """Leave the memory of a shared device to the learner until the next `load`."""
 
     def close(self) -> None:
         """Free what the engine holds. Calling it again does nothing."""

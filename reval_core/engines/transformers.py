@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from reval_core.engines.base import Completion, Request, Sampling
+from reval_core.engines.base import Completion, Enough, Request, Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from transformers import PreTrainedModel
 
 
@@ -25,18 +23,20 @@ class TransformersEngine:
     """
 
     name = "transformers"
+    streams = False
 
-    def __init__(self, eos_token_id: int, pad_token_id: int) -> None:
-        self._eos = eos_token_id
+    def __init__(self, pad_token_id: int) -> None:
         self._pad = pad_token_id
         self._model: PreTrainedModel | None = None
 
-    def load(self, model: PreTrainedModel) -> None:
+    def load(self, model: PreTrainedModel, policy: str) -> None:
         """Use `model` from now on. The weights are shared: an update of the model is an update here."""
         self._model = model
 
     @torch.inference_mode()
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, enough: Enough | None = None
+    ) -> Iterator[tuple[int, Completion]]:
         """One completion a request, in order, from one padded batch."""
         assert self._model is not None, "load() gives the engine its weights"
         model: Any = self._model
@@ -50,7 +50,7 @@ class TransformersEngine:
         settings = GenerationConfig(
             do_sample=False,  # the sampler leaves one token to choose from
             max_new_tokens=sampling.max_tokens,
-            eos_token_id=self._eos,
+            eos_token_id=list(sampling.stop_ids),
             pad_token_id=self._pad,
         )
         with _own_generation_settings(model, settings):
@@ -62,17 +62,22 @@ class TransformersEngine:
             )
         responses = tokens[:, longest:].tolist()
         logprobs = torch.stack(sampler.logprobs, dim=1).tolist()
-        return [self._completion(*pair) for pair in zip(responses, logprobs, strict=True)]
+        pairs = zip(responses, logprobs, strict=True)
+        return enumerate([_completion(tokens, found, sampling.stop_ids) for tokens, found in pairs])
+
+    def rest(self) -> None:
+        """There is nothing to leave: the weights are the learner's."""
 
     def close(self) -> None:
         """Let go of the model."""
         self._model = None
 
-    def _completion(self, tokens: list[int], logprobs: list[float]) -> Completion:
-        if self._eos in tokens:
-            length = tokens.index(self._eos) + 1
-            return Completion(tokens[:length], logprobs[:length], "stop")
-        return Completion(tokens, logprobs, "length")
+
+def _completion(tokens: list[int], logprobs: list[float], stop_ids: tuple[int, ...]) -> Completion:
+    for place, token in enumerate(tokens):
+        if token in stop_ids:
+            return Completion(tokens[: place + 1], logprobs[: place + 1], "stop")
+    return Completion(tokens, logprobs, "length")
 
 
 class _InverseSampler(LogitsProcessor):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from reval_core.engines.base import Completion, Request, Sampling
+from reval_core.engines.base import Completion, Request
 from reval_core.problems import problems_digest
 from reval_core.session import Policy, Session
 from reval_core.stages.rollouts import request_seed
@@ -19,7 +19,8 @@ def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
     return [
         policy.identity,
         problems_digest(session.held_out),
-        *map(settings, (config.rollouts, config.engine, config.problems.prompt, config.verification)),
+        *map(settings, (config.rollouts, config.problems.prompt, config.verification)),
+        config.engine.kind,
         config.evaluation.samples,
         config.seed,
         VERIFIER_VERSION,
@@ -67,12 +68,9 @@ def evaluation(session: Session, round: int, policy: Policy) -> Outcome:
 
 
 def _generate(session: Session, policy: Policy, requests: list[Request]) -> list[Completion]:
-    """Generate in batches of a shard's size, so that evaluation needs no more memory than rollouts."""
-    rollouts = session.config.generation
-    size = rollouts.batch
-    sampling = Sampling(rollouts.temperature, rollouts.max_tokens)
-    completions: list[Completion] = []
-    for start in range(0, len(requests), size):
-        completions += session.generate(policy, requests[start : start + size], sampling)
+    """One completion a request, in order."""
+    completions: dict[int, Completion] = {}
+    for place, completion in session.generate(policy, requests):
+        completions[place] = completion
         session.tick(len(completions), len(requests))
-    return completions
+    return [completions[place] for place in range(len(requests))]

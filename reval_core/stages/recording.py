@@ -19,7 +19,8 @@ TIMED = ("rollouts", "verification", "consistency", "sampling", "learning", "eva
 # Means over the round's fresh trajectories, and over its draws and updates.
 _FIGURES = """
     WITH fresh AS (
-        SELECT t.*, v.correct, v.verdict, v.reward, s.delta, s.log_ratio, s.entropy, s.engine_gap
+        SELECT t.*, v.correct, v.verdict, v.reward, s.delta, s.log_ratio, s.entropy, s.engine_gap,
+               s.engine_kl
         FROM trajectories t
         JOIN verdicts v USING (trajectory_id)
         JOIN scores s ON s.trajectory_id = t.trajectory_id AND s.round = t.round AND s.policy = t.policy
@@ -34,6 +35,7 @@ _FIGURES = """
         avg(log_ratio) AS kl,
         avg(entropy) AS entropy,
         avg(engine_gap) AS engine_gap,
+        avg(engine_kl) AS engine_kl,
         avg(response_length) AS response_length,
         avg((finish_reason = 'length')::INTEGER) AS truncated,
         avg((reward IS NULL)::INTEGER) AS unjudged,

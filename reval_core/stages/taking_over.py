@@ -6,6 +6,7 @@ What was recorded is copied, not generated or judged again, and the other run is
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from reval_core.facts import Manifest
@@ -25,7 +26,7 @@ def _take_shards(session: Session, round: int, stored: StoredRun) -> Outcome:
         round,
         stored_rollouts.key(session, round, stored),
         len(stored.shards),
-        lambda shard, first: taken_shard(stored, shard, first),
+        partial(taken_shard, stored),
     )
     outcome.info["engine"] = "stored"
     return outcome

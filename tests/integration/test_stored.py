@@ -195,7 +195,7 @@ def test_no_engine_is_made(imported, tmp_path, monkeypatch):
     def unwanted(*arguments: Any) -> None:
         raise AssertionError("an engine was made")
 
-    monkeypatch.setattr("reval_core.session._engine", unwanted)
+    monkeypatch.setattr("reval_core.session.make_engine", unwanted)
     run(tmp_path / "offline", offline_config(imported, rounds=1))
 
 

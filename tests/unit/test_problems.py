@@ -166,7 +166,11 @@ def test_an_operator_that_stands_twice_is_refused() -> None:
 def test_every_problem_is_asked_once_before_any_is_asked_twice(count: int, prompts: int, seed: int) -> None:
     order = PromptOrder(numbered(count), seed)
     rounds = 3 * count // prompts + 1
-    asked = [problem for number in range(1, rounds + 1) for problem in order.round(number, prompts)]
+    asked = [
+        problem
+        for number in range(1, rounds + 1)
+        for problem in order.take((number - 1) * prompts, prompts, prompts)
+    ]
     assert len(asked) == rounds * prompts
     for start in range(0, len(asked), count):
         epoch = asked[start : start + count]
@@ -179,19 +183,21 @@ def test_a_round_asks_no_problem_twice(count: int, part: int, seed: int) -> None
     prompts = min(part, count)
     order = PromptOrder(numbered(count), seed)
     for number in range(1, 3 * count // prompts + 1):
-        asked = order.round(number, prompts)
+        asked = order.take((number - 1) * prompts, prompts, prompts)
         assert len(set(asked)) == prompts
 
 
 def test_rounds_can_be_asked_for_in_any_order() -> None:
     forwards, backwards = PromptOrder(numbered(10), 0), PromptOrder(numbered(10), 0)
-    first = [forwards.round(number, 3) for number in range(1, 9)]
-    assert [backwards.round(number, 3) for number in range(8, 0, -1)] == first[::-1]
+    first = [forwards.take(3 * (number - 1), 3, 3) for number in range(1, 9)]
+    assert [backwards.take(3 * (number - 1), 3, 3) for number in range(8, 0, -1)] == first[::-1]
 
 
 def test_seeds_and_epochs_have_orders_of_their_own() -> None:
     problems = numbered(20)
-    orders = [tuple(PromptOrder(problems, seed).round(epoch, 20)) for seed in (0, 1) for epoch in (1, 2)]
+    orders = [
+        tuple(PromptOrder(problems, seed).take(20 * (epoch - 1), 20, 20)) for seed in (0, 1) for epoch in (1, 2)
+    ]
     assert len(set(orders)) == 4
 
 
@@ -199,11 +205,11 @@ def test_every_process_asks_in_the_same_order() -> None:
     program = """if True:
         from reval_core.problems import Problem, PromptOrder
         order = PromptOrder([Problem(str(n), "p", "a") for n in range(50)], 3)
-        print(*(problem.prompt_id for number in (1, 2, 3) for problem in order.round(number, 30)))
+        print(*(problem.prompt_id for number in (1, 2, 3) for problem in order.take(30 * (number - 1), 30, 30)))
     """
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     command = [sys.executable, "-c", program]
     there = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
     order = PromptOrder(numbered(50), 3)
-    here = [problem.prompt_id for number in (1, 2, 3) for problem in order.round(number, 30)]
+    here = [problem.prompt_id for number in (1, 2, 3) for problem in order.take(30 * (number - 1), 30, 30)]
     assert there.split() == here

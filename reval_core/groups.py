@@ -1,0 +1,85 @@
+"""A prompt's responses while they are generated: what is asked of the engine, and what has come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from reval_core.engines.base import Completion, Request
+from reval_core.problems import Problem
+from reval_core.trajectories import Asked, Written
+
+
+@dataclass
+class Group:
+    """The N responses of one prompt. They are published together, since rewards may be compared within a group."""
+
+    asked: list[Asked]
+    written: list[Written | None]
+    """What there is of each; None where nothing has been generated yet."""
+
+    @classmethod
+    def new(cls, asked: Sequence[Asked]) -> Group:
+        """A group that nothing has been generated of."""
+        return cls(list(asked), [None] * len(asked))
+
+    @property
+    def finished(self) -> bool:
+        """Whether every response has ended."""
+        return not self.unfinished
+
+    @property
+    def unfinished(self) -> list[int]:
+        """The responses that have not ended, by their places in the group."""
+        return [number for number, one in enumerate(self.written) if one is None or one.finish_reason == "partial"]
+
+    def request(self, number: int) -> Request:
+        """What is to be asked of the engine for a response that has not ended."""
+        asked, before = self.asked[number], self.written[number]
+        return Request(asked.prompt_tokens, asked.seed, before.tokens if before is not None else ())
+
+    def add(self, number: int, completion: Completion, policy_round: int) -> None:
+        """Put what the policy of `policy_round` wrote behind what there is of a response."""
+        before = self.written[number] or Written([], [], [], "partial")
+        self.written[number] = Written(
+            before.tokens + completion.tokens,
+            before.logprobs + completion.logprobs,
+            before.policy_rounds + [policy_round] * len(completion.tokens),
+            completion.finish_reason,
+        )
+
+    def placed(self, first: int, seeds: Sequence[int]) -> Group:
+        """The group as it goes on in a later round: from `first` on, with new seeds for what has not ended."""
+        asked = [
+            replace(one, place=first + number, seed=seeds[number] if number in self.unfinished else one.seed)
+            for number, one in enumerate(self.asked)
+        ]
+        return Group(asked, self.written)
+
+
+def cut_off_groups(partials: pa.Table, samples: int) -> list[Group]:
+    """The groups, of `samples` responses each, that a round was cut off in, from its table `partials`."""
+    rows = partials.to_pylist()
+    return [_group(rows[first : first + samples]) for first in range(0, len(rows), samples)]
+
+
+def _group(rows: list[dict[str, Any]]) -> Group:
+    asked = [
+        Asked(
+            place=row["trajectory_id"],
+            problem=Problem(row["prompt_id"], row["problem"], row["gold"]),
+            sample=row["sample"],
+            prompt=row["prompt"],
+            prompt_tokens=row["prompt_tokens"],
+            seed=row["seed"],
+        )
+        for row in rows
+    ]
+    written = [
+        Written(row["response_tokens"], row["engine_logprobs"], row["policy_rounds"], row["finish_reason"])
+        for row in rows
+    ]
+    return Group(asked, list(written))
