@@ -36,8 +36,10 @@ def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tup
     else:
         _check_stored(config, settings, settings.rollouts, folder)
     # Everything that can be refused without them is refused before torch and transformers take their seconds.
+    from reval_core.engines.choice import check_installed
     from reval_core.models import check_model
 
+    check_installed(settings.engine.kind)
     check_model(settings.model)
     check_space(folder, run_forecast(settings, folder).disk_bytes, "lower rounds or checkpoints.keep")
     return settings, folder

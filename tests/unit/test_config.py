@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from reval_core.answers import Method
 from reval_core.config import (
+    AutoEngine,
     Config,
     CustomObjective,
     Grpo,
@@ -22,6 +23,8 @@ from reval_core.config import (
     Reval,
     StoredRollouts,
     Tbrm,
+    VllmEngine,
+    VllmServerEngine,
 )
 from reval_core.errors import InputError
 from reval_core.loading import load_config
@@ -39,6 +42,11 @@ OBJECTIVES = {
 SOURCES = {
     StoredRollouts: "source: stored, run: runs/other, batch: 4",
     ImportedRollouts: "source: import, file: a.jsonl, sha256: '0', columns: {}",
+}
+ENGINES: dict[type[BaseModel], str] = {
+    AutoEngine: "kind: auto",
+    VllmEngine: "kind: vllm",
+    VllmServerEngine: "kind: vllm-server, urls: ['http://localhost:8000']",
 }
 
 RUN = """\
@@ -110,6 +118,8 @@ def ground(key: str, model: type[BaseModel]) -> list[str]:
         return [f"objective={{{OBJECTIVES[model]}}}"]
     if model in SOURCES:
         return [f"rollouts={{{SOURCES[model]}}}"]
+    if model in ENGINES:
+        return [f"engine={{{ENGINES[model]}}}"]
     return ["model.warm_start.steps=1"] if key.startswith("model.warm_start.") else []
 
 
@@ -358,6 +368,33 @@ def test_what_a_run_of_stored_trajectories_cannot_do_is_refused(
     assert message.startswith(("--set ", "run.yaml:"))
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "engine={kind: magic}",
+            "engine.kind: must be one of 'transformers', 'auto', 'vllm', 'vllm-server', not 'magic'",
+        ),
+        ("engine={kind: vllm-server, urls: []}", "engine.urls: "),
+        ("engine={kind: vllm-server, urls: ['localhost:8000']}", "engine.urls: must look like http://host:8000"),
+        ("engine={kind: vllm-server, urls: ['http://me:secret@host:1']}", "engine.urls: may hold no password"),
+        ("engine={kind: vllm-server, urls: ['http://a:1', 'http://a:1']}", "engine.urls: names a server twice"),
+        ("rollouts.budget_tokens=9", "rollouts.budget_tokens: a round can be cut off by engine.kind vllm or"),
+        ("rollouts.budget_seconds=9", "rollouts.budget_seconds: a round can be cut off by engine.kind vllm or"),
+    ],
+)
+def test_what_an_engine_cannot_do_is_refused(refused: Refused, override: str, words: str) -> None:
+    message = refused(RUN, override)
+    assert words in message
+    assert message.startswith(("--set ", "run.yaml"))
+
+
+def test_a_password_in_an_address_is_not_repeated(refused: Refused) -> None:
+    message = refused(RUN + "engine: {kind: vllm-server, urls: ['http://me:secret@host:1']}")
+    assert message.startswith("run.yaml:19: engine.urls: may hold no password")
+    assert "secret" not in message
+
+
 def test_a_warm_start_needs_arithmetic(refused: Refused) -> None:
     message = refused(RUN, "problems.train={path: some.jsonl}", "model.warm_start={steps: 1}")
     assert message.startswith("--set model.warm_start={steps: 1}: model.warm_start: ")
@@ -366,7 +403,7 @@ def test_a_warm_start_needs_arithmetic(refused: Refused) -> None:
 def test_a_required_key_that_is_left_out_is_named(refused: Refused) -> None:
     messages = {}
     for key, model, field in KEYS:
-        if field.is_required() and key not in ("objective.kind", "rollouts.source"):
+        if field.is_required() and key not in ("objective.kind", "rollouts.source", "engine.kind"):
             *sections, name = key.split(".")
             values = yaml.safe_load(RUN)
             section = values
@@ -379,6 +416,8 @@ def test_a_required_key_that_is_left_out_is_named(refused: Refused) -> None:
             if model in SOURCES:
                 section.clear()
                 section |= yaml.safe_load(f"{{{SOURCES[model]}}}")
+            if model in ENGINES:
+                section |= yaml.safe_load(f"{{{ENGINES[model]}}}")
             section.pop(name, None)
             messages[key, model] = refused(yaml.safe_dump(values, sort_keys=False))
     assert len(messages) > 12

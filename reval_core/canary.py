@@ -1,0 +1,81 @@
+"""The gap canary: engine and trainer must give the same tokens the same log-probabilities, under the same weights.
+
+An engine that generates with old weights, at another temperature or from other prompts goes on without an error and
+spoils a run in silence. So every round the two are compared on all tokens that the policy wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_TEMPERATURES = (1.0, 0.6, 0.7, 0.8, 0.9, 1.2, 1.5)
+"""What an engine may have sampled at instead."""
+
+_FIRST_TOKENS = 2
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some trajectories of a round, as engine and trainer see them."""
+
+    by_engine: Tensor
+    """log π of each token [B, H], by the engine."""
+    mask: Tensor
+    """[B, H] bool: the tokens that the policy itself wrote."""
+    score: Callable[[float], Tensor]
+    """The trainer's log π [B, H] at a temperature."""
+    temperature: float
+    """What the responses were to be sampled at."""
+
+
+def token_gap(by_trainer: Tensor, by_engine: Tensor, mask: Tensor) -> Tensor:
+    """|log π by the trainer − by the engine| of each token [B, H]; 0 outside the mask."""
+    return ((by_trainer - by_engine).abs() * mask).nan_to_num()
+
+
+def token_kl(by_trainer: Tensor, by_engine: Tensor, mask: Tensor) -> Tensor:
+    """An estimate of KL(engine ‖ trainer) at each token [B, H], from the engine's own sample: e^d − 1 − d ≥ 0.
+
+    d = log π by the trainer − by the engine. Its mean is that of −d, and it is never negative (Schulman's k3).
+    """
+    difference = (by_trainer - by_engine) * mask
+    return (difference.expm1() - difference).nan_to_num()
+
+
+def likely_cause(sample: Sample, earlier: Iterable[tuple[int, Callable[[], Tensor]]], limit: float) -> str:
+    """Why engine and trainer are further apart than `limit`: what explains the engine's figures, in words.
+
+    `earlier` gives rounds of earlier policies, and what those make of the sample at its temperature.
+    """
+    now = sample.score(sample.temperature)
+    gap = _mean_gap(sample, now)
+    for temperature in _TEMPERATURES:
+        if temperature != sample.temperature and _mean_gap(sample, sample.score(temperature)) < min(limit, gap / 4):
+            return (
+                f"temperature: the engine's figures are those at {temperature:g}, and rollouts.temperature is "
+                f"{sample.temperature:g}; a server needs --logprobs-mode processed_logprobs"
+            )
+    for round, score in earlier:
+        if _mean_gap(sample, score()) < min(limit, gap / 4):
+            return f"stale weights: the engine still has the policy of round {round}"
+    first = sample.mask.cumsum(dim=1) <= _FIRST_TOKENS
+    if _mean_gap(sample, now, first) > 4 * _mean_gap(sample, now, ~first):
+        return "template: the gap is in the first tokens, so the engine was given other prompts than the trainer"
+    if _correlation(sample, now) > 0.9:
+        return "dtype: the figures agree but for rounding; take engine.dtype: float32 or raise engine.gap_limit"
+    return "stale weights: the engine generates with other weights than the trainer's, and no checkpoint has them"
+
+
+def _mean_gap(sample: Sample, by_trainer: Tensor, among: Tensor | None = None) -> float:
+    mask = sample.mask if among is None else sample.mask & among
+    return float(token_gap(by_trainer, sample.by_engine, mask).sum() / mask.sum().clamp(min=1))
+
+
+def _correlation(sample: Sample, by_trainer: Tensor) -> float:
+    pairs = torch.stack([by_trainer[sample.mask], sample.by_engine[sample.mask]]).cpu().double().numpy()
+    return float(np.corrcoef(pairs)[0, 1])

@@ -1,0 +1,60 @@
+"""Stopping a run whose engine and trainer do not mean the same policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from reval_core.canary import Sample, likely_cause
+from reval_core.checkpoints import checkpoint_rounds
+from reval_core.errors import RunStopped
+from reval_core.files import set_aside
+from reval_core.replay import Policy, recorded_policy
+from reval_core.session import Session
+
+_EARLIER_POLICIES = 4
+
+
+def stop_if_apart(
+    session: Session, round: int, scores: pa.Table, policy: Policy, sample: Callable[[torch.nn.Module], Sample]
+) -> None:
+    """Raise RunStopped, naming the likely cause, if the engine's log-probs of a round are not the trainer's.
+
+    `sample` gives some of the round's trajectories, and scores them by the model that it is given. The round's
+    responses are set aside: they were not written by the policy, and going on generates others.
+    """
+    gap, kl = (pc.mean(scores.column(name)).as_py() for name in ("engine_gap", "engine_kl"))
+    limit = session.config.engine.gap_limit
+    if gap is None or gap <= limit:
+        return
+    cause = likely_cause(sample(session.learner_at(policy).model), _earlier(session, policy, sample), limit)
+    folder = session.folder
+    aside = folder.manifest_path("rollouts", round).parent
+    for path in (aside, folder.manifest_path("verification", round)):
+        set_aside(path)
+    raise RunStopped(
+        f"round {round}: engine {session.generating().name} and trainer differ by {gap:.3g} nats a token "
+        f"(KL about {kl:.3g}), more than engine.gap_limit ({limit:g}). Likely cause: {cause}. Its responses "
+        f"are set aside in {aside.relative_to(folder.path)}.damaged; reval resume {folder.path} generates others"
+    )
+
+
+def _earlier(
+    session: Session, policy: Policy, sample: Callable[[torch.nn.Module], Sample]
+) -> Iterator[tuple[int, Callable[[], Tensor]]]:
+    """The newest policies before this one that have checkpoints."""
+    rounds = sorted(checkpoint_rounds(session.folder.checkpoints), reverse=True)
+    for round in [one for one in rounds if one < policy.round][:_EARLIER_POLICIES]:
+        earlier = recorded_policy(session.folder, round)
+        if earlier is not None:
+
+            def by_earlier(earlier: Policy = earlier) -> Tensor:
+                with session.reference_model(earlier) as model:
+                    found = sample(model)
+                    return found.score(found.temperature)
+
+            yield round, by_earlier

@@ -1,0 +1,252 @@
+"""The engine that users run, for real on the CPU: start, generate, sync, changed outputs after it, close."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from reval_core.adapters import add_adapters
+from reval_core.batches import collate
+from reval_core.config import Lora, TinyModel
+from reval_core.config import VllmEngine as Settings
+from reval_core.engines.base import Request, Sampling
+from reval_core.engines.vllm import EngineDied, VllmEngine
+from reval_core.errors import RunStopped
+from reval_core.models import make_tiny_model
+from reval_core.scoring import score
+
+pytest.importorskip("vllm")
+
+EOS = 2
+# vLLM's attention on a CPU takes heads of 32 and more.
+TINY = TinyModel(layers=2, width=64, heads=2, feed_forward=128)
+SETTINGS = Settings(kind="vllm", dtype="float32", kv_cache_gib=0.25, max_num_seqs=64)
+
+
+def requests(count, first_seed=0):
+    return [Request([3 + (one + place) % 9 for place in range(4)], first_seed + one) for one in range(count)]
+
+
+def changed(model, seed, by=0.05):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.add_(by * torch.randn_like(parameter))
+    return model
+
+
+def gap(model, wanted, found, temperature=1.0):
+    """The largest difference between the engine's log-probs and the trainer's."""
+    answers = [found[place] for place in range(len(wanted))]
+    batch = collate([np.array(one.prompt_tokens) for one in wanted], [np.array(one.tokens) for one in answers])
+    with torch.inference_mode():
+        logprobs = score(model, batch, temperature).logprobs
+    return max(
+        float(np.abs(np.array(one.logprobs) - row[: len(one.tokens)].numpy()).max())
+        for one, row in zip(answers, logprobs, strict=True)
+    )
+
+
+def tokens(found):
+    return [found[place].tokens for place in range(len(found))]
+
+
+def processes_of(parent):
+    """The processes of vLLM below one of ours, with all they started."""
+    children = psutil.Process(parent).children(recursive=True)
+    return [one for one in children if "resource_tracker" not in str(one.cmdline())]
+
+
+def gone(processes, seconds):
+    psutil.wait_procs(processes, timeout=seconds)
+    return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    engine = VllmEngine(SETTINGS, tmp_path_factory.mktemp("engine") / "engine.log")
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_log_probs_are_those_that_the_trainer_computes(engine, temperature):
+    model = make_tiny_model(TINY, 0)
+    engine.load(model, "policy 0")
+    found = dict(engine.generate(requests(48), Sampling(temperature, 12, (EOS,))))
+    assert gap(model, requests(48), found, temperature) < 1e-4
+    assert {one.finish_reason for one in found.values()} == {"stop", "length"}
+    for one in found.values():
+        assert (one.tokens[-1] == EOS) == (one.finish_reason == "stop")
+        assert one.finish_reason == "stop" or len(one.tokens) == 12
+        assert EOS not in one.tokens[:-1]
+
+
+def test_new_weights_go_in_without_a_restart_and_change_what_comes_out(engine):
+    first, second = make_tiny_model(TINY, 0), changed(make_tiny_model(TINY, 0), 1)
+    sampling = Sampling(1.0, 8, (EOS,))
+    engine.load(first, "policy 0")
+    before, running = dict(engine.generate(requests(32), sampling)), processes_of(os.getpid())
+    engine.load(second, "policy 1")
+    after = dict(engine.generate(requests(32), sampling))
+    assert processes_of(os.getpid()) == running
+    assert gap(second, requests(32), after) < 1e-4
+    assert gap(first, requests(32), after) > 0.1
+    engine.load(first, "policy 0 again")
+    assert tokens(dict(engine.generate(requests(32), sampling))) == tokens(before)
+
+
+def test_adapters_are_merged_on_their_way(engine):
+    model = make_tiny_model(TINY, 3)
+    add_adapters(model, Lora(rank=4, alpha=8), seed=0)
+    changed(model, 4)
+    engine.load(model, "with adapters")
+    found = dict(engine.generate(requests(16), Sampling(1.0, 8, (EOS,))))
+    assert gap(model, requests(16), found) < 1e-4
+
+
+def test_tied_weights_arrive(engine, tmp_path):
+    from transformers import LlamaForCausalLM
+
+    settings = make_tiny_model(TINY, 0).config
+    settings.tie_word_embeddings = True
+    tied = VllmEngine(SETTINGS, tmp_path / "engine.log")
+    try:
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            model = LlamaForCausalLM(settings).eval()
+            tied.load(model, f"policy {seed}")
+            found = dict(tied.generate(requests(16), Sampling(1.0, 8, (EOS,))))
+            assert gap(model, requests(16), found) < 1e-4
+    finally:
+        tied.close()
+
+
+def test_no_weights_are_left_lying_about(engine):
+    engine.load(make_tiny_model(TINY, 0), "policy 0")
+    assert [one.name for one in engine._folder.glob("*.safetensors*")] == []
+
+
+def test_the_same_request_gives_the_same_response_and_another_seed_another(engine):
+    engine.load(make_tiny_model(TINY, 0), "policy 0")
+    one, again, other = (dict(engine.generate(requests(32, seed), Sampling(1.0, 8, (EOS,)))) for seed in (0, 0, 99))
+    assert tokens(one) == tokens(again)
+    assert tokens(one) != tokens(other)
+
+
+def test_tokens_are_drawn_from_the_policy(engine):
+    """3,000 first tokens against the model's distribution, each within four standard deviations."""
+    model, count = make_tiny_model(TINY, 0), 3000
+    engine.load(model, "policy 0")
+    found = dict(engine.generate([Request([5, 6, 7], seed) for seed in range(count)], Sampling(1.0, 1, (EOS,))))
+    with torch.inference_mode():
+        expected = model(torch.tensor([[5, 6, 7]])).logits[0, -1].softmax(-1).numpy()
+    shares = np.bincount([one.tokens[0] for one in found.values()], minlength=len(expected)) / count
+    assert np.all(np.abs(shares - expected) <= 4 * np.sqrt(expected * (1 - expected) / count) + 1e-9)
+
+
+def test_what_is_cut_off_goes_on_where_it_was(engine):
+    model = make_tiny_model(TINY, 0)
+    engine.load(model, "policy 0")
+    sampling = Sampling(1.0, 40, (EOS,))
+    found = dict(engine.generate(requests(64), sampling, lambda tokens: tokens >= 300))
+    reasons = Counter(one.finish_reason for one in found.values())
+    assert len(found) == 64
+    assert reasons["partial"] > 0
+    assert 300 <= sum(len(one.tokens) for one in found.values()) <= 300 + 64
+    open_ = [place for place, one in found.items() if one.finish_reason == "partial"]
+    rest = [Request(requests(64)[place].prompt_tokens, 1000 + place, found[place].tokens) for place in open_]
+    ended = dict(engine.generate(rest, sampling))
+    whole = [Request(one.prompt_tokens, 0) for one in rest]
+    joined = {
+        number: type(one)(found[place].tokens + one.tokens, found[place].logprobs + one.logprobs, one.finish_reason)
+        for number, (place, one) in enumerate(zip(open_, (ended[n] for n in range(len(rest))), strict=True))
+    }
+    assert gap(model, whole, joined) < 1e-4
+    assert {one.finish_reason for one in joined.values()} <= {"stop", "length"}
+    assert all(len(one.tokens) <= 40 for one in joined.values())
+
+
+def test_generation_that_is_abandoned_leaves_nothing_behind(engine):
+    engine.load(make_tiny_model(TINY, 0), "policy 0")
+    completions = engine.generate(requests(64), Sampling(1.0, 40, (EOS,)))
+    next(completions)
+    completions.close()
+    found = dict(engine.generate(requests(8), Sampling(1.0, 8, (EOS,))))
+    assert sorted(found) == list(range(8))
+
+
+def test_an_engine_whose_process_dies_says_so_and_starts_again(engine):
+    model = make_tiny_model(TINY, 0)
+    engine.load(model, "policy 0")
+    completions = engine.generate(requests(64), Sampling(1.0, 100, (EOS,)))
+    next(completions)
+    for one in processes_of(os.getpid()):
+        one.send_signal(signal.SIGKILL)
+    with pytest.raises(EngineDied, match="vLLM's process ended"):
+        list(completions)
+    engine.load(model, "policy 0")
+    found = dict(engine.generate(requests(8), Sampling(1.0, 8, (EOS,))))
+    assert gap(model, requests(8), found) < 1e-4
+
+
+def test_closing_leaves_no_process_and_may_be_done_again(tmp_path):
+    engine = VllmEngine(SETTINGS, tmp_path / "engine.log")
+    before = set(processes_of(os.getpid()))
+    engine.load(make_tiny_model(TINY, 0), "policy 0")
+    started = [one for one in processes_of(os.getpid()) if one not in before]
+    folder = engine._folder
+    assert started
+    engine.close()
+    engine.close()
+    assert gone(started, 5)
+    assert not folder.exists()
+
+
+def test_an_engine_that_cannot_start_gives_vllms_own_reason(tmp_path, capfd):
+    model = make_tiny_model(TINY, 0)
+    settings = SETTINGS.model_copy(update={"max_model_len": 100_000})
+    before = set(processes_of(os.getpid()))
+    with pytest.raises(RunStopped, match=r"the engine vllm cannot start: .*100000.*engine\.log"):
+        VllmEngine(settings, tmp_path / "engine.log").load(model, "policy 0")
+    assert gone([one for one in processes_of(os.getpid()) if one not in before], 5)
+    assert capfd.readouterr() == ("", ""), "what vLLM prints is in the log"
+
+
+def test_a_run_that_is_killed_takes_its_engine_along(tmp_path):
+    script = (
+        "import sys, time; from pathlib import Path; from tests.vllm.test_vllm import *\n"
+        "if __name__ == '__main__':\n"
+        f"    engine = VllmEngine(SETTINGS, Path({str(tmp_path)!r}) / 'engine.log')\n"
+        "    engine.load(make_tiny_model(TINY, 0), 'policy 0')\n"
+        "    print('started', flush=True); time.sleep(600)\n"
+    )
+    (tmp_path / "parent.py").write_text(script)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "parent.py")], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert parent.stdout.readline() == "started\n"
+    started = processes_of(parent.pid)
+    assert started
+    parent.kill()
+    parent.wait()
+    assert gone(started, 30)
+
+
+def test_an_idle_engine_leaves_the_cores_to_the_learner(engine):
+    engine.load(make_tiny_model(TINY, 0), "policy 0")
+    dict(engine.generate(requests(8), Sampling(1.0, 8, (EOS,))))
+    time.sleep(2)
+    used = [sum(one.cpu_times()[:2]) for one in processes_of(os.getpid())]
+    time.sleep(2)
+    busy = sum(sum(one.cpu_times()[:2]) for one in processes_of(os.getpid())) - sum(used)
+    assert busy < 0.4, "of two seconds"
