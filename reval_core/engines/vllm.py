@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import InvalidStateError
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,7 +114,8 @@ class VllmEngine:
         if llm is not None:
             with suppress(Exception):  # it may be dead already
                 llm.llm_engine.engine_core.shutdown()
-            multiprocessing.active_children()  # takes note of those that have ended
+            for process in _core_processes():  # they were told to end, or killed
+                process.join(timeout=10)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -152,6 +156,8 @@ class VllmEngine:
                     **chosen,
                 )
             _log_to(self._log)
+            watched = (self._llm.llm_engine.engine_core, _core_processes())
+            threading.Thread(target=_wake_when_dead, args=watched, daemon=True, name="watch vLLM").start()
         except BaseException as error:
             self.close()
             if not isinstance(error, Exception):
@@ -170,6 +176,22 @@ class VllmEngine:
         except (EngineDeadError, EngineGenerateError) as error:
             self.close()
             raise EngineDied(f"vLLM's process ended ({_reason(self._log, error)}); see {self._log}") from error
+
+
+def _core_processes() -> list[Any]:
+    """vLLM's main processes below this one."""
+    return [process for process in multiprocessing.active_children() if process.name.startswith("EngineCore")]
+
+
+def _wake_when_dead(client: Any, processes: list[Any]) -> None:
+    """Once vLLM's process is gone, wake whoever waits for its answer: vLLM 0.32 lets them wait for good."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    multiprocessing.connection.wait([process.sentinel for process in processes])
+    client.outputs_queue.put_nowait(EngineDeadError())
+    for future in list(client.utility_results.values()):
+        with suppress(InvalidStateError):  # it was answered just before
+            future.set_exception(EngineDeadError())
 
 
 class _Part:
@@ -249,8 +271,11 @@ def _log_to(log: Path) -> None:
 
 
 def _reason(log: Path, error: Exception) -> str:
-    """The last error in vLLM's output that is not about another one."""
+    """What went wrong, in a line: of an error in another process that is the last one in its output."""
+    said = " ".join(str(error).split())
+    if "root cause" not in said and "stack trace" not in said:
+        return f"{type(error).__name__}: {said[:300]}"
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     errors = re.findall(r"\b(\w*(?:Error|Exception): [^\n]+)", text)
-    own = [one for one in errors if "See root cause above" not in one]
-    return own[-1] if own else f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    own = [one for one in errors if "root cause above" not in one]
+    return own[-1] if own else f"{type(error).__name__}: {said[:300]}"

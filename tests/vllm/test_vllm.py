@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -62,7 +63,11 @@ def tokens(found):
 def processes_of(parent):
     """The processes of vLLM below one of ours, with all they started."""
     children = psutil.Process(parent).children(recursive=True)
-    return [one for one in children if "resource_tracker" not in str(one.cmdline())]
+    return [
+        one
+        for one in children
+        if one.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in str(one.cmdline())
+    ]
 
 
 def gone(processes, seconds):
@@ -196,6 +201,16 @@ def test_an_engine_whose_process_dies_says_so_and_starts_again(engine):
     engine.load(model, "policy 0")
     found = dict(engine.generate(requests(8), Sampling(1.0, 8, (EOS,))))
     assert gap(model, requests(8), found) < 1e-4
+
+
+def test_a_dead_engine_does_not_keep_a_sync_waiting(engine):
+    model = make_tiny_model(TINY, 0)
+    engine.load(model, "policy 0")
+    for one in processes_of(os.getpid()):
+        one.send_signal(signal.SIGSTOP)
+    threading.Timer(1, lambda: [one.kill() for one in processes_of(os.getpid())]).start()
+    with pytest.raises(EngineDied, match="vLLM's process ended"):
+        engine.load(model, "policy 1")
 
 
 def test_closing_leaves_no_process_and_may_be_done_again(tmp_path):

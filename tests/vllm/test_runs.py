@@ -1,0 +1,219 @@
+"""Whole runs that generate with vLLM: streamed shards, rounds that are cut off, the gap canary, going on."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from flows.rounds import train_rounds
+from reval_core import stages
+from reval_core.check import check_run
+from reval_core.engines.vllm import VllmEngine
+from reval_core.errors import RunStopped
+from reval_core.facts import read_table
+from reval_core.models import load_model
+from reval_core.run_folder import RunFolder
+from reval_core.session import open_session
+from reval_core.stages.shards import Shards
+from reval_core.store import sql_views
+from reval_core.summary import summarise
+from tests.runs import run, small_config
+
+pytest.importorskip("vllm")
+
+VLLM = {
+    "engine": {"kind": "vllm", "dtype": "float32", "kv_cache_gib": 0.25, "max_num_seqs": 64},
+    # vLLM's attention on a CPU takes heads of 32 and more.
+    "model__tiny": {"layers": 2, "width": 64, "heads": 2, "feed_forward": 128},
+}
+
+
+def config(**settings):
+    return small_config(**VLLM | settings)
+
+
+def ask(path, query):
+    with sql_views(path, RunFolder(path).manifests()) as connection:
+        return connection.sql(query).fetchall()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of three rounds."""
+    path = tmp_path_factory.mktemp("finished") / "runs" / "small"
+    return path, run(path, config())
+
+
+def test_a_run_generates_with_vllm_and_says_so(finished):
+    path, summary = finished
+    assert summary["engine"] == "vllm"
+    assert ask(path, "SELECT DISTINCT engine FROM trajectories") == [("vllm",)]
+    assert ask(path, "SELECT round, count(*) FROM trajectories GROUP BY round ORDER BY round") == [
+        (1, 64),
+        (2, 64),
+        (3, 64),
+    ]
+    assert ask(path, "SELECT count(*) FROM trajectories WHERE list_distinct(policy_rounds) <> [round - 1]") == [
+        (0,)
+    ]
+    assert json.loads((path / "machine.json").read_text())["engine"] == "vllm"
+
+
+def test_the_gap_is_on_record_and_small_in_float32(finished):
+    path, _ = finished
+    for gap, kl in ask(path, "SELECT engine_gap, engine_kl FROM rounds"):
+        assert 0 <= gap < 1e-4
+        assert 0 <= kl < 1e-6
+
+
+def test_a_shard_holds_whole_groups_in_the_order_in_which_they_ended(finished):
+    path, _ = finished
+    groups = ask(path, "SELECT round, prompt_id, count(*), count(DISTINCT shard) FROM trajectories GROUP BY 1, 2")
+    assert {(count, shards) for _, _, count, shards in groups} == {(4, 1)}
+    assert ask(path, "SELECT DISTINCT shard FROM trajectories ORDER BY shard") == [(0,), (1,)]
+
+
+def test_the_run_checks_out_and_its_weights_follow_from_its_draws(finished):
+    path, _ = finished
+    assert [one.problems for one in check_run(RunFolder(path), config())] == [(), (), (), ()]
+
+
+def test_shards_of_a_crashed_attempt_are_kept_and_the_rest_is_generated(run_path, monkeypatch):
+    publish, published = Shards.publish, []
+
+    def crash_after_one(self, make, groups):
+        if published:
+            raise KeyboardInterrupt
+        publish(self, make, groups)
+        published.append(groups)
+
+    monkeypatch.setattr(Shards, "publish", crash_after_one)
+    with pytest.raises(KeyboardInterrupt):
+        run(run_path, config(rounds=1))
+    monkeypatch.setattr(Shards, "publish", publish)
+    shard = run_path / "rollouts/round=00001/shard-000.parquet"
+    before = shard.read_bytes()
+    run(run_path, config(rounds=1))
+    assert shard.read_bytes() == before
+    assert RunFolder(run_path).manifest("rollouts", 1).info["shards_reused"] == 1
+    assert ask(
+        run_path, "SELECT count(*), count(DISTINCT trajectory_id), max(trajectory_id % 1000) FROM trajectories"
+    ) == [(64, 64, 63)]
+
+
+def test_a_round_that_is_cut_off_goes_on_with_the_next_policy(run_path):
+    # 16 prompts of 4 responses, of which no 64 fit into 60 tokens.
+    settings = config(
+        rounds=4,
+        rollouts={"prompts": 16, "samples": 4, "max_tokens": 4, "prompts_per_shard": 4, "budget_tokens": 60},
+    )
+    settings = settings.model_copy(update={"engine": settings.engine.model_copy(update={"max_num_seqs": 16})})
+    summary = run(run_path, settings)
+    assert summary["rounds"] == 4
+    counts = dict(ask(run_path, "SELECT round, count(*) FROM trajectories GROUP BY round"))
+    assert all(0 < counts[round] < 64 for round in range(1, 5))
+    assert ask(run_path, "SELECT count(*) FROM trajectories WHERE finish_reason = 'partial'") == [(0,)]
+    assert ask(run_path, "SELECT count(*) > 0 FROM partials WHERE finish_reason = 'partial'") == [(True,)]
+    # Nothing that was begun is lost: each carried response begins with what there was of it.
+    carried = ask(
+        run_path,
+        """
+        SELECT p.response_tokens, p.policy_rounds, t.response_tokens, t.policy_rounds, p.finish_reason, t.round
+        FROM partials p JOIN (SELECT * FROM trajectories UNION ALL SELECT * FROM partials) t
+        ON t.prompt_id = p.prompt_id AND t.sample = p.sample AND t.round = p.round + 1
+        """,
+    )
+    assert len(carried) == sum(
+        row[0] for row in ask(run_path, "SELECT count(*) FROM partials WHERE round < 4 GROUP BY round")
+    )
+    mixed = 0
+    for tokens, writers, later_tokens, later_writers, reason, round in carried:
+        assert later_tokens[: len(tokens)] == tokens
+        assert later_writers[: len(writers)] == writers
+        assert set(later_writers[len(writers) :]) <= {round - 1}
+        assert reason == "partial" or later_tokens == tokens
+        mixed += len(set(later_writers)) > 1
+    assert mixed > 0, "some responses were written by two policies"
+    # The gap is that of the tokens which the policy itself wrote.
+    assert all(gap < 1e-4 for (gap,) in ask(run_path, "SELECT engine_gap FROM rounds"))
+    assert [one.problems for one in check_run(RunFolder(run_path), settings)] == [(), (), (), ()]
+
+
+def test_wrong_weights_stop_the_run_and_are_named(run_path, monkeypatch):
+    """The engine keeps the first policy's weights, as one whose sync does nothing."""
+    load = VllmEngine.load
+
+    def stale(self, model, policy):
+        if self._loaded is None:
+            load(self, model, policy)
+
+    settings = config(rounds=4, learner={"updates": 4, "lr": 1e-2}, engine=VLLM["engine"] | {"gap_limit": 0.01})
+    monkeypatch.setattr(VllmEngine, "load", stale)
+    with pytest.raises(RunStopped, match="gap_limit") as stopped:
+        run(run_path, settings)
+    message = str(stopped.value)
+    assert "round 2: engine vllm and trainer differ" in message
+    assert "stale weights: the engine still has the policy of round 0" in message
+    assert (run_path / "rollouts/round=00002.damaged/shard-000.parquet").exists()
+    monkeypatch.setattr(VllmEngine, "load", load)
+    assert run(run_path, settings)["rounds"] == 4, "with the right weights the run goes on"
+    assert [one.problems for one in check_run(RunFolder(run_path), settings)] == [(), (), (), ()]
+
+
+def test_a_wrong_temperature_is_named(run_path, monkeypatch):
+    generate = VllmEngine.generate
+
+    def hot(self, requests, sampling, enough=None):
+        return generate(self, requests, replace(sampling, temperature=1.0), enough)
+
+    monkeypatch.setattr(VllmEngine, "generate", hot)
+    rollouts = {"prompts": 16, "samples": 4, "max_tokens": 4, "temperature": 0.6}
+    with pytest.raises(RunStopped, match=r"temperature: the engine's figures are those at 1"):
+        run(run_path, config(rollouts=rollouts))
+
+
+def test_grpo_corrects_by_the_engines_own_probabilities(run_path):
+    """In bfloat16 the engine is another policy than the trainer by a little, and the ratio says so."""
+    settings = config(
+        rounds=1, objective={"kind": "grpo"}, learner={"updates": 1, "lr": 1e-3},
+        engine=VLLM["engine"] | {"dtype": "bfloat16"},
+    )  # fmt: skip
+    run(run_path, settings)
+    ((gap,),) = ask(run_path, "SELECT engine_gap FROM rounds")
+    assert 1e-4 < gap < 0.1
+    rows = ask(
+        run_path,
+        """
+        SELECT t.engine_logprobs, s.policy_logprobs, v.advantage
+        FROM trajectories t JOIN scores s USING (trajectory_id) JOIN verdicts v USING (trajectory_id)
+        """,
+    )
+    # In the first update the policy is still the one that wrote: all that is left of the loss is the correction.
+    corrected = [
+        -advantage * np.minimum(np.exp(np.array(trainer) - np.array(engine)), 2.0).mean()
+        for engine, trainer, advantage in rows
+    ]
+    ((loss,),) = ask(run_path, "SELECT loss FROM updates")
+    assert loss == pytest.approx(np.mean(corrected), abs=1e-6)
+    assert abs(loss) > 1e-5, "without it the loss is the mean advantage, which is 0"
+
+
+def test_a_run_is_evaluated_by_the_engine_without_a_second_model(finished):
+    path, _ = finished
+    manifests = RunFolder(path).manifests(("evaluation",))
+    assert [one.round for one in manifests] == [0, 2, 3]
+    rows = read_table(path / manifests[0].files[0].path)
+    assert set(rows.column("finish_reason").to_pylist()) <= {"stop", "length"}
+
+
+def test_auto_keeps_to_the_engine_that_a_run_began_with(run_path, monkeypatch):
+    settings = config(rounds=1, engine={"kind": "auto"})
+    run(run_path, settings)
+    assert json.loads((run_path / "machine.json").read_text())["engine"] == "transformers"
+    monkeypatch.setattr("reval_core.engines.choice.CROSSOVER", 1)
+    with open_session(RunFolder(run_path), settings.model_copy(update={"rounds": 2})) as session:
+        assert session.engine.name == "transformers"
+        list(train_rounds(session, stages))
+    assert summarise(RunFolder(run_path))["engine"] == "transformers"
+    assert load_model(RunFolder(run_path).checkpoint(2)) is not None
