@@ -81,11 +81,13 @@ class PromptOrder:
 
 def prompt_text(problem: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
     """The text that a model reads before it answers `problem`."""
-    user = prompt.user.replace("{problem}", problem)
     if not prompt.chat:
-        return user
+        return prompt.user.replace("{problem}", problem)
     turns = [{"role": "system", "content": prompt.system}] if prompt.system is not None else []
-    turns.append({"role": "user", "content": user})
+    for example in prompt.examples:
+        turns.append({"role": "user", "content": prompt.user.replace("{problem}", example.problem)})
+        turns.append({"role": "assistant", "content": example.answer})
+    turns.append({"role": "user", "content": prompt.user.replace("{problem}", problem)})
     text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     return text
 

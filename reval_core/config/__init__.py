@@ -35,6 +35,7 @@ __all__ = [
     "Config",
     "CustomObjective",
     "EngineSettings",
+    "Example",
     "Evaluation",
     "Grpo",
     "ImportedRollouts",
@@ -99,6 +100,15 @@ class ProblemSet(Section):
         return self
 
 
+class Example(Section):
+    """A turn of a user with its answer."""
+
+    problem: str
+    """What the user's turn says in place of `{problem}`."""
+    answer: str
+    """What a good response says, as the model's own turn."""
+
+
 class Prompt(Section):
     """How a problem becomes a prompt."""
 
@@ -106,6 +116,8 @@ class Prompt(Section):
     """The user's turn; `{problem}` stands for the problem's text."""
     system: str | None = None
     """The system turn, in a chat."""
+    examples: tuple[Example, ...] = ()
+    """Turns before the problem's own, in a chat: they show a base model the form of an answer."""
     chat: bool = False
     """Wrap the turns in the tokenizer's chat template."""
 
@@ -113,8 +125,9 @@ class Prompt(Section):
     def _check(self) -> Self:
         if "{problem}" not in self.user:
             raise ValueError("user: must contain {problem}")
-        if self.system is not None and not self.chat:
-            raise ValueError("system: a system turn needs chat: true")
+        for name in ("system", "examples"):
+            if getattr(self, name) and not self.chat:
+                raise ValueError(f"{name}: turns need chat: true")
         return self
 
 

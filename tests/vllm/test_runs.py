@@ -38,6 +38,10 @@ def ask(path, query):
         return connection.sql(query).fetchall()
 
 
+def problems(path, settings):
+    return [problem for finding in check_run(RunFolder(path), settings) for problem in finding.problems]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run of three rounds."""
@@ -76,7 +80,7 @@ def test_a_shard_holds_whole_groups_in_the_order_in_which_they_ended(finished):
 
 def test_the_run_checks_out_and_its_weights_follow_from_its_draws(finished):
     path, _ = finished
-    assert [one.problems for one in check_run(RunFolder(path), config())] == [(), (), (), ()]
+    assert problems(path, config()) == []
 
 
 def test_shards_of_a_crashed_attempt_are_kept_and_the_rest_is_generated(run_path, monkeypatch):
@@ -137,7 +141,7 @@ def test_a_round_that_is_cut_off_goes_on_with_the_next_policy(run_path):
     assert mixed > 0, "some responses were written by two policies"
     # The gap is that of the tokens which the policy itself wrote.
     assert all(gap < 1e-4 for (gap,) in ask(run_path, "SELECT engine_gap FROM rounds"))
-    assert [one.problems for one in check_run(RunFolder(run_path), settings)] == [(), (), (), ()]
+    assert problems(run_path, settings) == []
 
 
 def test_wrong_weights_stop_the_run_and_are_named(run_path, monkeypatch):
@@ -158,7 +162,7 @@ def test_wrong_weights_stop_the_run_and_are_named(run_path, monkeypatch):
     assert (run_path / "rollouts/round=00002.damaged/shard-000.parquet").exists()
     monkeypatch.setattr(VllmEngine, "load", load)
     assert run(run_path, settings)["rounds"] == 4, "with the right weights the run goes on"
-    assert [one.problems for one in check_run(RunFolder(run_path), settings)] == [(), (), (), ()]
+    assert problems(run_path, settings) == []
 
 
 def test_a_wrong_temperature_is_named(run_path, monkeypatch):
