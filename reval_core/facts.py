@@ -222,9 +222,13 @@ class Manifest:
         """What a later stage's key is built from."""
         return digest(self.stage, self.key, [file.content for file in self.files])
 
+    def files_of(self, table: Table) -> list[FactFile]:
+        """The manifest's files of `table`, in order."""
+        return [file for file in self.files if file.table == table]
+
     def file(self, table: Table) -> FactFile:
         """The manifest's one file of `table`."""
-        (found,) = (file for file in self.files if file.table == table)
+        (found,) = self.files_of(table)
         return found
 
     def to_json(self) -> dict[str, Any]:

@@ -51,10 +51,13 @@ class Group:
             completion.finish_reason,
         )
 
-    def placed(self, first: int, seeds: Sequence[int]) -> Group:
-        """The group as it goes on in a later round: from `first` on, with new seeds for what has not ended."""
+    def reseeded(self, seeds: Sequence[int]) -> Group:
+        """The group as a later round goes on with it: with new seeds where a response has not ended.
+
+        With the old ones the engine would draw the tokens after the cut with the numbers of the first ones.
+        """
         asked = [
-            replace(one, place=first + number, seed=seeds[number] if number in self.unfinished else one.seed)
+            replace(one, seed=seeds[number]) if number in self.unfinished else one
             for number, one in enumerate(self.asked)
         ]
         return Group(asked, self.written)
@@ -69,7 +72,6 @@ def cut_off_groups(partials: pa.Table, samples: int) -> list[Group]:
 def _group(rows: list[dict[str, Any]]) -> Group:
     asked = [
         Asked(
-            place=row["trajectory_id"],
             problem=Problem(row["prompt_id"], row["problem"], row["gold"]),
             sample=row["sample"],
             prompt=row["prompt"],

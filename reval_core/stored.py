@@ -83,7 +83,9 @@ def stored_run(folder: RunFolder, settings: StoredRollouts) -> StoredRun:
         if manifest.stage == "verification":
             rollouts = source.manifest("rollouts", manifest.round)
             assert rollouts is not None, "verdicts come after their trajectories"
-            rounds.append(StoredRound(manifest.round, rollouts.files, manifest.file("verdicts")))
+            rounds.append(
+                StoredRound(manifest.round, tuple(rollouts.files_of("trajectories")), manifest.file("verdicts"))
+            )
     if not rounds:
         raise InputError(f"{source.path}: rollouts.run: holds no verified trajectories yet; let it finish a round")
     files = [source.path / file.path for one in rounds for file in one.shards]

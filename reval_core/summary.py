@@ -35,7 +35,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         **_evaluated(evaluations),
         "rounds": rounds,
         "updates": by_stage["learning"][-1].info["updates_done"],
-        "trajectories": sum(file.rows for one in by_stage["rollouts"] for file in one.files),
+        "trajectories": sum(file.rows for one in by_stage["rollouts"] for file in one.files_of("trajectories")),
         "engine": by_stage["rollouts"][-1].info["engine"],
         "wall_seconds": wall_seconds(folder),
         "stage_seconds": stage_seconds,

@@ -28,9 +28,8 @@ CACHED_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Asked:
-    """One response that was asked for: sample number `sample` of `problem`. `place` is its own in the round."""
+    """One response that was asked for: sample number `sample` of `problem`."""
 
-    place: int
     problem: Problem
     sample: int
     prompt: str
@@ -57,15 +56,19 @@ def response_table(
     *,
     round: int,
     shard: int | None,
+    first: int,
     policy: str,
     engine: str,
     temperature: float,
 ) -> pa.Table:
-    """The rows of a shard or, without one, of what was cut off."""
+    """The rows of a shard or, without one, of what was cut off. `first` is the place of the first in the round.
+
+    Rows of shards in order have places in order: `draws` finds a trajectory's scores by its place.
+    """
     count = len(asked)
     tokens = [response.tokens for response in responses]
     columns = {
-        "trajectory_id": [round * IDS_PER_ROUND + one.place for one in asked],
+        "trajectory_id": [round * IDS_PER_ROUND + first + row for row in range(count)],
         "round": [round] * count,
         "shard": [shard] * count,
         "row": list(range(count)),

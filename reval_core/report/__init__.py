@@ -47,7 +47,7 @@ def _asking(folder: RunFolder, manifests: Sequence[Manifest]) -> Iterator[Ask]:
 
 
 def _head(run: Run) -> Html:
-    trajectories = sum(file.rows for one in run.of("rollouts") for file in one.files)
+    trajectories = sum(file.rows for one in run.of("rollouts") for file in one.files_of("trajectories"))
     engines = sorted({one.info["engine"] for one in run.of("rollouts")})
     if run.source == "engine":
         name, shown = "held-out accuracy", [percent(row["accuracy"]) for row in run.ask(statement(HELD_OUT))]

@@ -66,7 +66,8 @@ def consistency(
     session: Session, round: int, rollouts: Manifest, verdicts: Manifest, policy: Policy, reference: Policy
 ) -> Outcome:
     """Score the round's fresh trajectories under the policy that wrote them and under the reference."""
-    shards = pa.concat_tables(read_table(session.folder.path / file.path, TOKEN_COLUMNS) for file in rollouts.files)
+    files = rollouts.files_of("trajectories")
+    shards = pa.concat_tables(read_table(session.folder.path / file.path, TOKEN_COLUMNS) for file in files)
     reward = read_table(session.folder.path / verdicts.file("verdicts").path, ("reward",)).column("reward")
     table = score_trajectories(session, round, shards, reward, policy, reference)
     stop_if_apart(session, round, table, policy, partial(_sample, session, shards, policy))

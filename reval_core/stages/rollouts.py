@@ -48,7 +48,7 @@ def rollouts(session: Session, round: int, policy: Policy) -> Outcome:
 
     def publish() -> None:
         done = [waiting.pop(number) for number in sorted(ready)]
-        shards.publish(lambda shard: _table(session, round, policy, shard, done), sorted(ready))
+        shards.publish(lambda shard: _table(session, round, policy, shard, shard * size, done), sorted(ready))
         ready.clear()
 
     with closing(_finished_groups(session, round, policy, waiting)) as finished:
@@ -60,7 +60,8 @@ def rollouts(session: Session, round: int, policy: Policy) -> Outcome:
         publish()
     outcome = shards.outcome()
     if waiting:
-        outcome.files.append(shards.publish_partials(_table(session, round, policy, None, list(waiting.values()))))
+        rows = _table(session, round, policy, None, len(groups) - len(waiting), list(waiting.values()))
+        outcome.files.append(shards.publish_partials(rows))
     outcome.info |= {
         "engine": session.generating().name,
         "prompts_asked": _asked_before(session, round) + len(_new_problems(session, round)),
@@ -80,17 +81,13 @@ def _groups(session: Session, round: int) -> list[Group]:
     carried = _carried(session, round)
     old = cut_off_groups(read_table(session.folder.path / carried.path), samples) if carried else []
     groups = [
-        group.placed(
-            number * samples,
-            [request_seed(session, "continued", round, one.problem, one.sample) for one in group.asked],
-        )
-        for number, group in enumerate(old)
+        group.reseeded([request_seed(session, "continued", round, one.problem, one.sample) for one in group.asked])
+        for group in old
     ]
-    for number, problem in enumerate(_new_problems(session, round), start=len(groups)):
+    for problem in _new_problems(session, round):
         text, tokens = session.prompt(problem.problem)
         asked = [
             Asked(
-                place=number * samples + sample,
                 problem=problem,
                 sample=sample,
                 prompt=text,
@@ -121,7 +118,7 @@ def _asked_before(session: Session, round: int) -> int:
 def _carried(session: Session, round: int) -> FactFile | None:
     """The groups that the round before was cut off in."""
     before = session.folder.manifest("rollouts", round - 1) if session.config.generation.cut_off else None
-    return next((file for file in before.files if file.table == "partials"), None) if before else None
+    return next(iter(before.files_of("partials")), None) if before else None
 
 
 def _finished_groups(session: Session, round: int, policy: Policy, groups: dict[int, Group]) -> Generator[int]:
@@ -150,7 +147,10 @@ def _finished_groups(session: Session, round: int, policy: Policy, groups: dict[
             yield number
 
 
-def _table(session: Session, round: int, policy: Policy, shard: int | None, groups: list[Group]) -> pa.Table:
+def _table(
+    session: Session, round: int, policy: Policy, shard: int | None, before: int, groups: list[Group]
+) -> pa.Table:
+    """Groups as rows; so many groups of the round are `before` them. Every shard but the last is full."""
     responses = [
         (asked, written) for group in groups for asked, written in zip(group.asked, group.written, strict=True)
     ]
@@ -160,6 +160,7 @@ def _table(session: Session, round: int, policy: Policy, shard: int | None, grou
         session.tokenizer,
         round=round,
         shard=shard,
+        first=before * session.config.generation.samples,
         policy=policy.identity,
         engine=session.generating().name,
         temperature=session.config.generation.temperature,

@@ -101,11 +101,8 @@ def stage(
 
 def _check_equal(session: Session, recorded: Manifest, outcome: Outcome) -> None:
     """Raise Damaged unless what was made again is what was recorded."""
-    differing = [
-        str(session.folder.path / now.path)
-        for before, now in zip(recorded.files, outcome.files, strict=True)
-        if before.content != now.content
-    ]
+    before, now = ({file.path: file.content for file in files} for files in (recorded.files, outcome.files))
+    differing = [str(session.folder.path / path) for path in before | now if before.get(path) != now.get(path)]
     if recorded.info.get("content") != outcome.info.get("content"):
         differing.append(f"the checkpoint of round {recorded.round}")
     if differing:

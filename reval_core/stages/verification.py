@@ -27,7 +27,8 @@ def verification(session: Session, round: int, rollouts: Manifest) -> Outcome:
     Raises RunStopped if too many could not be judged: their reward is unknown, not 0.
     """
     columns = ("trajectory_id", "prompt_id", "gold", "given_reward", "response", "finish_reason")
-    shards = [read_table(session.folder.path / file.path, columns) for file in rollouts.files]
+    files = rollouts.files_of("trajectories")
+    shards = [read_table(session.folder.path / file.path, columns) for file in files]
     rows = pa.concat_tables(shards).to_pydict()
     judgements = _judge(session, rows)
     verdicts = [judgement.verdict for judgement in judgements]

@@ -118,7 +118,7 @@ def test_a_shard_holds_what_was_asked_and_answered(tmp_path: Path) -> None:
     tokenizer = make_tiny_tokenizer("0123456789+=")
     problem = Problem("p", "1+2=", "3")
     prompt = tokenizer.encode("1+2=")
-    asked = [Asked(40 + sample, problem, sample, "1+2=", prompt, seed=2**59 + sample) for sample in range(2)]
+    asked = [Asked(problem, sample, "1+2=", prompt, seed=2**59 + sample) for sample in range(2)]
     three, end = tokenizer.encode("3")[0], tokenizer.eos_token_id
     responses = [
         Written([three, end], [-0.5, -0.25], [5, 6], "stop"),
@@ -130,6 +130,7 @@ def test_a_shard_holds_what_was_asked_and_answered(tmp_path: Path) -> None:
         tokenizer,
         round=7,
         shard=2,
+        first=40,
         policy="the policy",
         engine="the engine",
         temperature=0.5,
