@@ -142,7 +142,8 @@ class VllmServers:
 
     async def _connect(self) -> None:
         patience = self._settings.patience_seconds
-        self._servers = [_Server(Endpoint(url, self._key, patience)) for url in self._settings.urls]
+        endpoints = [Endpoint(url, self._key, patience) for url in self._settings.urls]
+        self._servers = [_Server(endpoint, FIRST_DELAY) for endpoint in endpoints]
         self._keepers = [asyncio.create_task(self._keep(server)) for server in self._servers]
 
     async def _let_go(self) -> None:
@@ -261,7 +262,7 @@ class VllmServers:
             urls, patience = ", ".join(self._settings.urls), self._settings.patience_seconds
             raise RunStopped(
                 f"engine.urls: no server has answered for {patience:g} s ({urls}; the last reason, from "
-                f"{latest.endpoint.url}: {latest.reason}); start them (docs/engines.md), and give the same command again"
+                f"{latest.endpoint.url}: {latest.reason}); start them (docs/engines.md), then give the same command"
             )
 
     async def _change(self) -> None:
@@ -284,6 +285,8 @@ class _Server:
     """An endpoint and how it does."""
 
     endpoint: Endpoint
+    delay: float
+    """Before it is asked again, should it fail."""
     ready: bool = False
     """Whether it answers and holds the weights."""
     unsynced: asyncio.Event = field(default_factory=asyncio.Event)
@@ -297,7 +300,6 @@ class _Server:
     """Of its last failure."""
     reported: bool = False
     """Whether its failure was logged."""
-    delay: float = FIRST_DELAY
     retry_at: float = 0.0
 
     def fail(self, reason: str) -> None:
