@@ -33,6 +33,14 @@ def answer(prompt: list[int], seed: int) -> list[int]:
     return [prompt[-1], 3 + seed, *([STOP] if seed % 2 else [5] * 6)]
 
 
+class Http(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that breaks off, or a death, is no error here."""
+
+
 class Server:
     """A server in threads of this process. A trouble is called with each request's handler and body before it."""
 
@@ -47,10 +55,7 @@ class Server:
         self.trouble: dict[str, Callable[[Any], bool]] = {}
         """By path: whether it has dealt with the request itself."""
         self._lock = threading.Lock()
-        self._http = type("Http", (ThreadingHTTPServer,), {"request_queue_size": 128})(
-            ("127.0.0.1", port), handler(self)
-        )
-        self._http.daemon_threads = True
+        self._http = Http(("127.0.0.1", port), handler(self))
         self.connections: list[Any] = []
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -377,6 +382,14 @@ def test_a_server_without_development_endpoints_says_how_to_start_it(make, serve
     engine = make(servers)
     with pytest.raises(RunStopped, match=f"{servers[1].url}.*VLLM_SERVER_DEV_MODE=1"):
         engine.load(tiny_model(), POLICY)
+
+
+def test_a_server_that_cannot_read_the_weights_names_their_folder(make, servers, tmp_path):
+    servers[0].trouble["/collective_rpc"] = failing(100, 500, "no such folder")
+    engine = make(servers[:1], patience_seconds=0.2)
+    with pytest.raises(RunStopped, match=f"weights in {tmp_path}/weights/a{{16}}-bfloat16 .*no such folder"):
+        engine.load(tiny_model(), POLICY)
+    assert servers[0].version == "none"
 
 
 def test_a_request_that_is_refused_stops_the_run(make, servers):
