@@ -106,6 +106,7 @@ def choice(tokens: list[int], reason: str | None) -> dict[str, Any]:
 def handler(server: Server) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def setup(self) -> None:
             super().setup()
@@ -229,7 +230,7 @@ def never(tokens: int) -> bool:
 def test_requests_go_to_the_server_with_the_fewest_under_way(make, servers, enough):
     engine = make(servers, requests_per_server=4)
     for server in servers:
-        server.delay = 0.05
+        server.delay = 0.15
     engine.load(tiny_model(), POLICY)
     requests = wanted(24)
     check_all(list(engine.generate(requests, SAMPLING, enough)), requests)
@@ -347,7 +348,7 @@ def test_what_is_cut_off_comes_as_far_as_it_is(make, servers):
     engine = make(servers, requests_per_server=2)
     engine.load(tiny_model(), POLICY)
     for server in servers:
-        server.piece_delay = 0.05
+        server.piece_delay = 0.1
     requests = wanted(8)
     found = list(engine.generate(requests, SAMPLING, lambda tokens: tokens >= 14))
     assert sorted(place for place, _ in found) == list(range(8))
@@ -365,14 +366,13 @@ def test_what_is_cut_off_comes_as_far_as_it_is(make, servers):
 def test_generation_that_is_dropped_is_called_off(make, servers):
     engine = make(servers)
     engine.load(tiny_model(), POLICY)
-    for server in servers:
-        server.delay = 0.3
-    servers[0].delay = 0.0
+    servers[1].delay = 5.0
     started = time.perf_counter()
     generated = engine.generate(wanted(4), SAMPLING)
     next(generated)
     generated.close()
-    assert time.perf_counter() - started < 0.25
+    assert time.perf_counter() - started < 2.5
+    servers[1].delay = 0.0
     requests = wanted(3)
     check_all(list(engine.generate(requests, SAMPLING)), requests)
 
@@ -386,7 +386,7 @@ def test_a_server_without_development_endpoints_says_how_to_start_it(make, serve
 
 def test_a_server_that_cannot_read_the_weights_names_their_folder(make, servers, tmp_path):
     servers[0].trouble["/collective_rpc"] = failing(100, 500, "no such folder")
-    engine = make(servers[:1], patience_seconds=0.2)
+    engine = make(servers[:1], patience_seconds=1.0)
     with pytest.raises(RunStopped, match=f"weights in {tmp_path}/weights/a{{16}}-bfloat16 .*no such folder"):
         engine.load(tiny_model(), POLICY)
     assert servers[0].version == "none"
@@ -404,18 +404,18 @@ def test_a_request_that_is_refused_stops_the_run(make, servers):
 
 
 def test_no_server_for_too_long_stops_the_run(make, servers):
-    engine = make(servers, patience_seconds=0.3)
+    engine = make(servers, patience_seconds=1.0)
     engine.load(tiny_model(), POLICY)
     for server in servers:
         server.die()
-    with pytest.raises(RunStopped, match=f"no server .* 0.3 s .*{servers[0].url}, {servers[1].url}; .*Connect"):
+    with pytest.raises(RunStopped, match=f"no server .* 1 s .*{servers[0].url}, {servers[1].url}; .*Connect"):
         list(engine.generate(wanted(4), SAMPLING))
     with pytest.raises(RunStopped, match="no server has answered"):
         engine.load(tiny_model(), LATER)
 
 
 def test_a_server_that_answers_everything_but_requests_stops_the_run(make, servers):
-    engine = make(servers[:1], patience_seconds=0.3)
+    engine = make(servers[:1], patience_seconds=1.0)
     engine.load(tiny_model(), POLICY)
     servers[0].trouble["/v1/completions"] = failing(1000, 500)
     with pytest.raises(RunStopped, match="out of order"):
@@ -459,7 +459,7 @@ def test_an_error_in_a_stream_is_one_of_the_server(make, servers):
 def test_the_key_is_sent_and_shown_nowhere(make, servers, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG, "reval")
     monkeypatch.setenv("SERVERS_KEY", KEY)
-    engine = make(servers[:1], api_key_variable="SERVERS_KEY", patience_seconds=0.3)
+    engine = make(servers[:1], api_key_variable="SERVERS_KEY", patience_seconds=1.0)
     engine.load(tiny_model(), POLICY)
     list(engine.generate(wanted(1), SAMPLING))
     assert {headers["Authorization"] for headers in servers[0].headers} == {f"Bearer {KEY}"}
