@@ -95,9 +95,10 @@ class VllmServers:
 
         Raises RunStopped if no server answers within the settings' patience, or one refuses a request.
         """
-        assert self._loop is not None, "load() gives the servers their weights"
+        loop = self._loop
+        assert loop is not None, "load() gives the servers their weights"
         batch = _Batch(requests, sampling, streamed=enough is not None)
-        work = asyncio.run_coroutine_threadsafe(self._serve(batch), self._loop)
+        work = asyncio.run_coroutine_threadsafe(self._serve(batch), loop)
         tokens = 0
         try:
             while not (enough is not None and enough(tokens)) and (news := batch.news.get()) is not None:
@@ -106,8 +107,10 @@ class VllmServers:
                     yield news.place, news.completion
         finally:
             batch.called_off = True
-            self._loop.call_soon_threadsafe(self._changed.set)
-            work.result()
+            if not work.done():
+                loop.call_soon_threadsafe(self._changed.set)
+            if not work.cancelled():  # as it is when the engine was closed meanwhile
+                work.result()
         yield from batch.rest()
 
     def rest(self) -> None:
@@ -147,9 +150,10 @@ class VllmServers:
         self._keepers = [asyncio.create_task(self._keep(server)) for server in self._servers]
 
     async def _let_go(self) -> None:
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for server in self._servers:
             await server.endpoint.close()
 
@@ -269,7 +273,8 @@ class VllmServers:
         """Wait for something to change, if only the time."""
         self._changed.clear()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), 0.2)
+            async with asyncio.timeout(0.2):  # unlike wait_for, it loses no cancellation that comes with the change
+                await self._changed.wait()
 
 
 @dataclass(frozen=True)

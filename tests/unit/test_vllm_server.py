@@ -377,6 +377,19 @@ def test_generation_that_is_dropped_is_called_off(make, servers):
     check_all(list(engine.generate(requests, SAMPLING)), requests)
 
 
+def test_an_engine_can_be_closed_in_the_middle_of_generation(make, servers):
+    engine = make(servers)
+    engine.load(tiny_model(), POLICY)
+    servers[1].delay = 5.0
+    started = time.perf_counter()
+    generated = engine.generate(wanted(4), SAMPLING)
+    next(generated)
+    engine.close()
+    generated.close()
+    assert time.perf_counter() - started < 2.5
+    assert not [thread for thread in threading.enumerate() if thread.name == "vllm servers"]
+
+
 def test_a_server_without_development_endpoints_says_how_to_start_it(make, servers):
     servers[1].trouble["/collective_rpc"] = failing(100, 404)
     engine = make(servers)
