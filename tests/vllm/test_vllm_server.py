@@ -1,0 +1,224 @@
+"""The engine of `vllm serve` endpoints against real ones, on the CPU: two servers of a tiny model.
+
+What servers do when they fail in other ways is in tests/unit/test_vllm_server.py, without vLLM.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from transformers import PreTrainedModel
+
+from reval_core.batches import collate
+from reval_core.config import TinyModel, VllmServerEngine
+from reval_core.engines.base import Completion, Request, Sampling
+from reval_core.engines.vllm_server import VllmServers
+from reval_core.models import make_tiny_model, make_tiny_tokenizer, save_model
+from reval_core.scoring import score
+from tests.models import random_rows
+
+SETTINGS = TinyModel(layers=2, width=128, heads=4, feed_forward=256)
+STOPS = (2, 7, 8)
+KEY = "sesame-4711"
+START_SECONDS = 240
+REPOSITORY = Path(__file__).parents[2]
+
+
+def model_of(seed: int) -> PreTrainedModel:
+    """A model whose distributions are far from uniform."""
+    model = make_tiny_model(SETTINGS, seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2.0)
+    return model
+
+
+class Served:
+    """A `vllm serve` of its own process group."""
+
+    def __init__(self, folder: Path, log: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = log
+        own = {
+            "VLLM_SERVER_DEV_MODE": "1",
+            "VLLM_API_KEY": KEY,
+            "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+            "VLLM_NO_USAGE_STATS": "1",
+            "PYTHONPATH": str(REPOSITORY),
+        }
+        options = {
+            "model": folder,
+            "host": "127.0.0.1",
+            "port": self.port,
+            "dtype": "float32",
+            "max-num-seqs": 64,
+            "kv-cache-memory-bytes": 200_000_000,
+            "logprobs-mode": "processed_logprobs",
+            "worker-extension-cls": "reval_core.engines.vllm_worker.Worker",
+        }
+        flags = ["--enforce-eager", "--skip-tokenizer-init"]
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"),
+                *(f"--{name}={value}" for name, value in options.items()),
+                *flags,
+            ],
+            env=os.environ | own,
+            cwd=log.parent,
+            stdout=log.open("wb"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def wait(self) -> None:
+        """Until it answers."""
+        deadline = time.monotonic() + START_SECONDS
+        while self.process.poll() is None and time.monotonic() < deadline:
+            try:
+                if httpx.get(f"{self.url}/health", trust_env=False).is_success:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.5)
+        raise AssertionError(f"vllm serve did not start:\n{self.log.read_text()[-3000:]}")
+
+    def kill(self) -> None:
+        """End the server and all processes that it started, at once."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Served]]:
+    folder = tmp_path_factory.mktemp("served")
+    save_model(model_of(0), make_tiny_tokenizer(SETTINGS.characters), folder / "model")
+    servers = [Served(folder / "model", folder / f"{number}.log") for number in (0, 1)]
+    try:
+        for server in servers:
+            server.wait()
+        yield servers
+    finally:
+        for server in servers:
+            server.kill()
+
+
+@pytest.fixture
+def engine(served: list[Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VllmServers]:
+    monkeypatch.setenv("SERVERS_KEY", KEY)
+    settings = VllmServerEngine(
+        kind="vllm-server",
+        urls=tuple(server.url for server in served),
+        dtype="float32",
+        api_key_variable="SERVERS_KEY",
+        patience_seconds=60.0,
+    )
+    engine = VllmServers(settings, tmp_path / "weights", None)
+    yield engine
+    engine.close()
+
+
+def wanted(count: int, seed: int = 0) -> list[Request]:
+    return [Request(row.tolist(), place) for place, row in enumerate(random_rows(count, 1, 12, seed))]
+
+
+def check_logprobs(
+    requests: list[Request], found: dict[int, Completion], model: PreTrainedModel, temperature: float
+) -> None:
+    """The engine's log-probabilities are the trainer's."""
+    assert sorted(found) == list(range(len(requests)))
+    places = [place for place in found if found[place].tokens]
+    prompts = [np.array([*requests[place].prompt_tokens, *requests[place].written]) for place in places]
+    with torch.inference_mode():
+        scores = score(model, collate(prompts, [np.array(found[place].tokens) for place in places]), temperature)
+    for row, place in zip(scores.logprobs, places, strict=True):
+        np.testing.assert_allclose(found[place].logprobs, row[: len(found[place].tokens)], atol=1e-4)
+
+
+def check_ends(found: dict[int, Completion], longest: int) -> None:
+    """A response ends with its first stop token, or at its full length."""
+    for one in found.values():
+        stops = [place for place, token in enumerate(one.tokens) if token in STOPS]
+        if one.finish_reason == "stop":
+            assert stops == [len(one.tokens) - 1]
+        else:
+            assert one.finish_reason == "length"
+            assert not stops
+            assert len(one.tokens) == longest
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("enough", [None, lambda tokens: False], ids=["whole", "streamed"])
+def test_the_log_probs_are_those_that_the_trainer_computes(engine, temperature, enough):
+    model = model_of(1)
+    engine.load(model, f"{1:064x}")
+    requests = wanted(24)
+    found = dict(engine.generate(requests, Sampling(temperature, 24, STOPS), enough))
+    check_logprobs(requests, found, model, temperature)
+    check_ends(found, 24)
+    assert {one.finish_reason for one in found.values()} == {"stop", "length"}
+
+
+def test_new_weights_are_what_generates(engine):
+    """Back and forth: neither old weights nor keys and values of theirs are left."""
+    requests = wanted(8)
+    for seed in (1, 2, 1):
+        model = model_of(seed)
+        engine.load(model, f"{seed:016x}" + "0" * 48)
+        found = dict(engine.generate(requests, Sampling(1.0, 12, STOPS)))
+        check_logprobs(requests, found, model, 1.0)
+
+
+def test_a_response_goes_on_from_what_was_written(engine):
+    model = model_of(1)
+    engine.load(model, f"{1:016x}" + "0" * 48)
+    requests = [Request([4, 5], seed, written=[9, 10, 11]) for seed in range(6)]
+    found = dict(engine.generate(requests, Sampling(1.0, 8, STOPS)))
+    check_logprobs(requests, found, model, 1.0)
+    check_ends(found, 5)
+
+
+def test_what_is_cut_off_comes_as_far_as_it_is_and_the_servers_go_on(engine):
+    model = model_of(1)
+    engine.load(model, f"{1:016x}" + "0" * 48)
+    requests = wanted(24)
+    found = dict(engine.generate(requests, Sampling(1.0, 200, (2,)), lambda tokens: tokens >= 150))
+    check_logprobs(requests, found, model, 1.0)
+    assert sum(one.finish_reason == "partial" for one in found.values()) >= 12
+    assert 150 <= sum(len(one.tokens) for one in found.values()) < 24 * 100
+    later = model_of(2)
+    engine.load(later, f"{2:016x}" + "0" * 48)  # while what was called off may be at work still
+    found = dict(engine.generate(requests, Sampling(1.0, 8, STOPS)))
+    check_logprobs(requests, found, later, 1.0)
+
+
+def test_when_a_server_is_killed_the_other_makes_its_responses(engine, served, caplog):
+    model = model_of(1)
+    engine.load(model, f"{1:016x}" + "0" * 48)
+    requests, found = wanted(48), []
+    for one in engine.generate(requests, Sampling(1.0, 100, (2,)), lambda tokens: False):
+        if not found:
+            served[1].kill()
+        found.append(one)
+    assert sorted(place for place, _ in found) == list(range(48))
+    assert [served[1].url in record.message for record in caplog.records if record.name == "reval"] == [True]
+    check_logprobs(requests, dict(found), model, 1.0)
