@@ -130,7 +130,8 @@ class VllmEngine:
     def _start(self) -> None:
         assert self._folder is not None
         os.environ |= _environment()
-        settings, chosen = self._settings, {}
+        settings, on_gpu = self._settings, torch.cuda.is_available()
+        chosen: dict[str, Any] = {}
         if settings.kv_cache_gib is not None:
             chosen["kv_cache_memory_bytes"] = int(settings.kv_cache_gib * 2**30)
         if settings.data_parallel_size > 1:
@@ -148,8 +149,10 @@ class VllmEngine:
                     max_num_seqs=settings.max_num_seqs,
                     gpu_memory_utilization=settings.gpu_memory_utilization,
                     tensor_parallel_size=settings.tensor_parallel_size,
-                    enforce_eager=settings.eager or not torch.cuda.is_available(),
-                    enable_sleep_mode=settings.sleep and torch.cuda.is_available(),
+                    enforce_eager=settings.eager or not on_gpu,
+                    enable_sleep_mode=settings.sleep and on_gpu,
+                    # On a CPU vLLM 0.32 fails on a prompt with a seed that it takes in over several steps.
+                    enable_chunked_prefill=on_gpu,
                     logprobs_mode="processed_logprobs",  # at the sampling temperature
                     generation_config="vllm",  # the model's own defaults would sample another policy
                     worker_extension_cls="reval_core.engines.vllm_worker.Worker",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from reval_core.config import Lora, Model
 from reval_core.errors import InputError
@@ -16,6 +16,7 @@ from reval_core.models import (
     make_tiny_tokenizer,
     policy_digest,
     save_model,
+    stop_ids,
 )
 from tests.models import TINY, tiny_model
 
@@ -104,3 +105,17 @@ def test_parameters_are_counted_without_weights(folder):
 def test_adapters_that_cannot_be_are_refused_before_work_begins(target, words):
     with pytest.raises(InputError, match=rf"model\.lora\.targets: .*{words}"):
         count_parameters(Model(tiny=TINY, lora=Lora(targets=(target,))))
+
+
+def test_a_response_ends_at_the_tokenizers_the_models_and_the_runs_own_tokens(folder):
+    tokenizer = load_tokenizer(folder)
+    settings = Model(path=str(folder))
+    assert stop_ids(settings, tokenizer, ()) == (tokenizer.eos_token_id,)
+    equals, plus = (tokenizer.convert_tokens_to_ids(one) for one in "=+")
+    GenerationConfig(eos_token_id=[tokenizer.eos_token_id, equals]).save_pretrained(folder)
+    assert stop_ids(settings, tokenizer, ("+",)) == tuple(sorted((tokenizer.eos_token_id, equals, plus)))
+
+
+def test_what_is_no_single_token_cannot_end_a_response(folder):
+    with pytest.raises(InputError, match=r"rollouts\.stop: '1\+' is 2 tokens"):
+        stop_ids(Model(path=str(folder)), load_tokenizer(folder), ("1+",))

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reval_core import arithmetic
-from reval_core.config import Arithmetic, ProblemSet
+from reval_core.config import Arithmetic, Example, ProblemSet, Prompt
 from reval_core.errors import InputError
-from reval_core.problems import Problem, PromptOrder, load_problems, problems_digest
+from reval_core.models import make_tiny_tokenizer
+from reval_core.problems import Problem, PromptOrder, load_problems, problems_digest, prompt_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -213,3 +214,33 @@ def test_every_process_asks_in_the_same_order() -> None:
     order = PromptOrder(numbered(50), 3)
     here = [problem.prompt_id for number in (1, 2, 3) for problem in order.take(30 * (number - 1), 30, 30)]
     assert there.split() == here
+
+
+CHATML = (
+    "{% for one in messages %}<|{{ one.role }}|>{{ one.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+STEPS = "{problem} Let's think step by step and output the final answer within \\boxed{}."
+REASON = "Please reason step by step, and put your final answer within \\boxed{}."
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        (Prompt(user=STEPS, chat=True), "<|user|>1+2= {steps}<|end|><|assistant|>"),
+        (
+            Prompt(system=REASON, user=STEPS, chat=True),
+            f"<|system|>{REASON}<|end|><|user|>1+2= {{steps}}<|end|><|assistant|>",
+        ),
+        (
+            Prompt(user="Add {problem}", chat=True, examples=[Example(problem="3+4=", answer="\\boxed{7}")]),
+            "<|user|>Add 3+4=<|end|><|assistant|>\\boxed{7}<|end|><|user|>Add 1+2=<|end|><|assistant|>",
+        ),
+        (Prompt(user="Add {problem}"), "Add 1+2="),
+    ],
+    ids=["the paper's for DeepSeek", "the paper's for Qwen", "an example before it", "no chat"],
+)
+def test_a_prompt_has_the_turns_that_the_config_says(prompt, expected):
+    tokenizer = make_tiny_tokenizer("0123456789+=")
+    tokenizer.chat_template = CHATML
+    assert prompt_text("1+2=", prompt, tokenizer) == expected.replace("{steps}", STEPS.removeprefix("{problem} "))

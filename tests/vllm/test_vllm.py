@@ -180,6 +180,14 @@ def test_what_is_cut_off_goes_on_where_it_was(engine):
     assert all(len(one.tokens) <= 40 for one in joined.values())
 
 
+def test_prompts_that_do_not_fit_into_one_step_are_answered(engine):
+    model = make_tiny_model(TINY, 0)
+    engine.load(model, "policy 0")
+    long = [Request([3 + (one * place) % 9 for place in range(200)], one) for one in range(64)]
+    found = dict(engine.generate(long, Sampling(1.0, 4, (EOS,))))
+    assert gap(model, long, found) < 1e-4
+
+
 def test_generation_that_is_abandoned_leaves_nothing_behind(engine):
     engine.load(make_tiny_model(TINY, 0), "policy 0")
     completions = engine.generate(requests(64), Sampling(1.0, 40, (EOS,)))

@@ -73,7 +73,7 @@ class Served:
             "logprobs-mode": "processed_logprobs",
             "worker-extension-cls": "reval_core.engines.vllm_worker.Worker",
         }
-        flags = ["--enforce-eager", "--skip-tokenizer-init"]
+        flags = ["--enforce-eager", "--no-enable-chunked-prefill", "--skip-tokenizer-init"]
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"),
