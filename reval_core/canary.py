@@ -47,10 +47,16 @@ def token_kl(by_trainer: Tensor, by_engine: Tensor, mask: Tensor) -> Tensor:
     return (difference.expm1() - difference).nan_to_num()
 
 
-def likely_cause(sample: Sample, earlier: Iterable[tuple[int, Callable[[], Tensor]]], limit: float) -> str:
+def likely_cause(
+    sample: Sample,
+    earlier: Iterable[tuple[int, Callable[[], Tensor]]],
+    limit: float,
+    rounded: Callable[[], Tensor] | None = None,
+) -> str:
     """Why engine and trainer are further apart than `limit`: what explains the engine's figures, in words.
 
-    `earlier` gives rounds of earlier policies, and what those make of the sample at its temperature.
+    `earlier` gives rounds of earlier policies, and what those make of the sample at its temperature; `rounded` what
+    the policy makes of it with weights as they were handed over, where that is known.
     """
     now = sample.score(sample.temperature)
     gap = _mean_gap(sample, now)
@@ -60,6 +66,8 @@ def likely_cause(sample: Sample, earlier: Iterable[tuple[int, Callable[[], Tenso
                 f"temperature: the engine's figures are those at {temperature:g}, and rollouts.temperature is "
                 f"{sample.temperature:g}; a server needs --logprobs-mode processed_logprobs"
             )
+    if rounded is not None and _mean_gap(sample, rounded()) < gap / 4:
+        return "dtype: the weights lost too much when they were rounded; take engine.dtype: float32"
     for round, score in earlier:
         if _mean_gap(sample, score()) < min(limit, gap / 4):
             return f"stale weights: the engine still has the policy of round {round}"

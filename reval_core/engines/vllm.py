@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import InvalidStateError
 from contextlib import contextmanager, suppress
@@ -29,6 +30,9 @@ from reval_core.errors import RunStopped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+_RESET_SECONDS = 30.0
 
 
 class EngineDied(Exception):
@@ -62,7 +66,7 @@ class VllmEngine:
             self._loaded = None
             if self._folder is None:
                 self._folder = handover_folder(model, self._dtype)
-            write_weights(self._folder, model, self._dtype, self._code)
+            write_weights(self._folder, model, policy, self._dtype, self._code)
             if self._llm is None:
                 self._start()
             else:
@@ -71,8 +75,7 @@ class VllmEngine:
             drop_weights(self._folder)
             self._loaded = policy
         self._wake("kv_cache")
-        with self._alive():
-            self._llm.reset_prefix_cache()  # its keys and values are the old policy's
+        self._drop_cache()
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, enough: Enough | None = None
@@ -126,6 +129,15 @@ class VllmEngine:
             with self._alive():
                 self._llm.wake_up(tags=[part])
             self._asleep = part != "kv_cache"
+
+    def _drop_cache(self) -> None:
+        """Forget the old policy's keys and values. What was just called off may hold on to some for a moment."""
+        deadline = time.monotonic() + _RESET_SECONDS
+        with self._alive():
+            while not self._llm.reset_prefix_cache():
+                if time.monotonic() > deadline:
+                    raise EngineDied("vLLM does not let go of the old policy's keys and values")
+                time.sleep(0.02)
 
     def _start(self) -> None:
         assert self._folder is not None

@@ -81,7 +81,7 @@ class VllmServers:
         name = f"{policy[:16]}-{self._settings.dtype}"
         if self._weights is None or self._weights.name != name:
             weights = _Weights(name, self._folder / name)
-            write_weights(weights.folder, model, self._dtype, self._code)
+            write_weights(weights.folder, model, policy, self._dtype, self._code)
             self._weights = weights
         self._run(self._sync())
         kept = {self._weights.folder} | {server.reading for server in self._servers}

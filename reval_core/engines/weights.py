@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reval_core.files import PARTIAL
+from reval_core.files import PARTIAL, digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,7 +41,9 @@ def handover_folder(model: PreTrainedModel, dtype: torch.dtype) -> Path:
     return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_MEMORY if fits else None))
 
 
-def write_weights(folder: Path, model: PreTrainedModel, dtype: torch.dtype, code: Path | None = None) -> None:
+def write_weights(
+    folder: Path, model: PreTrainedModel, policy: str, dtype: torch.dtype, code: Path | None = None
+) -> None:
     """Make `folder` a model for vLLM: config and weights, in `dtype`. `code` is a folder with the model's own code.
 
     The weights are in place whole or not at all. Tokens go in and tokens come out, so there is no tokenizer.
@@ -51,7 +53,7 @@ def write_weights(folder: Path, model: PreTrainedModel, dtype: torch.dtype, code
     for source in code.glob("*.py") if code is not None else ():
         shutil.copy(source, folder)
     partial = folder / f"{_FILE}{PARTIAL}"
-    save_file(dict(_tensors(model, dtype)), partial, {"format": "pt"})
+    save_file(dict(policy_tensors(model, policy, dtype)), partial, {"format": "pt"})
     partial.replace(folder / _FILE)
 
 
@@ -71,8 +73,14 @@ def _alive(process: int) -> bool:
 
 
 @torch.no_grad()
-def _tensors(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter once, tied ones too, by its name without adapters: W + s·B·A where a layer has some."""
+def policy_tensors(model: PreTrainedModel, policy: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """A policy's weights as an engine gets them: each once, also tied ones, with adapters merged (W + s·B·A).
+
+    bfloat16 is rounded to at random, by the policy's identity, so that the mean is right. Published weights are
+    bfloat16 already, and an update is mostly smaller than the step to the next such number: rounded to the nearest,
+    all of it would be lost, and the engine go on with the policy before it.
+    """
+    noise = torch.Generator(device=model.device).manual_seed(int(digest(policy)[:15], 16))
     layers: dict[str, Any] = dict(model.named_modules())
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
@@ -81,4 +89,13 @@ def _tensors(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, 
         if public != name and public.endswith(".weight"):
             layer = layers[public.removesuffix(".weight")]
             weight = parameter + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
-        yield public, weight.detach().to(device="cpu", dtype=dtype).contiguous()
+        if dtype == torch.bfloat16 and weight.dtype == torch.float32:
+            weight = _randomly_rounded(weight, noise)
+        yield public, weight.to(device="cpu", dtype=dtype).contiguous()
+
+
+def _randomly_rounded(weight: Tensor, noise: torch.Generator) -> Tensor:
+    """Float32 numbers that bfloat16 holds: up or down, with the probabilities whose mean is `weight`."""
+    below = torch.randint(1 << 16, weight.shape, dtype=torch.int32, device=weight.device, generator=noise)
+    # bfloat16 is float32 without its last 16 bits.
+    return (weight.contiguous().view(torch.int32) + below).bitwise_and(-(1 << 16)).view(torch.float32)

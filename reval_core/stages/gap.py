@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,10 +13,14 @@ from torch import Tensor
 
 from reval_core.canary import Sample, likely_cause
 from reval_core.checkpoints import checkpoint_rounds
+from reval_core.engines.weights import policy_tensors
 from reval_core.errors import RunStopped
 from reval_core.files import set_aside
 from reval_core.replay import Policy, recorded_policy
 from reval_core.session import Session
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _EARLIER_POLICIES = 4
 
@@ -31,7 +37,10 @@ def stop_if_apart(
     limit = session.config.engine.gap_limit
     if gap is None or gap <= limit:
         return
-    cause = likely_cause(sample(session.learner_at(policy).model), _earlier(session, policy, sample), limit)
+    model = session.learner_at(policy).model
+    dtype = getattr(session.config.engine, "dtype", None)
+    rounded = None if dtype is None else partial(_by_rounded, model, policy, getattr(torch, dtype), sample)
+    cause = likely_cause(sample(model), _earlier(session, policy, sample), limit, rounded)
     folder = session.folder
     aside = folder.manifest_path("rollouts", round).parent
     for path in (aside, folder.manifest_path("verification", round)):
@@ -41,6 +50,17 @@ def stop_if_apart(
         f"(KL about {kl:.3g}), more than engine.gap_limit ({limit:g}). Likely cause: {cause}. Its responses "
         f"are set aside in {aside.relative_to(folder.path)}.damaged; reval resume {folder.path} generates others"
     )
+
+
+def _by_rounded(
+    model: PreTrainedModel, policy: Policy, dtype: torch.dtype, sample: Callable[[torch.nn.Module], Sample]
+) -> Tensor:
+    """What the policy says of the sample with its weights as the engine was given them."""
+    handed_over = type(model)(model.config).to(model.device).eval()
+    weights = {name: tensor.float() for name, tensor in policy_tensors(model, policy.identity, dtype)}
+    handed_over.load_state_dict(weights, strict=False)  # tied weights stand there once
+    found = sample(handed_over)
+    return found.score(found.temperature)
 
 
 def _earlier(
