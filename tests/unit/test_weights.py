@@ -82,7 +82,7 @@ def test_an_update_smaller_than_a_step_of_bfloat16_is_not_lost():
 def test_a_folder_in_memory_goes_with_its_process(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "_MEMORY", tmp_path)
     script = (
-        "import pathlib; from reval_core.engines import weights; from tests.models import tiny_model; import torch\n"
+        "import pathlib, torch; from reval_core.engines import weights; from tests.models import tiny_model\n"
         f"weights._MEMORY = pathlib.Path({str(tmp_path)!r})\n"
         "print(weights.handover_folder(tiny_model(), torch.float32))\n"
     )
