@@ -18,7 +18,7 @@ from reval_core.config import ImportedRollouts
 from reval_core.session import Session
 
 _QUIET_SECONDS = 0.5
-"""A stage gets a bar once it has taken so long."""
+"""A stage gets a bar once it has taken so long, or when it says that it begins."""
 
 
 class Progress:
@@ -69,7 +69,8 @@ class Progress:
         if title != self._stage:
             self._stage, self._stage_started = title, time.monotonic()
             self._bars.reset(self._bar, description=title, visible=False)
-        visible = time.monotonic() - self._stage_started > _QUIET_SECONDS and done < total
+        slow = time.monotonic() - self._stage_started > _QUIET_SECONDS
+        visible = (slow or done == 0) and done < total
         self._bars.update(self._bar, completed=done, total=total, visible=visible)
 
 

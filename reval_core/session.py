@@ -117,6 +117,7 @@ class Session:
         sampling = Sampling(settings.temperature, settings.max_tokens, stops)
         size = len(requests) if engine.streams else settings.batch
         learner = self.learner_at(policy)
+        self.tick(0, len(requests))  # an engine may take a while to start
         try:
             # In the precision that the policy learns in, where the engine shares its model.
             with learner.autocast():
