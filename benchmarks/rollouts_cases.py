@@ -26,6 +26,8 @@ from reval_core.session import Policy, Session, open_session
 
 PAIRS = 3
 
+CAPACITY = {"kv_cache_gib": 1, "max_num_seqs": 512}
+
 SMOLLM2 = ROOT / "models/smollm2-135m-instruct"
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -38,8 +40,9 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def config(size: str, engine: dict[str, Any]) -> Config:
-    """A run that only generates: 64 prompts of 8 responses up to 48 tokens; of the largest an eighth."""
+    """A run that only generates: 64 prompts of 8 responses up to 48 tokens; of the largest a sixteenth of that."""
     real = size == "135M"
+    prompts, tokens = (8, 24) if real else (64, 48)
     problems = {"arithmetic": {"digits": 2, "operators": "+"}}
     return Config.model_validate(
         {
@@ -47,7 +50,7 @@ def config(size: str, engine: dict[str, Any]) -> Config:
             "model": SIZES[size],
             "problems": {"train": problems, "held_out": problems, "prompt": {"chat": real}},
             "engine": engine,
-            "rollouts": {"prompts": 8 if real else 64, "samples": 8, "max_tokens": 48, "prompts_per_shard": 8},
+            "rollouts": {"prompts": prompts, "samples": 8, "max_tokens": tokens, "prompts_per_shard": 8},
             "objective": {"kind": "reval", "beta": 0.1},
             "replay": {"capacity": 10_000},
             "learner": {"updates": 1, "lr": 1e-4},
@@ -104,8 +107,7 @@ def bare(engine: VllmEngine, requests: list[Request], sampling: Sampling) -> tup
 
 def vllm(size: str, dtype: str) -> dict[str, float]:
     """The rollouts stage beside a bare `LLM.generate`, and the way from learning to the first token."""
-    settings = {"kind": "vllm", "dtype": dtype, "kv_cache_gib": 1, "max_num_seqs": 512}
-    with generating(size, settings) as (session, policy):
+    with generating(size, {"kind": "vllm", "dtype": dtype} | CAPACITY) as (session, policy):
         engine = session.engine
         assert isinstance(engine, VllmEngine)
         stage(session, 1, policy)  # the engine starts, and everything is warm
@@ -141,9 +143,9 @@ def first_token(session: Session, engine: VllmEngine, model: Any, policy: str) -
     return time.perf_counter() - started
 
 
-def transformers(size: str) -> dict[str, float]:
-    """The rollouts stage with the transformers engine, on the same requests."""
-    with generating(size, {"kind": "transformers"}) as (session, policy):
+def speed(size: str, engine: dict[str, Any]) -> dict[str, float]:
+    """The rollouts stage with any engine, on the same requests."""
+    with generating(size, engine) as (session, policy):
         stage(session, 1, policy)
         done = [stage(session, round, policy) for round in range(2, 2 + PAIRS)]
         return {"stage_tokens_per_second": max(tokens / seconds for seconds, tokens in done)}
@@ -151,7 +153,13 @@ def transformers(size: str) -> dict[str, float]:
 
 def main() -> None:
     case, size, *dtype = sys.argv[1:]
-    print(json.dumps(vllm(size, *dtype) if case == "vllm" else transformers(size)))
+    if case == "vllm":
+        found = vllm(size, *dtype)
+    elif case == "speed":
+        found = speed(size, {"kind": "vllm", "dtype": dtype[0]} | CAPACITY)
+    else:
+        found = speed(size, {"kind": "transformers"})
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

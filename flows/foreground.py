@@ -60,7 +60,7 @@ def _run_flow(config: Path, overrides: Sequence[str], run_dir: Path | None) -> b
         if "ephemeral Prefect API server" not in str(error):
             raise
         raise RunStopped(
-            "Prefect's server did not start; prefect server start says why. Where another version of Prefect made its "
-            "database, set PREFECT_HOME to a new folder"
+            "Prefect's server did not start; prefect server start says why. Where another version of Prefect made "
+            "its database, set PREFECT_HOME to a new folder"
         ) from error
     return True
