@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reval_core.config import Config, ImportedRollouts, Rollouts, StoredRollouts
+from reval_core.config import Config, ImportedRollouts, Rollouts, StoredRollouts, VllmServerEngine
 from reval_core.errors import InputError
 from reval_core.loading import load_config
 from reval_core.problems import load_problems
@@ -41,6 +41,7 @@ def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tup
 
     check_installed(settings.engine.kind)
     check_model(settings.model)
+    _check_engine(settings)
     check_space(folder, run_forecast(settings, folder).disk_bytes, "lower rounds or checkpoints.keep")
     return settings, folder
 
@@ -62,6 +63,18 @@ def check_space(folder: RunFolder, needed: int, remedy: str) -> None:
             f"{folder.path}: the run needs about {needed / 1e6:,.0f} MB and the disk has {free / 1e6:,.0f} MB "
             f"free; make space, or {remedy}"
         )
+
+
+def _check_engine(settings: Config) -> None:
+    """What an engine would refuse only when it starts."""
+    if isinstance(settings.rollouts, Rollouts) and settings.rollouts.stop:
+        from reval_core.models import stop_ids, tokenizer_of
+
+        stop_ids(settings.model, tokenizer_of(settings.model), settings.rollouts.stop)
+    if isinstance(settings.engine, VllmServerEngine):
+        from reval_core.engines.vllm_server import api_key
+
+        api_key(settings.engine.api_key_variable)
 
 
 def _check_problems(config: Path, settings: Config, rollouts: Rollouts) -> None:

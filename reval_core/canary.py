@@ -34,8 +34,11 @@ class Sample:
 
 
 def token_gap(by_trainer: Tensor, by_engine: Tensor, mask: Tensor) -> Tensor:
-    """|log π by the trainer − by the engine| of each token [B, H]; 0 outside the mask."""
-    return ((by_trainer - by_engine).abs() * mask).nan_to_num()
+    """|log π by the trainer − by the engine| of each token [B, H]; 0 outside the mask.
+
+    Infinite where either is no number: that must not pass for agreement.
+    """
+    return (by_trainer - by_engine).abs().nan_to_num(nan=torch.inf, posinf=torch.inf).masked_fill(~mask, 0.0)
 
 
 def token_kl(by_trainer: Tensor, by_engine: Tensor, mask: Tensor) -> Tensor:
@@ -43,8 +46,8 @@ def token_kl(by_trainer: Tensor, by_engine: Tensor, mask: Tensor) -> Tensor:
 
     d = log π by the trainer − by the engine. Its mean is that of −d, and it is never negative (Schulman's k3).
     """
-    difference = (by_trainer - by_engine) * mask
-    return (difference.expm1() - difference).nan_to_num()
+    difference = (by_trainer - by_engine).masked_fill(~mask, 0.0)
+    return (difference.expm1() - difference).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
 def likely_cause(
@@ -60,6 +63,8 @@ def likely_cause(
     """
     now = sample.score(sample.temperature)
     gap = _mean_gap(sample, now)
+    if gap == float("inf"):
+        return "dtype: some figures are no numbers, as when float16 overflows; take another engine.dtype"
     for temperature in _TEMPERATURES:
         if temperature != sample.temperature and _mean_gap(sample, sample.score(temperature)) < min(limit, gap / 4):
             return (
@@ -72,7 +77,7 @@ def likely_cause(
         if _mean_gap(sample, score()) < min(limit, gap / 4):
             return f"stale weights: the engine still has the policy of round {round}"
     first = sample.mask.cumsum(dim=1) <= _FIRST_TOKENS
-    if _mean_gap(sample, now, first) > 4 * _mean_gap(sample, now, ~first):
+    if bool((sample.mask & ~first).any()) and _mean_gap(sample, now, first) > 4 * _mean_gap(sample, now, ~first):
         return "template: the gap is in the first tokens, so the engine was given other prompts than the trainer"
     if _correlation(sample, now) > 0.9:
         return "dtype: the figures agree but for rounding; take engine.dtype: float32 or raise engine.gap_limit"

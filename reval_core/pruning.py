@@ -113,7 +113,8 @@ def _delete_unlisted(folder: RunFolder, last: int) -> None:
             remove_folder(path)
     for round in range(1, last + 1):
         shards, facts = (folder.manifest_path(stage, round).parent for stage in ("rollouts", "verification"))
-        for path in [*shards.glob("shard-*"), *facts.glob("*.parquet")]:  # with the notes of the shards
+        # With the notes of the shards.
+        for path in [*shards.glob("shard-*"), *shards.glob("partials.parquet"), *facts.glob("*.parquet")]:
             if path not in listed:
                 path.unlink()
 

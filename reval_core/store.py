@@ -306,7 +306,7 @@ def scalar_columns(table: str) -> list[tuple[str, str]]:
     return [
         (name, _TYPES[kind])
         for name, kind in zip(schema.names, schema.types, strict=True)
-        if not pa.types.is_list(kind) and not (table == "trajectories" and name in _TEXTS)
+        if not pa.types.is_list(kind) and not (table in ("trajectories", "partials") and name in _TEXTS)
     ]
 
 

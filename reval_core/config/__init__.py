@@ -277,6 +277,12 @@ class Config(Section):
                     f"rollouts.{name}: a round can be cut off by engine.kind vllm or vllm-server only, "
                     f"not by {self.engine.kind}"
                 )
+        room = self.engine.max_model_len if isinstance(self.engine, VllmEngine) else None
+        if room is not None and room <= rollouts.max_tokens:
+            raise ValueError(
+                f"engine.max_model_len: {room} leaves no room for a prompt beside rollouts.max_tokens "
+                f"({rollouts.max_tokens})"
+            )
         shard = rollouts.prompts_per_shard
         if shard is not None and shard > rollouts.prompts:
             raise ValueError(f"rollouts.prompts_per_shard: {shard} is more than rollouts.prompts")

@@ -14,7 +14,7 @@ class EngineSection(Section):
     """What all engines have in common."""
 
     gap_limit: float = Field(0.1, gt=0)
-    """The run stops when trainer and engine differ by more: mean |Δ log π| of a round's tokens, in nats."""
+    """The run stops when trainer and engine differ by more: mean |Δ log π| a token over a round's trajectories."""
 
 
 class TransformersEngine(EngineSection):
@@ -45,8 +45,6 @@ class VllmEngine(EngineSection):
     """The size of the KV cache, where a share of the memory does not fit."""
     tensor_parallel_size: int = Field(1, ge=1)
     """GPUs that hold a part of each layer."""
-    data_parallel_size: int = Field(1, ge=1)
-    """Copies of the engine. vLLM 0.32 takes no more than one this way; for several, run servers."""
     eager: bool = False
     """Start without compiling and capturing graphs: sooner ready, slower on a GPU. On a CPU it is always so."""
     sleep: bool = True

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 FinishReason = Literal["stop", "length", "partial"]
@@ -56,6 +57,10 @@ class Engine(Protocol):
     """What the run's summary and the trajectories call it."""
     streams: bool
     """Whether responses come one by one, as they end, and can be cut off. Otherwise they are one batch."""
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What it rounds a policy's weights to; None if it generates with the learner's own."""
 
     def load(self, model: PreTrainedModel, policy: str) -> None:
         """Take the weights of `model`, which `policy` names. Nothing generated before is reused."""

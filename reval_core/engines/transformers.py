@@ -24,6 +24,7 @@ class TransformersEngine:
 
     name = "transformers"
     streams = False
+    dtype = None
 
     def __init__(self, pad_token_id: int) -> None:
         self._pad = pad_token_id

@@ -48,7 +48,7 @@ class VllmEngine:
     def __init__(self, settings: Settings, log: Path, code: Path | None = None) -> None:
         """`log` gets what vLLM prints; `code` is the folder of a model that brings its own code."""
         self._settings = settings
-        self._dtype: torch.dtype = getattr(torch, settings.dtype)
+        self.dtype: torch.dtype = getattr(torch, settings.dtype)
         self._log = log
         self._code = code
         self._folder: Path | None = None
@@ -65,8 +65,8 @@ class VllmEngine:
         if self._loaded != policy:
             self._loaded = None
             if self._folder is None:
-                self._folder = handover_folder(model, self._dtype)
-            write_weights(self._folder, model, policy, self._dtype, self._code)
+                self._folder = handover_folder(model, self.dtype)
+            write_weights(self._folder, model, policy, self.dtype, self._code)
             if self._llm is None:
                 self._start()
             else:
@@ -89,6 +89,7 @@ class VllmEngine:
         with self._alive():
             try:
                 for place, request in enumerate(requests):
+                    self._check_room(request, sampling)
                     context = [*request.prompt_tokens, *request.written]
                     parameters = _parameters(request, sampling, streamed=enough is not None)
                     engine.add_request(str(place), {"prompt_token_ids": context}, parameters)
@@ -117,8 +118,9 @@ class VllmEngine:
         if llm is not None:
             with suppress(Exception):  # it may be dead already
                 llm.llm_engine.engine_core.shutdown()
-            for process in _core_processes():  # they were told to end, or killed
-                process.join(timeout=10)
+        for process in _core_processes():  # they were told to end, but for one that was still starting
+            process.terminate()
+            process.join(timeout=10)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -130,12 +132,22 @@ class VllmEngine:
                 self._llm.wake_up(tags=[part])
             self._asleep = part != "kv_cache"
 
+    def _check_room(self, request: Request, sampling: Sampling) -> None:
+        """Raise RunStopped if a response might be cut off before `max_tokens`, which nobody would be told of."""
+        limit, prompt = self._llm.model_config.max_model_len, len(request.prompt_tokens)
+        if prompt + sampling.max_tokens > limit:
+            raise RunStopped(
+                f"a prompt of {prompt} tokens and rollouts.max_tokens ({sampling.max_tokens}) are more than the "
+                f"engine takes ({limit}); lower rollouts.max_tokens, or raise engine.max_model_len as far as the model goes"
+            )
+
     def _drop_cache(self) -> None:
         """Forget the old policy's keys and values. What was just called off may hold on to some for a moment."""
         deadline = time.monotonic() + _RESET_SECONDS
         with self._alive():
             while not self._llm.reset_prefix_cache():
                 if time.monotonic() > deadline:
+                    self.close()
                     raise EngineDied("vLLM does not let go of the old policy's keys and values")
                 time.sleep(0.02)
 
@@ -146,8 +158,6 @@ class VllmEngine:
         chosen: dict[str, Any] = {}
         if settings.kv_cache_gib is not None:
             chosen["kv_cache_memory_bytes"] = int(settings.kv_cache_gib * 2**30)
-        if settings.data_parallel_size > 1:
-            chosen["data_parallel_size"] = settings.data_parallel_size
         try:
             with _output_to(self._log):
                 from vllm import LLM
@@ -282,7 +292,10 @@ def _output_to(log: Path) -> Iterator[None]:
 
 def _log_to(log: Path) -> None:
     """Let vLLM's code in this process log to `log`: the terminal, and its JSON, are the run's."""
-    logging.getLogger("vllm").handlers = [logging.FileHandler(log)]
+    logger = logging.getLogger("vllm")
+    for handler in logger.handlers:
+        handler.close()
+    logger.handlers = [logging.FileHandler(log)]
 
 
 def _reason(log: Path, error: Exception) -> str:

@@ -48,6 +48,8 @@ class Endpoint:
         self._key = key
         self._patience = patience_seconds
         self._model = ""
+        self._given = False
+        """Whether this process has given it weights. Those of another may be what that one stopped for."""
         alive = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
         alive += [
             (socket.IPPROTO_TCP, getattr(socket, name), value)
@@ -62,11 +64,12 @@ class Endpoint:
         )
 
     async def take(self, name: str, folder: Path) -> None:
-        """Make the server hold the weights in `folder`, unless it holds those of this name already.
+        """Make the server hold the weights in `folder`, unless it was given them here already and has kept them.
 
         Raises Unavailable, or RunStopped if the server was not started for this.
         """
-        holds = (await self._control("GET", "/weight_info")).get("weight_version") == name
+        held = (await self._control("GET", "/weight_info")).get("weight_version")
+        holds = self._given and held == name
         if not holds or not self._model:
             self._model = (await self._json("GET", "/v1/models"))["data"][0]["id"]
         if not holds:
@@ -78,6 +81,7 @@ class Endpoint:
                 raise Unavailable(f"it cannot load the weights in {folder} ({error})") from error
             await self._reset_cache()
             await self._control("POST", "/update_weight_version", {"new_version": name})
+            self._given = True
 
     async def choices(
         self, request: Request, sampling: Sampling, streamed: bool
@@ -198,10 +202,13 @@ class Part:
         """The response that has ended. Raises Unavailable if the server left it unfinished."""
         if self._reason not in ("stop", "length"):
             raise Unavailable(f"it left a response unfinished ({self._reason or 'the stream ended'})")
-        return self.so_far(self._reason)
+        return self._as(self._reason)
 
-    def so_far(self, reason: Any = "partial") -> Completion:
-        """The response as it is."""
+    def now(self) -> Completion:
+        """The response as it is, which may have ended although its stream has not."""
+        return self._as("partial" if self._reason not in ("stop", "length") else self._reason)
+
+    def _as(self, reason: Any) -> Completion:
         return Completion(self.tokens, self._logprobs, reason)
 
 

@@ -54,9 +54,9 @@ class VllmServers:
 
         Raises InputError if the environment variable for the API key holds none.
         """
-        self._key = _key(settings.api_key_variable)
+        self._key = api_key(settings.api_key_variable)
         self._settings = settings
-        self._dtype: torch.dtype = getattr(torch, settings.dtype)
+        self.dtype: torch.dtype = getattr(torch, settings.dtype)
         # In a folder that several runs share, each has a place, which it finds again after it was killed.
         own = hashlib.sha256(f"{platform.node()}:{weights.absolute()}".encode()).hexdigest()[:16]
         self._folder = weights.absolute() if settings.weights is None else Path(settings.weights).absolute() / own
@@ -81,7 +81,7 @@ class VllmServers:
         name = f"{policy[:16]}-{self._settings.dtype}"
         if self._weights is None or self._weights.name != name:
             weights = _Weights(name, self._folder / name)
-            write_weights(weights.folder, model, policy, self._dtype, self._code)
+            write_weights(weights.folder, model, policy, self.dtype, self._code)
             self._weights = weights
         self._run(self._sync())
         kept = {self._weights.folder} | {server.reading for server in self._servers}
@@ -348,10 +348,10 @@ class _Batch:
             news = self.news.get()
             if news is not None and news.completion is not None:
                 yield news.place, news.completion
-        yield from ((place, part.so_far()) for place, part in self.parts.items())
+        yield from ((place, part.now()) for place, part in self.parts.items())
 
 
-def _key(variable: str | None) -> str | None:
+def api_key(variable: str | None) -> str | None:
     """The API key in an environment variable. Raises InputError, which does not show it."""
     if variable is None:
         return None

@@ -70,7 +70,12 @@ def consistency(
     shards = pa.concat_tables(read_table(session.folder.path / file.path, TOKEN_COLUMNS) for file in files)
     reward = read_table(session.folder.path / verdicts.file("verdicts").path, ("reward",)).column("reward")
     table = score_trajectories(session, round, shards, reward, policy, reference)
-    stop_if_apart(session, round, table, policy, partial(_sample, session, shards, policy))
+    # A round that has passed is not judged again when it is scored again.
+    if session.engine is not None and session.folder.manifest("consistency", round) is None:
+        worst = np.argsort(-table.column("engine_gap").to_numpy(), kind="stable")[
+            :_SAMPLED
+        ].tolist()  # NaN comes last
+        stop_if_apart(session, round, table, policy, partial(_sample, session, shards, policy, worst))
     return Outcome([publish(session, round, "scores", table)])
 
 
@@ -89,7 +94,7 @@ def score_trajectories(
     # The engine's log-probs are those of the policy that wrote a response: only with its own is there a gap.
     written = pc.equal(rows.column("policy"), policy.identity).to_numpy()
     temperature = _sampled_at(rows, written, otherwise=config.scoring_temperature)
-    engine = _own_logprobs(rows, policy)
+    engine, own = _own_logprobs(rows, policy)
     parts: list[dict[str, Any]] = []
     # Not around the lines above: a policy that is rebuilt there needs gradients.
     with torch.inference_mode(), learner.autocast():
@@ -100,7 +105,7 @@ def score_trajectories(
                 sampled = score(learner.model, batch, temperature)
             scores_ref = scores if by_reference is None else by_reference[number]
             part = _columns(batch, scores, scores_ref, rewards[chosen], config.objective)
-            compared = _compared(sampled.logprobs, [engine[row] for row in chosen], batch)
+            compared = _compared(sampled.logprobs, engine, own, chosen, batch)
             parts.append({"row": chosen, **compared, **part})
             session.tick(sum(len(part["row"]) for part in parts), len(rows))
     columns = _in_order(parts)
@@ -119,8 +124,7 @@ def score_trajectories(
             "scaled_reward": pa.array(columns["scaled_reward"], mask=unknown),
             "delta": pa.array(columns["delta"], mask=unknown),
             "entropy": pa.array(columns["entropy"]),
-            "engine_gap": pa.array(columns["engine_gap"], mask=~written),
-            "engine_kl": pa.array(columns["engine_kl"], mask=~written),
+            **{name: pa.array(columns[name], mask=np.isnan(columns[name])) for name in ("engine_gap", "engine_kl")},
             "step_deltas": [
                 None if nothing else steps for nothing, steps in zip(unknown, columns["step_deltas"], strict=True)
             ],
@@ -129,19 +133,18 @@ def score_trajectories(
     )
 
 
-def _sample(session: Session, rows: pa.Table, policy: Policy, model: torch.nn.Module) -> Sample:
+def _sample(session: Session, rows: pa.Table, policy: Policy, chosen: list[int], model: torch.nn.Module) -> Sample:
     """Some trajectories of a round, for finding out why engine and trainer are apart."""
-    own = _own_logprobs(rows, policy)
-    chosen = [row for row, found in enumerate(own) if np.isfinite(found).any()][:_SAMPLED]
+    engine, own = _own_logprobs(rows, policy)
     sources = [list_rows(rows.column(name)) for name in ("prompt_tokens", "response_tokens", "loss_mask")]
     batch = collate(*([source[row] for row in chosen] for source in sources)).to(session.device)
-    by_engine, known = _padded([own[row] for row in chosen], batch)
+    by_engine, compared = _padded(engine, own, chosen, batch)
 
     def by_trainer(temperature: float) -> Tensor:
         with torch.inference_mode(), session.learner_at(policy).autocast():
             return score(model, batch, temperature).logprobs
 
-    return Sample(by_engine, known, by_trainer, session.config.generation.temperature)
+    return Sample(by_engine, compared, by_trainer, session.config.generation.temperature)
 
 
 def _by_reference(session: Session, rows: pa.Table, learner: Learner, reference: Policy) -> list[Scores]:
@@ -194,33 +197,33 @@ def _columns(
     }
 
 
-def _own_logprobs(rows: pa.Table, policy: Policy) -> list[np.ndarray]:
-    """The engine's log-probs of the tokens that `policy` itself wrote, one array a row; NaN at all others."""
-    columns = (rows.column(name) for name in ("engine_logprobs", "policy_rounds"))
+def _own_logprobs(rows: pa.Table, policy: Policy) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The engine's log-probs of each row's tokens, and which of the tokens `policy` itself wrote (bool)."""
     responses = list_rows(rows.column("response_tokens"))
-    logprobs, writers = (logprob_rows(column, responses) for column in columns)
+    logprobs, writers = (
+        logprob_rows(rows.column(name), responses) for name in ("engine_logprobs", "policy_rounds")
+    )
     same = (rows.column("policy").to_numpy() == policy.identity).tolist()
-    return [
-        np.where(writer == policy.round, found, np.nan).astype(np.float32)
-        if own
-        else np.full(len(found), np.nan, np.float32)
-        for own, found, writer in zip(same, logprobs, writers, strict=True)
-    ]
+    return logprobs, [written & (writer == policy.round) for written, writer in zip(same, writers, strict=True)]
 
 
-def _padded(engine: Rows, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-    """The engine's log-probs [B, H], and a mask of where they are known and the policy's own."""
-    by_engine = torch.from_numpy(pad_rows(engine, batch.mask.shape[1], np.float32)[0]).to(batch.mask.device)
-    return by_engine.nan_to_num(), batch.written & by_engine.isfinite()
+def _padded(engine: Rows, own: Rows, chosen: Sequence[int], batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    """The engine's log-probs of the chosen rows [B, H], and a mask of the tokens to compare."""
+    width, device = batch.mask.shape[1], batch.mask.device
+    by_engine = pad_rows([engine[row] for row in chosen], width, np.float32)[0]
+    mask = pad_rows([own[row] for row in chosen], width, np.bool_)[0]
+    return torch.from_numpy(by_engine).to(device), torch.from_numpy(mask).to(device) & batch.written
 
 
-def _compared(logprobs: Tensor, engine: Rows, batch: TokenBatch) -> dict[str, np.ndarray]:
-    """How far trainer and engine are apart, as means over the tokens of each trajectory that can be compared."""
-    by_engine, known = _padded(engine, batch)
-    tokens = known.sum(dim=1).clamp(min=1)
+def _compared(
+    logprobs: Tensor, engine: Rows, own: Rows, chosen: Sequence[int], batch: TokenBatch
+) -> dict[str, np.ndarray]:
+    """How far trainer and engine are apart: means over a trajectory's own tokens, NaN where it has none."""
+    by_engine, mask = _padded(engine, own, chosen, batch)
+    tokens = mask.sum(dim=1)
     return {
-        "engine_gap": (token_gap(logprobs, by_engine, known).sum(dim=1) / tokens).cpu().numpy(),
-        "engine_kl": (token_kl(logprobs, by_engine, known).sum(dim=1) / tokens).cpu().numpy(),
+        name: (measure(logprobs, by_engine, mask).sum(dim=1) / tokens).cpu().numpy()
+        for name, measure in (("engine_gap", token_gap), ("engine_kl", token_kl))
     }
 
 

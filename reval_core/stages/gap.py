@@ -38,12 +38,18 @@ def stop_if_apart(
     if gap is None or gap <= limit:
         return
     model = session.learner_at(policy).model
-    dtype = getattr(session.config.engine, "dtype", None)
-    rounded = None if dtype is None else partial(_by_rounded, model, policy, getattr(torch, dtype), sample)
-    cause = likely_cause(sample(model), _earlier(session, policy, sample), limit, rounded)
+    dtype = session.generating().dtype
+    rounded = None if dtype is None else partial(_by_rounded, model, policy, dtype, sample)
+    try:
+        cause = likely_cause(sample(model), _earlier(session, policy, sample), limit, rounded)
+    except Exception as error:  # such as a lack of memory: what was found counts, whatever its cause
+        cause = f"unknown, since looking for it failed ({type(error).__name__}: {error})"
     folder = session.folder
     aside = folder.manifest_path("rollouts", round).parent
-    for path in (aside, folder.manifest_path("verification", round)):
+    for path in (
+        folder.manifest_path("verification", round),
+        aside,
+    ):  # the verdicts are made again, not the responses
         set_aside(path)
     raise RunStopped(
         f"round {round}: engine {session.generating().name} and trainer differ by {gap:.3g} nats a token "

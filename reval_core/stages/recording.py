@@ -69,7 +69,9 @@ def recording(session: Session, round: int, manifests: Sequence[Manifest]) -> Ou
         "held_out_accuracy": info.get("evaluation", {}).get("accuracy"),
         "stored_delta_abs": info.get("evaluation", {}).get("delta_abs"),
         "other_seconds": other,
-        "rollout_tokens_per_second": _rate(row["tokens"], info.get("rollouts", {}).get("generation_seconds")),
+        "rollout_tokens_per_second": _rate(
+            info.get("rollouts", {}).get("generated_tokens"), info.get("rollouts", {}).get("generation_seconds")
+        ),
         "learner_tokens_per_second": learner_tokens / seconds["learning"],
         "ended_at": datetime.datetime.fromtimestamp(time.time(), datetime.UTC),
     }
@@ -78,6 +80,6 @@ def recording(session: Session, round: int, manifests: Sequence[Manifest]) -> Ou
     return Outcome([publish(session, round, "rounds", table)], {"other_seconds": other, "stages": list(info)})
 
 
-def _rate(tokens: int, seconds: float | None) -> float | None:
+def _rate(tokens: int | None, seconds: float | None) -> float | None:
     """Tokens a second, where there were any seconds."""
-    return tokens / seconds if seconds else None
+    return tokens / seconds if tokens is not None and seconds else None

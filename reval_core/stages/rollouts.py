@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator
 from contextlib import closing
@@ -10,6 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from reval_core.config import Rollouts
+from reval_core.errors import Damaged
 from reval_core.facts import FactFile, read_table
 from reval_core.files import digest
 from reval_core.groups import Group, cut_off_groups
@@ -25,7 +28,7 @@ def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
     carried = _carried(session, round)
     return [
         policy.identity,
-        [asdict(problem) for problem in _new_problems(session, round)],
+        [asdict(problem) for problem in _new_problems(session, round)[0]],
         [carried.content] if carried else [],
         *map(settings, (config.rollouts, config.problems.prompt)),
         config.engine.kind,
@@ -40,32 +43,38 @@ def rollouts(session: Session, round: int, policy: Policy) -> Outcome:
     A shard holds whole groups, `prompts_per_shard` of them: of an engine that streams, those that are done first.
     Groups in which a budget cuts a response off become `partials`; the next round goes on with them.
     """
+    engine = session.generating()
+    if engine.streams and session.folder.manifest("rollouts", round) is not None:
+        raise Damaged(
+            f"{session.folder.manifest_path('rollouts', round).parent}: a shard is gone, and engine {engine.name} "
+            "does not repeat itself; put back a copy, or start a new run"
+        )
     groups = _groups(session, round)
-    shards = Shards(session, round, rollouts.key(session, round, policy))
+    shards = Shards(session, round, rollouts.key(session, round, policy), gapless=engine.streams)
     waiting = {number: group for number, group in enumerate(groups) if number not in shards.groups()}
     size = session.config.generation.prompts_per_shard or session.config.generation.prompts
     ready: list[int] = []
 
     def publish() -> None:
         done = [waiting.pop(number) for number in sorted(ready)]
-        shards.publish(lambda shard: _table(session, round, policy, shard, shard * size, done), sorted(ready))
+        shards.publish(lambda shard, first: _table(session, round, policy, shard, first, done), sorted(ready))
         ready.clear()
 
-    with closing(_finished_groups(session, round, policy, waiting)) as finished:
+    with closing(_finished_groups(session, round, policy, waiting, bool(shards.groups()))) as finished:
         for number in finished:
             ready.append(number)
             if len(ready) == size:
                 publish()
     if ready:
         publish()
+    cut_off = list(waiting.values())
+    if cut_off:
+        shards.publish_partials(lambda first: _table(session, round, policy, None, first, cut_off))
     outcome = shards.outcome()
-    if waiting:
-        rows = _table(session, round, policy, None, len(groups) - len(waiting), list(waiting.values()))
-        outcome.files.append(shards.publish_partials(rows))
     outcome.info |= {
-        "engine": session.generating().name,
-        "prompts_asked": _asked_before(session, round) + len(_new_problems(session, round)),
-        "groups_cut_off": len(waiting),
+        "engine": engine.name,
+        "prompts_asked": _new_problems(session, round)[1],
+        "groups_cut_off": len(cut_off),
     }
     return outcome
 
@@ -84,7 +93,7 @@ def _groups(session: Session, round: int) -> list[Group]:
         group.reseeded([request_seed(session, "continued", round, one.problem, one.sample) for one in group.asked])
         for group in old
     ]
-    for problem in _new_problems(session, round):
+    for problem in _new_problems(session, round)[0]:
         text, tokens = session.prompt(problem.problem)
         asked = [
             Asked(
@@ -100,15 +109,28 @@ def _groups(session: Session, round: int) -> list[Group]:
     return groups
 
 
-def _new_problems(session: Session, round: int) -> list[Problem]:
-    """The problems that are asked for the first time: with those carried over as many as the config says."""
+def _new_problems(session: Session, round: int) -> tuple[list[Problem], int]:
+    """The problems that are asked for the first time, and how many a run has come past with them.
+
+    With the groups carried over there are as many as the config says, and no problem twice.
+    """
     prompts, carried = session.config.generation.prompts, _carried(session, round)
-    old = carried.rows // session.config.generation.samples if carried else 0
-    return session.order.take(_asked_before(session, round), prompts - old, prompts)
+    asked = set(
+        read_table(session.folder.path / carried.path, ("prompt_id",)).column(0).to_pylist() if carried else ()
+    )
+    passed = _asked_before(session, round)
+    found: list[Problem] = []
+    while len(asked) < prompts:
+        (problem,) = session.order.take(passed, 1, prompts)
+        passed += 1
+        if problem.prompt_id not in asked:
+            asked.add(problem.prompt_id)
+            found.append(problem)
+    return found, passed
 
 
 def _asked_before(session: Session, round: int) -> int:
-    """How many problems the rounds before this one have asked."""
+    """How many problems of their order the rounds before this one have come past."""
     if not session.config.generation.cut_off:
         return (round - 1) * session.config.generation.prompts
     before = session.folder.manifest("rollouts", round - 1)
@@ -121,36 +143,48 @@ def _carried(session: Session, round: int) -> FactFile | None:
     return next(iter(before.files_of("partials")), None) if before else None
 
 
-def _finished_groups(session: Session, round: int, policy: Policy, groups: dict[int, Group]) -> Generator[int]:
-    """Let the engine answer what is open in these groups; gives each group's number once all of it has ended."""
-    places = [(number, one) for number, group in groups.items() for one in group.unfinished]
-    requests = [groups[number].request(one) for number, one in places]
-    started = time.monotonic()
+class _Budget:
+    """Says whether a round has generated enough. Its clock runs from the first time that it is asked."""
+
+    def __init__(self, settings: Rollouts, may_end: bool) -> None:
+        self.may_end = may_end
+        """Whether the round has a finished group: without one it is not cut off."""
+        self._tokens = settings.budget_tokens or math.inf
+        self._seconds = settings.budget_seconds or math.inf
+        self._started: float | None = None
+
+    def __call__(self, tokens: int) -> bool:
+        if self._started is None:
+            self._started = time.monotonic()
+        used_up = tokens >= self._tokens or time.monotonic() - self._started >= self._seconds
+        return self.may_end and used_up
+
+
+def _finished_groups(
+    session: Session, round: int, policy: Policy, groups: dict[int, Group], begun: bool
+) -> Generator[int]:
+    """Let the engine answer what is open in these groups; gives each group's number once all of it has ended.
+
+    `begun` says whether the round has finished groups already. The caller may take groups out meanwhile.
+    """
+    places = [(group, number, one) for number, group in groups.items() for one in group.unfinished]
+    requests = [group.request(one) for group, _, one in places]
     settings = session.config.generation
-
-    def enough(tokens: int) -> bool:
-        """Whether the budget is used up. No round ends without a finished group."""
-        if not any(group.finished for group in groups.values()):
-            return False
-        seconds = time.monotonic() - started
-        return tokens >= (settings.budget_tokens or tokens + 1) or seconds >= (
-            settings.budget_seconds or seconds + 1
-        )
-
-    completions = session.generate(policy, requests, enough if settings.cut_off else None)
-    for ended, (place, completion) in enumerate(completions, start=1):
-        number, one = places[place]
-        group = groups[number]
+    budget = _Budget(settings, begun) if settings.cut_off else None
+    for ended, (place, completion) in enumerate(session.generate(policy, requests, budget), start=1):
+        group, number, one = places[place]
         group.add(one, completion, policy.round)
         session.tick(ended, len(requests))
         if group.finished:
+            if budget is not None:
+                budget.may_end = True
             yield number
 
 
 def _table(
-    session: Session, round: int, policy: Policy, shard: int | None, before: int, groups: list[Group]
+    session: Session, round: int, policy: Policy, shard: int | None, first: int, groups: list[Group]
 ) -> pa.Table:
-    """Groups as rows; so many groups of the round are `before` them. Every shard but the last is full."""
+    """Groups as rows; so many rows of the round stand before the first."""
     responses = [
         (asked, written) for group in groups for asked, written in zip(group.asked, group.written, strict=True)
     ]
@@ -160,7 +194,7 @@ def _table(
         session.tokenizer,
         round=round,
         shard=shard,
-        first=before * session.config.generation.samples,
+        first=first,
         policy=policy.identity,
         engine=session.generating().name,
         temperature=session.config.generation.temperature,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reval_core.facts import FactFile, publish_table
 from reval_core.files import digest, file_digest, publish_sealed, read_sealed
@@ -20,51 +21,73 @@ from reval_core.stages.stage import Outcome
 class Shards:
     """The shards of a round under a key that names the whole, those of crashed attempts included."""
 
-    def __init__(self, session: Session, round: int, key: str) -> None:
+    def __init__(self, session: Session, round: int, key: str, gapless: bool = False) -> None:
+        """With `gapless` no shard is kept after one that is missing, which might come out of another size."""
         self._folder = session.folder
         self._round = round
         self._key = key
         self._notes: dict[int, dict[str, Any]] = {}
         """A note a shard: its file, how long it took, and what is in it."""
+        self._partials: FactFile | None = None
         for path in sorted((session.folder.path / session.folder.shard(round, 0)).parent.glob("shard-*.json")):
             self._keep(path)
+        if gapless:
+            whole = set(takewhile(self._notes.__contains__, count()))
+            self._notes = {number: note for number, note in self._notes.items() if number in whole}
         self._reused = len(self._notes)
         self._started = time.perf_counter()
+        self._rest_seconds, self._rest_tokens = 0.0, 0
 
     def groups(self) -> set[int]:
         """What is in the finished shards."""
         return {number for note in self._notes.values() for number in note["groups"]}
 
-    def rows_before(self, number: int) -> int:
-        """The rows of all shards before this one."""
-        return sum(note["file"]["rows"] for other, note in self._notes.items() if other < number)
+    def publish(self, make: Callable[[int, int], pa.Table], groups: Sequence[int]) -> None:
+        """Publish the next shard, which holds these groups.
 
-    def publish(self, make: Callable[[int], pa.Table], groups: Sequence[int]) -> None:
-        """Publish the next shard: the rows that `make` gives for its number, which hold these groups."""
-        number = next(number for number in range(len(self._notes) + 1) if number not in self._notes)
-        path = self._folder.shard(self._round, number)
-        file = publish_table(self._folder.path, path, "trajectories", make(number))
-        now = time.perf_counter()
+        `make` is given its number and the place of its first row in the round, and gives its rows.
+        """
+        number = next(number for number in count() if number not in self._notes)
+        before = sum(note["file"]["rows"] for other, note in self._notes.items() if other < number)
+        rows = make(number, before)
+        file = publish_table(self._folder.path, self._folder.shard(self._round, number), "trajectories", rows)
         note = {
             "key": digest(self._key, number),
-            "seconds": now - self._started,
+            "seconds": self._elapsed(),
+            "tokens": self._generated(rows),
             "groups": list(groups),
             "file": asdict(file),
         }
         publish_sealed(self._note(number), note)
-        self._notes[number], self._started = note, now
+        self._notes[number] = note
 
-    def publish_partials(self, rows: pa.Table) -> FactFile:
-        """Publish what was cut off."""
+    def publish_partials(self, make: Callable[[int], pa.Table]) -> None:
+        """Publish what was cut off; its places in the round follow those of the shards."""
+        rows = make(sum(note["file"]["rows"] for note in self._notes.values()))
         path = Path(self._folder.shard(self._round, 0)).with_name("partials.parquet")
-        return publish_table(self._folder.path, str(path), "partials", rows)
+        self._partials = publish_table(self._folder.path, str(path), "partials", rows)
+        self._rest_seconds, self._rest_tokens = self._elapsed(), self._generated(rows)
 
     def outcome(self) -> Outcome:
-        """All shards in order."""
+        """All shards in order, and what was cut off."""
         notes = [self._notes[number] for number in sorted(self._notes)]
         files = [FactFile(**note["file"]) for note in notes]
-        seconds = sum(note["seconds"] for note in notes)
-        return Outcome(files, {"generation_seconds": seconds, "shards_reused": self._reused})
+        info = {
+            "generation_seconds": sum(note["seconds"] for note in notes) + self._rest_seconds,
+            "generated_tokens": sum(note["tokens"] for note in notes) + self._rest_tokens,
+            "shards_reused": self._reused,
+        }
+        return Outcome([*files, *([self._partials] if self._partials else [])], info)
+
+    def _elapsed(self) -> float:
+        """The seconds since this was asked last."""
+        before, self._started = self._started, time.perf_counter()
+        return self._started - before
+
+    def _generated(self, rows: pa.Table) -> int:
+        """How many of the tokens were generated in this round."""
+        writers = pc.list_flatten(rows.column("policy_rounds"))
+        return int(pc.sum(pc.equal(writers, self._round - 1)).as_py() or 0)
 
     def _note(self, number: int) -> Path:
         return (self._folder.path / self._folder.shard(self._round, number)).with_suffix(".json")
@@ -81,15 +104,14 @@ class Shards:
             self._notes[number] = found
 
 
-def publish_shards(session: Session, round: int, key: str, count: int, make: Callable[..., pa.Table]) -> Outcome:
-    """Publish `count` shards of a round, each in its place.
-
-    `make(number, first=…)` is given a shard's number and the place of its first row, and gives its rows.
-    """
-    shards = Shards(session, round, key)
-    done = shards.groups()
-    for number in range(count):
-        session.tick(number, count)
+def publish_shards(
+    session: Session, round: int, key: str, shards: int, make: Callable[[int, int], pa.Table]
+) -> Outcome:
+    """Publish so many shards of a round, each in its place, as `make` gives them (see `Shards.publish`)."""
+    published = Shards(session, round, key)
+    done = published.groups()
+    for number in range(shards):
+        session.tick(number, shards)
         if number not in done:
-            shards.publish(partial(make, first=shards.rows_before(number)), [number])
-    return shards.outcome()
+            published.publish(make, [number])
+    return published.outcome()

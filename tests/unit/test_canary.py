@@ -36,6 +36,7 @@ def test_the_gap_is_the_absolute_difference_where_both_are_known():
     trainer, engine = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[-1.5, -1.0, math.nan]])
     mask = torch.tensor([[True, True, False]])
     assert token_gap(trainer, engine, mask).tolist() == [[0.5, 1.0, 0.0]]
+    assert token_gap(trainer, engine, ~mask).tolist() == [[0.0, 0.0, math.inf]], "no number is no agreement"
     kl = token_kl(trainer, engine, mask)
     assert kl[0].tolist() == pytest.approx([math.exp(0.5) - 1.5, math.exp(-1.0), 0.0])
 
@@ -78,6 +79,25 @@ def test_a_gap_in_the_first_tokens_is_the_prompts():
         return found
 
     assert cause(other_prompt, policy).startswith("template: ")
+
+
+@pytest.mark.parametrize("figure", [math.nan, math.inf, -math.inf])
+def test_figures_that_are_no_numbers_are_the_dtype(figure):
+    policy = logits(1)
+
+    def overflown(at):
+        found = at(policy, 1.0).clone()
+        found[2, 5] = figure
+        return found
+
+    assert cause(overflown, policy).startswith("dtype: some figures are no numbers")
+
+
+def test_weights_that_lost_an_update_in_rounding_are_the_dtype():
+    policy, rounded = logits(1), logits(2)
+    found, at = sample(lambda at: at(rounded, 1.0), policy)
+    said = likely_cause(found, [(0, lambda: at(rounded, 1.0))], 0.05, lambda: at(rounded, 1.0))
+    assert said.startswith("dtype: the weights lost too much")
 
 
 def test_figures_that_agree_but_for_rounding_are_the_dtype():

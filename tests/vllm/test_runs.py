@@ -106,14 +106,26 @@ def test_shards_of_a_crashed_attempt_are_kept_and_the_rest_is_generated(run_path
     ) == [(64, 64, 63)]
 
 
-def test_a_round_that_is_cut_off_goes_on_with_the_next_policy(run_path):
-    # 16 prompts of 4 responses, of which no 64 fit into 60 tokens.
-    settings = config(
-        rounds=4,
-        rollouts={"prompts": 16, "samples": 4, "max_tokens": 4, "prompts_per_shard": 4, "budget_tokens": 60},
-    )
-    settings = settings.model_copy(update={"engine": settings.engine.model_copy(update={"max_num_seqs": 16})})
+def test_a_round_that_is_cut_off_goes_on_with_the_next_policy(run_path, monkeypatch):
+    # 16 prompts of 4 responses, of which no 64 fit into 60 tokens. Shards of 3 prompts, so that the last is short.
+    rollouts = {"prompts": 16, "samples": 4, "max_tokens": 4, "prompts_per_shard": 3, "budget_tokens": 60}
+    settings = config(rounds=4, rollouts=rollouts, engine=VLLM["engine"] | {"max_num_seqs": 16})
+    partials = Shards.publish_partials
+
+    def crash(self, make):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Shards, "publish_partials", crash)
+    with pytest.raises(KeyboardInterrupt):
+        run(run_path, settings)
+    monkeypatch.setattr(Shards, "publish_partials", partials)
+    kept = len(list((run_path / "rollouts/round=00001").glob("shard-*.json")))
     summary = run(run_path, settings)
+    assert RunFolder(run_path).manifest("rollouts", 1).info["shards_reused"] == kept > 0
+    assert (
+        ask(run_path, "SELECT max(trajectory_id % 10000000) - count(*) FROM trajectories GROUP BY round")
+        == [(-1,)] * 4
+    ), "places without a gap: scores are found by them"
     assert summary["rounds"] == 4
     counts = dict(ask(run_path, "SELECT round, count(*) FROM trajectories GROUP BY round"))
     assert all(0 < counts[round] < 64 for round in range(1, 5))
