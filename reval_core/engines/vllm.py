@@ -138,7 +138,7 @@ class VllmEngine:
         if prompt + sampling.max_tokens > limit:
             raise RunStopped(
                 f"a prompt of {prompt} tokens and rollouts.max_tokens ({sampling.max_tokens}) are more than the "
-                f"engine takes ({limit}); lower rollouts.max_tokens, or raise engine.max_model_len as far as the model goes"
+                f"engine takes ({limit}); lower rollouts.max_tokens, or raise engine.max_model_len if the model can"
             )
 
     def _drop_cache(self) -> None:
