@@ -29,7 +29,15 @@ from tests.runs import run, small_config
 CONFIG = small_config(rounds=6, rollouts__prompts=8, rollouts__prompts_per_shard=2, replay__capacity=64)
 """Six rounds of 32 trajectories, of which the last two are live."""
 
-LISTS = {"prompt_tokens", "response_tokens", "loss_mask", "engine_logprobs", "step_deltas", "policy_logprobs"}
+LISTS = {
+    "prompt_tokens",
+    "response_tokens",
+    "loss_mask",
+    "engine_logprobs",
+    "policy_rounds",
+    "step_deltas",
+    "policy_logprobs",
+}
 
 
 @pytest.fixture(scope="module")
