@@ -72,9 +72,8 @@ def consistency(
     table = score_trajectories(session, round, shards, reward, policy, reference)
     # A round that has passed is not judged again when it is scored again.
     if session.engine is not None and session.folder.manifest("consistency", round) is None:
-        worst = np.argsort(-table.column("engine_gap").to_numpy(), kind="stable")[
-            :_SAMPLED
-        ].tolist()  # NaN comes last
+        gaps = table.column("engine_gap").to_numpy()
+        worst = np.argsort(-gaps, kind="stable")[:_SAMPLED].tolist()  # NaN comes last
         stop_if_apart(session, round, table, policy, partial(_sample, session, shards, policy, worst))
     return Outcome([publish(session, round, "scores", table)])
 
