@@ -9,7 +9,7 @@ Runs in the environment of `make venv-vllm`, with SmolLM2 from `make smollm2`. A
     sync_seconds         from the end of learning to the first token with the new weights, of the 135M model
     restart_seconds      the same by closing the engine and starting another
     tokens_per_second    of the whole stage, by engine and size; the learner's precision is float32
-    crossover            parameters: the geometric mean of the sizes between which vLLM becomes the faster engine
+    crossover            parameters: the geometric mean of the sizes between which transformers becomes faster
 """
 
 from __future__ import annotations
@@ -36,14 +36,12 @@ def case(*words: str) -> dict[str, Any]:
 
 
 def crossover(speeds: dict[str, dict[str, float]]) -> float | None:
-    """The size from which on vLLM is faster, or None if it is at none of them."""
-    faster = [size for size in SIZES if speeds["vllm"][size] > speeds["transformers"][size]]
-    slower = [PARAMETERS[size] for size in SIZES if size not in faster]
-    if not faster:
+    """The size from which on transformers is faster, or None if vLLM is at all of them."""
+    slower = [PARAMETERS[size] for size in SIZES if speeds["vllm"][size] < speeds["transformers"][size]]
+    if not slower:
         return None
-    smallest = min(PARAMETERS[size] for size in faster)
-    below = [size for size in slower if size < smallest]
-    return math.sqrt(max(below) * smallest) if below else smallest
+    below = [size for size in PARAMETERS.values() if size < min(slower)]
+    return math.sqrt(max(below) * min(slower)) if below else min(slower)
 
 
 def measure_all() -> dict[str, Any]:

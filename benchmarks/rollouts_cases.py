@@ -43,6 +43,7 @@ def config(size: str, engine: dict[str, Any]) -> Config:
     """A run that only generates: 64 prompts of 8 responses up to 48 tokens; of the largest a sixteenth of that."""
     real = size == "135M"
     prompts, tokens = (8, 24) if real else (64, 48)
+    shard = None if engine["kind"] == "transformers" else 8  # of transformers a shard is a batch
     problems = {"arithmetic": {"digits": 2, "operators": "+"}}
     return Config.model_validate(
         {
@@ -50,7 +51,7 @@ def config(size: str, engine: dict[str, Any]) -> Config:
             "model": SIZES[size],
             "problems": {"train": problems, "held_out": problems, "prompt": {"chat": real}},
             "engine": engine,
-            "rollouts": {"prompts": prompts, "samples": 8, "max_tokens": tokens, "prompts_per_shard": 8},
+            "rollouts": {"prompts": prompts, "samples": 8, "max_tokens": tokens, "prompts_per_shard": shard},
             "objective": {"kind": "reval", "beta": 0.1},
             "replay": {"capacity": 10_000},
             "learner": {"updates": 1, "lr": 1e-4},

@@ -116,6 +116,12 @@ def context_length(settings: Model) -> int | None:
     return limit if isinstance(limit, int) else None
 
 
+def head_size(settings: Model) -> int:
+    """The width of an attention head."""
+    config = _config(settings)
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write weights and tokenizer so that transformers loads them from `folder`."""
     from transformers.utils import logging

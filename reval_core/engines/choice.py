@@ -11,6 +11,7 @@ import torch
 
 from reval_core.config import Config, VllmEngine, VllmServerEngine
 from reval_core.errors import InputError
+from reval_core.models import head_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
     from reval_core.engines.base import Engine
     from reval_core.run_folder import RunFolder
 
-CROSSOVER = 20_000_000
-"""The parameters from which vLLM is the faster engine on a CPU (benchmarks/baselines/rollouts.json)."""
+CROSSOVER = 58_000_000
+"""The parameters up to which vLLM is the faster engine on a CPU (benchmarks/baselines/rollouts.json)."""
+
+_SMALLEST_HEAD = 32
+"""vLLM's attention on a CPU takes no smaller ones."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,9 @@ def choose(config: Config, parameters: int) -> Choice:
         return Choice(config.engine.kind, "the config says so")
     if not vllm_installed() or torch.cuda.is_available():
         return Choice("vllm" if vllm_installed() else "transformers", auto_rule())
-    kind = "vllm" if parameters >= CROSSOVER else "transformers"
+    if head_size(config.model) < _SMALLEST_HEAD:
+        return Choice("transformers", f"on a CPU vLLM takes no heads below {_SMALLEST_HEAD}, as this model has")
+    kind = "vllm" if parameters < CROSSOVER else "transformers"
     return Choice(kind, f"{auto_rule()}; this model has {parameters / 1e6:,.1f}M")
 
 
@@ -46,7 +52,7 @@ def auto_rule() -> str:
         return "transformers, since vLLM is not installed"
     if torch.cuda.is_available():
         return "vllm, since there is a GPU"
-    return f"on a CPU vllm from {CROSSOVER / 1e6:.0f}M parameters on and transformers below, as measured"
+    return f"on a CPU vllm below {CROSSOVER / 1e6:.0f}M parameters and transformers from there on, as measured"
 
 
 def vllm_installed() -> bool:

@@ -9,6 +9,7 @@ import pytest
 from flows.rounds import train_rounds
 from reval_core import stages
 from reval_core.check import check_run
+from reval_core.engines.choice import choose
 from reval_core.engines.vllm import VllmEngine
 from reval_core.errors import RunStopped
 from reval_core.facts import read_table
@@ -225,9 +226,12 @@ def test_a_run_is_evaluated_by_the_engine_without_a_second_model(finished):
 
 def test_auto_keeps_to_the_engine_that_a_run_began_with(run_path, monkeypatch):
     settings = config(rounds=1, engine={"kind": "auto"})
+    monkeypatch.setattr("reval_core.engines.choice.CROSSOVER", 0)
     run(run_path, settings)
     assert json.loads((run_path / "machine.json").read_text())["engine"] == "transformers"
-    monkeypatch.setattr("reval_core.engines.choice.CROSSOVER", 1)
+    monkeypatch.setattr("reval_core.engines.choice.CROSSOVER", 10**9)
+    assert choose(settings, 10**5).kind == "vllm"
+    assert choose(small_config(engine={"kind": "auto"}), 10**5).kind == "transformers", "heads of 16"
     with open_session(RunFolder(run_path), settings.model_copy(update={"rounds": 2})) as session:
         assert session.engine.name == "transformers"
         list(train_rounds(session, stages))
