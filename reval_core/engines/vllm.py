@@ -55,6 +55,8 @@ class VllmEngine:
         self._llm: Any = None
         self._loaded: str | None = None
         self._asleep = False
+        self._before: set[Any] | None = None
+        """vLLM's processes of other engines, which were there when this one was started."""
 
     def load(self, model: PreTrainedModel, policy: str) -> None:
         """Take the weights of `model`, unless the engine has those of `policy` already. The first call starts it.
@@ -118,9 +120,11 @@ class VllmEngine:
         if llm is not None:
             with suppress(Exception):  # it may be dead already
                 llm.llm_engine.engine_core.shutdown()
-        for process in _core_processes():  # they were told to end, but for one that was still starting
-            process.terminate()
-            process.join(timeout=10)
+        if self._before is not None:
+            for process in _core_processes() - self._before:  # told to end by now, but for one that was starting
+                process.terminate()
+                process.join(timeout=10)
+            self._before = None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -154,6 +158,7 @@ class VllmEngine:
     def _start(self) -> None:
         assert self._folder is not None
         os.environ |= _environment()
+        self._before = _core_processes()
         settings, on_gpu = self._settings, torch.cuda.is_available()
         chosen: dict[str, Any] = {}
         if settings.kv_cache_gib is not None:
@@ -181,7 +186,7 @@ class VllmEngine:
                     **chosen,
                 )
             _log_to(self._log)
-            watched = (self._llm.llm_engine.engine_core, _core_processes())
+            watched = (self._llm.llm_engine.engine_core, _core_processes() - self._before)
             threading.Thread(target=_wake_when_dead, args=watched, daemon=True, name="watch vLLM").start()
         except BaseException as error:
             self.close()
@@ -203,12 +208,12 @@ class VllmEngine:
             raise EngineDied(f"vLLM's process ended ({_reason(self._log, error)}); see {self._log}") from error
 
 
-def _core_processes() -> list[Any]:
+def _core_processes() -> set[Any]:
     """vLLM's main processes below this one."""
-    return [process for process in multiprocessing.active_children() if process.name.startswith("EngineCore")]
+    return {process for process in multiprocessing.active_children() if process.name.startswith("EngineCore")}
 
 
-def _wake_when_dead(client: Any, processes: list[Any]) -> None:
+def _wake_when_dead(client: Any, processes: set[Any]) -> None:
     """Once vLLM's process is gone, wake whoever waits for its answer: vLLM 0.32 lets them wait for good."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
