@@ -16,7 +16,6 @@ from reval_core.errors import Damaged, InputError
 from reval_core.facts import SCHEMA_VERSION
 from reval_core.files import publish_sealed, read_sealed
 from reval_core.learner import LEARNER_VERSION
-from reval_core.models import count_parameters
 from reval_core.run_folder import RunFolder
 from reval_core.verification import VERIFIER_VERSION
 
@@ -74,9 +73,7 @@ def _recorded(folder: RunFolder) -> dict[str, Any] | None:
 def _describe(config: Config) -> dict[str, Any]:
     import transformers
 
-    engine = (
-        choose(config, count_parameters(config.model)[0]).kind if isinstance(config.rollouts, Rollouts) else None
-    )
+    engine = choose(config).kind if isinstance(config.rollouts, Rollouts) else None
     return {
         "engine": engine,
         "threads": torch.get_num_threads(),

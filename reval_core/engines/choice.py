@@ -11,7 +11,7 @@ import torch
 
 from reval_core.config import Config, VllmEngine, VllmServerEngine
 from reval_core.errors import InputError
-from reval_core.models import head_size
+from reval_core.models import count_parameters, head_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,14 +34,15 @@ class Choice:
     reason: str
 
 
-def choose(config: Config, parameters: int) -> Choice:
-    """The engine of a run whose model has so many parameters."""
+def choose(config: Config) -> Choice:
+    """The engine of a run. The model is looked at only where `auto` goes by its size."""
     if config.engine.kind != "auto":
         return Choice(config.engine.kind, "the config says so")
     if not vllm_installed() or torch.cuda.is_available():
         return Choice("vllm" if vllm_installed() else "transformers", auto_rule())
     if head_size(config.model) < _SMALLEST_HEAD:
         return Choice("transformers", f"on a CPU vLLM takes no heads below {_SMALLEST_HEAD}, as this model has")
+    parameters, _ = count_parameters(config.model)
     kind = "vllm" if parameters < CROSSOVER else "transformers"
     return Choice(kind, f"{auto_rule()}; this model has {parameters / 1e6:,.1f}M")
 

@@ -46,10 +46,8 @@ def stop_if_apart(
         cause = f"unknown, since looking for it failed ({type(error).__name__}: {error})"
     folder = session.folder
     aside = folder.manifest_path("rollouts", round).parent
-    for path in (
-        folder.manifest_path("verification", round),
-        aside,
-    ):  # the verdicts are made again, not the responses
+    # The verdicts first: without responses they could not be told from those of others.
+    for path in (folder.manifest_path("verification", round), aside):
         set_aside(path)
     raise RunStopped(
         f"round {round}: engine {session.generating().name} and trainer differ by {gap:.3g} nats a token "
