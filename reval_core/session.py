@@ -124,7 +124,7 @@ class Session:
                 engine.load(learner.model, policy.identity)
                 for first in range(0, len(requests), size):
                     batch = requests[first : first + size]
-                    completions = engine.generate(batch, sampling, *([enough] if enough else []))
+                    completions = engine.generate(batch, sampling, enough)
                     yield from ((first + place, completion) for place, completion in completions)
         finally:
             engine.rest()

@@ -132,8 +132,8 @@ def test_a_shard_that_comes_out_different_is_refused(undisturbed, tmp_path, monk
     damage(path / "rollouts/round=00002/shard-000.parquet", "delete")
     generate = TransformersEngine.generate
 
-    def otherwise(self, requests, sampling):
-        return generate(self, [replace(one, seed=one.seed + 1) for one in requests], sampling)
+    def otherwise(self, requests, sampling, enough):
+        return generate(self, [replace(one, seed=one.seed + 1) for one in requests], sampling, enough)
 
     monkeypatch.setattr(TransformersEngine, "generate", otherwise)
     for _ in range(2):  # it stays refused

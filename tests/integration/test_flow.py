@@ -138,11 +138,11 @@ def test_a_run_of_stored_trajectories_gives_what_the_plain_stages_give(tmp_path,
 def test_an_engine_that_fails_once_is_tried_again_and_the_run_ends_as_without(config, tmp_path, monkeypatch):
     generate, calls = TransformersEngine.generate, []
 
-    def failing(self, requests, sampling):
+    def failing(self, requests, sampling, enough):
         calls.append(len(requests))
         if len(calls) == 4:
             raise RuntimeError("out of memory")
-        return generate(self, requests, sampling)
+        return generate(self, requests, sampling, enough)
 
     expected = run(tmp_path / "plain", small_config())
     monkeypatch.setattr(TransformersEngine, "generate", failing)
