@@ -71,7 +71,7 @@ def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_j
 
     settings, folder = prepare(config, overrides, run_dir)
     sizes = run_forecast(settings, folder)
-    engine = choose(settings) if isinstance(settings.rollouts, Rollouts) else None
+    engine = choose(settings.model, settings.engine) if isinstance(settings.rollouts, Rollouts) else None
     finished = max((manifest.round for manifest in folder.manifests() if manifest.stage == "recording"), default=0)
     plan = {
         "run_dir": str(folder.path),

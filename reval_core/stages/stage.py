@@ -59,7 +59,7 @@ class Stage:
         found = self.published(session, round, *inputs)
         if found is not None:
             session.kept.add(self.name)
-            session.store.ingest(found)
+            session.take_in(found)
         return found
 
     def __call__(self, session: Session, round: int, *inputs: Any) -> Manifest:
@@ -71,11 +71,11 @@ class Stage:
         if found is not None:
             return found
         session.stage_now = (self.name, round)
-        session.rewind_store(self.name, round)
+        session.rewind(self.name, round)
         with explained_disk(session.folder):
             manifest = self._made(session, round, *inputs)
             session.folder.publish(manifest)
-            session.store.ingest(manifest)
+            session.take_in(manifest)
         return manifest
 
     def _made(self, session: Session, round: int, *inputs: Any) -> Manifest:
