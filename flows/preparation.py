@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 from reval_core.config import Config, ImportedRollouts, Rollouts, StoredRollouts, VllmServerEngine
 from reval_core.errors import InputError
-from reval_core.loading import load_config
+from reval_core.loading import load_config, load_settings
 from reval_core.problems import load_problems
 from reval_core.processes import check_launch
 from reval_core.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from reval_core.config.protocol import Protocol
+    from reval_core.evaluation.folder import EvaluationFolder
+    from reval_core.evaluation.subject import Subject
     from reval_core.forecast import Forecast
 
 
@@ -44,6 +47,32 @@ def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tup
     _check_engine(settings)
     check_space(folder, run_forecast(settings, folder).disk_bytes, "lower rounds or checkpoints.keep")
     return settings, folder
+
+
+def prepare_evaluation(
+    model: str, protocol: Path | None, overrides: Sequence[str], round: int | None, out: Path | None
+) -> tuple[Subject, Protocol, EvaluationFolder]:
+    """What is evaluated, how, and where the evaluation goes: `evals/<name>` unless given.
+
+    What neither the overrides nor the protocol's file say is as a run asks its own held-out problems.
+    Raises InputError, one line, for the first thing that would stop the evaluation. Changes nothing on disk.
+    """
+    from reval_core.config.protocol import Protocol
+    from reval_core.evaluation.folder import EvaluationFolder
+    from reval_core.evaluation.subject import find_subject
+
+    trusted = "trust_remote_code=true" in overrides
+    subject = find_subject(model, round, trusted)
+    settings = load_settings(protocol, Protocol, overrides, base=subject.habits)
+    from reval_core.engines.choice import check_installed
+    from reval_core.evaluation.examination import check_examination
+    from reval_core.models import check_model
+
+    check_installed(settings.engine.kind)
+    check_model(subject.model)
+    check_examination(subject, settings)
+    name = f"{subject.name}-round-{subject.round}" if subject.habits else subject.name
+    return subject, settings, EvaluationFolder(out or Path("evals") / name)
 
 
 def run_forecast(settings: Config, folder: RunFolder) -> Forecast:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from reval_core.errors import Damaged, InputError
 from reval_core.files import read_json
-from reval_core.run_folder import RunFolder, existing_run
+from reval_core.run_folder import RunFolder
 from reval_core.summary import headline
 
 _QUERIES = (
@@ -105,10 +105,10 @@ def show_query(run: Path, query: str, form: str) -> None:
     """Print the rows of a query over a run's facts. Raises InputError for SQL that DuckDB refuses."""
     import duckdb
 
+    from reval_core.evaluation.folder import published_facts
     from reval_core.store import sql_views
 
-    folder = existing_run(run)
-    connection = sql_views(folder.path, folder.manifests())
+    connection = sql_views(run, published_facts(run))
     try:
         rows = connection.sql(query)
         found = [] if rows is None else rows.fetchall()
@@ -211,6 +211,16 @@ def print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         table.add_column(name, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
+    Console().print(table)
+
+
+def print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of finished figures: the first column stands left, the others right."""
+    table = _table()
+    for place, name in enumerate(names):
+        table.add_column(name, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*map(_cell, row))
     Console().print(table)
 
 

@@ -123,6 +123,11 @@ class Session:
         finally:
             engine.rest()
 
+    def title(self, stage: str, round: int) -> str:
+        """What people call a stage at work."""
+        name = stage.replace("_", " ")
+        return f"{name} of round {round}" if round else name
+
     def tick(self, done: int, total: int) -> None:
         """Tell how far the stage at work is."""
         self.progress(*self.stage_now, done, total)

@@ -102,6 +102,11 @@ class Examination:
         finally:
             self.engine.rest()
 
+    def title(self, stage: str, number: int) -> str:
+        """What people call a stage at work."""
+        work = {"rollouts": "responses to", "evaluation": "verdicts on"}[stage]
+        return f"{work} {self.sitting(number).name}"
+
     def tick(self, done: int, total: int) -> None:
         """Tell how far the stage at work is."""
         self.progress(*self.stage_now, done, total)

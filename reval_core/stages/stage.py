@@ -35,6 +35,9 @@ class Host(Protocol):
     def folder(self) -> RunFolder:
         """Where its facts lie."""
 
+    def title(self, stage: str, round: int) -> str:
+        """What people call a stage at work."""
+
     def take_in(self, manifest: Manifest) -> None:
         """Know of what a stage has published."""
 
