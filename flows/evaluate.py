@@ -11,10 +11,10 @@ from prefect.artifacts import create_markdown_artifact
 import tasks
 from flows.preparation import prepare_evaluation
 from flows.progress import StageBar, shown_warnings
-from reval_core.evaluation.examination import Examination, open_examination
+from flows.sittings import examine
+from reval_core.evaluation.examination import Sitting, open_examination
 from reval_core.evaluation.results import find_results, results_markdown
 from reval_core.files import publish_file, publish_json
-from reval_core.stages.sitting import drop_other_verdicts
 from tasks.artifacts import show
 from tasks.evaluation_tracking import track_evaluation
 
@@ -36,9 +36,8 @@ def evaluate(
     )
     with shown_warnings(), open_examination(folder, subject, settings) as examination:
         with StageBar(examination, stderr=True) as bar:
-            for sitting in examination.sittings:
-                _sit(examination, sitting.number)
-                bar.line(_sitting_line(examination, sitting.number))
+            for sitting in examine(examination, tasks):
+                bar.line(_line(sitting, examination.kept))
         results = find_results(folder, subject, settings, examination.sittings)
         publish_json(folder.results, results)
         text = results_markdown(results)
@@ -48,17 +47,11 @@ def evaluate(
     return results
 
 
-def _sit(examination: Examination, number: int) -> None:
-    responses = tasks.sitting_responses(examination, number)
-    drop_other_verdicts(examination, number, responses)
-    tasks.sitting_verdicts(examination, number, responses)
-
-
-def _sitting_line(examination: Examination, number: int) -> str:
-    sitting = examination.sitting(number)
-    kept = {"rollouts": "responses", "evaluation": "verdicts"}
-    known = " and ".join(kept[stage] for stage in kept if stage in examination.kept)
-    examination.kept.clear()
+def _line(sitting: Sitting, kept: set[str]) -> str:
+    """What is printed of a finished sitting. `kept` is emptied."""
+    words = {"rollouts": "responses", "evaluation": "verdicts"}
+    known = " and ".join(words[stage] for stage in words if stage in kept)
+    kept.clear()
     return f"{sitting.name}: {len(sitting.problems):,} problems" + (
         f"  [dim](kept: {known})[/dim]" if known else ""
     )
