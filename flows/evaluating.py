@@ -80,4 +80,5 @@ def _show(results: dict[str, object], folder: Path) -> None:
     names, rows = results_rows(results)
     click.echo()
     print_table(names, rows)
-    click.echo(f'{short(folder)}/results.md, results.json; every response: reval sql {short(folder)} "SELECT …"')
+    click.echo(f"All figures: {short(folder)}/results.json, results.md. Every response:")
+    click.echo(f'  reval sql {short(folder)} "SELECT verdict, count(*) FROM evaluations GROUP BY ALL"')

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from reval_core.config import Config, ImportedRollouts, Rollouts, StoredRollouts, VllmServerEngine
 from reval_core.errors import InputError
 from reval_core.loading import load_config, load_settings
-from reval_core.problems import load_problems
+from reval_core.problems import check_contamination, load_held_out, load_train
 from reval_core.processes import check_launch
 from reval_core.run_folder import RunFolder
 
@@ -107,15 +107,15 @@ def _check_engine(settings: Config) -> None:
 
 
 def _check_problems(config: Path, settings: Config, rollouts: Rollouts) -> None:
-    assert settings.problems.train is not None, "a config that generates has problems"
-    assert settings.problems.held_out is not None, "a config that generates has problems"
-    train = load_problems(settings.problems.train, settings.seed)
-    load_problems(settings.problems.held_out, settings.seed)
+    train = load_train(settings.problems, settings.seed)
+    load_held_out(settings.problems, settings.seed)
     if len(train) < rollouts.prompts:
         raise InputError(
             f"{config}: rollouts.prompts: {rollouts.prompts} a round, but problems.train has only "
             f"{len(train)}; ask for fewer"
         )
+    if settings.problems.contaminated == "refuse":
+        check_contamination(settings.problems, settings.seed)
 
 
 def _check_stored(config: Path, settings: Config, rollouts: StoredRollouts, folder: RunFolder) -> None:

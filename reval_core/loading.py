@@ -95,7 +95,11 @@ def _lay_over(values: dict[str, Any], override: str) -> Field:
 
 
 def _lines(node: yaml.Node | None, path: Path, field: Field = ()) -> Iterator[tuple[Field, int]]:
-    """The line of every key below `node`. Raises InputError for a key that stands twice."""
+    """The line of every key and list item below `node`. Raises InputError for a key that stands twice."""
+    if isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            yield (*field, str(number)), item.start_mark.line + 1
+            yield from _lines(item, path, (*field, str(number)))
     if not isinstance(node, yaml.MappingNode):
         return
     seen: set[str] = set()
@@ -112,7 +116,7 @@ def _lines(node: yaml.Node | None, path: Path, field: Field = ()) -> Iterator[tu
 def _complaint(error: ValidationError, kind: type[BaseModel], places: dict[Field, str], otherwise: str) -> str:
     first = error.errors(include_url=False)[0]
     location = tuple(map(str, first["loc"]))
-    field = _without_tags(location, kind)
+    field = _without_lone_items(_without_tags(location, kind), places)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "unknown key" + _nearest(location, kind)
@@ -148,6 +152,15 @@ def _without_tags(location: Field, kind: type[BaseModel]) -> Field:
     return field
 
 
+def _without_lone_items(location: Field, places: dict[Field, str]) -> Field:
+    """A location without the number of an item that was given by itself, in place of a list of one."""
+    field: Field = ()
+    for part in location:
+        alone = part == "0" and (*field, part) not in places and any(known[:-1] == field for known in places)
+        field = field if alone else (*field, part)
+    return field
+
+
 def _nearest(location: Field, kind: type[BaseModel]) -> str:
     names = [name for model in _models(location[:-1], kind) for name in model.model_fields]
     near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
@@ -164,6 +177,8 @@ def _models(location: Field, kind: type[BaseModel]) -> list[type[BaseModel]]:
     """The sections that may stand at a location; several where the settings are a union and no tag chooses."""
     models: list[type[BaseModel]] = [kind]
     for part in location:
+        if part.isdigit():  # an item of a list
+            continue
         tagged = [model for model in models if _tag(model) == part]
         annotations = [model.model_fields[part].annotation for model in models if part in model.model_fields]
         models = tagged or [model for annotation in annotations for model in _sections(annotation)]
@@ -179,7 +194,7 @@ def _tag(model: type[BaseModel]) -> str | None:
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    elif get_origin(annotation) in (Union, UnionType, Annotated):
+    elif get_origin(annotation) in (Union, UnionType, Annotated, tuple):
         for inner in get_args(annotation):
             yield from _sections(inner)
 
@@ -191,9 +206,10 @@ def _with_absolute_paths(config: Config) -> Config:
         values["rollouts"]["run"] = str(Path(config.rollouts.run).absolute())
     if isinstance(config.engine, VllmServerEngine) and config.engine.weights is not None:
         values["engine"]["weights"] = str(Path(config.engine.weights).absolute())
-    for problems in (values["problems"]["train"], values["problems"]["held_out"]):
-        if problems is not None and problems["path"] is not None:
-            problems["path"] = str(Path(problems["path"]).absolute())
+    problems = values["problems"]
+    for source in (problems["train"], *problems["held_out"], *problems["never_train_on"]):
+        if source is not None and source["path"] is not None:
+            source["path"] = str(Path(source["path"]).absolute())
     if config.model.path is not None and Path(config.model.path).is_dir():
         values["model"]["path"] = str(Path(config.model.path).absolute())
     return Config.model_validate(values)

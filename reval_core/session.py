@@ -25,7 +25,7 @@ from reval_core.inspection import clear
 from reval_core.learner import Learner
 from reval_core.machine import fix_machine
 from reval_core.models import load_model, stop_ids, tokenizer_of
-from reval_core.problems import PromptOrder, load_problems, prompt_text, prompt_tokens
+from reval_core.problems import PromptOrder, load_held_out, load_train, prompt_text, prompt_tokens
 from reval_core.replay import Policy, replay
 from reval_core.run_folder import Attempt, RunFolder
 from reval_core.store import Store
@@ -52,8 +52,9 @@ class Session:
         """Told of long work: the stage, its round, and how many of how many pieces are done."""
         self.stage_now = ("", 0)
         """The stage at work, and its round."""
-        self.train = load_problems(config.problems.train, config.seed) if config.problems.train else []
-        self.held_out = load_problems(config.problems.held_out, config.seed) if config.problems.held_out else []
+        self.train = load_train(config.problems, config.seed)
+        self.held_out = load_held_out(config.problems, config.seed)
+        """The problems of all held-out sets, one set after the other."""
         self.order = PromptOrder(self.train, config.seed)
         self.tokenizer = tokenizer_of(config.model)
         self.store = Store(folder.path, folder.database, config.replay.capacity)

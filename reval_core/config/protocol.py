@@ -9,8 +9,6 @@ from pydantic import Field, model_validator
 from reval_core.config import (
     AutoEngine,
     EngineSettings,
-    ProblemSet,
-    Prompt,
     Section,
     Tracking,
     Verification,
@@ -23,7 +21,7 @@ class Protocol(Section):
 
     seed: int = Field(0, ge=0)
     """Everything random follows from this number: which problems, and every response."""
-    benchmarks: tuple[ProblemSet, ...] = Field(min_length=1)
+    benchmarks: ProblemSets = Field(min_length=1)
     """The problem sets that are asked."""
     limit: int | None = Field(None, ge=1)
     """At most so many problems of a set, chosen by the seed. A set's own `limit` goes before."""
@@ -31,7 +29,8 @@ class Protocol(Section):
     """torch's CPU threads."""
     samples: int = Field(16, ge=1)
     """Responses a problem (k)."""
-    prompt: Prompt = Prompt()
+    prompt: PromptSetting = PROMPTS["deepseek"]
+    """How a problem becomes a prompt; `deepseek` and `qwen` are the paper's."""
     temperature: float = Field(1.0, gt=0)
     """Of the distribution that responses are drawn from."""
     max_tokens: int = Field(2048, ge=1)

@@ -121,7 +121,7 @@ def _habits(config: Config) -> dict[str, Any]:
     """How a run asks its own held-out problems."""
     values = config.model_dump(mode="json")
     habits = {
-        "benchmarks": [values["problems"]["held_out"]],
+        "benchmarks": values["problems"]["held_out"],
         "prompt": values["problems"]["prompt"],
         "verification": values["verification"],
     }
