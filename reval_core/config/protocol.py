@@ -6,14 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from reval_core.config import (
-    AutoEngine,
-    EngineSettings,
-    Section,
-    Tracking,
-    Verification,
-    VllmEngine,
-)
+from reval_core.config import AutoEngine, EngineSettings, Section, Tracking, Verification, VllmEngine
+from reval_core.config.problems import PROMPTS, ProblemSets, PromptSetting
 
 
 class Protocol(Section):
