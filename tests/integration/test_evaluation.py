@@ -26,7 +26,7 @@ from reval_core.store import sql_views
 from tests.runs import run, small_config
 
 SUMS = "benchmarks=[{arithmetic: {digits: 1, operators: '+', split: held_out}}]"
-ASKED = ("samples=4", "max_tokens=4", "problems_per_shard=3", "verification={methods: [whole]}")
+ASKED = ("prompt={}", "samples=4", "max_tokens=4", "problems_per_shard=3", "verification={methods: [whole]}")
 """All thirteen held-out one-digit sums, four answers each, in shards of three problems."""
 
 
