@@ -74,6 +74,7 @@ def resume(run: Path, as_json: bool) -> None:
 @click.option("--data", type=click.Path(path_type=Path), help="A folder that holds registered sets.")
 @click.option("--round", type=click.IntRange(min=0), help="Of a run: the policy after so many rounds; the last.")
 @click.option("--out", type=click.Path(path_type=Path), help="The evaluation's folder; evals/<name> if not given.")
+@click.option("--dry-run", is_flag=True, help="Check everything and show what would be asked; change nothing.")
 @_OVERRIDE
 @_JSON
 def evaluate(
@@ -85,6 +86,7 @@ def evaluate(
     data: Path | None,
     round: int | None,
     out: Path | None,
+    dry_run: bool,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -92,14 +94,15 @@ def evaluate(
 
     Given again, it goes on where it was, and asks nothing twice.
     """
-    from flows.evaluating import benchmarks_override, evaluate_here, protocol_file, use_data
+    from flows.evaluating import benchmarks_override, evaluate_here, protocol_file, show_evaluation_plan, use_data
 
     if data is not None:
         use_data(data)
     given = [benchmarks_override(benchmarks)] if benchmarks else []
     given += [f"{name}={value}" for name, value in (("samples", samples), ("limit", limit)) if value is not None]
     protocol = protocol_file(preset) if preset else None
-    evaluate_here(model, protocol, [*given, *overrides], round, out, as_json)
+    act = show_evaluation_plan if dry_run else evaluate_here
+    act(model, protocol, [*given, *overrides], round, out, as_json)
 
 
 @cli.command()

@@ -10,7 +10,7 @@ import click
 
 from flows.foreground import leave_undelivered, run_flow
 from flows.preparation import prepare_evaluation
-from flows.show import print_json, print_table, short
+from flows.show import print_facts, print_json, print_table, short
 from reval_core.errors import InputError, RunStopped
 from reval_core.files import read_json
 
@@ -43,6 +43,47 @@ def evaluate_here(
         _show(results, folder.path)
     if not delivered:
         leave_undelivered()
+
+
+def show_evaluation_plan(
+    model: str,
+    protocol: Path | None,
+    overrides: Sequence[str],
+    round: int | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Print the resolved protocol, and what it would ask."""
+    import yaml
+
+    from reval_core.engines.choice import choose
+    from reval_core.evaluation.examination import asked_sets
+
+    subject, settings, folder = prepare_evaluation(model, protocol, overrides, round, out)
+    engine = choose(subject.model, settings.engine)
+    sets = {name: len(problems) for name, problems in asked_sets(settings).items()}
+    plan = {
+        "model": subject.source,
+        "round": subject.round,
+        "policy": subject.identity,
+        "engine": {"kind": engine.kind, "reason": engine.reason},
+        "out": str(folder.path),
+        "benchmarks": sets,
+        "responses": sum(sets.values()) * settings.samples,
+    }
+    resolved = settings.model_dump(mode="json")
+    if as_json:
+        print_json({**plan, "protocol": resolved})
+        return
+    click.echo(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+    facts = {
+        "policy": f"{subject.name}, {subject.identity[:12]}",
+        "engine": f"{engine.kind} ({engine.reason})",
+        "problems": ", ".join(f"{name} {count:,}" for name, count in sets.items()),
+        "responses": f"{plan['responses']:,} of at most {settings.max_tokens:,} tokens",
+        "folder": short(folder.path),
+    }
+    print_facts("What the evaluation would do", facts)
 
 
 def protocol_file(name: str) -> Path:

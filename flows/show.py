@@ -98,7 +98,7 @@ def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_j
         "rounds done and kept": f"{finished}",
         "rounds to do": f"{plan['rounds_to_do']}",
     }
-    _print_facts("What the run would do", facts)
+    print_facts("What the run would do", facts)
 
 
 def show_query(run: Path, query: str, form: str) -> None:
@@ -172,7 +172,7 @@ def show_doctor(config: Path | None, as_json: bool) -> None:
         print_json(facts)
     else:
         engines = {f"engine {name}": state for name, state in facts.pop("engines").items()}
-        _print_facts("What is here", {name: _flat(value) for name, value in facts.items()} | engines)
+        print_facts("What is here", {name: _flat(value) for name, value in facts.items()} | engines)
     if config is not None:
         show_plan(config, [], None, as_json)
 
@@ -224,7 +224,8 @@ def print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console().print(table)
 
 
-def _print_facts(title: str, facts: dict[str, str]) -> None:
+def print_facts(title: str, facts: dict[str, str]) -> None:
+    """Print names and what they are, one below the other."""
     width = max(map(len, facts))
     Console(highlight=False).print(f"[bold]{title}[/bold]")
     for name, value in facts.items():

@@ -161,8 +161,16 @@ def _metrics(folder: RunFolder, round: int) -> list[Any]:
         row = read_table(folder.path / folder.facts(round, "rounds")).to_pylist()[0]
         seconds = row.pop("ended_at").timestamp()
         row |= _objective_metrics(folder, round)
+    row |= _accuracy_by_set(folder, round)
     milliseconds = int(seconds * 1000)
     return [Metric(name, float(value), milliseconds, round) for name, value in row.items() if value is not None]
+
+
+def _accuracy_by_set(folder: RunFolder, round: int) -> dict[str, float]:
+    """Of a round that was evaluated on several problem sets, the accuracy on each."""
+    evaluation = folder.manifest("evaluation", round)
+    found = evaluation.info.get("accuracy_by_set", {}) if evaluation else {}
+    return {f"held_out/{name}": value for name, value in found.items()} if len(found) > 1 else {}
 
 
 def _objective_metrics(folder: RunFolder, round: int) -> dict[str, float]:

@@ -26,8 +26,10 @@ def load_problems(source: ProblemSet, seed: int) -> list[Problem]:
     such rows are to be dropped.
     """
     if source.arithmetic is not None:
-        made = arithmetic.problems(source.arithmetic.digits, source.arithmetic.operators, source.arithmetic.split)
-        problems = [Problem(text, text, answer, problem_set="arithmetic") for text, answer in made]
+        digits, operators = source.arithmetic.digits, source.arithmetic.operators
+        name = arithmetic.set_name(digits, operators)
+        made = arithmetic.problems(digits, operators, source.arithmetic.split)
+        problems = [Problem(text, text, answer, problem_set=name) for text, answer in made]
     else:
         problems = _usable(source)
     if source.limit is None or source.limit >= len(problems):

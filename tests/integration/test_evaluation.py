@@ -147,7 +147,7 @@ def test_what_was_evaluated_is_not_asked_again(trained, tmp_path, engine_calls):
     assert sum(engine_calls) == 104
     both = evaluate(trained, tmp_path / "e", SUMS.replace("}}]", f"}}}}, {{path: '{own_problems(tmp_path)}'}}]"))
     assert sum(engine_calls) == 112
-    assert [one["name"] for one in both["benchmarks"]] == ["arithmetic", "own"]
+    assert [one["name"] for one in both["benchmarks"]] == ["1-digit sums", "own"]
     assert both["benchmarks"][0] == first["benchmarks"][0]
     means = [one["avg@4"]["mean"] for one in both["benchmarks"]]
     assert both["average"]["avg@4"]["mean"] == pytest.approx(sum(means) / 2)
@@ -198,7 +198,7 @@ def test_the_table_fits_a_terminal(trained, tmp_path):
     names, rows = results_rows(results)
     assert names[2] == "avg@4"
     assert max(map(len, results_markdown(results).split("\n")[2:])) <= 80
-    assert rows[0][:2] == ["arithmetic", "13"]
+    assert rows[0][:2] == ["1-digit sums", "13"]
     assert float(rows[0][2]) == pytest.approx(100 * results["benchmarks"][0]["avg@4"]["mean"], abs=0.05)
 
 
@@ -215,7 +215,7 @@ def test_a_second_process_is_kept_out(trained, tmp_path):
         (["stop=[ab]"], "is 2 tokens of this model"),
         (["benchmarks=[]"], "benchmarks"),
         (["sample=3"], "did you mean 'samples'"),
-        ([SUMS.replace("}}]", "}}, {arithmetic: {digits: 2}}]")], "two sets are called arithmetic"),
+        ([SUMS.replace("}}]", "}}, {arithmetic: {digits: 1}}]")], "two sets are called 1-digit sums"),
         (["temperature=0"], "temperature"),
     ],
 )

@@ -190,7 +190,7 @@ def test_an_evaluation_prints_a_table_or_json_and_is_kept_in_mlflow(tmp_path, ca
     command = ["eval", "runs/small", "--samples", "4", "--set", "max_tokens=4", "--out", "evals/small"]
     cli.main(command, standalone_mode=False)
     shown = capsys.readouterr()
-    assert "arithmetic" in shown.out
+    assert "1-digit sums" in shown.out
     assert "avg@4" in shown.out
     assert max(map(len, shown.out.splitlines())) <= 80
     assert "13 problems" in shown.err
@@ -205,7 +205,7 @@ def test_an_evaluation_prints_a_table_or_json_and_is_kept_in_mlflow(tmp_path, ca
         filter_string="name = 'reval'"
     )
     (tracked,) = MlflowClient(f"sqlite:///{tmp_path}/evals/mlflow.db").search_runs([experiment.experiment_id])
-    assert tracked.data.metrics["arithmetic/avg_at_4"] == results["benchmarks"][0]["avg@4"]["mean"]
+    assert tracked.data.metrics["1-digit sums/avg_at_4"] == results["benchmarks"][0]["avg@4"]["mean"]
     assert tracked.data.params["samples"] == "4"
     assert {"results.json", "results.md", "evaluation.yaml"} <= {
         path.name for path in tmp_path.glob("evals/mlartifacts/**/artifacts/*")
