@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,9 +62,10 @@ def prepare_evaluation(
     from reval_core.evaluation.folder import EvaluationFolder
     from reval_core.evaluation.subject import find_subject
 
-    trusted = "trust_remote_code=true" in overrides
-    subject = find_subject(model, round, trusted)
+    subject = find_subject(model, round)
     settings = load_settings(protocol, Protocol, overrides, base=subject.habits)
+    if settings.trust_remote_code:
+        subject = replace(subject, model=subject.model.model_copy(update={"trust_remote_code": True}))
     from reval_core.engines.choice import check_installed
     from reval_core.evaluation.examination import check_examination
     from reval_core.models import check_model

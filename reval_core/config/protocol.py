@@ -24,7 +24,7 @@ class Protocol(Section):
     samples: int = Field(16, ge=1)
     """Responses a problem (k)."""
     prompt: PromptSetting = PROMPTS["deepseek"]
-    """How a problem becomes a prompt; `deepseek` and `qwen` are the paper's."""
+    """How a problem becomes a prompt; `deepseek`, taken if not given, and `qwen` are the paper's."""
     temperature: float = Field(1.0, gt=0)
     """Of the distribution that responses are drawn from."""
     max_tokens: int = Field(2048, ge=1)
@@ -34,7 +34,7 @@ class Protocol(Section):
     problems_per_shard: int = Field(8, ge=1)
     """The problems whose responses are a shard: one unit of recovery, and one batch of the transformers engine."""
     engine: EngineSettings = AutoEngine(kind="auto")
-    """What generates responses."""
+    """What generates responses; `auto` if not given."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the transformers engine computes in; vLLM has `engine.dtype`."""
     trust_remote_code: bool = False

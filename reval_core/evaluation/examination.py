@@ -125,7 +125,7 @@ class Examination:
 
     def _loaded(self) -> PreTrainedModel:
         if self._model is None:
-            model = self.subject.load()
+            model = self.subject.load(self.subject.model)
             # An engine of its own only reads the weights: they need not go by way of the GPU.
             self._model = model.to(self.device) if self.engine.dtype is None else model
         return self._model

@@ -35,13 +35,13 @@ class Subject:
     """A model's is the digest of its files, a run's policy's the one that the run recorded."""
     model: Model
     """Where its tokenizer and its shape are read."""
-    load: Callable[[], PreTrainedModel]
-    """Reads its weights, or makes them again."""
+    load: Callable[[Model], PreTrainedModel]
+    """Reads its weights, given `model`, or makes them again."""
     habits: dict[str, Any]
     """The protocol's settings that a training run has chosen already."""
 
 
-def find_subject(source: str, round: int | None = None, trust_remote_code: bool = False) -> Subject:
+def find_subject(source: str, round: int | None = None) -> Subject:
     """The policy in a run's folder (after `round` rounds, or its last), a model's folder, or a model on the hub.
 
     Raises InputError if there is none.
@@ -51,25 +51,24 @@ def find_subject(source: str, round: int | None = None, trust_remote_code: bool 
         return _of_run(folder, round)
     if round is not None:
         raise InputError(f"{source}: --round: is no run folder (it has no config.yaml), so it has no rounds")
-    return _of_model(source, trust_remote_code)
+    return _of_model(source)
 
 
-def _of_model(source: str, trust_remote_code: bool) -> Subject:
+def _of_model(source: str) -> Subject:
     folder = Path(source).absolute() if Path(source).is_dir() else _from_hub(source)
     files = sorted(path for path in folder.iterdir() if path.suffix in _READ_BY_TRANSFORMERS)
     if not any(path.suffix == ".safetensors" for path in files):
         raise InputError(
             f"{source}: holds neither a run (config.yaml) nor a model's weights (*.safetensors); give one of both"
         )
-    model = Model(path=str(folder), trust_remote_code=trust_remote_code)
 
-    def load() -> PreTrainedModel:
+    def load(model: Model) -> PreTrainedModel:
         from reval_core.models import load_model
 
         return load_model(folder, model)
 
     identity = digest([(path.name, file_digest(path)) for path in files])
-    return Subject(Path(source).name, str(folder), 0, identity, model, load, habits={})
+    return Subject(Path(source).name, str(folder), 0, identity, Model(path=str(folder)), load, habits={})
 
 
 def _from_hub(source: str) -> Path:
@@ -102,7 +101,7 @@ def _of_run(folder: RunFolder, round: int | None) -> Subject:
         policy.round,
         policy.identity,
         config.model,
-        lambda: _policy_of_run(folder, config, policy),
+        lambda model: _policy_of_run(folder, config, policy),
         _habits(config),
     )
 

@@ -21,6 +21,7 @@ from reval_core.evaluation.folder import EvaluationFolder, published_facts
 from reval_core.evaluation.results import find_results, results_markdown, results_rows
 from reval_core.files import file_digest
 from reval_core.models import load_model, load_tokenizer, save_model
+from reval_core.report.figures import GAIN, HELD_OUT
 from reval_core.run_folder import RunFolder
 from reval_core.store import sql_views
 from tests.runs import run, small_config
@@ -250,3 +251,25 @@ def test_results_are_json(trained, tmp_path):
     results = evaluate(trained, tmp_path / "e")
     assert json.loads(json.dumps(results)) == results
     assert time.time() > results["benchmarks"][0]["generation_seconds"] > 0
+
+
+def test_a_run_with_two_held_out_sets_weighs_them_the_same(tmp_path):
+    held_out = [
+        {"arithmetic": {"digits": 1, "operators": "+", "split": "held_out"}},
+        {"arithmetic": {"digits": 1, "operators": "-", "split": "held_out"}, "limit": 3},
+    ]
+    summary = run(tmp_path / "two", small_config(rounds=1, problems__held_out=held_out))
+    folder = RunFolder(tmp_path / "two")
+    info = folder.manifest("evaluation", 1).info
+    query = "SELECT problem_set, avg(correct::INT) FROM evaluations WHERE round = 1 GROUP BY ALL"
+    by_set = dict(ask(folder.path, query))
+    assert set(by_set) == {"1-digit sums", "1-digit differences"}
+    assert info["accuracy_by_set"] == pytest.approx(by_set)
+    assert by_set["1-digit sums"] != by_set["1-digit differences"]
+    assert summary["final_accuracy"] == pytest.approx(sum(by_set.values()) / 2)
+    assert ask(folder.path, "SELECT held_out_accuracy FROM rounds") == [(pytest.approx(summary["final_accuracy"]),)]
+    rows = sql_views(folder.path, folder.manifests()).sql(HELD_OUT).to_arrow_table().to_pylist()
+    assert rows[1]["accuracy"] == pytest.approx(summary["final_accuracy"])
+    assert rows[1]["problems"] == 16
+    (gain,) = sql_views(folder.path, folder.manifests()).sql(GAIN).to_arrow_table().to_pylist()
+    assert gain["gain"] == pytest.approx(summary["final_accuracy"] - summary["initial_accuracy"])

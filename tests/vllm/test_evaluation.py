@@ -1,4 +1,4 @@
-"""An evaluation that generates with vLLM: shards as responses end, going on after a cut, the same figures from SQL."""
+"""An evaluation that generates with vLLM: shards as responses end, and going on after a cut."""
 
 import pytest
 
