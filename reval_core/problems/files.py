@@ -45,6 +45,12 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def within(place: str, origin: str) -> str:
+    """A place without its file or dataset: `row 3`, or `line 3`."""
+    rest = place.removeprefix(origin)
+    return f"line {rest[1:]}" if rest[1:].isdigit() else rest.removeprefix(": ")
+
+
 def numbered(values: Iterable[Mapping[str, Any]], path: Path | str) -> Iterator[Row]:
     """Rows that stand on no lines of text."""
     for number, one in enumerate(values, start=1):
