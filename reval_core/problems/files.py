@@ -95,7 +95,7 @@ def _csv(path: Path) -> Iterator[Row]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 ({error}); give a CSV file") from error
     except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: not CSV ({error}); mend the line") from error
+        raise InputError(f"{path}:{reader.reader.line_num}: not CSV ({error}); mend the line") from error
 
 
 def _parquet(path: Path) -> Iterator[Row]:
