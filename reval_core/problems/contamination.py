@@ -87,8 +87,9 @@ def normalised(text: str) -> str:
     """
     plain = text if text.isascii() else unicodedata.normalize("NFKC", text).translate(_LOOKALIKES)
     plain = _LAYOUT.sub(" ", plain.lower())
-    if "{" in plain:
-        plain = _LONE.sub(r"\1", _FRACTION.sub(r"\\frac", _TEXT.sub(r" \1 ", plain)))
+    if "\\" in plain:
+        plain = _FRACTION.sub(r"\\frac", _TEXT.sub(r" \1 ", plain))
+    plain = _LONE.sub(r"\1", plain)
     plain = _STOPS.sub(" ", _BETWEEN_DIGITS.sub(r"\1", plain))
     return " ".join(_OUTSIDE.sub("", plain).split()) or text
 
