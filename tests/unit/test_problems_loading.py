@@ -114,8 +114,8 @@ def test_contaminated_rows_are_refused_dropped_or_kept(tmp_path):
         check_contamination(load_train(settings, 0), settings, 0)
     assert str(caught.value) == (
         "problems.train: 2 of 3 problems stand in the test sets too (1 with the same text, the others share 13 "
-        "words in a row); the first is 1 of train and 2 of test (the same text); set problems.contaminated: drop to "
-        "leave them out, or keep to train on them knowingly"
+        "words in a row); the first is 1 of train and 2 of test (the same text); set problems.contaminated: drop "
+        "to leave them out, or keep to train on them knowingly"
     ), "the whole test set counts, whatever its limit is"
     dropped = load_train(settings.model_copy(update={"contaminated": "drop"}), 0)
     assert [one.problem for one in dropped] == ["fine"]
