@@ -30,18 +30,20 @@ def list_sets(as_json: bool) -> None:
     for name, one in REGISTERED.items():
         path = find_set(name)
         rows = len(read_rows(path)) if path is not None else None
-        whole = rows in one.sizes
+        size = one.sizes[0] if one.sizes else None
         found.append(
-            {"set": name, "title": one.title, "split": one.split, "size": one.sizes[0], "hub": one.hub.name}
-            | {"file": path and str(path), "rows": rows, "whole": whole if rows is not None else None}
+            {"set": name, "title": one.title, "split": one.split, "size": size, "hub": one.hub.name}
+            | {"file": path and str(path), "rows": rows}
+            | {"whole": rows in one.sizes if rows is not None and size is not None else None}
         )
     if as_json:
         print_json(found)
         return
     table = _table("set", "split", size="right", here="right", file="left")
     for row in found:
-        here = "–" if row["rows"] is None else f"{row['rows']:,}" + ("" if row["whole"] else " (a part)")
-        table.add_row(row["set"], row["split"], f"{row['size']:,}", here, row["file"] and Path(row["file"]).name)
+        size, here = ("–" if number is None else f"{number:,}" for number in (row["size"], row["rows"]))
+        here += " (a part)" if row["whole"] is False else ""
+        table.add_row(row["set"], row["split"], size, here, row["file"] and Path(row["file"]).name)
     _print(table)
     looked = ", ".join(short(folder.absolute()) for folder in folders())
     click.echo(f"Looked in {looked}.\n{VARIABLE} names other folders; docs/problems.md says how to get each set.")

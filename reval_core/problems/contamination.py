@@ -31,6 +31,7 @@ _LONE = re.compile(r"\{\s*([^{}\s\\])\s*\}")
 _BETWEEN_DIGITS = re.compile(r"(?<=[0-9])([,;:])\s+(?=[0-9])")
 _STOPS = re.compile(r"[.,;:?\"`]+(?![0-9])")
 _OUTSIDE = re.compile(r"\s+(?=[^\w\s])|(?<=[^\w\s])\s+")
+_BARE = re.compile(r"[0-9a-z+*/=()-]+")  # its own normal form, as arithmetic is
 _LOOKALIKES = str.maketrans({"−": "-", "–": "-", "—": "-", "’": "'", "‘": "'", "“": '"', "”": '"'})
 
 
@@ -85,6 +86,8 @@ def normalised(text: str) -> str:
 
     Digits, letters and operators stay: `1+2=` is neither `12=` nor `1-2=`. A single space stays between words.
     """
+    if _BARE.fullmatch(text):
+        return text
     plain = text if text.isascii() else unicodedata.normalize("NFKC", text).translate(_LOOKALIKES)
     plain = _LAYOUT.sub(" ", plain.lower())
     if "\\" in plain:
