@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from reval_core.config import ProblemSet
 from reval_core.errors import InputError
 from reval_core.problems import Problem, load_problems
+from reval_core.problems.golds import gold_kind
 
 ROWS = [
     {"problem": 'What is "1\u20282"?', "answer": "3,5"},
@@ -121,6 +122,32 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path, name: str) -> None:
 def test_an_answer_becomes_the_text_that_is_compared(tmp_path: Path, given: object, answer: str) -> None:
     (problem,) = loaded(written(tmp_path / "a.json", [{"problem": "p", "answer": given}]))
     assert problem.answer == answer
+
+
+@pytest.mark.parametrize(
+    ("gold", "kind"),
+    [
+        ("025", "integer"),
+        ("$1,657$", "integer"),
+        ("-0.5", "number"),
+        ("50\\%", "number"),
+        (r"\dfrac{-3}{14}", "number"),
+        ("1,657.5", "number"),
+        ("69,84", "list"),
+        ("$69$,$84$", "list"),
+        ("2 and 3", "list"),
+        ("(1,2)", "expression"),
+        (r"81\sqrt{3}", "expression"),
+        ("x", "expression"),
+        (r"\text{even}", "text"),
+        ("Paul", "text"),
+        ("It follows. " * 20, "text"),
+        ("C", "choice"),
+    ],
+)
+def test_golds_are_told_apart_by_what_they_look_like(gold: str, kind: str) -> None:
+    assert gold_kind(gold, "all") == kind
+    assert gold_kind(gold, "choice") == "choice"
 
 
 def test_a_list_of_alternatives_that_could_not_be_parted_again_is_refused(tmp_path: Path) -> None:

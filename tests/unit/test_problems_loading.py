@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
 import pytest
+import yaml
 
-from reval_core.config import Arithmetic, Hub, Problems, ProblemSet, SetName
+from reval_core.config import PROMPTS, Arithmetic, Hub, Problems, ProblemSet, SetName
 from reval_core.errors import InputError
 from reval_core.problems import Problem, check_contamination, load_held_out, load_problems, load_train
 from reval_core.problems.registered import ENDINGS, REGISTERED, find_set
 
+ROOT = Path(__file__).parents[2]
 LONG = "A farmer has {} cows and sells half of them to a neighbour who pays in apples and pears"
 
 
@@ -35,6 +38,24 @@ def test_every_name_is_registered_and_every_set_has_files_of_its_own() -> None:
     names = [name for one in REGISTERED.values() for name in one.files]
     assert len(set(names)) == len(names)
     assert not any("/" in name or name.endswith(ENDINGS) for name in names)
+
+
+def test_the_page_describes_every_registered_set_and_its_example_is_a_config():
+    page = (ROOT / "docs/problems.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| .*? \| (.*?) \| (.*?) \| (.*?) \|$", page, re.MULTILINE)
+    described = {name: (sizes, files, hub) for name, sizes, files, hub in rows if name in REGISTERED}
+    assert list(described) == list(REGISTERED)
+    for name, one in REGISTERED.items():
+        sizes, files, hub = described[name]
+        assert " or ".join(f"{size:,}" for size in one.sizes) == sizes.replace("about 40,000", "")
+        assert files == ", ".join(f"`{file}`" for file in one.files)
+        split = (
+            one.hub.split if one.hub.split == "test" or name == "gsm8k_train" else None
+        )  # train where nothing is said
+        assert hub == ", ".join(part for part in (one.hub.name, one.hub.config, split) if part)
+    (example,) = re.findall(r"```yaml\nproblems:\n(.*?)```", page, re.DOTALL)
+    settings = Problems.model_validate(yaml.safe_load(example))
+    assert (len(settings.held_out), settings.prompt) == (4, PROMPTS["qwen"])
 
 
 def test_a_registered_set_is_found_in_the_folders_named_or_else_in_data(tmp_path, monkeypatch):
