@@ -219,6 +219,49 @@ def import_(
     import_file(file, config, overrides, run_dir, columns, as_json)
 
 
+@cli.group()
+def problems() -> None:
+    """Look at problem sets: which are here, and what is odd about one."""
+
+
+@problems.command("list")
+@_JSON
+def list_problems(as_json: bool) -> None:
+    """List the registered problem sets, and where they were found."""
+    from flows.problems import list_sets
+
+    list_sets(as_json)
+
+
+@problems.command("check")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--set", "set_name", metavar="NAME", help="The registered set that FILE holds.")
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="FIELD=NAME",
+    help="What the file calls problem, answer, prompt_id or options, such as answer=solution.",
+)
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="NAME_OR_FILE",
+    help="A test set to compare with; all registered ones that are found if not given.",
+)
+@_JSON
+def check_problems(
+    file: Path, set_name: str | None, columns: tuple[str, ...], against: tuple[str, ...], as_json: bool
+) -> None:
+    """Count what FILE holds and what is odd about it.
+
+    Also lists what stands in test sets too. Ends with 1 if rows must be mended or left out before training on it.
+    """
+    from flows.problems import check_file
+
+    check_file(file, set_name, columns, against, as_json)
+
+
 @cli.command()
 @_RUN
 @click.argument("query")

@@ -117,7 +117,7 @@ def _check_problems(config: Path, settings: Config, rollouts: Rollouts) -> None:
             f"{len(train)}; ask for fewer"
         )
     if settings.problems.contaminated == "refuse":
-        check_contamination(settings.problems, settings.seed)
+        check_contamination(train, settings.problems, settings.seed)
 
 
 def _check_stored(config: Path, settings: Config, rollouts: StoredRollouts, folder: RunFolder) -> None:

@@ -31,6 +31,7 @@ _LONE = re.compile(r"\{\s*([^{}\s\\])\s*\}")
 _BETWEEN_DIGITS = re.compile(r"(?<=[0-9])([,;:])\s+(?=[0-9])")
 _STOPS = re.compile(r"[.,;:?\"`]+(?![0-9])")
 _OUTSIDE = re.compile(r"\s+(?=[^\w\s])|(?<=[^\w\s])\s+")
+_BARE = re.compile(r"[0-9a-z+*/=()-]+")  # its own normal form, as arithmetic is
 _LOOKALIKES = str.maketrans({"−": "-", "–": "-", "—": "-", "’": "'", "‘": "'", "“": '"', "”": '"'})
 
 
@@ -85,10 +86,13 @@ def normalised(text: str) -> str:
 
     Digits, letters and operators stay: `1+2=` is neither `12=` nor `1-2=`. A single space stays between words.
     """
+    if _BARE.fullmatch(text):
+        return text
     plain = text if text.isascii() else unicodedata.normalize("NFKC", text).translate(_LOOKALIKES)
     plain = _LAYOUT.sub(" ", plain.lower())
-    if "{" in plain:
-        plain = _LONE.sub(r"\1", _FRACTION.sub(r"\\frac", _TEXT.sub(r" \1 ", plain)))
+    if "\\" in plain:
+        plain = _FRACTION.sub(r"\\frac", _TEXT.sub(r" \1 ", plain))
+    plain = _LONE.sub(r"\1", plain)
     plain = _STOPS.sub(" ", _BETWEEN_DIGITS.sub(r"\1", plain))
     return " ".join(_OUTSIDE.sub("", plain).split()) or text
 

@@ -45,6 +45,12 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def within(place: str, origin: str) -> str:
+    """A place without its file or dataset: `row 3`, or `line 3`."""
+    rest = place.removeprefix(origin)
+    return f"line {rest[1:]}" if rest[1:].isdigit() else rest.removeprefix(": ")
+
+
 def numbered(values: Iterable[Mapping[str, Any]], path: Path | str) -> Iterator[Row]:
     """Rows that stand on no lines of text."""
     for number, one in enumerate(values, start=1):
@@ -89,7 +95,7 @@ def _csv(path: Path) -> Iterator[Row]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 ({error}); give a CSV file") from error
     except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: not CSV ({error}); mend the line") from error
+        raise InputError(f"{path}:{reader.reader.line_num}: not CSV ({error}); mend the line") from error
 
 
 def _parquet(path: Path) -> Iterator[Row]:

@@ -64,10 +64,10 @@ def gold_kind(gold: str, gold_mode: GoldMode) -> GoldKind:
         return "choice"
     if as_integer(answer) is not None:
         return "integer"
-    if _NUMBER.fullmatch(answer):
-        return "number"
     if len(alternatives(answer)) > 1:
         return "list"
+    if _NUMBER.fullmatch(answer):
+        return "number"
     if len(answer) > LONGEST_GOLD or (_WORDS.fullmatch(answer) and not _COMMAND.search(answer)):
         return "text"
     return "expression"

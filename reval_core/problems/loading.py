@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -80,9 +81,8 @@ def load_train(settings: Problems, seed: int) -> list[Problem]:
     return kept
 
 
-def check_contamination(settings: Problems, seed: int) -> None:
+def check_contamination(train: Sequence[Problem], settings: Problems, seed: int) -> None:
     """Raise InputError if a training problem stands in a test set too, with how many do and the first of them."""
-    train = load_train(settings, seed)
     found = contaminated(train, load_tests(settings, seed))
     if found:
         first, rows = found[0], len({overlap.train.prompt_id for overlap in found})

@@ -11,7 +11,7 @@ from reval_core.answers import alternatives, prepare_gold
 from reval_core.config import PROMPTS, GoldMode, ProblemSet
 from reval_core.problems.choices import options_of, with_options
 from reval_core.problems.columns import Columns, choose_columns, value_at
-from reval_core.problems.files import Row
+from reval_core.problems.files import Row, within
 from reval_core.problems.golds import LONGEST_GOLD, Unusable, gold_text, plain_text
 from reval_core.problems.problem import Problem
 from reval_core.problems.registered import REGISTERED
@@ -57,13 +57,13 @@ def read_problems(rows: Sequence[Row], source: ProblemSet, origin: str, problem_
             problem, notes = _problem(row, columns, gold_mode, problem_set)
             if problem.prompt_id in places:
                 raise Unusable(
-                    f"prompt_id: {problem.prompt_id!r} stands {places[problem.prompt_id]} already; "
+                    f"prompt_id: {problem.prompt_id!r} stands on {places[problem.prompt_id]} already; "
                     "every problem needs an id of its own"
                 )
         except Unusable as error:
             found.append(Read(row.place, None, fault=str(error)))
         else:
-            places[problem.prompt_id] = _short(row.place, origin)
+            places[problem.prompt_id] = within(row.place, origin)
             found.append(Read(row.place, problem, notes))
     return found
 
@@ -118,9 +118,3 @@ def _answer_notes(value: Any, answer: str, gold_mode: GoldMode) -> list[Note]:
     if len(answer) > LONGEST_GOLD:
         notes.append("long answer")
     return notes
-
-
-def _short(place: str, origin: str) -> str:
-    """A place within its file."""
-    rest = place.removeprefix(origin)
-    return f"on line {rest[1:]}" if rest[1:].isdigit() else f"in {rest.removeprefix(': ')}"

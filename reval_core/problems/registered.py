@@ -28,7 +28,8 @@ class RegisteredSet:
     hub: Hub
     """Where the Hugging Face hub has it."""
     sizes: tuple[int, ...]
-    """The numbers of problems of its known copies. A test set with another number is not the whole set."""
+    """The numbers of problems of its known copies; none where they are not known. A test set with another number is
+    not the whole set."""
     origin: str
     """Who made it, and under which licence the hub's copy stands."""
     gold_mode: GoldMode = "all"
@@ -42,8 +43,8 @@ REGISTERED: dict[SetName, RegisteredSet] = {
         split="train",
         files=("deepscaler", "deepscaler_all", "deepscaler_train"),
         hub=Hub(name="agentica-org/DeepScaleR-Preview-Dataset"),
-        sizes=(40315,),
-        origin="Agentica; AIME until 2023, AMC before 2023, Omni-MATH and STILL",
+        sizes=(),
+        origin="Agentica, from AIME, AMC, Omni-MATH and STILL; about 40,000 problems",
     ),
     "gsm8k_train": RegisteredSet(
         title="GSM8K, training split",

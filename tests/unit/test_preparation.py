@@ -42,6 +42,14 @@ def test_a_problem_file_is_checked_line_by_line_before_anything_is_made(config, 
     assert not (tmp_path / "run").exists()
 
 
+def test_training_problems_that_are_held_out_too_are_refused_unless_that_is_said(config, tmp_path):
+    same = "problems.held_out={arithmetic: {digits: 1, split: train}}"
+    with pytest.raises(InputError, match=r"problems\.train: \d+ of \d+ problems stand in the test sets too"):
+        prepare(config, [same], tmp_path / "run")
+    settings, _ = prepare(config, [same, "problems.contaminated=keep"], tmp_path / "run")
+    assert settings.problems.contaminated == "keep"
+
+
 def test_the_default_folder_bears_the_configs_name(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert prepare(config, [], None)[1].path == tmp_path / "runs" / "small"

@@ -1,0 +1,168 @@
+"""`reval problems`: which problem sets are here, and what a file of problems holds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from flows.show import print_json, short
+from reval_core.config import ProblemField, ProblemSet, SetName
+from reval_core.errors import InputError
+from reval_core.problems.checking import Check, check_set, known_tests
+from reval_core.problems.files import read_rows
+from reval_core.problems.registered import REGISTERED, VARIABLE, find_set, folders
+
+_WIDTH = 80
+_SHOWN = 10
+"""How many overlaps are listed for people; `--json` has all."""
+
+
+def list_sets(as_json: bool) -> None:
+    """Print the registered sets with the files that were found for them, and how many rows those have."""
+    found = []
+    for name, one in REGISTERED.items():
+        path = find_set(name)
+        rows = len(read_rows(path)) if path is not None else None
+        size = one.sizes[0] if one.sizes else None
+        found.append(
+            {"set": name, "title": one.title, "split": one.split, "size": size, "hub": one.hub.name}
+            | {"file": path and str(path), "rows": rows}
+            | {"whole": rows in one.sizes if rows is not None and size is not None else None}
+        )
+    if as_json:
+        print_json(found)
+        return
+    table = _table("set", "split", size="right", here="right", file="left")
+    for row in found:
+        size, here = ("–" if number is None else f"{number:,}" for number in (row["size"], row["rows"]))
+        here += " (a part)" if row["whole"] is False else ""
+        table.add_row(row["set"], row["split"], size, here, row["file"] and Path(row["file"]).name)
+    _print(table)
+    looked = ", ".join(short(folder.absolute()) for folder in folders())
+    click.echo(f"Looked in {looked}.\n{VARIABLE} names other folders; docs/problems.md says how to get each set.")
+
+
+def check_file(
+    file: Path, set_name: str | None, columns: Sequence[str], against: Sequence[str], as_json: bool
+) -> None:
+    """Print what a file of problems holds. Exits with 1 if rows must be mended or dropped before training on it.
+
+    Raises InputError if it cannot be read as problems.
+    """
+    if set_name is not None and set_name not in REGISTERED:
+        raise InputError(f"--set {set_name}: is no registered set; known are {', '.join(REGISTERED)}")
+    source = ProblemSet(path=str(file), set=cast("SetName | None", set_name), columns=_columns(columns))
+    check = check_set(source, known_tests(against))
+    if as_json:
+        print_json(_as_json(check))
+    else:
+        _show(check)
+    if not check.trainable:
+        sys.exit(1)
+
+
+def _columns(options: Sequence[str]) -> dict[ProblemField, str]:
+    names: dict[ProblemField, str] = {}
+    for option in options:
+        field, equals, column = option.partition("=")
+        if not equals or not column or field not in get_args(ProblemField):
+            fields = ", ".join(get_args(ProblemField))
+            raise InputError(f"--column {option}: must look like answer=NAME; the fields are {fields}")
+        names[cast("ProblemField", field)] = column
+    return names
+
+
+def _as_json(check: Check) -> dict[str, Any]:
+    return {
+        "file": check.origin,
+        "rows": check.rows,
+        "faults": check.faults,
+        "notes": check.notes,
+        "golds": check.kinds,
+        "characters": dict(zip(("shortest", "median", "longest"), check.lengths, strict=True)),
+        "compared_with": check.tests,
+        "copy_of": check.copies,
+        "overlaps": [
+            {"prompt_id": one.train.prompt_id, "test_set": one.test.problem_set, "test_id": one.test.prompt_id}
+            | {"shared": one.shared or None}
+            for one in check.overlaps
+        ],
+        "trainable": check.trainable,
+    }
+
+
+def _show(check: Check) -> None:
+    usable = check.rows - sum(map(len, check.faults.values()))
+    click.echo(f"{short(Path(check.origin))}: {check.rows:,} rows, {usable:,} problems")
+    if check.faults or check.notes:
+        table = _table("what is odd", rows="right", first="left")
+        for kinds in (check.faults, check.notes):
+            for kind, places in sorted(kinds.items(), key=lambda item: -len(item[1])):
+                first = ", ".join(places[:3]) + (" …" if len(places) > 3 else "")
+                table.add_row(
+                    ("cannot be used: " if kinds is check.faults else "") + kind, f"{len(places):,}", first
+                )
+        _print(table)
+    if check.kinds:
+        click.echo("golds: " + ", ".join(f"{count:,} {kind}" for kind, count in check.kinds.items()))
+    shortest, median, longest = (f"{length:,}" for length in check.lengths)
+    click.echo(f"problems: {shortest} to {longest} characters, median {median}")
+    _show_overlaps(check)
+    click.echo(_verdict(check))
+
+
+def _show_overlaps(check: Check) -> None:
+    for name in check.copies:
+        click.echo(f"holds the very problems of {name}, and is not compared with it")
+    if not check.tests and not check.copies:
+        click.echo("compared with no test set: none was found (reval problems list)")
+    if not check.tests:
+        return
+    table = _table("test set", **{"size": "right", "rows": "right", "by text": "right", "by 13 words": "right"})
+    for name, size in check.tests.items():
+        mine = [one for one in check.overlaps if one.test.problem_set == name]
+        by_text = {one.train.prompt_id for one in mine if not one.shared}
+        rows = {one.train.prompt_id for one in mine}
+        table.add_row(name, f"{size:,}", f"{len(rows):,}", f"{len(by_text):,}", f"{len(rows - by_text):,}")
+    _print(table)
+    for one in sorted(check.overlaps, key=lambda one: one.shared != "")[:_SHOWN]:
+        click.echo(_cut(f"{one.train.prompt_id} is in {one.test.problem_set}: {one.test.prompt_id}"))
+        click.echo(_cut(f"    {one.shared}" if one.shared else "    the same text"))
+    if len(check.overlaps) > _SHOWN:
+        click.echo(f"and {len(check.overlaps) - _SHOWN:,} more (--json lists all)")
+    click.echo()
+
+
+def _verdict(check: Check) -> str:
+    if check.trainable:
+        return "It can be trained on as it is."
+    must = []
+    if check.faults:
+        count = sum(map(len, check.faults.values()))
+        must.append(f"mend {count:,} rows, or leave them out with unusable: drop")
+    if check.overlaps:
+        must.append(f"leave {len(check.overlapping):,} out of training with problems.contaminated: drop")
+    return "Before training on it:\n  " + "\n  ".join(must)
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…"
+
+
+def _table(*left: str, **columns: str) -> Table:
+    table = Table(*left, box=SIMPLE_HEAD, pad_edge=False)
+    for name, justify in columns.items():
+        table.add_column(name, justify=cast(Any, justify))
+    return table
+
+
+def _print(table: Table) -> None:
+    console = Console()
+    console.print(table, width=min(console.width, _WIDTH))

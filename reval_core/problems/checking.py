@@ -1,0 +1,135 @@
+"""What a problem file holds, before anybody trains on it: counts, oddities, duplicates, overlap with test sets."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from reval_core.config import ProblemSet
+from reval_core.errors import InputError
+from reval_core.problems.contamination import Overlap, contaminated, normalised
+from reval_core.problems.files import within
+from reval_core.problems.golds import LONGEST_GOLD, gold_kind
+from reval_core.problems.loading import load_problems, read_set
+from reval_core.problems.problem import Problem
+from reval_core.problems.reading import LONGEST_PROBLEM, Read
+from reval_core.problems.registered import REGISTERED, find_set
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found in a set. Places are lines or rows of its file."""
+
+    origin: str
+    rows: int
+    faults: Mapping[str, Sequence[str]]
+    """The places of rows that cannot be used, by what is wrong with them."""
+    notes: Mapping[str, Sequence[str]]
+    """The places of rows that can be used and are odd, by what is odd."""
+    kinds: Mapping[str, int]
+    """How many golds look like an integer, a number, …"""
+    lengths: tuple[int, int, int]
+    """The characters of the shortest, the median and the longest problem; zeros where there is none."""
+    tests: Mapping[str, int]
+    """The sizes of the test sets that it was compared with."""
+    copies: Sequence[str]
+    """The test sets that hold the very same problems: this is one of them, and not compared with itself."""
+    overlaps: Sequence[Overlap]
+
+    @property
+    def overlapping(self) -> list[str]:
+        """The ids of the rows that stand in a test set too."""
+        return list(dict.fromkeys(overlap.train.prompt_id for overlap in self.overlaps))
+
+    @property
+    def trainable(self) -> bool:
+        """Whether it can be trained on as it is."""
+        return not self.faults and not self.overlaps
+
+
+def check_set(source: ProblemSet, tests: Mapping[str, Sequence[Problem]]) -> Check:
+    """Look at every row of a set, and compare it with test sets, given by their names.
+
+    Raises InputError if its file cannot be read, or its columns cannot be told.
+    """
+    origin, rows = read_set(source)
+    found = [read for read in rows if read.problem is not None]
+    problems = [read.problem for read in rows if read.problem is not None]
+    faults: dict[str, list[str]] = defaultdict(list)
+    for read in rows:
+        if read.problem is None:
+            faults[_kind_of_fault(read.fault)].append(within(read.place, origin))
+    texts = {normalised(problem.problem) for problem in problems}
+    copies = [name for name, test in tests.items() if {normalised(one.problem) for one in test} == texts]
+    compared = {name: test for name, test in tests.items() if name not in copies}
+    lengths = [len(problem.problem) for problem in problems]
+    return Check(
+        origin=origin,
+        rows=len(rows),
+        faults=faults,
+        notes={**_notes(found, origin), **_duplicates(found, origin)},
+        kinds=dict(Counter(gold_kind(one.answer, one.gold_mode) for one in problems).most_common()),
+        lengths=(min(lengths), round(statistics.median(lengths)), max(lengths)) if lengths else (0, 0, 0),
+        tests={name: len(test) for name, test in compared.items()},
+        copies=copies,
+        overlaps=contaminated(problems, [one for test in compared.values() for one in test]),
+    )
+
+
+def known_tests(names: Sequence[str]) -> dict[str, list[Problem]]:
+    """Test sets by their names: registered sets or files; all registered ones that are found if none is named.
+
+    Raises InputError for one that is named and cannot be read, or if two have one name.
+    """
+    if names:
+        sources = [_named(name) for name in names]
+    else:
+        there = (name for name, one in REGISTERED.items() if one.split == "test" and find_set(name) is not None)
+        sources = [ProblemSet(set=name, unusable="drop") for name in there]
+    found: dict[str, list[Problem]] = {}
+    for source in sources:
+        problems = load_problems(source, seed=0)
+        name = problems[0].problem_set
+        if name in found:
+            raise InputError(f"--against: two sets are called {name}; give one file another name")
+        found[name] = problems
+    return found
+
+
+def _named(name: str) -> ProblemSet:
+    registered = next((known for known in REGISTERED if known == name), None)
+    if registered is None and not Path(name).exists():
+        raise InputError(f"--against {name}: is neither a file nor a registered set ({', '.join(REGISTERED)})")
+    return ProblemSet(set=registered, path=None if registered else name, unusable="drop")
+
+
+def _notes(found: Sequence[Read], origin: str) -> dict[str, list[str]]:
+    limits = {"long problem": LONGEST_PROBLEM, "long answer": LONGEST_GOLD}
+    notes: dict[str, list[str]] = defaultdict(list)
+    for read in found:
+        for note in read.notes:
+            name = f"{note} (over {limits[note]:,} characters)" if note in limits else note
+            notes[name].append(within(read.place, origin))
+    return notes
+
+
+def _duplicates(found: Sequence[Read], origin: str) -> dict[str, list[str]]:
+    """The rows whose problem stood before: with the answer that it had there, or with another one."""
+    first: dict[str, Problem] = {}
+    again: dict[str, list[str]] = defaultdict(list)
+    for read in found:
+        assert read.problem is not None, "rows without a problem were left out"
+        before = first.setdefault(normalised(read.problem.problem), read.problem)
+        if before is not read.problem:
+            kind = "the same answer" if before.answer == read.problem.answer else "another answer"
+            again[f"the same problem again, {kind}"].append(within(read.place, origin))
+    return again
+
+
+def _kind_of_fault(fault: str) -> str:
+    """A fault without what is particular to its row."""
+    return re.sub(r"(['\"]).*\1", "…", fault.partition(";")[0])
