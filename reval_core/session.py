@@ -74,6 +74,7 @@ class Session:
             workers=config.verification.workers,
             timeout_seconds=config.verification.timeout_seconds,
             memory_mb=config.verification.memory_mb,
+            mode=config.verification.mode,
             methods=config.verification.methods,
         )
         self.worked_seconds = 0.0
