@@ -19,8 +19,8 @@ from reval_core.errors import RevalError
 _NURSERY = Path(__file__).with_name("nursery.py")
 _ROOT = Path(__file__).parents[2]
 _START_SECONDS = 60.0
-# A worker that runs longer than this over a task is slow, and may be set aside.
-SLOW_SECONDS = 0.25
+# A worker that computes longer than this over a task is slow, and may be set aside.
+_SLOW_SECONDS = 0.3
 _LOWEST_PRIORITY = 19
 
 Task = TypeVar("Task")
@@ -113,6 +113,7 @@ class Worker(Generic[Task]):
         self._nursery = nursery
         self._timeout_seconds = timeout_seconds
         self._since = time.monotonic()
+        self._computed_before = 0.0
         self._process, self.connection = nursery.fork()
 
     @property
@@ -123,9 +124,11 @@ class Worker(Generic[Task]):
         return math.inf if self.task is None else self._since + self._timeout_seconds
 
     @property
-    def slow_from(self) -> float:
-        """When its task counts as slow, in monotonic seconds; never if it is idle or set aside already."""
-        return math.inf if self.task is None or self.aside else self._since + SLOW_SECONDS
+    def slow_seconds(self) -> float:
+        """How long it has computed beyond what a task may take before it counts as slow; 0 if set aside already."""
+        if self.task is None or self.aside or self.milliseconds < 1000 * _SLOW_SECONDS:
+            return 0.0
+        return max(0.0, _seconds_computed(self._process) - self._computed_before - _SLOW_SECONDS)
 
     @property
     def milliseconds(self) -> float:
@@ -137,6 +140,7 @@ class Worker(Generic[Task]):
         self.connection.send_bytes(json.dumps(message).encode())
         self.task = task
         self._since = time.monotonic()
+        self._computed_before = _seconds_computed(self._process)
 
     def set_aside(self) -> None:
         """Let it go on with what the others leave of the processors."""
@@ -162,3 +166,12 @@ class Worker(Generic[Task]):
         """Kill it and wait until it is gone."""
         self._nursery.end(self._process)
         self.connection.close()
+
+
+def _seconds_computed(process: int) -> float:
+    """The processor time of a process: on a busy machine the clock would make every task a slow one."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:  # no /proc: the clock must do
+        return time.monotonic()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

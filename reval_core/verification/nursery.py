@@ -31,6 +31,11 @@ _WARM_UP = [
     (r"\left(1, \frac{1}{6}\right]", r"(1, 0.5]"),
     ("x^2 + 2x + 1", "(x + 1)^2"),
     (r"\sqrt{2} \sin(x)", "e^{2t}"),
+    (r"\begin{pmatrix} 1 \\ \frac{1}{2} \end{pmatrix}", r"\begin{pmatrix} 1 \\ 0.5 \end{pmatrix}"),
+    (r"x = 1, y = -\frac{2}{3}", r"\{1, 2\}"),
+    (r"(-\infty, 0) \cup [1, 2]", r"-2 \le x < 7"),
+    (r"3 \pm \sqrt{5}", r"15\%"),
+    (r"\text{even}", r"12 \text{ cm}"),
 ]
 """The first answer of a kind costs ten times what the next one does, which no deadline should pay for."""
 

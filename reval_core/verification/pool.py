@@ -138,12 +138,11 @@ class Pool(Generic[AnyTask]):
         """While others wait, give the seats of slow workers to new ones, unless slow work is rare."""
         if not queue:
             return
-        now = time.monotonic()
-        slow = [worker for worker in self._crew if worker.slow_from <= now]
+        slow = {worker: seconds for worker in self._crew if (seconds := worker.slow_seconds) > 0}
         room = _ASIDE_PER_WORKER * self._workers - sum(worker.aside for worker in self._crew)
-        if room > 0 and slow and not clock.allows(sum(now - worker.slow_from for worker in slow)):
-            for worker in slow[:room]:
-                clock.add(worker.slow_from)
+        if room > 0 and slow and not clock.allows(sum(slow.values())):
+            for worker in list(slow)[:room]:
+                clock.add(slow[worker])
                 worker.set_aside()
             self._staff(queue)
 
@@ -151,10 +150,10 @@ class Pool(Generic[AnyTask]):
         """Wait until a worker reports, dies or runs late, and say what became of its task."""
         if not self._crew:
             return
-        now = time.monotonic()
-        looks = [max(worker.slow_from, now + _LOOK_AGAIN_SECONDS) for worker in self._crew] if waiting else []
-        soonest = min([worker.deadline for worker in self._crew] + looks)
-        reporting = wait([worker.connection for worker in self._crew], max(0.0, soonest - now))
+        patience = min(worker.deadline for worker in self._crew) - time.monotonic()
+        if waiting:
+            patience = min(patience, _LOOK_AGAIN_SECONDS)
+        reporting = wait([worker.connection for worker in self._crew], max(0.0, patience))
         for worker in list(self._crew):
             if worker.connection in reporting:
                 report = worker.report()
@@ -163,7 +162,7 @@ class Pool(Generic[AnyTask]):
             else:
                 continue
             task, milliseconds = worker.task, worker.milliseconds
-            clock.add(worker.slow_from)
+            clock.add(worker.slow_seconds)
             ended = report.get("verdict") in ("timeout", "error") and "message" not in report
             if not worker.ready:
                 self._note_start(failed=ended)
@@ -197,9 +196,9 @@ class _SlowClock:
         self._started = time.monotonic()
         self._seconds = 0.0
 
-    def add(self, slow_from: float) -> None:
-        """A task that counted as slow from then on is over."""
-        self._seconds += max(0.0, time.monotonic() - slow_from)
+    def add(self, seconds: float) -> None:
+        """A slow task is over, or set aside."""
+        self._seconds += seconds
 
     def allows(self, running_seconds: float) -> bool:
         """Whether slow tasks may go on: a few always, so that honest ones among easy ones have all their time."""

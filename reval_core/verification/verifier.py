@@ -8,7 +8,7 @@ that is late is killed and replaced, and costs one verdict.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from importlib.metadata import version
 from typing import Self
@@ -69,7 +69,7 @@ class Verifier:
         """
         return list(self.judge_each(claims))
 
-    def judge_each(self, claims: Sequence[Claim]) -> Iterator[Judgement]:
+    def judge_each(self, claims: Sequence[Claim]) -> Generator[Judgement, None, None]:
         """The judgements in order, each as soon as it and those before it are known. Other calls wait meanwhile."""
         answers = [extracted_answer(claim, self._methods) for claim in claims]
         sights = [

@@ -85,6 +85,11 @@ def lenient() -> Iterator[Verifier]:
         yield shared
 
 
+@pytest.fixture(scope="module")
+def verifiers(verifier: Verifier, lenient: Verifier) -> dict[Mode, Verifier]:
+    return {"strict": verifier, "lenient": lenient}
+
+
 @pytest.fixture
 def new_workers(verifier: Verifier) -> Callable[[], set[int]]:
     """The worker processes started since the test began, zombies included."""
@@ -255,6 +260,61 @@ def test_an_interrupted_call_leaves_nothing_behind(new_workers: Callable[[], set
     assert not new_workers()
 
 
+def test_slow_items_are_set_aside_when_they_come_in_numbers(new_workers: Callable[[], set[int]]) -> None:
+    hostile = [boxed("x+1", rf"\binom{{{10_000_000 + n}}}{{5000000}}") for n in range(7)]
+    others = [boxed(f"x+{n}", f"{n}+x") for n in range(1, 40)]
+    with Verifier(workers=1, timeout_seconds=2.0) as verifier:
+        started = time.monotonic()
+        judgements = verifier.judge([*hostile, *others])
+        elapsed = time.monotonic() - started
+        # One worker and at most four that it has left aside.
+        assert len(new_workers()) <= 5
+    assert verdicts(judgements) == ["timeout"] * 7 + ["correct"] * 39
+    assert all(1900 <= judgement.milliseconds < 4000 for judgement in judgements[:7])
+    # One after the other they would take 14 s.
+    assert elapsed < 12
+
+
+def test_a_forked_process_judges_with_workers_of_its_own() -> None:
+    bystanders = children_of(os.getpid())
+    verifier = Verifier(workers=1, timeout_seconds=20.0)
+    assert verdicts(verifier.judge([boxed("x+1", "1+x")])) == ["correct"]
+    child = os.fork()
+    if child == 0:
+        try:
+            found = verdicts(verifier.judge([boxed("x+2", "2+x")]))
+            verifier.close()
+            os._exit(0 if found == ["correct"] else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert verdicts(verifier.judge([boxed("x+3", "3+x")])) == ["correct"]
+    verifier.close()
+    assert children_of(os.getpid()) == bystanders
+
+
+def test_a_killed_nursery_is_replaced() -> None:
+    bystanders = children_of(os.getpid())
+    with Verifier(workers=1, timeout_seconds=20.0) as verifier:
+        verifier.judge([boxed("x+1", "1+x")])
+        (nursery,) = children_of(os.getpid()) - bystanders
+        (worker,) = children_of(nursery)
+        os.kill(nursery, signal.SIGKILL)
+        os.kill(worker, signal.SIGKILL)
+        assert eventually(lambda: not alive(worker), 5)
+        assert verdicts(verifier.judge([boxed("x+2", "2+x")])) == ["correct"]
+
+
+def test_judgements_come_as_they_are_known() -> None:
+    with Verifier(workers=1, timeout_seconds=5.0) as verifier:
+        judgements = verifier.judge_each([boxed("x+1", "1+x"), boxed("5", "5"), boxed("x+1", HANG)])
+        started = time.monotonic()
+        assert [next(judgements).verdict, next(judgements).verdict] == ["correct", "correct"]
+        assert time.monotonic() - started < 4
+        judgements.close()  # and nobody waits for the rest
+        assert verdicts(verifier.judge([boxed("x+1", "2+x")])) == ["wrong"]
+
+
 def test_workers_that_cannot_start_are_an_error(new_workers: Callable[[], set[int]]) -> None:
     with Verifier(memory_mb=16) as verifier, pytest.raises(VerifierUnavailable, match="memory_mb"):
         verifier.judge([boxed("x", "y")])
@@ -349,9 +409,8 @@ ATTACKS = [
 
 
 @pytest.mark.parametrize("mode", ["strict", "lenient"])
-def test_listing_and_hedging_pay_nothing(mode: Mode) -> None:
-    with Verifier(timeout_seconds=20.0, mode=mode) as verifier:
-        judgements = verifier.judge([Claim(gold, response) for gold, response in ATTACKS])
+def test_listing_and_hedging_pay_nothing(verifiers: dict[Mode, Verifier], mode: Mode) -> None:
+    judgements = verifiers[mode].judge([Claim(gold, response) for gold, response in ATTACKS])
     paid = [attack for attack, found in zip(ATTACKS, judgements, strict=True) if found.verdict == "correct"]
     assert not paid
 
@@ -400,14 +459,15 @@ def test_choices(verifier: Verifier, gold: str, response: str, verdict: Verdict)
 
 
 @pytest.mark.parametrize(
-    ("mode", "stated", "agree", "overpaid"), [("strict", 128, 0.88, 1), ("lenient", 300, 0.95, 6)]
+    ("mode", "stated", "agree", "overpaid"), [("strict", 128, 0.97, 1), ("lenient", 300, 0.95, 6)]
 )
-def test_agreement_on_the_public_cases(mode: Mode, stated: int, agree: float, overpaid: int) -> None:
+def test_agreement_on_the_public_cases(
+    verifiers: dict[Mode, Verifier], mode: Mode, stated: int, agree: float, overpaid: int
+) -> None:
     if not PUBLIC_CASES.exists():
         pytest.skip(f"{PUBLIC_CASES} is not here")
     cases = [json.loads(line) for line in PUBLIC_CASES.read_text(encoding="utf-8").split("\n") if line]
-    with Verifier(timeout_seconds=20.0, mode=mode) as verifier:
-        judgements = verifier.judge([Claim(case["gold"], case["response"]) for case in cases])
+    judgements = verifiers[mode].judge([Claim(case["gold"], case["response"]) for case in cases])
     found = [
         (judgement.verdict == "correct", case["expected"])
         for judgement, case in zip(judgements, cases, strict=True)
