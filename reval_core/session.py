@@ -76,6 +76,8 @@ class Session:
             memory_mb=config.verification.memory_mb,
             mode=config.verification.mode,
             methods=config.verification.methods,
+            function=config.reward.function,
+            settings=config.reward.settings,
         )
         self.worked_seconds = 0.0
         """The time that stages of this process took since `other_seconds` was asked for last."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from reval_core.config.section import Section
 from reval_core.extraction import Method, Mode
+from reval_core.user_code import check_call
 
 
 class Verification(Section):
@@ -31,6 +32,21 @@ class Reward(Section):
     """r(τ), the outcome reward of a whole response."""
 
     kind: Literal["binary", "centred", "signed"] = "binary"
-    """`binary` 0/1, `centred` minus the mean of the prompt's group, `signed` ±1."""
+    """`binary` 0/1, `centred` minus the mean of the prompt's group, `signed` ±1; numbers alike."""
     truncated: Literal["zero", "drop"] = "zero"
     """A response cut at the length limit counts as wrong, or stays out of the buffer."""
+    function: str | None = None
+    """A function that judges in place of the comparison with the gold, as `package.module:function`."""
+    settings: dict[str, float | int | bool | str | None] = Field(default_factory=dict)
+    """What that function is given by name."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.function is None and self.settings:
+            raise ValueError("settings: belong to a function; give one, or take them out")
+        if self.function is not None:
+            try:
+                check_call(self.function, 3, self.settings)
+            except ValueError as error:
+                raise ValueError(f"function: {error}") from error
+        return self

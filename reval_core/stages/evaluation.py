@@ -11,6 +11,7 @@ from reval_core.problems import problems_digest
 from reval_core.session import Policy, Session
 from reval_core.stages.rollouts import request_seed
 from reval_core.stages.stage import Outcome, publish, settings, stage
+from reval_core.user_code import code_identity
 from reval_core.verification import VERIFIER_VERSION, Claim
 
 
@@ -23,6 +24,9 @@ def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
         config.engine.kind,
         config.evaluation.samples,
         config.seed,
+        config.reward.function,
+        config.reward.settings,
+        code_identity(config.reward.function),
         VERIFIER_VERSION,
     ]
 
@@ -43,7 +47,12 @@ def evaluation(session: Session, round: int, policy: Policy) -> Outcome:
     completions = _generate(session, policy, requests)
     responses = session.tokenizer.batch_decode([one.tokens for one in completions], skip_special_tokens=True)
     claims = [
-        Claim(gold=problem.answer, response=response, truncated=completion.finish_reason == "length")
+        Claim(
+            gold=problem.answer,
+            response=response,
+            truncated=completion.finish_reason == "length",
+            problem=problem.problem,
+        )
         for (problem, _), response, completion in zip(asked, responses, completions, strict=True)
     ]
     judgements = session.verifier.judge(claims)

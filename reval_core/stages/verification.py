@@ -12,12 +12,14 @@ from reval_core.errors import RunStopped
 from reval_core.facts import Manifest, read_table
 from reval_core.session import Session
 from reval_core.stages.stage import Outcome, publish, settings, stage
+from reval_core.user_code import code_identity
 from reval_core.verification import VERIFIER_VERSION, Claim, Judgement, Verdict
 
 
 def _inputs(session: Session, round: int, rollouts: Manifest) -> list[Any]:
-    sections = (session.config.verification, session.config.reward)
-    return [rollouts.digest, *map(settings, sections), VERIFIER_VERSION]
+    config = session.config
+    code = code_identity(config.reward.function)
+    return [rollouts.digest, settings(config.verification), settings(config.reward), code, VERIFIER_VERSION]
 
 
 @stage(inputs=_inputs)
@@ -26,7 +28,7 @@ def verification(session: Session, round: int, rollouts: Manifest) -> Outcome:
 
     Raises RunStopped if too many could not be judged: their reward is unknown, not 0.
     """
-    columns = ("trajectory_id", "prompt_id", "gold", "given_reward", "response", "finish_reason")
+    columns = ("trajectory_id", "prompt_id", "problem", "gold", "given_reward", "response", "finish_reason")
     files = rollouts.files_of("trajectories")
     shards = [read_table(session.folder.path / file.path, columns) for file in files]
     rows = pa.concat_tables(shards).to_pydict()
@@ -34,7 +36,7 @@ def verification(session: Session, round: int, rollouts: Manifest) -> Outcome:
     verdicts = [judgement.verdict for judgement in judgements]
     _stop_if_unjudged(session, round, verdicts)
     given, is_given = np.array(rows["given_reward"], dtype=float), np.array(verdicts) == "given"
-    outcome = np.where(is_given, given, rewards.outcomes(verdicts, session.config.reward))
+    outcome = np.where(is_given, given, rewards.outcomes(judgements, session.config.reward))
     reward = np.where(is_given, given, rewards.rewards(outcome, rows["prompt_id"], session.config.reward))
     advantage = rewards.advantages(outcome, rows["prompt_id"])
     table = pa.table(
@@ -55,8 +57,10 @@ def verification(session: Session, round: int, rollouts: Manifest) -> Outcome:
 def _judge(session: Session, rows: dict[str, list[Any]]) -> list[Judgement]:
     """What is known of each response: judged where there is a gold, else given with it."""
     claims = [
-        Claim(gold=gold, response=response, truncated=reason == "length")
-        for gold, response, reason in zip(rows["gold"], rows["response"], rows["finish_reason"], strict=True)
+        Claim(gold=gold, response=response, truncated=reason == "length", problem=problem)
+        for problem, gold, response, reason in zip(
+            rows["problem"], rows["gold"], rows["response"], rows["finish_reason"], strict=True
+        )
         if gold is not None
     ]
     judged = iter(session.verifier.judge(claims))

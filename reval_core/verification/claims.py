@@ -21,12 +21,14 @@ class Claim:
 
     `truncated` says that generation stopped at the length limit. `gold_mode` says what the gold asks for: ``all``
     answers that it lists, as a set; ``any`` one of them (all are accepted too); or the letter of a ``choice``.
+    `problem` is for functions that judge (`Grading`).
     """
 
     gold: str
     response: str
     truncated: bool = False
     gold_mode: GoldMode = "all"
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,13 @@ class Judgement:
     """The verdict on one claim, what was extracted from the response, and the wall time of the comparison.
 
     `milliseconds` is 0.0 where no worker was needed. Equal comparisons within one call are made once and share it.
+    `outcome` is the number from 0 to 1 that a user's function has given, if one did.
     """
 
     verdict: Verdict
     extracted: str | None
     milliseconds: float
+    outcome: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,19 @@ class Comparison:
     def message(self) -> dict[str, Any]:
         """What the worker is told."""
         return {"golds": self.golds, "answer": self.answer, "lenient": self.lenient}
+
+
+@dataclass(frozen=True)
+class Grading:
+    """One piece of work for a worker that runs a user's function: what is this response worth?"""
+
+    problem: str
+    gold: str
+    response: str
+
+    def message(self) -> dict[str, Any]:
+        """What the worker is told."""
+        return {"values": [self.problem, self.gold, self.response]}
 
 
 def extracted_answer(claim: Claim, methods: tuple[Method, ...]) -> str | None:

@@ -61,8 +61,8 @@ class Nursery:
             self.close()
             if isinstance(error, OSError):
                 raise VerifierUnavailable(
-                    "the process that verification workers come from died or was not ready within "
-                    f"{_START_SECONDS:.0f} s ({error}); check that math-verify can be imported"
+                    f"the process that verification workers come from was not ready in {_START_SECONDS:.0f} s or "
+                    f"died ({error}); check that math-verify, or the reward's function, can be imported"
                 ) from error
             raise
 

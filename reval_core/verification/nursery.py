@@ -40,6 +40,10 @@ _WARM_UP = [
 """The first answer of a kind costs ten times what the next one does, which no deadline should pay for."""
 
 
+Work = Callable[[dict[str, Any]], dict[str, Any]]
+"""From a task to a report."""
+
+
 def main(descriptor: int, root: str) -> None:
     """Take orders from the socket `descriptor` until it closes. `root` is the folder that reval_core stands in."""
     sys.path.insert(0, root)
@@ -60,8 +64,11 @@ def main(descriptor: int, root: str) -> None:
         if name == "fork":
             worker = os.fork()
             if worker == 0:
+                os.setpgid(0, 0)  # what a task starts is killed with its worker
                 orders.close()
                 _work(sockets[0], int(number), float(rest[0]), work)
+            with contextlib.suppress(OSError):  # the worker has done it
+                os.setpgid(worker, worker)
             os.close(sockets[0])
             workers.add(worker)
             orders.send(str(worker).encode())
@@ -74,13 +81,20 @@ def main(descriptor: int, root: str) -> None:
 
 
 def _end(worker: int) -> None:
-    with contextlib.suppress(ProcessLookupError, ChildProcessError):
-        os.kill(worker, signal.SIGKILL)
+    """Kill a worker with all that it has started, and wait until it is gone."""
+    with contextlib.suppress(OSError):
+        os.killpg(worker, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
         os.waitpid(worker, 0)
 
 
-def _prepare(job: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def _prepare(job: dict[str, Any]) -> Work:
     """What answers a task of this job, with everything imported that it needs."""
+    if job["function"] is not None:
+        from reval_core.user_code import load_function
+
+        function = load_function(job["function"])
+        return lambda task: _graded(function, task["values"], job["settings"])
     from reval_core.verification import comparison
 
     for gold, answer in _WARM_UP:
@@ -90,9 +104,19 @@ def _prepare(job: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     }
 
 
-def _work(
-    descriptor: int, memory_mb: int, timeout_seconds: float, work: Callable[[dict[str, Any]], dict[str, Any]]
-) -> None:
+def _graded(function: Callable[..., Any], values: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """What a user's function makes of a response; an error if it raises or returns no number from 0 to 1."""
+    try:
+        outcome = function(*values, **settings)
+        if outcome is not None and (isinstance(outcome, str) or not 0 <= float(outcome) <= 1):
+            raise ValueError(f"{outcome!r} is no number from 0 to 1")
+        outcome = None if outcome is None else float(outcome)
+    except Exception as error:
+        return {"verdict": "error", "message": f"{type(error).__name__}: {error}"}
+    return {"outcome": outcome}
+
+
+def _work(descriptor: int, memory_mb: int, timeout_seconds: float, work: Work) -> None:
     """Do tasks from the socket `descriptor` until it closes, within `memory_mb` MiB of address space."""
     try:
         resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))

@@ -8,15 +8,17 @@ that is late is killed and replaced, and costs one verdict.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from importlib.metadata import version
-from typing import Self
+from typing import Any, Self
 
 from reval_core.extraction import METHODS, Method, Mode
 from reval_core.verification.claims import (
     Claim,
     Comparison,
+    Grading,
     Judgement,
     Verdict,
     extracted_answer,
@@ -44,6 +46,8 @@ class Verifier:
         memory_mb: address space of a worker in MiB, its own 60 included.
         mode: ``strict``, what training pays for, or ``lenient``, for grading responses of others.
         methods: how answers are extracted, in order (see `reval_core.extraction.extract`); the mode's if not given.
+        function: `package.module:function`, which judges in place of all that; it runs in the workers.
+        settings: what the function is given by name.
     """
 
     def __init__(
@@ -53,10 +57,15 @@ class Verifier:
         memory_mb: int = 1024,
         mode: Mode = "strict",
         methods: tuple[Method, ...] | None = None,
+        function: str | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
+        self._graded = function is not None
         self._lenient = mode == "lenient"
         self._methods = methods or METHODS[mode]
-        self._pool: Pool[Comparison] = Pool({}, workers, timeout_seconds, memory_mb)
+        self._pool: Pool[Comparison | Grading] = Pool(
+            {"function": function, "settings": dict(settings or {})}, workers, timeout_seconds, memory_mb
+        )
 
     def judge(self, claims: Sequence[Claim]) -> list[Judgement]:
         """One judgement a claim, in order.
@@ -71,23 +80,28 @@ class Verifier:
 
     def judge_each(self, claims: Sequence[Claim]) -> Generator[Judgement, None, None]:
         """The judgements in order, each as soon as it and those before it are known. Other calls wait meanwhile."""
-        answers = [extracted_answer(claim, self._methods) for claim in claims]
-        sights = [
-            verdict_at_sight(claim, answer, self._lenient) for claim, answer in zip(claims, answers, strict=True)
-        ]
+        looks = [self._look(claim) for claim in claims]
         # A policy repeats itself: one hostile answer given 500 times must cost one deadline, not 500.
-        tasks = dict.fromkeys(sight for sight in sights if isinstance(sight, Comparison))
-        known: dict[Comparison, tuple[Verdict, float]] = {}
+        tasks = dict.fromkeys(found for _, found in looks if not isinstance(found, str))
+        known: dict[Comparison | Grading, Judgement] = {}
         with closing(self._pool.run(list(tasks))) as results:
-            for answer, sight in zip(answers, sights, strict=True):
-                if not isinstance(sight, Comparison):
-                    yield Judgement(sight, answer, 0.0)
+            for answer, found in looks:
+                if isinstance(found, str):
+                    yield Judgement(found, answer, 0.0)
                     continue
-                while sight not in known:
+                while found not in known:
                     task, report, milliseconds = next(results)
-                    known[task] = report["verdict"], milliseconds
-                verdict, milliseconds = known[sight]
-                yield Judgement(verdict, answer, milliseconds)
+                    known[task] = _judgement(report, milliseconds)
+                yield replace(known[found], extracted=answer)
+
+    def _look(self, claim: Claim) -> tuple[str | None, Verdict | Comparison | Grading]:
+        """The answer that a claim states, and the verdict at sight or the work that finds it."""
+        if not self._graded:
+            answer = extracted_answer(claim, self._methods)
+            return answer, verdict_at_sight(claim, answer, self._lenient)
+        if claim.truncated:
+            return None, "truncated"
+        return None, Grading(claim.problem, claim.gold, claim.response)
 
     def close(self) -> None:
         """End the workers and wait until they are gone. A later `judge` would start new ones."""
@@ -98,3 +112,13 @@ class Verifier:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _judgement(report: dict[str, Any], milliseconds: float) -> Judgement:
+    """What a worker's report says: a verdict, or what a user's function has returned."""
+    if "verdict" in report:
+        return Judgement(report["verdict"], None, milliseconds)
+    outcome = report["outcome"]
+    if outcome is None:
+        return Judgement("unparsed", None, milliseconds)
+    return Judgement("correct" if outcome == 1 else "wrong", None, milliseconds, outcome)
