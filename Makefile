@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv venv-test venv-vllm demo smollm2 test test-vllm test-faults bench bench-rollouts bench-peers clean
+.PHONY: venv venv-test venv-vllm demo smollm2 test test-vllm test-faults bench bench-rollouts bench-verification bench-peers clean
 
 venv: .venv/.installed
 venv-test: .venv/.installed-test
@@ -59,6 +59,10 @@ bench: venv
 # The rollouts stage beside a bare vLLM, and where vLLM becomes the faster engine.
 bench-rollouts: venv-vllm smollm2
 	.venv-vllm/bin/python benchmarks/rollouts.py
+
+# The verifier: pairs a second, what a second worker brings, what hostile answers cost.
+bench-verification: venv
+	$(BIN)/python benchmarks/verification.py
 
 # TRL in an environment of its own: it is measured against, never depended on.
 bench-peers: .venv-peers/.installed

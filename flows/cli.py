@@ -263,6 +263,56 @@ def check_problems(
 
 
 @cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--mode",
+    type=click.Choice(["strict", "lenient"]),
+    default="lenient",
+    show_default=True,
+    help="How forgiving: as training pays, or as one grades responses of others.",
+)
+@click.option(
+    "--gold-mode",
+    type=click.Choice(["all", "any", "choice"]),
+    default="all",
+    show_default=True,
+    help="What a gold asks for, in rows that do not say: all it lists, any of it, or a letter.",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Comparisons at a time; the cores if not given.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.0,
+    show_default=True,
+    help="Seconds for a comparison.",
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="FIELD=NAME",
+    help="What the file calls gold, response, gold_mode, truncated or expected, such as response=completion.",
+)
+@_JSON
+def verify(
+    file: Path,
+    mode: Any,
+    gold_mode: Any,
+    workers: int | None,
+    timeout: float,
+    columns: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Judge the responses in FILE.
+
+    FILE is JSONL, JSON or Parquet with gold and response on each row. With --json, one object a row, in its order.
+    """
+    from flows.verifying import verify_file
+
+    verify_file(file, columns, mode, gold_mode, workers, timeout, as_json)
+
+
+@cli.command()
 @_RUN
 @click.argument("query")
 @_JSON

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from reval_core.config import Reward
-from reval_core.verification import Verdict
+from reval_core.verification import Judgement
 
 _EPSILON = 1e-6
 
 
-def outcomes(verdicts: Sequence[Verdict], settings: Reward) -> np.ndarray:
+def outcomes(judgements: Sequence[Judgement], settings: Reward) -> np.ndarray:
     """1 for correct, 0 for wrong, NaN for a response that must teach nothing or was not judged. [B]
 
-    A timeout or an error says nothing about the answer, so it is not a wrong one.
+    Where a user's function has judged, it is the number that it gave. A timeout or an error says nothing about the
+    answer, so it is not a wrong one.
     """
     values = {
         "correct": 1.0,
@@ -26,7 +27,7 @@ def outcomes(verdicts: Sequence[Verdict], settings: Reward) -> np.ndarray:
         "error": np.nan,
         "given": np.nan,
     }
-    return np.array([values[verdict] for verdict in verdicts])
+    return np.array([values[one.verdict] if one.outcome is None else one.outcome for one in judgements])
 
 
 def rewards(outcome: np.ndarray, groups: Sequence[str], settings: Reward) -> np.ndarray:

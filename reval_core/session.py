@@ -14,7 +14,7 @@ import torch
 from reval_core import processes
 from reval_core.adapters import swapped_adapters
 from reval_core.checkpoints import checkpoint_rounds, checkpoint_state, wanted_checkpoints
-from reval_core.config import Config, Rollouts
+from reval_core.config import Config, Reward, Rollouts, Verification
 from reval_core.draws import DrawReader
 from reval_core.engines.base import Sampling, in_batches
 from reval_core.engines.choice import make_engine
@@ -72,12 +72,7 @@ class Session:
             else None
         )
         """What generates; None in a run of stored trajectories."""
-        self.verifier = Verifier(
-            workers=config.verification.workers,
-            timeout_seconds=config.verification.timeout_seconds,
-            memory_mb=config.verification.memory_mb,
-            methods=config.verification.methods,
-        )
+        self.verifier = make_verifier(config.verification, config.reward)
         self.worked_seconds = 0.0
         """The time that stages of this process took since `other_seconds` was asked for last."""
         self._round_started = time.perf_counter()
@@ -211,6 +206,19 @@ class Session:
             stack.callback(self.verifier.close)
             with suppress(OSError):  # on a full disk: what filled it is the error to show
                 self.attempt.touch()
+
+
+def make_verifier(verification: Verification, reward: Reward) -> Verifier:
+    """What judges responses, by these settings."""
+    return Verifier(
+        workers=verification.workers,
+        timeout_seconds=verification.timeout_seconds,
+        memory_mb=verification.memory_mb,
+        mode=verification.mode,
+        methods=verification.methods,
+        function=reward.function,
+        settings=reward.settings,
+    )
 
 
 @contextmanager

@@ -42,6 +42,11 @@ def check_call(name: str, given: int, settings: dict[str, Any]) -> None:
         raise ValueError(f"{name}: does not take these settings ({error})") from error
 
 
+def code_identity(name: str | None) -> str | None:
+    """`code_digest` of a function that may not be given."""
+    return None if name is None else code_digest(name)
+
+
 def code_digest(name: str) -> str:
     """A digest of the source of the file that the function stands in, so that a change of it is noticed."""
     return digest(inspect.getsource(inspect.getmodule(load_function(name)) or load_function(name)))

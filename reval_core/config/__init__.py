@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
-from reval_core.answers import Method
 from reval_core.config.engine import AutoEngine, EngineSettings, TransformersEngine, VllmEngine, VllmServerEngine
 from reval_core.config.learning import (
     CustomObjective,
@@ -38,6 +37,7 @@ from reval_core.config.problems import (
 )
 from reval_core.config.rollouts import ImportedRollouts, Rollouts, RolloutSource, StoredRollouts
 from reval_core.config.section import Section
+from reval_core.config.verification import Reward, Verification
 
 __all__ = [
     "PROMPTS",
@@ -82,30 +82,6 @@ __all__ = [
     "VllmServerEngine",
     "WarmStart",
 ]
-
-
-class Verification(Section):
-    """How a response is judged against the known answer."""
-
-    methods: tuple[Method, ...] = Field(("boxed", "phrase", "hashes"), min_length=1)
-    """Where the answer is looked for, in this order."""
-    workers: int = Field(2, ge=1)
-    """The processes that compare answers, side by side."""
-    timeout_seconds: float = Field(2.0, gt=0)
-    """A worker that takes longer over one item is killed; the verdict is `timeout`."""
-    memory_mb: int = Field(1024, ge=256)
-    """The address space of a worker, in MiB."""
-    unjudged_limit: float = Field(0.05, ge=0, le=1)
-    """The run stops when a larger share of a round ends as `timeout` or `error`."""
-
-
-class Reward(Section):
-    """r(τ), the outcome reward of a whole response."""
-
-    kind: Literal["binary", "centred", "signed"] = "binary"
-    """`binary` 0/1, `centred` minus the mean of the prompt's group, `signed` ±1."""
-    truncated: Literal["zero", "drop"] = "zero"
-    """A response cut at the length limit counts as wrong, or stays out of the buffer."""
 
 
 class Evaluation(Section):

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from reval_core.config import AutoEngine, EngineSettings, Section, Tracking, Verification, VllmEngine
+from reval_core.config import AutoEngine, EngineSettings, Reward, Section, Tracking, Verification, VllmEngine
 from reval_core.config.problems import PROMPTS, ProblemSets, PromptSetting
 
 
@@ -40,6 +40,8 @@ class Protocol(Section):
     trust_remote_code: bool = False
     """Run Python code that comes with the model folder."""
     verification: Verification = Verification()
+    reward: Reward = Reward()
+    """Its `function` judges here as well, in place of the comparison with the gold; the rest is for training."""
     tracking: Tracking = Tracking()
 
     @model_validator(mode="after")

@@ -21,8 +21,7 @@ from reval_core.facts import SCHEMA_VERSION, Manifest
 from reval_core.files import digest, publish_file
 from reval_core.models import context_length, stop_ids, tokenizer_of
 from reval_core.problems import Problem, load_problems, problems_digest, prompt_text, prompt_tokens
-from reval_core.session import explained_disk
-from reval_core.verification import Verifier
+from reval_core.session import explained_disk, make_verifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,12 +66,7 @@ class Examination:
         )
         self.sittings = [self._sitting(name, problems) for name, problems in asked_sets(protocol).items()]
         self.engine = make_engine(subject.model, protocol.engine, self.kind, self.tokenizer, folder)
-        self.verifier = Verifier(
-            workers=protocol.verification.workers,
-            timeout_seconds=protocol.verification.timeout_seconds,
-            memory_mb=protocol.verification.memory_mb,
-            methods=protocol.verification.methods,
-        )
+        self.verifier = make_verifier(protocol.verification, protocol.reward)
         self._model: PreTrainedModel | None = None
 
     def sitting(self, number: int) -> Sitting:

@@ -123,6 +123,7 @@ def _habits(config: Config) -> dict[str, Any]:
         "benchmarks": values["problems"]["held_out"],
         "prompt": values["problems"]["prompt"],
         "verification": values["verification"],
+        "reward": values["reward"],
     }
     if isinstance(config.rollouts, Rollouts):
         habits |= {name: values["rollouts"][name] for name in ("temperature", "max_tokens", "stop")}

@@ -13,7 +13,9 @@ from reval_core.problems import problems_digest
 from reval_core.session import Policy, Session
 from reval_core.stages.rollouts import request_seed
 from reval_core.stages.stage import Outcome, publish, settings, stage
-from reval_core.verification import VERIFIER_VERSION, Claim, Judgement
+from reval_core.stages.verification import claims_of
+from reval_core.user_code import code_identity
+from reval_core.verification import VERIFIER_VERSION, Judgement
 
 
 def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
@@ -25,6 +27,9 @@ def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
         config.engine.kind,
         config.evaluation.samples,
         config.seed,
+        config.reward.function,
+        config.reward.settings,
+        code_identity(config.reward.function),
         VERIFIER_VERSION,
     ]
 
@@ -56,12 +61,7 @@ def evaluation(session: Session, round: int, policy: Policy) -> Outcome:
         "response_length": [len(completion.tokens) for completion in completions],
         "finish_reason": [completion.finish_reason for completion in completions],
     }
-    judgements = session.verifier.judge(
-        [
-            Claim(problem.answer, response, reason == "length", problem.gold_mode)
-            for (problem, _), response, reason in zip(asked, rows["response"], rows["finish_reason"], strict=True)
-        ]
-    )
+    judgements = session.verifier.judge(claims_of(rows))
     table = evaluation_table(rows, judgements, round=round, policy=policy.identity)
     accuracies = accuracy_by_set(table)
     accuracy = sum(accuracies.values()) / len(accuracies)

@@ -15,8 +15,10 @@ from reval_core.groups import Group, asked_and_written, finished_groups
 from reval_core.stages.evaluation import evaluation_table
 from reval_core.stages.shards import Shards
 from reval_core.stages.stage import Outcome, Stage, publish, settings
+from reval_core.stages.verification import claims_of
 from reval_core.trajectories import IDS_PER_ROUND, Asked, response_table
-from reval_core.verification import VERIFIER_VERSION, Claim
+from reval_core.user_code import code_identity
+from reval_core.verification import VERIFIER_VERSION
 
 
 def _responses_inputs(examination: Examination, number: int) -> list[Any]:
@@ -75,7 +77,9 @@ def _table(
 
 
 def _verdicts_inputs(examination: Examination, number: int, responses: Manifest) -> list[Any]:
-    return [responses.digest, settings(examination.protocol.verification), VERIFIER_VERSION]
+    judging = (examination.protocol.verification, examination.protocol.reward)
+    function = code_identity(examination.protocol.reward.function)
+    return [responses.digest, *map(settings, judging), function, VERIFIER_VERSION]
 
 
 def _judge(examination: Examination, number: int, responses: Manifest) -> Outcome:
@@ -83,13 +87,7 @@ def _judge(examination: Examination, number: int, responses: Manifest) -> Outcom
     files = responses.files_of("trajectories")
     shards = [read_table(examination.folder.path / file.path, (*columns, "finish_reason")) for file in files]
     rows = pa.concat_tables(shards).to_pydict()
-    claims = [
-        Claim(gold=gold, response=response, truncated=reason == "length", gold_mode=mode)
-        for gold, response, reason, mode in zip(
-            rows["gold"], rows["response"], rows["finish_reason"], rows["gold_mode"], strict=True
-        )
-    ]
-    judgements = examination.verifier.judge(claims)
+    judgements = examination.verifier.judge(claims_of(rows))
     subject = examination.subject
     table = evaluation_table(rows, judgements, round=subject.round, policy=subject.identity)
     return Outcome([publish(examination, number, "evaluations", table)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ from reval_core.errors import RunStopped
 from reval_core.facts import Manifest, read_table
 from reval_core.session import Session
 from reval_core.stages.stage import Outcome, publish, settings, stage
+from reval_core.user_code import code_identity
 from reval_core.verification import VERIFIER_VERSION, Claim, Judgement, Verdict
 
 
 def _inputs(session: Session, round: int, rollouts: Manifest) -> list[Any]:
-    sections = (session.config.verification, session.config.reward)
-    return [rollouts.digest, *map(settings, sections), VERIFIER_VERSION]
+    config = session.config
+    code = code_identity(config.reward.function)
+    return [rollouts.digest, settings(config.verification), settings(config.reward), code, VERIFIER_VERSION]
 
 
 @stage(inputs=_inputs)
@@ -26,7 +29,16 @@ def verification(session: Session, round: int, rollouts: Manifest) -> Outcome:
 
     Raises RunStopped if too many could not be judged: their reward is unknown, not 0.
     """
-    columns = ("trajectory_id", "prompt_id", "gold", "gold_mode", "given_reward", "response", "finish_reason")
+    columns = (
+        "trajectory_id",
+        "prompt_id",
+        "problem",
+        "gold",
+        "gold_mode",
+        "given_reward",
+        "response",
+        "finish_reason",
+    )
     files = rollouts.files_of("trajectories")
     shards = [read_table(session.folder.path / file.path, columns) for file in files]
     rows = pa.concat_tables(shards).to_pydict()
@@ -34,7 +46,7 @@ def verification(session: Session, round: int, rollouts: Manifest) -> Outcome:
     verdicts = [judgement.verdict for judgement in judgements]
     _stop_if_unjudged(session, round, verdicts)
     given, is_given = np.array(rows["given_reward"], dtype=float), np.array(verdicts) == "given"
-    outcome = np.where(is_given, given, rewards.outcomes(verdicts, session.config.reward))
+    outcome = np.where(is_given, given, rewards.outcomes(judgements, session.config.reward))
     reward = np.where(is_given, given, rewards.rewards(outcome, rows["prompt_id"], session.config.reward))
     advantage = rewards.advantages(outcome, rows["prompt_id"])
     table = pa.table(
@@ -54,14 +66,18 @@ def verification(session: Session, round: int, rollouts: Manifest) -> Outcome:
 
 def _judge(session: Session, rows: dict[str, list[Any]]) -> list[Judgement]:
     """What is known of each response: judged where there is a gold, else given with it."""
-    columns = ("gold", "gold_mode", "response", "finish_reason")
-    claims = [
-        Claim(gold=gold, response=response, truncated=reason == "length", gold_mode=mode)
-        for gold, mode, response, reason in zip(*(rows[name] for name in columns), strict=True)
+    judged = iter(session.verifier.judge(claims_of(rows)))
+    return [Judgement("given", None, 0.0) if gold is None else next(judged) for gold in rows["gold"]]
+
+
+def claims_of(rows: Mapping[str, Sequence[Any]]) -> list[Claim]:
+    """The claims of those rows of trajectories that have a gold."""
+    columns = ("gold", "response", "finish_reason", "gold_mode", "problem")
+    return [
+        Claim(gold, response, reason == "length", mode, problem)
+        for gold, response, reason, mode, problem in zip(*(rows[name] for name in columns), strict=True)
         if gold is not None
     ]
-    judged = iter(session.verifier.judge(claims))
-    return [Judgement("given", None, 0.0) if gold is None else next(judged) for gold in rows["gold"]]
 
 
 def _stop_if_unjudged(session: Session, round: int, verdicts: list[Verdict]) -> None:

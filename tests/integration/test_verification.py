@@ -14,9 +14,10 @@ from typing import Literal
 
 import pytest
 
-from reval_core.answers import as_integer, prepare_gold
+from reval_core.answers import as_integer
+from reval_core.extraction import Mode, prepare_gold
 from reval_core.verification import VERIFIER_VERSION, Claim, Judgement, Verdict, Verifier, VerifierUnavailable
-from reval_core.verification_worker import is_correct
+from reval_core.verification.comparison import is_correct
 
 ROOT = Path(__file__).parents[2]
 PUBLIC_CASES = ROOT.parent / "shared" / "data" / "verifier_cases.jsonl"
@@ -48,6 +49,12 @@ def children_of(parent: int) -> set[int]:
     return found
 
 
+def descendants_of(ancestor: int) -> set[int]:
+    """Child processes and theirs, zombies included: workers are the children of their nursery."""
+    children = children_of(ancestor)
+    return children.union(*map(descendants_of, children))
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -72,11 +79,22 @@ def verifier() -> Iterator[Verifier]:
         yield shared
 
 
+@pytest.fixture(scope="module")
+def lenient() -> Iterator[Verifier]:
+    with Verifier(timeout_seconds=20.0, mode="lenient") as shared:
+        yield shared
+
+
+@pytest.fixture(scope="module")
+def verifiers(verifier: Verifier, lenient: Verifier) -> dict[Mode, Verifier]:
+    return {"strict": verifier, "lenient": lenient}
+
+
 @pytest.fixture
 def new_workers(verifier: Verifier) -> Callable[[], set[int]]:
     """The worker processes started since the test began, zombies included."""
-    bystanders = children_of(os.getpid())
-    return lambda: children_of(os.getpid()) - bystanders
+    bystanders = descendants_of(os.getpid())
+    return lambda: descendants_of(os.getpid()) - children_of(os.getpid()) - bystanders
 
 
 @pytest.mark.parametrize(
@@ -94,7 +112,7 @@ def new_workers(verifier: Verifier) -> Callable[[], set[int]]:
         (Claim("5", r"\boxed{}"), "unparsed"),
         (Claim("", r"\boxed{5}"), "error"),
         (Claim("18", "3 * 6 = 18\n#### 18"), "correct"),
-        # Only the last box counts, and a list does not buy a single gold.
+        # Boxes that stand together are a list, and a list does not buy a single gold.
         (Claim("5", r"\boxed{5} or \boxed{6}"), "wrong"),
         (boxed("5", "5, 6"), "wrong"),
         (boxed("5", r"5 \text{ or } 6"), "wrong"),
@@ -242,6 +260,61 @@ def test_an_interrupted_call_leaves_nothing_behind(new_workers: Callable[[], set
     assert not new_workers()
 
 
+def test_slow_items_are_set_aside_when_they_come_in_numbers(new_workers: Callable[[], set[int]]) -> None:
+    hostile = [boxed("x+1", rf"\binom{{{10_000_000 + n}}}{{5000000}}") for n in range(7)]
+    others = [boxed(f"x+{n}", f"{n}+x") for n in range(1, 40)]
+    with Verifier(workers=1, timeout_seconds=2.0) as verifier:
+        started = time.monotonic()
+        judgements = verifier.judge([*hostile, *others])
+        elapsed = time.monotonic() - started
+        # One worker and at most four that it has left aside.
+        assert len(new_workers()) <= 5
+    assert verdicts(judgements) == ["timeout"] * 7 + ["correct"] * 39
+    assert all(1900 <= judgement.milliseconds < 4000 for judgement in judgements[:7])
+    # One after the other they would take 14 s.
+    assert elapsed < 12
+
+
+def test_a_forked_process_judges_with_workers_of_its_own() -> None:
+    bystanders = children_of(os.getpid())
+    verifier = Verifier(workers=1, timeout_seconds=20.0)
+    assert verdicts(verifier.judge([boxed("x+1", "1+x")])) == ["correct"]
+    child = os.fork()
+    if child == 0:
+        try:
+            found = verdicts(verifier.judge([boxed("x+2", "2+x")]))
+            verifier.close()
+            os._exit(0 if found == ["correct"] else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert verdicts(verifier.judge([boxed("x+3", "3+x")])) == ["correct"]
+    verifier.close()
+    assert children_of(os.getpid()) == bystanders
+
+
+def test_a_killed_nursery_is_replaced() -> None:
+    bystanders = children_of(os.getpid())
+    with Verifier(workers=1, timeout_seconds=20.0) as verifier:
+        verifier.judge([boxed("x+1", "1+x")])
+        (nursery,) = children_of(os.getpid()) - bystanders
+        (worker,) = children_of(nursery)
+        os.kill(nursery, signal.SIGKILL)
+        os.kill(worker, signal.SIGKILL)
+        assert eventually(lambda: not alive(worker), 5)
+        assert verdicts(verifier.judge([boxed("x+2", "2+x")])) == ["correct"]
+
+
+def test_judgements_come_as_they_are_known() -> None:
+    with Verifier(workers=1, timeout_seconds=5.0) as verifier:
+        judgements = verifier.judge_each([boxed("x+1", "1+x"), boxed("5", "5"), boxed("x+1", HANG)])
+        started = time.monotonic()
+        assert [next(judgements).verdict, next(judgements).verdict] == ["correct", "correct"]
+        assert time.monotonic() - started < 4
+        judgements.close()  # and nobody waits for the rest
+        assert verdicts(verifier.judge([boxed("x+1", "2+x")])) == ["wrong"]
+
+
 def test_workers_that_cannot_start_are_an_error(new_workers: Callable[[], set[int]]) -> None:
     with Verifier(memory_mb=16) as verifier, pytest.raises(VerifierUnavailable, match="memory_mb"):
         verifier.judge([boxed("x", "y")])
@@ -269,7 +342,7 @@ def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
         assert parent.stdout is not None
         assert parent.stdout.readline() == "warm\n"
         time.sleep(0.5)
-        workers = children_of(parent.pid)
+        workers = descendants_of(parent.pid) - children_of(parent.pid)
         parent.kill()
     assert len(workers) == 2
     # The idle one sees the socket close; the busy one is ended by its own alarm, a second after its deadline.
@@ -293,20 +366,114 @@ def test_the_integer_path_agrees_with_math_verify() -> None:
     ]
     for gold in map(prepare_gold, spellings):
         for answer in map(prepare_gold, spellings):
-            assert (as_integer(gold) == as_integer(answer)) == is_correct([gold], answer), (gold, answer)
+            assert (as_integer(gold) == as_integer(answer)) == is_correct([gold], answer, lenient=False), (
+                gold,
+                answer,
+            )
 
 
-def test_agreement_on_the_public_cases(verifier: Verifier) -> None:
+ATTACKS = [
+    ("5", r"\boxed{5} or \boxed{6}"),
+    ("6", r"\boxed{5} or \boxed{6}"),
+    ("6", r"\boxed{5}, \boxed{6}"),
+    ("6", r"$\boxed{5}$ $\boxed{6}$"),
+    ("6", r"$x = \boxed{5}$ or $x = \boxed{6}$"),
+    ("6", "5 or 6"),
+    ("6", "It is 5 or 6."),
+    ("6", "It is either $5$ or $6$."),
+    ("7", "5, 6, 7"),
+    ("7", "5 6 7"),
+    ("7", "maybe 5, 6 and 7"),
+    ("6", "The answer is 5 or 6."),
+    ("6", "Final answer: 5, 6"),
+    ("6", "#### 5, 6"),
+    ("5", r"\boxed{x \in \{1,2,3,4,5,6,7,8,9\}}"),
+    ("5", r"x \in \{1..9\}"),
+    ("5", r"\boxed{x = 5, x = 6}"),
+    ("5", r"\boxed{5 \pm 1}"),
+    ("5", r"\boxed{[4,6]}"),
+    ("5", r"\boxed{4 < x < 6}"),
+    ("5", r"\boxed{5 | 6}"),
+    ("5", r"\boxed{5 \text{ perhaps } 6}"),
+    ("5", r"\boxed{5 not 6}"),
+    ("5", r"\boxed{n}"),
+    ("5", r"\boxed{?}"),
+    ("5", r"\boxed{\text{answer}}"),
+    ("5", r"\boxed{\ldots}"),
+    ("x", r"\boxed{y}"),
+    (r"\text{A}", r"\boxed{\text{B}}"),
+    ("4210_5", r"\boxed{4210_6}"),
+    (r"\{1,2\}", r"\boxed{1,2,3}"),
+    (r"\{1,2\}", r"\boxed{1}, \boxed{2}, \boxed{3}"),
+]
+
+
+@pytest.mark.parametrize("mode", ["strict", "lenient"])
+def test_listing_and_hedging_pay_nothing(verifiers: dict[Mode, Verifier], mode: Mode) -> None:
+    judgements = verifiers[mode].judge([Claim(gold, response) for gold, response in ATTACKS])
+    paid = [attack for attack, found in zip(ATTACKS, judgements, strict=True) if found.verdict == "correct"]
+    assert not paid
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "strict", "lenient_verdict"),
+    [
+        ("1000.99", "1000,99", "wrong", "correct"),
+        (r"x \in [-2,7]", r"-2 \le x \le 7", "wrong", "correct"),
+        ("2x + 1", "2t + 1", "wrong", "correct"),
+        ("x - y", "y - x", "wrong", "wrong"),
+        ("x", "y", "wrong", "wrong"),
+        ("2.5", "2 1/2", "correct", "correct"),
+        ("1000", "1000 radians per second", "correct", "correct"),
+        (r"\text{No solution}", "no solution", "correct", "correct"),
+        ("{1, 2}", r"\{2, 1\}", "correct", "correct"),
+        (r"1 \pm \sqrt{2}", r"1 + \sqrt{2}, 1 - \sqrt{2}", "correct", "correct"),
+        ("x_{1}=1,\\quadx_{2}=2", "2, 1", "correct", "correct"),
+        (r"\boxed{1}\boxed{-2}", "-2, 1", "correct", "correct"),
+    ],
+)
+def test_modes(
+    verifier: Verifier, lenient: Verifier, gold: str, answer: str, strict: Verdict, lenient_verdict: Verdict
+) -> None:
+    assert verdicts(verifier.judge([boxed(gold, answer)])) == [strict]
+    assert verdicts(lenient.judge([boxed(gold, answer)])) == [lenient_verdict]
+
+
+@pytest.mark.parametrize(
+    ("gold", "response", "verdict"),
+    [
+        ("B", r"\boxed{B}", "correct"),
+        ("(B)", r"\boxed{\text{(B) 5 m/s}}", "correct"),
+        ("B", "The answer is (B).", "correct"),
+        ("B", "I choose **B**", "correct"),
+        ("B", r"\boxed{C}", "wrong"),
+        ("B", r"\boxed{B, C}", "wrong"),
+        ("B", "(B) or (C)", "wrong"),
+        ("B", r"\boxed{b}", "wrong"),
+        ("B", "I do not know", "unparsed"),
+        ("5", r"\boxed{B}", "error"),
+    ],
+)
+def test_choices(verifier: Verifier, gold: str, response: str, verdict: Verdict) -> None:
+    assert verdicts(verifier.judge([Claim(gold, response, gold_mode="choice")])) == [verdict]
+
+
+@pytest.mark.parametrize(
+    ("mode", "stated", "agree", "overpaid"), [("strict", 128, 0.97, 1), ("lenient", 300, 0.95, 6)]
+)
+def test_agreement_on_the_public_cases(
+    verifiers: dict[Mode, Verifier], mode: Mode, stated: int, agree: float, overpaid: int
+) -> None:
     if not PUBLIC_CASES.exists():
         pytest.skip(f"{PUBLIC_CASES} is not here")
     cases = [json.loads(line) for line in PUBLIC_CASES.read_text(encoding="utf-8").split("\n") if line]
-    judged = list(zip(verifier.judge([Claim(c["gold"], c["response"]) for c in cases]), cases, strict=True))
-    stated = [
-        (judgement.verdict == "correct", case["expected"]) for judgement, case in judged if judgement.extracted
+    judgements = verifiers[mode].judge([Claim(case["gold"], case["response"]) for case in cases])
+    found = [
+        (judgement.verdict == "correct", case["expected"])
+        for judgement, case in zip(judgements, cases, strict=True)
+        if judgement.extracted
     ]
-    agreeing = sum(found == expected for found, expected in stated)
-    overpaid = sum(found and not expected for found, expected in stated)
     # Measured: see docs/verification.md for the cases behind the difference.
-    assert len(stated) >= 128
-    assert agreeing / len(stated) >= 0.84
-    assert overpaid <= 2
+    assert len(found) >= stated
+    assert sum(paid == expected for paid, expected in found) / len(found) >= agree
+    assert sum(paid and not expected for paid, expected in found) <= overpaid

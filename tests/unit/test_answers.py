@@ -1,12 +1,14 @@
 import time
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reval_core.answers import LONGEST_ANSWER, Method, alternatives, as_integer, extract, prepare_gold, tidy
+from reval_core.answers import alternatives, as_integer, tidy
+from reval_core.extraction import LONGEST_ANSWER, Method, extract, prepare_gold
 
-EVERY_METHOD: tuple[Method, ...] = ("boxed", "phrase", "hashes", "choice", "whole")
+EVERY_METHOD: tuple[Method, ...] = get_args(Method)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from reval_core.answers import Method
 from reval_core.config import (
     PROMPTS,
     Arithmetic,
@@ -32,6 +31,7 @@ from reval_core.config import (
     VllmServerEngine,
 )
 from reval_core.errors import InputError
+from reval_core.extraction import Method
 from reval_core.loading import load_config
 
 ROOT = Path(__file__).parents[2]

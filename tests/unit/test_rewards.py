@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -11,9 +12,14 @@ from hypothesis import strategies as st
 
 from reval_core.config import Reward
 from reval_core.rewards import advantages, outcomes, rewards
-from reval_core.verification import Verdict
+from reval_core.verification import Judgement, Verdict
 
 NAN = float("nan")
+
+
+def said(verdicts: Sequence[Verdict]) -> list[Judgement]:
+    return [Judgement(verdict, None, 0.0) for verdict in verdicts]
+
 
 judged = st.lists(
     st.tuples(st.sampled_from(get_args(Verdict)), st.sampled_from(["a", "b", "c", "aa"])), min_size=1, max_size=20
@@ -34,11 +40,23 @@ def teaches(verdict: str, truncated: str) -> bool:
 )
 def test_only_what_was_judged_has_an_outcome(truncated: Any, wanted: list[float]) -> None:
     verdicts: list[Verdict] = ["correct", "wrong", "unparsed", "truncated", "timeout", "error"]
-    same(outcomes(verdicts, Reward(truncated=truncated)), wanted)
+    same(outcomes(said(verdicts), Reward(truncated=truncated)), wanted)
+
+
+def test_the_number_of_a_function_is_the_outcome() -> None:
+    judged = [
+        Judgement("wrong", None, 0.0, 0.25),
+        Judgement("correct", None, 0.0, 1.0),
+        Judgement("error", None, 0.0),
+    ]
+    outcome = outcomes(judged, Reward())
+    same(outcome, [0.25, 1, NAN])
+    same(rewards(outcome, ["p", "p", "p"], Reward(kind="centred")), [-0.375, 0.375, NAN])
+    same(rewards(outcome, ["p", "p", "p"], Reward(kind="signed")), [-0.5, 1, NAN])
 
 
 def test_every_verdict_has_an_outcome() -> None:
-    assert len(outcomes(get_args(Verdict), Reward())) == len(get_args(Verdict))
+    assert len(outcomes(said(get_args(Verdict)), Reward())) == len(get_args(Verdict))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +117,7 @@ def test_rewards_are_those_of_the_definition(items: list[tuple[Verdict, str]], k
         if kind == "signed":
             value = 1.0 if verdict == "correct" else -1.0
         wanted.append(value if teaches(verdict, truncated) else NAN)
-    same(rewards(outcomes(verdicts, design), groups, design), wanted)
+    same(rewards(outcomes(said(verdicts), design), groups, design), wanted)
 
 
 @settings(max_examples=60, deadline=None)
@@ -113,5 +131,5 @@ def test_advantages_are_those_of_the_definition(items: list[tuple[Verdict, str]]
         if len(members) > 1:
             value = (value - statistics.fmean(members)) / (statistics.stdev(members) + 1e-6)
         wanted.append(value if teaches(verdict, "zero") else NAN)
-    found = advantages(outcomes([verdict for verdict, _ in items], Reward()), groups)
+    found = advantages(outcomes(said([verdict for verdict, _ in items]), Reward()), groups)
     np.testing.assert_allclose(found, np.array(wanted), rtol=1e-9, atol=1e-9, equal_nan=True)

@@ -1,0 +1,130 @@
+"""Files of responses with known answers, for judging: JSONL, JSON or Parquet, a claim on each row."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from reval_core.errors import InputError
+from reval_core.jsonl import read_objects
+from reval_core.verification.claims import Claim, GoldMode
+
+FIELDS = ("gold", "response", "gold_mode", "truncated", "expected")
+"""What a column may hold. The first two must be there."""
+
+_OTHER_NAMES = {"gold": "answer", "expected": "label"}
+_EXAMPLE = '{"gold": …, "response": …}'
+
+
+@dataclass(frozen=True)
+class ClaimRow:
+    """A claim, where it stands (the file and the line or row, from 1), and whether it should be right."""
+
+    place: str
+    claim: Claim
+    expected: bool | None
+
+
+def claim_columns(mapping: Sequence[str]) -> dict[str, str]:
+    """The file's column for a field, from options such as `gold=answer`; fields that are not named are not in it.
+
+    Raises InputError for an option that says nothing else.
+    """
+    names = {}
+    for option in mapping:
+        field, equals, column = option.partition("=")
+        if not equals or not column:
+            raise InputError(f"--column {option}: must look like response=completion")
+        if field not in FIELDS:
+            near = difflib.get_close_matches(field, FIELDS, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(FIELDS)}"
+            raise InputError(f"--column {option}: {field!r} is nothing that a row holds; {hint}")
+        names[field] = column
+    return names
+
+
+def read_claims(path: Path, columns: Mapping[str, str], gold_mode: GoldMode) -> list[ClaimRow]:
+    """All rows of a file: JSONL or JSON where its name ends so, else Parquet.
+
+    A column that `columns` does not name has its field's name; the gold may also stand in `answer`, and whether the
+    response should be right in `label`. `gold_mode` is that of rows that have none.
+    Raises InputError naming file, row and column of the first row that cannot be used.
+    """
+    readers = {".jsonl": _jsonl, ".json": _json}
+    rows = readers.get(path.suffix, _parquet)(path)
+    found = [_row(row, place, columns, gold_mode) for place, row in rows]
+    if not found:
+        raise InputError(f"{path}: holds no response; put one object with a gold and a response on each row")
+    return found
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, row in read_objects(path, _EXAMPLE):
+        yield f"{path}:{number}", row
+
+
+def _json(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}); give a list of objects") from error
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: must hold a list of objects like {_EXAMPLE}")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise InputError(f"{path}: item {number}: not a JSON object; write {_EXAMPLE}")
+        yield f"{path}: item {number}", row
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    import pyarrow.parquet as pq
+    from pyarrow import ArrowException
+
+    try:
+        table = pq.read_table(path)
+    except (OSError, ArrowException) as error:
+        why = str(error).splitlines()[0]
+        raise InputError(f"{path}: cannot be read as Parquet ({why}); give .jsonl, .json or .parquet") from error
+    for number, row in enumerate(table.to_pylist(), start=1):
+        yield f"{path}: row {number}", row
+
+
+def _row(row: Mapping[str, Any], place: str, columns: Mapping[str, str], gold_mode: GoldMode) -> ClaimRow:
+    names = {field: columns.get(field) or _name(field, row) for field in FIELDS}
+    value = {field: row.get(name) for field, name in names.items()}
+    if value["gold_mode"] is not None and value["gold_mode"] not in get_args(GoldMode):
+        modes = ", ".join(get_args(GoldMode))
+        raise InputError(f"{place}: {names['gold_mode']}: {value['gold_mode']!r} is no mode; take one of {modes}")
+    claim = Claim(
+        gold=_text(value["gold"], names["gold"], place),
+        response=_text(value["response"], names["response"], place),
+        truncated=_flag(value["truncated"], names["truncated"], place) or False,
+        gold_mode=value["gold_mode"] or gold_mode,
+    )
+    return ClaimRow(place, claim, _flag(value["expected"], names["expected"], place))
+
+
+def _name(field: str, row: Mapping[str, Any]) -> str:
+    other = _OTHER_NAMES.get(field)
+    return other if other is not None and field not in row and other in row else field
+
+
+def _text(value: Any, column: str, place: str) -> str:
+    """A text, which may be empty or hold half a character: those are judged. Numbers are taken as text."""
+    if value is None:
+        raise InputError(f"{place}: {column}: is missing; every row needs one, or say where with --column")
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise InputError(f"{place}: {column}: must be text, not {type(value).__name__}")
+    return str(value)
+
+
+def _flag(value: Any, column: str, place: str) -> bool | None:
+    if value is None or isinstance(value, bool):
+        return value
+    if value in (0, 1):
+        return bool(value)
+    raise InputError(f"{place}: {column}: must be true or false, not {value!r}")

@@ -1,0 +1,231 @@
+r"""Find the final answer in a response.
+
+Everything here is text in, text out: no mathematics, no dependency, and time linear in the length of the
+response, since a policy in training writes every kind of degenerate text. `reval_core.answers` brings what is
+found into the form in which it is compared; whether two answers mean the same is for `reval_core.verification`.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+from reval_core.answers import tidy
+
+Method = Literal["final", "boxed", "phrase", "hashes", "choice", "tail", "whole"]
+
+Mode = Literal["strict", "lenient"]
+"""How forgiving a verifier is: `strict` is what training pays for, `lenient` grades responses of others."""
+
+METHODS: dict[Mode, tuple[Method, ...]] = {
+    "strict": ("boxed", "phrase", "hashes"),
+    "lenient": ("final", "boxed", "phrase", "hashes", "tail"),
+}
+"""Where each mode looks for an answer, in this order."""
+
+# A final answer longer than this is no answer; its end is kept since statements put the result last.
+LONGEST_ANSWER = 2048
+# Between two boxes that are one answer stands no more than this.
+_LONGEST_JOINT = 80
+
+# A run of backslashes with what it governs, or a brace. Runs are taken whole: no text is scanned twice.
+_BOX_TOKEN = re.compile(
+    r"(?P<run>\\+)(?:(?:boxed|fbox)\s*(?:(?P<box>\{)|(?=(?P<bare>[^\s$]{0,64})))|(?P<brace>[{}]))?|[{}]"
+)
+# What may stand between boxes that are one list: separators, delimiters, spaces, "and", "or", the name of what
+# follows (`y_2 =`) and one word for what came before ("3 apples and").
+_JOINT = re.compile(
+    r"(?:[\s$,;&*}~]|\\?%|\\\\|\\[()\[\],;:! ]|\\q?quad(?![a-z])|\\(?:text|mathrm|textbf)\s*\{|\^\{?\\circ"
+    r"|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])"
+    r"|(?<![A-Za-z\\])[A-Za-z]{2,20}(?=[\s,$]{1,4}(?:and|or)\b)"
+    r"|(?<![A-Za-z\\])[A-Za-z](?:_\{?\w{1,3}\}?|\([a-z]\))?\s{0,3}=)*"
+)
+_THOUGHTS_END = "</think>"
+_PHRASE = re.compile(r"(?:\b(?i:answer)\**(?:\s+is\b|\s*:)|^A:)[\s:*]*", re.MULTILINE)
+_FINAL_PHRASE = re.compile(r"(?i:final\s+answer)\**(?:\s+is\b|\s*:)[\s:*]*")
+_SENTENCE_END = re.compile(r"\.(?=[\s*]|$)|\n")
+_LED_BY_WORDS = re.compile(r"[A-Za-z].*\b(?:is|are)\s+", re.DOTALL)
+_MATH = r"(?:\$\$[^$]+\$\$|\$[^$]+\$|\\\(.+?\\\)|\\\[.+?\\\])"
+_PERCENT = r"(?:\s{0,2}(?:\\?%|(?:percent|pct)\b))?"
+_LIST_JOINT = r"\s{0,9}(?:[,;]\s{0,9}(?:(?:and|or)\b)?|(?:and|or)\b)\s{0,9}"
+_MATH_LIST = re.compile(rf"{_MATH}(?:\s*(?:[,;]|,?\s*(?:and|or)\b)\s*{_MATH})*{_PERCENT}", re.DOTALL)
+_HASHES = re.compile(r"####[ \t]*([^#\n]+)")
+_LETTER = (
+    r"(?:\([A-J]\)|\*\*\(?[A-J]\)?\*\*|\\text(?:bf)?\{\(?[A-J]\)?\}"
+    r"|(?:(?<=[Oo]ption )|(?<=[Cc]hoice ))[A-J]\b)"
+)
+_CHOICE = re.compile(
+    rf"{_LETTER}(?:\s{{0,3}}(?:,|/|and|or)\s{{0,3}}{_LETTER})*|^[ \t*]*[A-J][ \t*.)]*$|\A[ \t*]*[A-J][.):]\s",
+    re.MULTILINE,
+)
+_BARE_LETTER = re.compile(r"(?<![A-Za-z])[A-J](?![A-Za-z])")
+
+# A number in prose, with what is reckoned from it: 12, -1,000.99, 3/4, 2*(3+1), \frac{63}{400}.
+_NUMBER = (
+    r"(?:-?\\d?frac\{-?[\d.]{1,30}\}\{-?[\d.]{1,30}\}"
+    r"|(?<![\w.])-?\(?-?(?:\d[\d.,]*\d|\.?\d+)(?:\s{0,2}[-+*/^]\s{0,2}\(?-?\d+(?:\.\d+)?\)?)*)"
+)
+_NUMBERS = re.compile(rf"{_NUMBER}{_PERCENT}(?:{_LIST_JOINT}{_NUMBER}{_PERCENT})*")
+_STATEMENT_END = re.compile(r"[.!?](?=[\s*\"')\]]|$)|\n")
+_SMALL_TALK = re.compile(r"(?:I hope it is correct\.?|<\|[^|<>]{1,30}\|>\w{0,12}|</s>|\s)+$")
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_NO_PROSE = re.compile(r"sqrt|sin|cos|tan|log|ln|exp|max|min|gcd|lcm|and|or|pi|mod|percent(?:age)?|pct")
+_ONE_IN_BRACKETS = re.compile(r"\[[^\[\],;]+\]")
+_WORDS_OF_AN_ANSWER = 4
+
+
+class _Box(NamedTuple):
+    start: int  # of the command
+    content: int
+    content_end: int
+    end: int
+
+
+def extract(response: str, methods: Sequence[Method]) -> str | None:
+    r"""The final answer that a response states, tidied (see `tidy`), or None where no method finds one.
+
+    `methods` are tried in order; the first that finds something non-empty decides. What stands before the last
+    ``</think>`` is no statement.
+
+    - ``boxed``: the last non-empty ``\boxed{...}`` or ``\fbox{...}`` with balanced braces; also ``\boxed 5``.
+      Boxes that stand together (``\boxed{1}, \boxed{2}``) are one list.
+    - ``phrase``: the statement after the last "answer is" or "answer:", or "A:" at the start of a line.
+    - ``final``: the same after "final answer", if it comes after the last box.
+    - ``hashes``: GSM8K's ``#### 18``, the last one.
+    - ``choice``: the last choice letter A to J: ``(B)``, ``**B**``, ``\text{B}``, ``option B``, alone on its
+      line, or first of all (``B. Because …``). Letters that are listed together are one list.
+    - ``tail``: the last formula or number, or a list of them, whichever stands last; all of a short response.
+    - ``whole``: the response itself.
+
+    At most the last 2,048 characters of an answer are kept. Never raises.
+    """
+    statement = response.rpartition(_THOUGHTS_END)[2]
+    for method in methods:
+        found = _METHODS[method](statement)
+        answer = tidy(found[-LONGEST_ANSWER:]) if found else ""
+        if answer:
+            return answer
+    return None
+
+
+def prepare_gold(gold: str) -> str:
+    r"""The gold answer in the form in which answers are compared; empty where there is none.
+
+    A gold that is a whole solution is reduced to the answer that it states. The rest is `tidy`, the same for gold
+    and response: what stands in ``$81\sqrt{3}$.`` can be handed to a parser as ``\boxed{81\sqrt{3}}``, and only so
+    is it read in full.
+    """
+    return extract(gold, ("boxed", "hashes", "phrase", "whole")) or ""
+
+
+def _boxes(response: str) -> list[_Box]:
+    """The non-empty boxes, in the order in which they open."""
+    # One pass with a stack of open braces: thousands of empty or unclosed boxes cost what other text costs.
+    boxes: list[_Box] = []
+    unclosed: list[int | None] = []
+    for token in _BOX_TOKEN.finditer(response):
+        if token["box"]:
+            unclosed.append(len(boxes))
+            boxes.append(_Box(token.start(), token.end(), token.end(), token.end()))
+        elif token["bare"] is not None:
+            boxes.append(_Box(token.start(), *token.span("bare"), token.end("bare")))
+        elif token["run"] and (token["brace"] is None or len(token["run"]) % 2):
+            continue  # an escaped brace groups nothing
+        elif token[0].endswith("{"):
+            unclosed.append(None)
+        elif unclosed:
+            opened = unclosed.pop()
+            if opened is not None:
+                boxes[opened] = boxes[opened]._replace(content_end=token.end() - 1, end=token.end())
+    return [box for box in boxes if response[box.content : box.content_end].strip()]
+
+
+def _last_boxes(response: str) -> str | None:
+    boxes = _boxes(response)
+    if not boxes:
+        return None
+    last = boxes.pop()
+    contents = {response[last.content : last.content_end].strip(): None}
+    while boxes and _stand_together(response, boxes[-1], last):
+        last = boxes.pop()
+        contents.setdefault(response[last.content : last.content_end].strip())
+    return ", ".join(reversed(contents))
+
+
+def _stand_together(response: str, one: _Box, other: _Box) -> bool:
+    between = other.start - one.end
+    return 0 <= between <= _LONGEST_JOINT and _JOINT.fullmatch(response, one.end, other.start) is not None
+
+
+def _last_phrase(response: str) -> str | None:
+    cues = list(_PHRASE.finditer(response))
+    return _statement(response, cues[-1].end()) if cues else None
+
+
+def _final_phrase(response: str) -> str | None:
+    cues = list(_FINAL_PHRASE.finditer(response))
+    if not cues or any(box.end > cues[-1].start() for box in _boxes(response)[-1:]):
+        return None
+    return _statement(response, cues[-1].end())
+
+
+def _statement(response: str, start: int) -> str:
+    """What a sentence that begins at `start` states: its formula, else what follows "is", else its one number."""
+    statement = response[start : start + LONGEST_ANSWER]
+    opening = _MATH_LIST.match(statement)
+    end = _SENTENCE_END.search(statement, opening.end() if opening else 0)
+    sentence = statement[: end.start()] if end else statement
+    # "Final answer: the largest n is 34"
+    led = _LED_BY_WORDS.match(sentence)
+    sentence = sentence[led.end() :] if led else sentence
+    mathematics = _MATH_LIST.search(sentence)
+    if mathematics:
+        return mathematics[0]
+    numbers = _NUMBERS.findall(sentence)
+    return numbers[0] if len(numbers) == 1 and _is_prose(sentence) else sentence
+
+
+def _last_hashes(response: str) -> str | None:
+    found = _HASHES.findall(response)
+    return found[-1] if found else None
+
+
+def _last_choice(response: str) -> str | None:
+    found = _CHOICE.findall(response)
+    return ", ".join(dict.fromkeys(_BARE_LETTER.findall(found[-1]))) if found else None
+
+
+def _tail(response: str) -> str | None:
+    """The last formula or number of the end of a response; all of it where it is one expression or a few words."""
+    end = response[-LONGEST_ANSWER:]
+    end = end[: len(end) - len(_trailing_small_talk(end))].strip()
+    formulas = list(_MATH_LIST.finditer(end))
+    if not formulas and not _is_prose(end):
+        return end[1:-1] if _ONE_IN_BRACKETS.fullmatch(end) else end
+    numbers = list(_NUMBERS.finditer(end))
+    last = max((*formulas[-1:], *numbers[-1:]), key=lambda found: found.end(), default=None)
+    if last is None:
+        return end if len(_WORD.findall(end)) <= _WORDS_OF_AN_ANSWER else None
+    return last[0]
+
+
+def _trailing_small_talk(text: str) -> str:
+    found = _SMALL_TALK.search(text, max(0, len(text) - 200))
+    return found[0] if found else ""
+
+
+def _is_prose(text: str) -> bool:
+    """Whether words lead to what is stated, or there are several: "the ratio is 3", but not "28 percent"."""
+    words = [word for word in _WORD.finditer(text) if not _NO_PROSE.fullmatch(word[0].lower())]
+    digit = re.search(r"[\d\\]", text)
+    return len(words) > 1 or (len(words) == 1 and digit is not None and words[0].end() <= digit.start())
+
+
+_METHODS: dict[Method, Callable[[str], str | None]] = {
+    "final": _final_phrase,
+    "boxed": _last_boxes,
+    "phrase": _last_phrase,
+    "hashes": _last_hashes,
+    "choice": _last_choice,
+    "tail": _tail,
+    "whole": str.strip,
+}

@@ -1,0 +1,129 @@
+"""What is judged, what is said of it, and what can be said without mathematics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from reval_core.answers import alternatives, as_choice, as_integer, without_unit
+from reval_core.extraction import Method, extract, prepare_gold
+
+Verdict = Literal["correct", "wrong", "unparsed", "truncated", "timeout", "error", "given"]
+"""What is known of a response. `given`: it was not judged, its reward came with it."""
+
+GoldMode = Literal["all", "any", "choice"]
+"""What a gold asks for: all of the answers that it lists, any one of them, or a letter."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A response and the gold answer that it claims to reach.
+
+    `truncated` says that generation stopped at the length limit. `gold_mode` says what the gold asks for: ``all``
+    answers that it lists, as a set; ``any`` one of them (all are accepted too); or the letter of a ``choice``.
+    `problem` is for functions that judge (`Grading`).
+    """
+
+    gold: str
+    response: str
+    truncated: bool = False
+    gold_mode: GoldMode = "all"
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on one claim, what was extracted from the response, and the wall time of the comparison.
+
+    `milliseconds` is 0.0 where no worker was needed. Equal comparisons within one call are made once and share it.
+    `outcome` is the number from 0 to 1 that a user's function has given, if one did.
+    """
+
+    verdict: Verdict
+    extracted: str | None
+    milliseconds: float
+    outcome: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One piece of work for a worker: is the answer any of the golds?"""
+
+    golds: tuple[str, ...]
+    answer: str
+    lenient: bool
+
+    def message(self) -> dict[str, Any]:
+        """What the worker is told."""
+        return {"golds": self.golds, "answer": self.answer, "lenient": self.lenient}
+
+
+@dataclass(frozen=True)
+class Grading:
+    """One piece of work for a worker that runs a user's function: what is this response worth?"""
+
+    problem: str
+    gold: str
+    response: str
+
+    def message(self) -> dict[str, Any]:
+        """What the worker is told."""
+        return {"values": [self.problem, self.gold, self.response]}
+
+
+def extracted_answer(claim: Claim, methods: tuple[Method, ...]) -> str | None:
+    """The answer that the response states; of a choice also where only a letter is named."""
+    if claim.gold_mode == "choice" and "choice" not in methods:
+        last_resorts = [method for method in methods if method in ("tail", "whole")]
+        methods = (*[method for method in methods if method not in last_resorts], "choice", *last_resorts)
+    return extract(claim.response, methods)
+
+
+def verdict_at_sight(claim: Claim, answer: str | None, lenient: bool) -> Verdict | Comparison:
+    """The verdict where no mathematics is needed for it, else the comparison that a worker has to make.
+
+    Texts that are equal and plain integers are decided here; a worker would decide them alike.
+    """
+    if claim.truncated:
+        return "truncated"
+    if not answer:
+        return "unparsed"
+    golds = _accepted_golds(claim)
+    if not golds[0]:
+        return "error"  # without a gold nobody can be right, and that is not the response's fault
+    if claim.gold_mode == "choice":
+        return _choice_verdict(golds[0], answer)
+    if answer in golds:
+        return "correct"
+    golds, answer = _without_units(golds, answer)
+    integer = as_integer(answer)
+    if integer is not None:
+        gold_integers = [as_integer(gold) for gold in golds]
+        if integer in gold_integers:
+            return "correct"
+        if None not in gold_integers:
+            return "wrong"
+    return Comparison(golds, answer, lenient)
+
+
+def _accepted_golds(claim: Claim) -> tuple[str, ...]:
+    """What a right answer may equal: the whole gold first."""
+    gold = prepare_gold(claim.gold)
+    members = alternatives(gold) if claim.gold_mode == "any" else []
+    return tuple(dict.fromkeys([gold, *members]))
+
+
+def _choice_verdict(gold: str, answer: str) -> Verdict:
+    letter = as_choice(gold)
+    if letter is None:
+        return "error"
+    return "correct" if as_choice(answer) == letter else "wrong"
+
+
+def _without_units(golds: tuple[str, ...], answer: str) -> tuple[tuple[str, ...], str]:
+    """Golds and answer without units in plain words, where only one of the two has any letters."""
+    if not any(character.isalpha() for gold in golds for character in gold):
+        return golds, without_unit(answer)
+    if not any(character.isalpha() for character in answer):
+        return tuple(map(without_unit, golds)), answer
+    return golds, answer

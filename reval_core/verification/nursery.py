@@ -1,0 +1,146 @@
+"""The process that verification workers are forked from: what they need is imported once, so a new one takes 10 ms.
+
+`reval_core.verification.crew` starts it as a script, so that it does not import the caller's ``__main__``. It takes
+orders over one inherited socket and answers each: ``fork`` comes with a socket for the new worker and is answered
+with its process id, ``end`` kills a worker and is answered when it is gone. Only `end` reaps, so a process id stays
+the worker's own until then. When the socket closes, which is also what happens when the caller dies by any means,
+it ends all workers and itself.
+
+A worker takes one JSON task after another from its socket and answers with JSON, or may be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import logging
+import os
+import random
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+# Less than this is left of the address space: the worker could not work.
+_LEAST_MEMORY = 16 << 20
+_WARM_UP = [
+    (r"\left(1, \frac{1}{6}\right]", r"(1, 0.5]"),
+    ("x^2 + 2x + 1", "(x + 1)^2"),
+    (r"\sqrt{2} \sin(x)", "e^{2t}"),
+    (r"\begin{pmatrix} 1 \\ \frac{1}{2} \end{pmatrix}", r"\begin{pmatrix} 1 \\ 0.5 \end{pmatrix}"),
+    (r"x = 1, y = -\frac{2}{3}", r"\{1, 2\}"),
+    (r"(-\infty, 0) \cup [1, 2]", r"-2 \le x < 7"),
+    (r"3 \pm \sqrt{5}", r"15\%"),
+    (r"\text{even}", r"12 \text{ cm}"),
+]
+"""The first answer of a kind costs ten times what the next one does, which no deadline should pay for."""
+
+
+Work = Callable[[dict[str, Any]], dict[str, Any]]
+"""From a task to a report."""
+
+
+def main(descriptor: int, root: str) -> None:
+    """Take orders from the socket `descriptor` until it closes. `root` is the folder that reval_core stands in."""
+    sys.path.insert(0, root)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller decides
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    logging.disable(logging.CRITICAL)  # math-verify logs whatever it cannot parse
+    orders = socket.socket(fileno=descriptor)
+    work = _prepare(json.loads(orders.recv(1 << 16)))
+    orders.send(b"ready")
+    gc.collect()
+    gc.freeze()  # so that forked workers do not write to the pages they share
+    workers: set[int] = set()
+    while True:
+        order, sockets, _, _ = socket.recv_fds(orders, 1 << 10, 1)
+        if not order:
+            break
+        name, number, *rest = order.decode().split()
+        if name == "fork":
+            worker = os.fork()
+            if worker == 0:
+                os.setpgid(0, 0)  # what a task starts is killed with its worker
+                orders.close()
+                _work(sockets[0], int(number), float(rest[0]), work)
+            with contextlib.suppress(OSError):  # the worker has done it
+                os.setpgid(worker, worker)
+            os.close(sockets[0])
+            workers.add(worker)
+            orders.send(str(worker).encode())
+        else:
+            _end(int(number))
+            workers.discard(int(number))
+            orders.send(b"ended")
+    for worker in workers:
+        _end(worker)
+
+
+def _end(worker: int) -> None:
+    """Kill a worker with all that it has started, and wait until it is gone."""
+    with contextlib.suppress(OSError):
+        os.killpg(worker, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(worker, 0)
+
+
+def _prepare(job: dict[str, Any]) -> Work:
+    """What answers a task of this job, with everything imported that it needs."""
+    if job["function"] is not None:
+        from reval_core.user_code import load_function
+
+        function = load_function(job["function"])
+        return lambda task: _graded(function, task["values"], job["settings"])
+    from reval_core.verification import comparison
+
+    for gold, answer in _WARM_UP:
+        comparison.is_correct([gold], answer, lenient=False)
+    return lambda task: {
+        "verdict": "correct" if comparison.is_correct(task["golds"], task["answer"], task["lenient"]) else "wrong"
+    }
+
+
+def _graded(function: Callable[..., Any], values: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """What a user's function makes of a response; an error if it raises or returns no number from 0 to 1."""
+    try:
+        outcome = function(*values, **settings)
+        if outcome is not None and (isinstance(outcome, str) or not 0 <= float(outcome) <= 1):
+            raise ValueError(f"{outcome!r} is no number from 0 to 1")
+        outcome = None if outcome is None else float(outcome)
+    except Exception as error:
+        return {"verdict": "error", "message": f"{type(error).__name__}: {error}"}
+    return {"outcome": outcome}
+
+
+def _work(descriptor: int, memory_mb: int, timeout_seconds: float, work: Work) -> None:
+    """Do tasks from the socket `descriptor` until it closes, within `memory_mb` MiB of address space."""
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        bytearray(_LEAST_MEMORY)
+        connection = Connection(descriptor)
+        connection.send_bytes(b"{}")
+        while True:
+            task = json.loads(connection.recv_bytes())
+            # sympy tries random numbers, and a verdict must not depend on what was judged before.
+            random.seed(0)
+            if "sympy.core.random" in sys.modules:
+                sys.modules["sympy.core.random"].seed(0)
+            # The caller kills a worker that is late. Should the caller be gone, the kernel does it: no thread of
+            # this process would get a turn while a big integer is computed.
+            signal.setitimer(signal.ITIMER_REAL, timeout_seconds + 1.0)
+            report = work(task)
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            connection.send_bytes(json.dumps(report).encode())
+    except EOFError:
+        os._exit(0)
+    except BaseException:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,114 @@
+"""`reval verify`: one object a row in the file's order, bad rows refused before anything is judged."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+ROWS: list[dict[str, Any]] = [
+    {"gold": "x+1", "response": r"\boxed{1+x}"},
+    {"gold": "5", "response": "it is 5"},
+    {"gold": "5", "response": ""},
+    {"gold": "1, 2", "response": r"\boxed{1}", "gold_mode": "any"},
+    {"gold": "1, 2", "response": r"\boxed{1}"},
+    {"gold": "B", "response": "(B)", "gold_mode": "choice"},
+    {"gold": "5", "response": r"\boxed{5}", "truncated": True},
+    {"gold": "x", "response": r"\boxed{\binom{10000000}{5000000}}"},
+    {"gold": "7", "response": r"\boxed{8}"},
+]
+VERDICTS = ["correct", "correct", "unparsed", "correct", "wrong", "correct", "truncated", "timeout", "wrong"]
+
+
+def verify(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flows.cli", "verify", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+
+
+def jsonl(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    return path
+
+
+def test_one_object_a_row_in_order(tmp_path: Path) -> None:
+    done = verify(jsonl(tmp_path, ROWS), "--json", "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert all(list(one) == ["verdict", "extracted", "milliseconds"] for one in found)
+    assert [one["verdict"] for one in found] == VERDICTS
+    assert [one["extracted"] for one in found][:4] == ["1+x", "5", None, "1"]
+    assert found[7]["milliseconds"] >= 2000
+
+
+def test_other_files_names_and_modes(tmp_path: Path) -> None:
+    rows = [{"answer": 5, "completion": r"\boxed{5}"}, {"answer": "1, 2", "completion": "so 2"}]
+    listed = tmp_path / "rows.json"
+    listed.write_text(json.dumps(rows))
+    done = verify(listed, "--json", "--column", "response=completion", "--gold-mode", "any", "--mode", "strict")
+    assert [json.loads(line)["verdict"] for line in done.stdout.splitlines()] == ["correct", "unparsed"]
+    table = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"gold": ["5", "6"], "response": ["it is 5", "it is 5"]}), table)
+    done = verify(table, "--json")
+    assert [json.loads(line)["verdict"] for line in done.stdout.splitlines()] == ["correct", "wrong"]
+
+
+def test_a_summary_with_agreement(tmp_path: Path) -> None:
+    rows = [
+        {"gold": "5", "response": "5", "label": True},
+        {"gold": "5", "response": "6", "label": 1},
+        {"gold": "5", "response": "7", "label": False},
+    ]
+    done = verify(jsonl(tmp_path, rows))
+    assert ["wrong", "2", "66.7%"] in [line.split()[:3] for line in done.stdout.splitlines()]
+    assert "2 of 3 agree with what the file expects (66.7%)" in done.stdout
+    assert f"{tmp_path}/rows.jsonl:2: wrong, expected right; gold '5', extracted '6'" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("{", "rows.jsonl:2: not JSON"),
+        ('{"gold": "5"}', "rows.jsonl:2: response: is missing"),
+        ('{"gold": ["5"], "response": "5"}', "rows.jsonl:2: gold: must be text, not list"),
+        ('{"gold": "5", "response": "5", "gold_mode": "some"}', "rows.jsonl:2: gold_mode: 'some' is no mode"),
+        ('{"gold": "5", "response": "5", "truncated": "no"}', "rows.jsonl:2: truncated: must be true or false"),
+    ],
+)
+def test_bad_rows_are_refused_before_anything_is_judged(tmp_path: Path, line: str, complaint: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(ROWS[0]) + "\n" + line + "\n")
+    done = verify(path, "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert complaint in done.stderr
+
+
+def test_files_and_options_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "one.json").write_text("{}")
+    for arguments, complaint in [
+        ((tmp_path / "no.parquet",), "cannot be read as Parquet"),
+        ((tmp_path / "empty.jsonl",), "holds no response"),
+        ((tmp_path / "one.json",), "must hold a list"),
+        ((jsonl(tmp_path, ROWS), "--column", "respnse=x"), "did you mean 'response'?"),
+    ]:
+        done = verify(*arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert complaint in done.stderr
+
+
+def test_a_closed_pipe_ends_it_quietly(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, [{"gold": "5", "response": "6" * 200}] * 5000)
+    command = f"{sys.executable} -m flows.cli verify {path} --json | head -1; exit ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 1
