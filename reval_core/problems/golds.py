@@ -7,8 +7,9 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from reval_core.answers import alternatives, as_integer, extract, prepare_gold
+from reval_core.answers import alternatives, as_integer
 from reval_core.config import GoldMode
+from reval_core.extraction import extract, prepare_gold
 
 GoldKind = Literal["integer", "number", "expression", "list", "choice", "text"]
 """What a gold looks like. `text`: words without any mathematics, or no answer but an argument."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from reval_core.answers import alternatives, prepare_gold
+from reval_core.answers import alternatives
 from reval_core.config import PROMPTS, GoldMode, ProblemSet
+from reval_core.extraction import prepare_gold
 from reval_core.problems.choices import options_of, with_options
 from reval_core.problems.columns import Columns, choose_columns, value_at
 from reval_core.problems.files import Row, within
