@@ -8,9 +8,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from reval_core.answers import alternatives, prepare_gold
+from reval_core.answers import alternatives
 from reval_core.config import ProblemSet
 from reval_core.errors import InputError
+from reval_core.extraction import prepare_gold
 from reval_core.problems import Problem, load_problems
 from reval_core.problems.checking import check_set, known_tests
 from reval_core.problems.contamination import contaminated, normalised
