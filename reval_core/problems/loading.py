@@ -145,6 +145,6 @@ def _no_file(source: ProblemSet) -> str:
     looked = ", ".join(str(folder.absolute()) for folder in folders())
     endings = ", ".join(ENDINGS[:-1]) + " or " + ENDINGS[-1]
     return (
-        f"{source.set}: no file {REGISTERED[source.set].files[0]}{endings} in {looked} (docs/problems.md says how to "
-        f"get it, {VARIABLE} names other folders)"
+        f"{source.set}: no file {REGISTERED[source.set].files[0]}{endings} in {looked} (docs/problems.md says how "
+        f"to get it, {VARIABLE} names other folders)"
     )
