@@ -13,14 +13,14 @@ def hub_rows(hub: Hub) -> list[Row]:
     Raises InputError if `datasets` is not installed, or the dataset cannot be had.
     """
     try:
-        import datasets
+        from datasets import load_dataset
     except ImportError as error:
         raise InputError(
             f"hub {hub.name}: the package datasets is not installed; pip install 'reval[hub]', or give the path "
             "of a file"
         ) from error
     try:
-        loaded = datasets.load_dataset(hub.name, hub.config, split=hub.split, revision=hub.revision)
+        loaded = load_dataset(hub.name, hub.config, split=hub.split, revision=hub.revision)
         rows = list(numbered(loaded, f"hub {hub.name}"))
     # It raises what its own parts raise: of the network, of the hub, of a builder.
     except Exception as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 from reval_core import arithmetic
@@ -17,7 +16,7 @@ from reval_core.problems.hub import hub_rows
 from reval_core.problems.order import shuffled
 from reval_core.problems.problem import Problem
 from reval_core.problems.reading import Read, read_problems, stem
-from reval_core.problems.registered import REGISTERED, VARIABLE, find_set, folders
+from reval_core.problems.registered import ENDINGS, REGISTERED, VARIABLE, find_set, folders
 
 
 def load_problems(source: ProblemSet, seed: int) -> list[Problem]:
@@ -44,23 +43,22 @@ def load_held_out(settings: Problems, seed: int) -> list[Problem]:
 
     Sets that share an id have the set's name put before each of theirs: files without ids are numbered by their
     rows and would always clash, and nobody can mend a benchmark. The ids of other sets do not depend on it.
-    Raises InputError if two such sets have one name.
+    Raises InputError if they clash all the same, as those of a set that is given twice.
     """
     sets = [load_problems(source, seed) for source in settings.held_out]
     times = Counter(problem.prompt_id for problems in sets for problem in problems)
-    clashing = [problems for problems in sets if any(times[problem.prompt_id] > 1 for problem in problems)]
-    names = Counter(problems[0].problem_set for problems in clashing)
-    for name, count in names.items():
-        if count > 1:
-            raise InputError(
-                f"problems.held_out: {count} sets are called {name} and have problems of the same prompt_id; "
-                "leave one out, or give its file another name"
-            )
-    return [
-        replace(one, prompt_id=f"{one.problem_set}/{one.prompt_id}") if problems in clashing else one
-        for problems in sets
-        for one in problems
-    ]
+    found: list[Problem] = []
+    for problems in sets:
+        clash = any(times[one.prompt_id] > 1 for one in problems)
+        found += [
+            replace(one, prompt_id=f"{one.problem_set}/{one.prompt_id}") if clash else one for one in problems
+        ]
+    twice = next((name for name, count in Counter(one.prompt_id for one in found).items() if count > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"problems.held_out: two problems are called {twice}; leave one set out, or give its file another name"
+        )
+    return found
 
 
 def load_train(settings: Problems, seed: int) -> list[Problem]:
@@ -115,9 +113,10 @@ def read_set(source: ProblemSet) -> tuple[str, list[Read]]:
     else:
         hub = source.hub or (REGISTERED[source.set].hub if source.set else None)
         assert hub is not None, "a set has a place"
-        if source.hub is None and find_spec("datasets") is None:
-            raise InputError(_not_found(source))
-        origin, rows, name = f"hub {hub.name}", hub_rows(hub), hub.name.rpartition("/")[2]
+        try:
+            origin, rows, name = f"hub {hub.name}", hub_rows(hub), hub.name.rpartition("/")[2]
+        except InputError as error:
+            raise error if source.hub else InputError(f"{_no_file(source)}, and {error}") from error
     known = REGISTERED[source.set] if source.set else None
     if known is not None and known.split == "test" and len(rows) not in known.sizes:
         sizes = " or ".join(map(str, known.sizes))
@@ -143,12 +142,11 @@ def _usable(source: ProblemSet) -> list[Problem]:
     return problems
 
 
-def _not_found(source: ProblemSet) -> str:
+def _no_file(source: ProblemSet) -> str:
     assert source.set is not None, "only a registered set is looked for"
-    known = REGISTERED[source.set]
     looked = ", ".join(str(folder.absolute()) for folder in folders())
+    endings = ", ".join(ENDINGS[:-1]) + " or " + ENDINGS[-1]
     return (
-        f"{source.set}: no file {known.files[0]}.parquet, .jsonl, .json, .csv or .arrow in {looked}; put "
-        f"{known.title} there (docs/problems.md), name its folder in {VARIABLE}, give its path, or pip install "
-        "'reval[hub]'"
+        f"{source.set}: no file {REGISTERED[source.set].files[0]}{endings} in {looked} (docs/problems.md says how "
+        f"to get it, {VARIABLE} names other folders)"
     )
