@@ -116,8 +116,8 @@ def test_hostile_answers_end_in_time_and_harm_no_other() -> None:
 
 
 _PIECES = (
-    r"\boxed{ } { } \frac \sqrt \sum_ ^ _ \int \binom ( ) [ ] , ; = < \le \pm \cup \text{ and or $ \( \) % ! 1 2 "
-    r"99 x y \pi \infty \begin{pmatrix} \end{pmatrix} & \\ answer is: #### (B) . 0.5 1,000 e \sin \in \{ \} </think>"
+    r"\boxed{ } { } \frac \sqrt \sum_ ^ _ \int \binom ( ) [ ] , ; = < \le \pm \cup \text{ and or $ \( \) % ! 1 "
+    r"2 99 x y \pi \infty \begin{pmatrix} \end{pmatrix} & \\ answer is: #### (B) . 0.5 1,000 e \sin \{ \} </think>"
 )
 PIECES = st.sampled_from(_PIECES.split())
 RESPONSES = st.lists(PIECES | st.text(max_size=3), max_size=14).map(" ".join)
@@ -156,9 +156,12 @@ def test_extraction_never_raises_and_repeats(text: str) -> None:
 
 def main() -> None:
     hostile, _, seconds = judge(2.0)
+    rows = [
+        (one.milliseconds, f"| {name} | `{one.verdict}` | {one.milliseconds:,.0f} |")
+        for name, one in hostile.items()
+    ]
     print("| answer | verdict | ms |\n| --- | --- | --- |")
-    for name, one in sorted(hostile.items(), key=lambda item: -item[1].milliseconds):
-        print(f"| {name} | `{one.verdict}` | {one.milliseconds:,.0f} |")
+    print("\n".join(row for _, row in sorted(rows, reverse=True)))
     print(f"\nAll {len(hostile)} together: {seconds:.0f} s")
 
 
