@@ -19,6 +19,8 @@ def is_correct(golds: list[str], answer: str, lenient: bool) -> bool:
     Leniently a comma may be a decimal point, an inequality may be the interval that it describes, and the one
     variable of an expression may have another name.
     """
+    if answer in golds:
+        return True
     words = as_words(answer)
     if words is not None and words in map(as_words, golds):
         return True

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from reval_core.answers import as_integer
-from reval_core.extraction import Mode, prepare_gold
+from reval_core.extraction import METHODS, Mode, prepare_gold
 from reval_core.verification import VERIFIER_VERSION, Claim, Judgement, Verdict, Verifier, VerifierUnavailable
+from reval_core.verification.claims import extracted_answer, verdict_at_sight
 from reval_core.verification.comparison import is_correct
 
 ROOT = Path(__file__).parents[2]
@@ -370,6 +373,24 @@ def test_the_integer_path_agrees_with_math_verify() -> None:
                 gold,
                 answer,
             )
+
+
+spelled = st.integers(-(10**12), 10**12).flatmap(
+    lambda value: st.sampled_from(
+        [f"{value}", f"{value:,}", f"${value}$", f"{value}.", f"{value:+}", f"0{value**2}"]
+    )
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(gold=spelled, answer=spelled)
+def test_verdicts_at_sight_are_those_of_a_worker(gold: str, answer: str) -> None:
+    for other in (gold, answer):
+        claim = boxed(gold, other)
+        stated = extracted_answer(claim, METHODS["strict"])
+        verdict = verdict_at_sight(claim, stated, lenient=False)
+        assert verdict in ("correct", "wrong")
+        assert (verdict == "correct") == is_correct([prepare_gold(gold)], str(stated), lenient=False)
 
 
 ATTACKS = [
