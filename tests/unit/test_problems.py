@@ -164,7 +164,7 @@ def test_the_splits_never_change() -> None:
 def test_arithmetic_gives_every_problem_an_id_of_its_own() -> None:
     problems = load_problems(ProblemSet(arithmetic=Arithmetic(digits=1, operators="+-")), seed=0)
     assert len({problem.prompt_id for problem in problems}) == len(problems)
-    assert Problem("3-7=", "3-7=", "-4", problem_set="1-digit differences") in problems
+    assert Problem("3-7=", "3-7=", "-4", problem_set="1-digit sums and differences") in problems
 
 
 def test_an_operator_that_stands_twice_is_refused() -> None:

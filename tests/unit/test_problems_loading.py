@@ -132,9 +132,9 @@ def test_held_out_sets_follow_each_other_and_ids_are_prefixed_only_where_they_cl
     found = load_held_out(Problems(held_out=(sums, second)), seed=0)
     assert [one.prompt_id for one in found][-1] == "1"
     found = load_held_out(Problems(held_out=(first, sums, second)), seed=0)
-    assert [one.prompt_id for one in found if one.problem_set != "arithmetic"] == ["a/1", "a/2", "b/1"]
-    assert {one.prompt_id == one.problem for one in found if one.problem_set == "arithmetic"} == {True}
-    assert [one.problem_set for one in found] == ["a", "a", "arithmetic", "arithmetic", "b"]
+    assert [one.prompt_id for one in found if one.problem_set != "1-digit sums"] == ["a/1", "a/2", "b/1"]
+    assert {one.prompt_id == one.problem for one in found if one.problem_set == "1-digit sums"} == {True}
+    assert [one.problem_set for one in found] == ["a", "a", "1-digit sums", "1-digit sums", "b"]
     (tmp_path / "other").mkdir()
     same = lines(tmp_path / "other/a.jsonl", "s")
     with pytest.raises(InputError, match="two problems are called a/1; leave one set out, or"):
