@@ -122,6 +122,8 @@ def round_tables(round: int, drawn: np.ndarray, length: int = LENGTH) -> dict[st
             "sample": places % 8,
             "problem": problem,
             "gold": places // 8,
+            "problem_set": ["arithmetic"] * ROUND,
+            "gold_mode": ["all"] * ROUND,
             "prompt": problem,
             "response": text,
             "prompt_length": np.full(ROUND, PROMPT),

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.preparation import check_space
-from reval_core.config import Config, ImportedRollouts
+from reval_core.config import Config, ImportedRollouts, StoredRollouts
 from reval_core.errors import InputError
 from reval_core.facts import Manifest, read_table
 from reval_core.files import file_digest, publish_json
@@ -71,6 +71,7 @@ def _import_settings(settings: Config, file: Path, columns: dict[str, str]) -> C
         sha256=file_digest(file),
         columns=columns,
         max_tokens=settings.rollouts.max_tokens,
+        gold_mode=settings.rollouts.gold_mode if isinstance(settings.rollouts, StoredRollouts) else "all",
     )
     replay = {"capacity": 1, "first": "buffer"}  # nothing is drawn here
     values = {**settings.model_dump(mode="json"), "rounds": 1, "rollouts": rollouts.model_dump(), "replay": replay}

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from reval_core.errors import Damaged
 from reval_core.files import digest, file_digest, publish_file, publish_sealed, read_sealed
 
-SCHEMA_VERSION = "4"
+SCHEMA_VERSION = "5"
 
 Table = str
 """The name of a table: a key of `SCHEMAS`."""
@@ -40,6 +40,8 @@ _RESPONSES = _schema(
     ("sample", pa.int32()),
     ("problem", pa.string()),
     ("gold", pa.string()),
+    ("problem_set", pa.string()),
+    ("gold_mode", pa.string()),
     ("given_reward", pa.float32()),
     ("prompt", pa.string()),
     ("response", pa.string()),
@@ -145,6 +147,8 @@ SCHEMAS: dict[Table, pa.Schema] = {
         ("sample", pa.int32()),
         ("problem", pa.string()),
         ("gold", pa.string()),
+        ("problem_set", pa.string()),
+        ("gold_mode", pa.string()),
         ("response", pa.string()),
         ("response_length", pa.int32()),
         ("finish_reason", pa.string()),
@@ -290,6 +294,11 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         )
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise Damaged(f"{path}: cannot be read ({error})") from error
+
+
+def schema_version(path: Path) -> str:
+    """The version of the schemas that a published file was written by."""
+    return str(pq.read_schema(path).metadata[b"reval.schema_version"].decode())
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

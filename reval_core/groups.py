@@ -72,7 +72,7 @@ def cut_off_groups(partials: pa.Table, samples: int) -> list[Group]:
 def _group(rows: list[dict[str, Any]]) -> Group:
     asked = [
         Asked(
-            problem=Problem(row["prompt_id"], row["problem"], row["gold"]),
+            problem=Problem(row["prompt_id"], row["problem"], row["gold"], row["gold_mode"], row["problem_set"]),
             sample=row["sample"],
             prompt=row["prompt"],
             prompt_tokens=row["prompt_tokens"],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from reval_core.config import Config
+from reval_core.config import Config, GoldMode
 from reval_core.errors import InputError
 from reval_core.facts import SCHEMAS
 from reval_core.files import digest
@@ -76,7 +76,15 @@ def tokenise(responses: Sequence[Response], config: Config, tokenizer: PreTraine
     return Material(rows, too_long=len(responses) - len(rows))
 
 
-def import_table(rows: Sequence[Tokenised], samples: Sequence[int], *, shard: int, first: int) -> pa.Table:
+def import_table(
+    rows: Sequence[Tokenised],
+    samples: Sequence[int],
+    *,
+    shard: int,
+    first: int,
+    problem_set: str,
+    gold_mode: GoldMode,
+) -> pa.Table:
     """The rows of a shard of round 0. `first` is the place of its first row, `samples` their `sample_numbers`.
 
     Nothing is known of the policy: it has no name, no seed, no temperature and no log-probs.
@@ -91,6 +99,8 @@ def import_table(rows: Sequence[Tokenised], samples: Sequence[int], *, shard: in
         "sample": list(samples),
         "problem": [one.given.problem for one in rows],
         "gold": [one.given.gold for one in rows],
+        "problem_set": [problem_set] * count,
+        "gold_mode": [gold_mode] * count,
         "given_reward": [one.given.reward for one in rows],
         "prompt": [one.prompt for one in rows],
         "response": [one.given.response for one in rows],

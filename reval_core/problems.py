@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reval_core import arithmetic
-from reval_core.config import ProblemSet, Prompt
+from reval_core.config import GoldMode, ProblemSet, Prompt
 from reval_core.errors import InputError
 from reval_core.files import digest
 from reval_core.jsonl import read_objects, text_of
@@ -25,6 +25,10 @@ class Problem:
     prompt_id: str
     problem: str
     answer: str
+    gold_mode: GoldMode = "all"
+    """What a gold that lists several answers asks for; `choice`: the gold is a letter from A to J."""
+    problem_set: str = ""
+    """What it is counted under: the file's stem, or "arithmetic"."""
 
 
 def load_problems(source: ProblemSet, seed: int) -> list[Problem]:
@@ -34,7 +38,7 @@ def load_problems(source: ProblemSet, seed: int) -> list[Problem]:
     """
     if source.arithmetic is not None:
         made = arithmetic.problems(source.arithmetic.digits, source.arithmetic.operators, source.arithmetic.split)
-        problems = [Problem(prompt_id=text, problem=text, answer=answer) for text, answer in made]
+        problems = [Problem(text, text, answer, problem_set="arithmetic") for text, answer in made]
     else:
         assert source.path is not None
         problems = _read_jsonl(Path(source.path))
@@ -45,7 +49,7 @@ def load_problems(source: ProblemSet, seed: int) -> list[Problem]:
 
 
 def problems_digest(problems: Iterable[Problem]) -> str:
-    """The digest of the problems' ids, texts and answers, in order."""
+    """The digest of all that the problems are, in order."""
     return digest([asdict(problem) for problem in problems])
 
 
@@ -113,6 +117,7 @@ def _read_jsonl(path: Path) -> list[Problem]:
             prompt_id=text_of(row.get("prompt_id", str(number)), "prompt_id", place),
             problem=text_of(row.get("problem"), "problem", place),
             answer=text_of(row.get("answer"), "answer", place),
+            problem_set=path.stem,
         )
         if problem.prompt_id in lines_by_id:
             raise InputError(

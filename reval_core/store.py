@@ -36,7 +36,7 @@ _TYPES = {
 }
 
 # Texts stay in the shards with the tokens: they would be most of the database.
-_TEXTS = {"problem", "gold", "prompt", "response"}
+_TEXTS = {"problem", "gold", "problem_set", "gold_mode", "prompt", "response"}
 
 # A draw reads a row here and a row there. Of an uncompressed column those are read alone, of a compressed one the
 # 2,048 rows around each.

@@ -13,7 +13,7 @@ import yaml
 
 from reval_core.config import Config, StoredRollouts
 from reval_core.errors import Damaged, InputError
-from reval_core.facts import SCHEMAS, FactFile, read_table
+from reval_core.facts import SCHEMA_VERSION, SCHEMAS, FactFile, read_table, schema_version
 from reval_core.files import file_digest, publish_sealed, read_sealed
 from reval_core.models import load_tokenizer, tokenizer_digest, tokenizer_of
 from reval_core.run_folder import RunFolder, existing_run
@@ -106,6 +106,12 @@ def check_stored_run(folder: RunFolder, stored: StoredRun, config: Config) -> No
     if folder.stored.exists():
         return
     source = RunFolder(Path(stored.path))
+    version = schema_version(source.path / stored.shards[0].path)
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{stored.path}: its tables are of version {version}, and this reval reads version {SCHEMA_VERSION}; "
+            "learn from it with the reval that made it, or write its responses to a file and import them"
+        )
     found = yaml.safe_load(source.config.read_text(encoding="utf-8"))
     wanted = config.model_dump(mode="json")
     for name, theirs, ours in (

@@ -76,6 +76,8 @@ def response_table(
         "sample": [one.sample for one in asked],
         "problem": [one.problem.problem for one in asked],
         "gold": [one.problem.answer for one in asked],
+        "problem_set": [one.problem.problem_set for one in asked],
+        "gold_mode": [one.problem.gold_mode for one in asked],
         "given_reward": pa.nulls(count, pa.float32()),
         "prompt": [one.prompt for one in asked],
         "response": tokenizer.batch_decode(tokens, skip_special_tokens=True),

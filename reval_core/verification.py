@@ -51,7 +51,7 @@ class Claim:
     gold: str
     response: str
     truncated: bool = False
-    gold_mode: Literal["all", "any"] = "all"
+    gold_mode: Literal["all", "any", "choice"] = "all"
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,8 @@ def _trajectories(round: int, answers: list[tuple[int, str, int, str, str]]) -> 
             "sample": sample,
             "problem": PROBLEMS[prompt][0],
             "gold": PROBLEMS[prompt][1],
+            "problem_set": "arithmetic",
+            "gold_mode": "all",
             "prompt": PROBLEMS[prompt][0],
             "response": response,
             "prompt_length": 4,

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from reval_core.config.problems import GoldMode
 from reval_core.config.section import Section
 
 
@@ -58,6 +59,8 @@ class StoredRollouts(Section):
     """B, the trajectories of an update."""
     max_tokens: int | None = Field(None, ge=1)
     """For `reval import`: longer responses are left out and counted. The model's context is a limit as well."""
+    gold_mode: GoldMode = "all"
+    """For `reval import`: what a gold asks for that lists several answers (docs/verification.md)."""
 
     @property
     def trajectories(self) -> int:
@@ -78,6 +81,8 @@ class ImportedRollouts(Section):
     """The file's columns, by what they hold: `problem`, `response`, `gold`, `reward`."""
     max_tokens: int | None = Field(None, ge=1)
     """The longest response that was taken in."""
+    gold_mode: GoldMode = "all"
+    """What the golds ask for."""
 
     @property
     def trajectories(self) -> int:

@@ -43,7 +43,12 @@ def evaluation(session: Session, round: int, policy: Policy) -> Outcome:
     completions = _generate(session, policy, requests)
     responses = session.tokenizer.batch_decode([one.tokens for one in completions], skip_special_tokens=True)
     claims = [
-        Claim(gold=problem.answer, response=response, truncated=completion.finish_reason == "length")
+        Claim(
+            gold=problem.answer,
+            response=response,
+            truncated=completion.finish_reason == "length",
+            gold_mode=problem.gold_mode,
+        )
         for (problem, _), response, completion in zip(asked, responses, completions, strict=True)
     ]
     judgements = session.verifier.judge(claims)
@@ -56,6 +61,8 @@ def evaluation(session: Session, round: int, policy: Policy) -> Outcome:
             "sample": [sample for _, sample in asked],
             "problem": [problem.problem for problem, _ in asked],
             "gold": [problem.answer for problem, _ in asked],
+            "problem_set": [problem.problem_set for problem, _ in asked],
+            "gold_mode": [problem.gold_mode for problem, _ in asked],
             "response": responses,
             "response_length": [len(completion.tokens) for completion in completions],
             "finish_reason": [completion.finish_reason for completion in completions],

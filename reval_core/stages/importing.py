@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from reval_core.config import ImportedRollouts
 from reval_core.imports import Material, import_table, sample_numbers
 from reval_core.models import context_length, tokenizer_digest
 from reval_core.session import Session
@@ -27,11 +29,20 @@ def _inputs(session: Session, round: int, material: Material) -> list[Any]:
 
 
 def _work(session: Session, round: int, material: Material) -> Outcome:
+    source = session.config.rollouts
+    assert isinstance(source, ImportedRollouts), "an import has the settings of one"
     samples = sample_numbers(material.rows)
 
     def make(shard: int, first: int) -> pa.Table:
         place = slice(first, first + SHARD_ROWS)
-        return import_table(material.rows[place], samples[place], shard=shard, first=first)
+        return import_table(
+            material.rows[place],
+            samples[place],
+            shard=shard,
+            first=first,
+            problem_set=Path(source.file).stem,
+            gold_mode=source.gold_mode,
+        )
 
     shards = -(-len(material.rows) // SHARD_ROWS)
     outcome = publish_shards(session, round, importing.key(session, round, material), shards, make)

@@ -26,7 +26,7 @@ def verification(session: Session, round: int, rollouts: Manifest) -> Outcome:
 
     Raises RunStopped if too many could not be judged: their reward is unknown, not 0.
     """
-    columns = ("trajectory_id", "prompt_id", "gold", "given_reward", "response", "finish_reason")
+    columns = ("trajectory_id", "prompt_id", "gold", "gold_mode", "given_reward", "response", "finish_reason")
     files = rollouts.files_of("trajectories")
     shards = [read_table(session.folder.path / file.path, columns) for file in files]
     rows = pa.concat_tables(shards).to_pydict()
@@ -54,9 +54,10 @@ def verification(session: Session, round: int, rollouts: Manifest) -> Outcome:
 
 def _judge(session: Session, rows: dict[str, list[Any]]) -> list[Judgement]:
     """What is known of each response: judged where there is a gold, else given with it."""
+    columns = ("gold", "gold_mode", "response", "finish_reason")
     claims = [
-        Claim(gold=gold, response=response, truncated=reason == "length")
-        for gold, response, reason in zip(rows["gold"], rows["response"], rows["finish_reason"], strict=True)
+        Claim(gold=gold, response=response, truncated=reason == "length", gold_mode=mode)
+        for gold, mode, response, reason in zip(*(rows[name] for name in columns), strict=True)
         if gold is not None
     ]
     judged = iter(session.verifier.judge(claims))

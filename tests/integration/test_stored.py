@@ -17,6 +17,7 @@ from flows.rounds import train_rounds
 from reval_core import stages
 from reval_core.config import Config
 from reval_core.errors import Damaged, InputError, RunStopped
+from reval_core.facts import SCHEMA_VERSION
 from reval_core.files import read_json
 from reval_core.imports import import_table
 from reval_core.models import load_model, policy_digest
@@ -99,6 +100,7 @@ def test_an_import_has_a_verdict_for_every_response(imported):
     assert ask(imported, given) == [(None, 0.25, 0.25)]
     unknown = "SELECT DISTINCT policy, seed, temperature, engine_logprobs FROM trajectories"
     assert ask(imported, unknown) == [("unknown", None, None, None)]
+    assert ask(imported, "SELECT DISTINCT problem_set, gold_mode FROM trajectories") == [("sums", "all")]
 
 
 def test_an_import_is_scored_under_policy_0_which_is_the_reference(imported):
@@ -106,6 +108,17 @@ def test_an_import_is_scored_under_policy_0_which_is_the_reference(imported):
     count, error, ratio, gaps = ask(imported, f"{scores} JOIN verdicts v USING (trajectory_id)")[0]
     assert (count, ratio, gaps) == (300, 0.0, 0), "nobody knows an engine to compare with"
     assert error < 1e-5
+
+
+def test_the_gold_mode_of_an_import_decides_what_its_golds_ask_for(tmp_path):
+    (tmp_path / "lists.jsonl").write_text('{"problem": "1+2=", "completion": "7", "gold": "3, 7"}')
+    for mode, verdict in (("all", "wrong"), ("any", "correct")):
+        path = tmp_path / "runs" / mode
+        config = offline_config(path)
+        config = config.model_copy(update={"rollouts": config.rollouts.model_copy(update={"gold_mode": mode})})
+        import_small(tmp_path / "lists.jsonl", path, written(tmp_path / "offline.yaml", config))
+        found = ask(path, f"SELECT problem_set, gold_mode, verdict FROM {JUDGED}")
+        assert found == [("lists", mode, verdict)]
 
 
 def test_the_same_import_again_does_nothing_and_another_file_is_refused(imported, tmp_path, capsys):
@@ -137,12 +150,12 @@ def test_a_broken_import_goes_on_where_it_was(imported, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SHARD_ROWS", 100)
     made: list[int] = []
 
-    def breaking(rows: Any, samples: Any, *, shard: int, first: int) -> Any:
+    def breaking(rows: Any, samples: Any, *, shard: int, **given: Any) -> Any:
         if shard == 2 and made == [0, 1]:
             made.append(-1)
             raise KeyboardInterrupt
         made.append(shard)
-        return import_table(rows, samples, shard=shard, first=first)
+        return import_table(rows, samples, shard=shard, **given)
 
     monkeypatch.setattr(module, "import_table", breaking)
     with pytest.raises(KeyboardInterrupt):
@@ -264,7 +277,9 @@ def test_reports_of_an_import_and_of_a_run_on_it(imported, finished):
     assert "Responses from elsewhere" in write_report(RunFolder(imported)).read_text()
 
 
-def test_what_would_stop_a_run_is_refused_before_it_starts(imported, tmp_path):
+def test_what_would_stop_a_run_is_refused_before_it_starts(imported, tmp_path, monkeypatch):
+    plain = offline_config(imported)
+
     def complaint(config: Config, source: Path = imported) -> str:
         path = written(tmp_path / "offline.yaml", config)
         with pytest.raises(InputError) as error:
@@ -282,6 +297,9 @@ def test_what_would_stop_a_run_is_refused_before_it_starts(imported, tmp_path):
     )
     assert "reward: its trajectories were made with" in complaint(offline_config(imported, reward__kind="binary"))
     assert "is no run folder" in complaint(offline_config(tmp_path / "nowhere"))
+    with monkeypatch.context() as patched:
+        patched.setattr("reval_core.stored.SCHEMA_VERSION", "99")
+        assert f"tables are of version {SCHEMA_VERSION}, and this reval reads version 99" in complaint(plain)
     RunFolder(tmp_path / "empty").open(offline_config(imported))
     assert "holds no verified trajectories yet" in complaint(offline_config(tmp_path / "empty"))
     copied = Config.model_validate(read_config(imported))

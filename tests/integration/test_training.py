@@ -61,6 +61,13 @@ def test_a_run_leaves_one_row_for_every_event(finished):
     assert held_out > 0
 
 
+def test_every_table_of_responses_says_whose_problems_they_answer(finished):
+    views = sql_views(finished, RunFolder(finished).manifests())
+    for table in ("trajectories", "evaluations"):
+        found = views.sql(f"SELECT DISTINCT problem_set, gold_mode FROM {table}").fetchall()
+        assert found == [("arithmetic", "all")]
+
+
 def test_plain_duckdb_opens_the_tables_of_a_run(finished):
     with duckdb.connect(RunFolder(finished).tables, read_only=True) as views:
         assert views.execute("SELECT round FROM rounds ORDER BY round").fetchall() == [(1,), (2,), (3,)]

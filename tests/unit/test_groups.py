@@ -9,7 +9,7 @@ from reval_core.trajectories import Asked, Written, response_table
 
 
 def group(name="p", samples=3):
-    problem = Problem(name, "1+2=", "3")
+    problem = Problem(name, "1+2=", "3", "any", "sums")
     return Group.new([Asked(problem, sample, "1+2=", [4, 5], seed=100 + sample) for sample in range(samples)])
 
 

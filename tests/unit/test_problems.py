@@ -102,15 +102,15 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> Non
 def test_a_line_separator_inside_a_string_ends_no_line(written: Written) -> None:
     text = "one\u2028two\u2029three\x85four\x0bfive"
     (problem,) = load_problems(written(row(problem=text)), seed=0)
-    assert problem == Problem("1", text, "2")
+    assert problem == Problem("1", text, "2", problem_set="some")
 
 
 def test_integers_become_text_and_lines_become_ids(written: Written) -> None:
     lines = [row(answer=2), "", row(answer=-(10**20), prompt_id=7), row(problem=3) + "\r"]
     assert load_problems(written(*lines), seed=0) == [
-        Problem("1", "1+1", "2"),
-        Problem("7", "1+1", "-100000000000000000000"),
-        Problem("4", "3", "2"),
+        Problem("1", "1+1", "2", problem_set="some"),
+        Problem("7", "1+1", "-100000000000000000000", problem_set="some"),
+        Problem("4", "3", "2", problem_set="some"),
     ]
 
 
@@ -131,6 +131,7 @@ def test_a_limit_above_the_number_of_problems_takes_all(written: Written) -> Non
 def test_the_digest_of_problems_tells_order_and_every_field() -> None:
     one, other = Problem("a", "1+1", "2"), Problem("b", "1+2", "3")
     sets = [[one, other], [other, one], [one], [], [Problem("a", "1+1", "3")], [Problem("a", "2+1", "2")]]
+    sets += [[Problem("a", "1+1", "2", "any")], [Problem("a", "1+1", "2", problem_set="sums")]]
     assert len({problems_digest(problems) for problems in sets}) == len(sets)
     assert problems_digest(iter([one, other])) == problems_digest([one, other])
 
@@ -154,7 +155,7 @@ def test_the_splits_never_change() -> None:
 def test_arithmetic_gives_every_problem_an_id_of_its_own() -> None:
     problems = load_problems(ProblemSet(arithmetic=Arithmetic(digits=1, operators="+-")), seed=0)
     assert len({problem.prompt_id for problem in problems}) == len(problems)
-    assert Problem("3-7=", "3-7=", "-4") in problems
+    assert Problem("3-7=", "3-7=", "-4", problem_set="arithmetic") in problems
 
 
 def test_an_operator_that_stands_twice_is_refused() -> None:

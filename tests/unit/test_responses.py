@@ -142,11 +142,14 @@ def test_nothing_is_claimed_of_who_wrote_an_imported_response() -> None:
         Tokenised(response("3", gold=None, reward=0.5), "1+2=", [5, 6], [7, 2]),
         Tokenised(response("4"), "1+2=", [5, 6], [8, 9, 2]),
     ]
-    first, second = import_table(rows, sample_numbers(rows), shard=1, first=256).to_pylist()
+    first, second = import_table(
+        rows, sample_numbers(rows), shard=1, first=256, problem_set="stored", gold_mode="any"
+    ).to_pylist()
     unknown = ("seed", "temperature", "engine_logprobs", "gold")
     assert [first[name] for name in unknown] == [None] * 4
     assert (first["policy"], first["engine"], first["finish_reason"]) == ("unknown", "import", "stop")
     assert (first["trajectory_id"], first["round"], first["shard"], first["row"]) == (256, 0, 1, 0)
     assert (first["given_reward"], second["given_reward"], second["gold"]) == (0.5, None, "3")
+    assert (second["problem_set"], second["gold_mode"]) == ("stored", "any")
     assert (first["prompt_id"], first["sample"], second["sample"]) == (second["prompt_id"], 0, 1)
     assert (second["prompt_length"], second["response_length"], second["loss_mask"]) == (2, 3, [True] * 3)

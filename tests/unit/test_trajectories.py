@@ -116,7 +116,7 @@ def test_list_rows_takes_every_kind_that_a_shard_holds(kind: pa.DataType, rows: 
 
 def test_a_shard_holds_what_was_asked_and_answered(tmp_path: Path) -> None:
     tokenizer = make_tiny_tokenizer("0123456789+=")
-    problem = Problem("p", "1+2=", "3")
+    problem = Problem("p", "1+2=", "3", "any", "sums")
     prompt = tokenizer.encode("1+2=")
     asked = [Asked(problem, sample, "1+2=", prompt, seed=2**59 + sample) for sample in range(2)]
     three, end = tokenizer.encode("3")[0], tokenizer.eos_token_id
@@ -146,6 +146,8 @@ def test_a_shard_holds_what_was_asked_and_answered(tmp_path: Path) -> None:
         "sample": 0,
         "problem": "1+2=",
         "gold": "3",
+        "problem_set": "sums",
+        "gold_mode": "any",
         "given_reward": None,
         "prompt": "1+2=",
         "response": "3",
