@@ -38,6 +38,30 @@ def span(interval: Interval) -> str:
     return f"{points(interval.low)} to {points(interval.high)}"
 
 
+def part_names(pairs: Sequence[Pair]) -> list[str]:
+    """The sets that any pair shares, the average last."""
+    names = dict.fromkeys(part.name for pair in pairs for part in pair.parts[:-1])
+    return list(names | dict.fromkeys(pair.whole.name for pair in pairs))
+
+
+def scores_of(pairs: Sequence[Pair], name: str) -> Iterator[tuple[Side, Part, Score]]:
+    """All sides on one set. The baseline comes once more wherever it shares other problems with another run."""
+    shown: list[Score] = []
+    for pair in pairs:
+        for part in pair.parts:
+            if part.name == name:
+                if part.baseline not in shown:
+                    shown.append(part.baseline)
+                    yield pair.baseline, part, part.baseline
+                yield pair.run, part, part.run
+
+
+def responses_each(score: Score) -> str:
+    """How many responses a problem got."""
+    least, most = score.samples
+    return f"{least}" if least == most else f"{least} to {most}"
+
+
 def in_words(one: Pair) -> str:
     """What came out, in a sentence."""
     found = one.whole.difference
@@ -66,12 +90,12 @@ def differences(pairs: Sequence[Pair]) -> Html:
         "does not touch 0 is a clear difference; of many comparisons some are clear by chance."
     )
     table = tag("table", *rows, axis, class_="whiskers")
-    return section("Differences", lead, table, sql_note(*_queries([pair.run for pair in pairs])))
+    return section("Differences", lead, table, sql_note(pairs[0].baseline.answers_query))
 
 
 def figures(pairs: Sequence[Pair]) -> Html:
     """Each side's accuracy, length of responses and share cut off, by problem set."""
-    head = ("run", "after round", "accuracy", "tokens", "cut off", "problems")
+    head = ("run", "accuracy", "tokens", "cut off", "problems")
     places = {side: place for place, side in enumerate([pairs[0].baseline, *(pair.run for pair in pairs)])}
     tables = [
         tag(
@@ -88,10 +112,10 @@ def figures(pairs: Sequence[Pair]) -> Html:
     ]
     lead = (
         "Accuracy is avg@k, the mean over problems of the share of right responses, with its 95% interval; tokens "
-        "are those of a response, and cut off is the share of responses that reached the length limit. Each run's "
-        "figures are over the problems that it shares with the baseline."
+        "are those of a response, and cut off is the share of responses that reached the length limit. Each run is "
+        "shown on the problems that it shares with the baseline."
     )
-    return section("Side by side", lead, *tables, sql_note(*_queries([pair.run for pair in pairs])))
+    return section("Side by side", lead, *tables, sql_note(pairs[0].baseline.answers_query))
 
 
 def curves(sides: Sequence[Side]) -> Html:
@@ -120,33 +144,14 @@ def _difference(pair: Pair, part: Part, style: str, x: Scale) -> Html:
     return tag("tr", name, tag("td", chart, class_="chart"), figure)
 
 
-def scores_of(pairs: Sequence[Pair], name: str) -> Iterator[tuple[Side, Part, Score]]:
-    """All sides on one set. The baseline comes once more wherever it shares other problems with another run."""
-    shown: list[Score] = []
-    for pair in pairs:
-        for part in pair.parts:
-            if part.name == name:
-                if part.baseline not in shown:
-                    shown.append(part.baseline)
-                    yield pair.baseline, part, part.baseline
-                yield pair.run, part, part.run
-
-
-def responses_each(score: Score) -> str:
-    """How many responses a problem got."""
-    least, most = score.samples
-    return f"{least}" if least == most else f"{least} to {most}"
-
-
 def _score(side: Side, part: Part, score: Score, style: str) -> Html:
     return tag(
         "tr",
-        tag("td", tag("b", side.name, class_=f"name {style}")),
-        tag("td", str(side.round)),
+        tag("td", tag("b", side.name, class_=f"name {style}"), tag("small", f"after round {side.round}")),
         tag("td", percent(score.avg.mean), tag("small", f"{percent(score.avg.low)} to {percent(score.avg.high)}")),
         tag("td", number(score.tokens)),
         tag("td", percent(score.truncated)),
-        tag("td", f"{part.problems:,}", tag("small", f"{responses_each(score)} responses each")),
+        tag("td", f"{part.problems:,}", tag("small", f"{responses_each(score)} each")),
     )
 
 
@@ -165,7 +170,8 @@ def _by_cost(known: Mapping[Side, list[Point]]) -> Iterator[Html]:
         last = max((cost(point) or 0.0 for curve in known.values() for point in curve), default=0.0)
         if last:
             unit, size = next((unit for unit in units if last >= 2 * unit[1]), units[-1])
-            x = value_scale([last / size])
+            ticks = value_scale([last / size]).ticks
+            x = Scale(0.0, last / size, tuple(tick for tick in ticks if tick * size <= last))
             yield _chart(known, _scaled(cost, size), x, title, unit)
 
 
@@ -185,28 +191,31 @@ def _chart(
     unit: str = "",
 ) -> Html:
     lines: list[Series] = []
-    readings: dict[float, list[str]] = {}
+    readings: list[tuple[float, str]] = []
+    last: list[str] = []
     for place, (side, curve) in enumerate(known.items()):
         placed = [(at, point) for point in curve if (at := across(point)) is not None]
-        lines.append(
-            Series(
-                side.name,
-                [at for at, _ in placed],
-                [point.accuracy for _, point in placed],
-                style=style_of(place),
-                marked=True,
-            )
-        )
-        for at, point in placed:
-            readings.setdefault(at, []).append(f"{side.name} {percent(point.accuracy)}")
+        where, accuracies = [at for at, _ in placed], [point.accuracy for _, point in placed]
+        lines.append(Series(side.name, where, accuracies, style=style_of(place), marked=True))
+        said = [(at, f"{side.name} {percent(point.accuracy)} after {_spent(at, unit)}") for at, point in placed]
+        readings += said
+        last += [text for _, text in said[-1:]]
     y = value_scale([value for line in lines for value in line.y], percent=True)
-    texts = [
-        (at, f"{f'{at:.3g} {unit}' if unit else f'round {at}'}: {', '.join(said)}")
-        for at, said in sorted(readings.items())
-    ]
-    chart = line_chart(lines, x, y, description=title, readings=texts, size="tall", text=percent)
+    chart = line_chart(lines, x, y, description=title, readings=_joined(readings), size="tall", text=percent)
     name = tag("span", tag("b", title), " ", tag("span", unit, class_="unit"))
-    return tag("figure", tag("figcaption", name, tag("output", texts[-1][1]), class_="headed"), chart)
+    return tag("figure", tag("figcaption", name, tag("output", ", ".join(last)), class_="headed"), chart)
+
+
+def _spent(at: float, unit: str) -> str:
+    return f"{at:.3g} {unit}" if unit else f"round {at}"
+
+
+def _joined(readings: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
+    """The texts at one place made into one."""
+    places: dict[float, list[str]] = {}
+    for at, text in sorted(readings, key=lambda reading: reading[0]):
+        places.setdefault(at, []).append(text)
+    return [(at, ", ".join(texts)) for at, texts in places.items()]
 
 
 def _about_starts(sides: Sequence[Side]) -> Iterator[Html]:
@@ -215,17 +224,6 @@ def _about_starts(sides: Sequence[Side]) -> Iterator[Html]:
     if resumed:
         text = "; ".join(resumed) + ". The time between an interruption and the next start, and what was under way "
         yield tag("p", text + "then and had to be done again, are not in its time.", class_="note")
-
-
-def _queries(runs: Sequence[Side]) -> list[str]:
-    """The query of the answers: the same one for all sides."""
-    return list(dict.fromkeys(run.answers_query for run in runs))
-
-
-def part_names(pairs: Sequence[Pair]) -> list[str]:
-    """The sets that any pair shares, the average last."""
-    names = dict.fromkeys(part.name for pair in pairs for part in pair.parts[:-1])
-    return list(names | dict.fromkeys(pair.whole.name for pair in pairs))
 
 
 def _ends(interval: Interval) -> tuple[float, float]:

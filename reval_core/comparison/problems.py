@@ -109,12 +109,15 @@ def _table(pair: Pair, place: int, rows: Sequence[tuple[Row, Html]]) -> Html:
         lines.append(
             tag(
                 "tr",
-                tag("td", problem, gold, opened, class_="problem"),
+                tag("td", problem, gold, class_="problem"),
                 tag("td", _share(row.baseline), class_="right"),
                 tag("td", _share(row.run), class_="right"),
                 tag("td", points(row.difference), class_="right"),
+                class_="over" if opened else None,
             )
         )
+        if opened:
+            lines.append(tag("tr", tag("td", opened, colspan="4", class_="opened")))
     return tag("table", tag("tr", *head), *lines)
 
 

@@ -29,6 +29,13 @@ th b { font-weight: 600; }
 .name { overflow-wrap: anywhere; }
 th.name { white-space: normal; min-width: 4.2rem; }
 .problem { width: 60%; }
+.over td { border-bottom: 0; padding-bottom: .1rem; }
+.opened { padding-top: 0; }
+.opened details { margin-top: 0; }
+.opened .tokens { margin-bottom: 0; }
+.opened .pair { margin: .7rem 0 .5rem; }
+td:first-child > .name { display: inline-block; min-width: 5rem; }
+figure + .note { margin-top: 2.6rem; }
 .scrolled { overflow-x: auto; }
 
 .whiskers td { vertical-align: middle; }
