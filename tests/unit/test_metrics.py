@@ -15,6 +15,7 @@ from reval_core.metrics import (
     maj_at_k,
     paired_bootstrap,
     pass_at_k,
+    sign_test,
 )
 
 
@@ -231,3 +232,17 @@ def test_an_interval_without_sets_pairs_or_sense_is_refused():
         paired_bootstrap(np.zeros(3), np.zeros(1), seed=0)
     with pytest.raises(ValueError, match="a level between 0 and 1"):
         bootstrap(np.zeros(3), seed=0, level=95)
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (3, 3), (7, 2), (2, 7), (10, 0)])
+def test_the_sign_test_counts_the_splits_of_a_coin(better, worse):
+    differing = better + worse
+    tosses = [sum(toss) for toss in product([0, 1], repeat=differing)]
+    as_uneven = [heads for heads in tosses if abs(2 * heads - differing) >= abs(better - worse)]
+    assert sign_test(better, worse) == len(as_uneven) / len(tosses)
+
+
+def test_the_sign_test_holds_for_thousands_of_problems():
+    assert sign_test(5000, 5000) == 1.0
+    assert sign_test(5100, 4900) == pytest.approx(0.0466, abs=2e-4)  # 2 standard errors, less half a toss
+    assert 0 < sign_test(6000, 4000) < 1e-80
