@@ -121,7 +121,7 @@ def coverage(interval_of, truth, simulations=600):
     return float(np.mean([one.low <= truth <= one.high for one in found]))
 
 
-# Over 6,000 simulations these cover 0.943 to 0.950; 600 add a standard error of 0.009.
+# Over 4,000 simulations these cover 0.952, 0.950 and 0.957; 600 have a standard error of 0.009.
 @pytest.mark.parametrize(
     ("problems", "samples", "skill"), [(30, 4, (2, 3)), (30, 16, (0.5, 0.5)), (100, 4, (0.2, 1.8))]
 )
@@ -197,9 +197,9 @@ def test_the_average_takes_sets_in_any_order():
 
 
 def test_the_average_leans_as_the_set_that_it_is_least_sure_of():
-    skewed, even = np.array([1.0] * 3 + [0.0] * 27), np.arange(3000) % 2 * 1.0
+    skewed, even = np.array([1.0] * 2 + [0.0] * 58), np.arange(3000) % 2 * 1.0
     found = macro({"skewed": skewed, "even": even}, seed=0)
-    assert found.high - found.mean > 1.3 * (found.mean - found.low)
+    assert found.high - found.mean > 2 * (found.mean - found.low)
 
 
 def test_an_interval_depends_on_its_seed_alone(monkeypatch):
