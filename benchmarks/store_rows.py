@@ -122,7 +122,7 @@ def round_tables(round: int, drawn: np.ndarray, length: int = LENGTH) -> dict[st
             "sample": places % 8,
             "problem": problem,
             "gold": places // 8,
-            "problem_set": ["arithmetic"] * ROUND,
+            "problem_set": ["1-digit sums"] * ROUND,
             "gold_mode": ["all"] * ROUND,
             "prompt": problem,
             "response": text,

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from reval_core.config import Config
+from reval_core.config.protocol import Protocol
 from reval_core.loading import TAGS
 
 TARGET = Path(__file__).with_name("config.md")
@@ -47,7 +48,7 @@ A key with the default **–** must be given.
 
 def reference() -> str:
     """The whole page."""
-    return "\n".join([_INTRODUCTION, _symbols(), *_section("", "The whole run", Config)])
+    return "\n".join([_INTRODUCTION, _symbols(), *_section("", "The whole run", Config), *_protocol()])
 
 
 def sections(field: FieldInfo) -> list[type[BaseModel]]:
@@ -93,6 +94,25 @@ def _section(name: str, heading: str, model: type[BaseModel], level: str = "##")
         for section in inner:
             key, value = _choice(section)
             yield from _section(_join(name, first), f"{heading} of `{key}: {value}`", section, "###")
+
+
+def _protocol() -> Iterator[str]:
+    """The table of an evaluation's settings; the sections that it shares with a run are described there."""
+    described = dict(_described("", Config))
+    fields = Protocol.model_fields.items()
+    headings = {key: described[str(sections(field))] for key, field in fields if sections(field)}
+    yield f"## The protocol of an evaluation\n\n{Protocol.__doc__}\n"
+    rows = [_row(key, key, field, headings) for key, field in fields]
+    yield "\n".join(["| Key | Value | Default | Meaning |", "| --- | --- | --- | --- |", *rows, ""])
+
+
+def _described(name: str, model: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    """The heading under which each kind of section is described."""
+    for key, heading in _headings(name, model).items():
+        inner = sections(model.model_fields[key])
+        yield str(inner), heading
+        if len(inner) == 1:
+            yield from _described(_join(name, key), inner[0])
 
 
 def _headings(name: str, model: type[BaseModel]) -> dict[str, str]:

@@ -61,6 +61,50 @@ def resume(run: Path, as_json: bool) -> None:
     train_here(existing_run(run).config, run, (), as_json)
 
 
+@cli.command("eval")
+@click.argument("model")
+@click.option(
+    "--benchmarks", metavar="SETS", help="Such as gsm8k:50,math500:20, or files; a run's own if not given."
+)
+@click.option("--samples", type=click.IntRange(min=1), help="Responses a problem; 16 if nothing says otherwise.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="At most so many problems of each set, chosen by the seed."
+)
+@click.option("--preset", help="A protocol: paper, or a YAML file of your own.")
+@click.option("--data", type=click.Path(path_type=Path), help="A folder that holds registered sets.")
+@click.option("--round", type=click.IntRange(min=0), help="Of a run: the policy after so many rounds; the last.")
+@click.option("--out", type=click.Path(path_type=Path), help="The evaluation's folder; evals/<name> if not given.")
+@click.option("--dry-run", is_flag=True, help="Check everything and show what would be asked; change nothing.")
+@_OVERRIDE
+@_JSON
+def evaluate(
+    model: str,
+    benchmarks: str | None,
+    samples: int | None,
+    limit: int | None,
+    preset: str | None,
+    data: Path | None,
+    round: int | None,
+    out: Path | None,
+    dry_run: bool,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Evaluate MODEL, a model's folder or a run, on sets of problems.
+
+    Given again, it goes on where it was, and asks nothing twice.
+    """
+    from flows.evaluating import benchmarks_override, evaluate_here, protocol_file, show_evaluation_plan, use_data
+
+    if data is not None:
+        use_data(data)
+    given = [benchmarks_override(benchmarks)] if benchmarks else []
+    given += [f"{name}={value}" for name, value in (("samples", samples), ("limit", limit)) if value is not None]
+    protocol = protocol_file(preset) if preset else None
+    act = show_evaluation_plan if dry_run else evaluate_here
+    act(model, protocol, [*given, *overrides], round, out, as_json)
+
+
 @cli.command()
 @_RUN
 @_JSON

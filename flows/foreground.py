@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -23,19 +23,28 @@ def train_here(config: Path, run_dir: Path | None, overrides: Sequence[str], as_
         return
     from flows.show import show_summary
 
-    delivered = _run_flow(config, overrides, run_dir)
+    def flow() -> None:
+        from flows.train import train
+
+        train(str(config), list(overrides), str(run_dir) if run_dir else None)
+
+    delivered = run_flow(flow)
     if not delivered and folder.manifest("recording", settings.rounds) is None:
         raise RunStopped(f"Prefect's server stopped answering; start it again, then reval resume {folder.path}")
     show_summary(folder, as_json)
     if not delivered:
-        click.echo("Prefect's server stopped answering: its page does not show how this run ended", err=True)
-        # Everything of the run is closed by now. Prefect would try for minutes to deliver each of its events.
-        sys.stdout.flush()
-        os._exit(0)
+        leave_undelivered()
 
 
-def _run_flow(config: Path, overrides: Sequence[str], run_dir: Path | None) -> bool:
-    """Run `reval-train` here, and say whether Prefect could be told how it ended.
+def leave_undelivered() -> None:
+    """End this process, whose work is closed: Prefect would try for minutes to deliver each of its events."""
+    click.echo("Prefect's server stopped answering: its page does not show how this run ended", err=True)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def run_flow(flow: Callable[[], object]) -> bool:
+    """Run a flow here, and say whether Prefect could be told how it ended. `flow` imports it and calls it.
 
     A local server that answers is used; otherwise Prefect starts one for the run.
     """
@@ -50,10 +59,8 @@ def _run_flow(config: Path, overrides: Sequence[str], run_dir: Path | None) -> b
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
     import httpx
 
-    from flows.train import train
-
     try:
-        train(str(config), list(overrides), str(run_dir) if run_dir else None)
+        flow()
     except httpx.TransportError:
         return False
     except RuntimeError as error:

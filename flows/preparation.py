@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reval_core.config import Config, ImportedRollouts, Rollouts, StoredRollouts, VllmServerEngine
 from reval_core.errors import InputError
-from reval_core.loading import load_config
-from reval_core.problems import load_problems
+from reval_core.loading import load_config, load_settings
+from reval_core.problems import check_contamination, load_held_out, load_train
 from reval_core.processes import check_launch
 from reval_core.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from reval_core.config.protocol import Protocol
+    from reval_core.evaluation.folder import EvaluationFolder
+    from reval_core.evaluation.subject import Subject
     from reval_core.forecast import Forecast
 
 
@@ -44,6 +48,33 @@ def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tup
     _check_engine(settings)
     check_space(folder, run_forecast(settings, folder).disk_bytes, "lower rounds or checkpoints.keep")
     return settings, folder
+
+
+def prepare_evaluation(
+    model: str, protocol: Path | None, overrides: Sequence[str], round: int | None, out: Path | None
+) -> tuple[Subject, Protocol, EvaluationFolder]:
+    """What is evaluated, how, and where the evaluation goes: `evals/<name>` unless given.
+
+    What neither the overrides nor the protocol's file say is as a run asks its own held-out problems.
+    Raises InputError, one line, for the first thing that would stop the evaluation. Changes nothing on disk.
+    """
+    from reval_core.config.protocol import Protocol
+    from reval_core.evaluation.folder import EvaluationFolder
+    from reval_core.evaluation.subject import find_subject
+
+    subject = find_subject(model, round)
+    settings = load_settings(protocol, Protocol, overrides, base=subject.habits)
+    if settings.trust_remote_code:
+        subject = replace(subject, model=subject.model.model_copy(update={"trust_remote_code": True}))
+    from reval_core.engines.choice import check_installed
+    from reval_core.evaluation.examination import check_examination
+    from reval_core.models import check_model
+
+    check_installed(settings.engine.kind)
+    check_model(subject.model)
+    check_examination(subject, settings)
+    name = f"{subject.name}-round-{subject.round}" if subject.habits else subject.name
+    return subject, settings, EvaluationFolder(out or Path("evals") / name)
 
 
 def run_forecast(settings: Config, folder: RunFolder) -> Forecast:
@@ -78,15 +109,15 @@ def _check_engine(settings: Config) -> None:
 
 
 def _check_problems(config: Path, settings: Config, rollouts: Rollouts) -> None:
-    assert settings.problems.train is not None, "a config that generates has problems"
-    assert settings.problems.held_out is not None, "a config that generates has problems"
-    train = load_problems(settings.problems.train, settings.seed)
-    load_problems(settings.problems.held_out, settings.seed)
+    train = load_train(settings.problems, settings.seed)
+    load_held_out(settings.problems, settings.seed)
     if len(train) < rollouts.prompts:
         raise InputError(
             f"{config}: rollouts.prompts: {rollouts.prompts} a round, but problems.train has only "
             f"{len(train)}; ask for fewer"
         )
+    if settings.problems.contaminated == "refuse":
+        check_contamination(settings.problems, settings.seed)
 
 
 def _check_stored(config: Path, settings: Config, rollouts: StoredRollouts, folder: RunFolder) -> None:

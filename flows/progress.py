@@ -21,20 +21,21 @@ _QUIET_SECONDS = 0.5
 """A stage gets a bar once it has taken so long, or when it says that it begins."""
 
 
-class Progress:
-    """Prints the rounds of a session. On a pipe it prints plain lines and no bars."""
+class StageBar:
+    """A bar for the stage at work, on a terminal. On a pipe there is none, and lines are plain."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._console = Console(highlight=False, soft_wrap=True)
+    def __init__(self, host: Any, stderr: bool = False) -> None:
+        """`host` is a session or an examination."""
+        self._host = host
+        self.console = Console(highlight=False, soft_wrap=True, stderr=stderr)
         self._bars = Bars(
             TextColumn("  {task.description}"),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            console=self._console,
+            console=self.console,
             transient=True,
-            disable=not self._console.is_terminal,
+            disable=not self.console.is_terminal,
         )
         self._bar = self._bars.add_task("", visible=False, total=None)
         self._stage = ""
@@ -42,36 +43,55 @@ class Progress:
 
     def __enter__(self) -> Self:
         self._bars.start()
-        self._session.progress = self._tick
+        self._host.progress = self._tick
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._bars.stop()
-        if kind is not None and not issubclass(kind, Exception):  # a signal, from Ctrl-C or from outside
-            stage, round = self._session.stage_now
-            place = f"in round {round}, {stage.replace('_', ' ')}" if stage else "before its first stage"
-            imports = isinstance(self._session.config.rollouts, ImportedRollouts)
-            again = "the same command" if imports else f"reval resume {short(self._session.folder.path)}"
-            self._console.print(f"stopped {place}; {again} goes on from there")
 
-    def round_done(self, round: int) -> None:
-        """Print what is on record of a round."""
+    def line(self, text: str) -> None:
+        """Print a line in place of the bar."""
         self._bars.update(self._bar, visible=False)
-        kept = _kept(self._session.kept)
-        self._session.kept.clear()
-        line = _start_line(self._session) if round == 0 else _round_line(self._session, round)
-        self._console.print(line + (f"  [dim]({kept})[/dim]" if kept else ""))
+        self.console.print(text)
 
-    def _tick(self, stage: str, round: int, done: int, total: int) -> None:
-        title = f"{stage.replace('_', ' ')} of round {round}" if round else stage.replace("_", " ")
+    def _tick(self, stage: str, number: int, done: int, total: int) -> None:
+        title = self._host.title(stage, number)
         if title != self._stage:
             self._stage, self._stage_started = title, time.monotonic()
             self._bars.reset(self._bar, description=title, visible=False)
         slow = time.monotonic() - self._stage_started > _QUIET_SECONDS
         visible = (slow or done == 0) and done < total
         self._bars.update(self._bar, completed=done, total=total, visible=visible)
+
+
+class Progress:
+    """Prints the rounds of a session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._bar = StageBar(session)
+
+    def __enter__(self) -> Self:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.__exit__(kind, error, trace)
+        if kind is not None and not issubclass(kind, Exception):  # a signal, from Ctrl-C or from outside
+            stage, round = self._session.stage_now
+            place = f"in round {round}, {stage.replace('_', ' ')}" if stage else "before its first stage"
+            imports = isinstance(self._session.config.rollouts, ImportedRollouts)
+            again = "the same command" if imports else f"reval resume {short(self._session.folder.path)}"
+            self._bar.console.print(f"stopped {place}; {again} goes on from there")
+
+    def round_done(self, round: int) -> None:
+        """Print what is on record of a round."""
+        kept = _kept(self._session.kept)
+        self._session.kept.clear()
+        line = _start_line(self._session) if round == 0 else _round_line(self._session, round)
+        self._bar.line(line + (f"  [dim]({kept})[/dim]" if kept else ""))
 
 
 @contextmanager

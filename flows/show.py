@@ -17,7 +17,7 @@ from rich.table import Table
 
 from reval_core.errors import Damaged, InputError
 from reval_core.files import read_json
-from reval_core.run_folder import RunFolder, existing_run
+from reval_core.run_folder import RunFolder
 from reval_core.summary import headline
 
 _QUERIES = (
@@ -71,7 +71,7 @@ def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_j
 
     settings, folder = prepare(config, overrides, run_dir)
     sizes = run_forecast(settings, folder)
-    engine = choose(settings) if isinstance(settings.rollouts, Rollouts) else None
+    engine = choose(settings.model, settings.engine) if isinstance(settings.rollouts, Rollouts) else None
     finished = max((manifest.round for manifest in folder.manifests() if manifest.stage == "recording"), default=0)
     plan = {
         "run_dir": str(folder.path),
@@ -98,17 +98,17 @@ def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_j
         "rounds done and kept": f"{finished}",
         "rounds to do": f"{plan['rounds_to_do']}",
     }
-    _print_facts("What the run would do", facts)
+    print_facts("What the run would do", facts)
 
 
 def show_query(run: Path, query: str, form: str) -> None:
     """Print the rows of a query over a run's facts. Raises InputError for SQL that DuckDB refuses."""
     import duckdb
 
+    from reval_core.evaluation.folder import published_facts
     from reval_core.store import sql_views
 
-    folder = existing_run(run)
-    connection = sql_views(folder.path, folder.manifests())
+    connection = sql_views(run, published_facts(run))
     try:
         rows = connection.sql(query)
         found = [] if rows is None else rows.fetchall()
@@ -172,7 +172,7 @@ def show_doctor(config: Path | None, as_json: bool) -> None:
         print_json(facts)
     else:
         engines = {f"engine {name}": state for name, state in facts.pop("engines").items()}
-        _print_facts("What is here", {name: _flat(value) for name, value in facts.items()} | engines)
+        print_facts("What is here", {name: _flat(value) for name, value in facts.items()} | engines)
     if config is not None:
         show_plan(config, [], None, as_json)
 
@@ -214,7 +214,18 @@ def print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     Console().print(table)
 
 
-def _print_facts(title: str, facts: dict[str, str]) -> None:
+def print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of finished figures: the first column stands left, the others right."""
+    table = _table()
+    for place, name in enumerate(names):
+        table.add_column(name, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*map(_cell, row))
+    Console().print(table)
+
+
+def print_facts(title: str, facts: dict[str, str]) -> None:
+    """Print names and what they are, one below the other."""
     width = max(map(len, facts))
     Console(highlight=False).print(f"[bold]{title}[/bold]")
     for name, value in facts.items():

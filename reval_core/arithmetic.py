@@ -20,6 +20,14 @@ _OPERATIONS: dict[str, Callable[[int, int], int]] = {
 }
 
 
+_WORDS = {"+": "sums", "-": "differences", "*": "products"}
+
+
+def set_name(digits: int, operators: str) -> str:
+    """What problems of this kind are called, such as `2-digit sums and products`."""
+    return f"{digits}-digit {' and '.join(_WORDS[operator] for operator in operators)}"
+
+
 def problems(digits: int, operators: str, split: Literal["train", "held_out"]) -> list[tuple[str, str]]:
     """Every problem such as ("37+45=", "82") with operands of exactly `digits` digits, of one split."""
     operands = range(0 if digits == 1 else 10 ** (digits - 1), 10**digits)

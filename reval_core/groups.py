@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,6 +61,32 @@ class Group:
             for number, one in enumerate(self.asked)
         ]
         return Group(asked, self.written)
+
+
+def finished_groups(
+    groups: Mapping[int, Group],
+    policy_round: int,
+    generate: Callable[[Sequence[Request]], Iterable[tuple[int, Completion]]],
+    tick: Callable[[int, int], None],
+) -> Iterator[int]:
+    """Ask for what is open in these groups; gives each group's number once all of it has ended.
+
+    The caller may take groups out meanwhile. `tick` is told how many of how many responses have come.
+    """
+    places = [(group, number, one) for number, group in groups.items() for one in group.unfinished]
+    requests = [group.request(one) for group, _, one in places]
+    for ended, (place, completion) in enumerate(generate(requests), start=1):
+        group, number, one = places[place]
+        group.add(one, completion, policy_round)
+        tick(ended, len(requests))
+        if group.finished:
+            yield number
+
+
+def asked_and_written(groups: Sequence[Group]) -> tuple[list[Asked], list[Written]]:
+    """The responses of groups of which each has begun, one after the other."""
+    written = [one for group in groups for one in group.written if one is not None]
+    return [one for group in groups for one in group.asked], written
 
 
 def cut_off_groups(partials: pa.Table, samples: int) -> list[Group]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,16 +16,44 @@ from reval_core.errors import InputError
 
 Field = tuple[str, ...]
 
+Settings = TypeVar("Settings", bound=BaseModel)
+
 TAGS = ("kind", "source")
 """The keys that tell the sections of a union apart."""
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """The settings in a YAML file, with overrides such as `learner.lr=1e-4` laid over them.
+    """The settings of a run in a YAML file, with overrides such as `learner.lr=1e-4` laid over them.
 
     Paths inside are made absolute, so that the result means the same from any folder.
     Raises InputError with one line for the first thing that is wrong.
     """
+    return _with_absolute_paths(load_settings(path, Config, overrides))
+
+
+def load_settings(
+    path: Path | None, kind: type[Settings], overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None
+) -> Settings:
+    """The settings of this kind: `base`, over it those in a YAML file, and over them the overrides.
+
+    Raises InputError with one line for the first thing that is wrong.
+    """
+    given, places = ({}, {}) if path is None else _read(path)
+    values = {**(base or {}), **given}
+    for override in overrides:
+        field = _lay_over(values, override)
+        # What stood below is gone, and a section that was not there is the override's.
+        places = {known: place for known, place in places.items() if known[: len(field)] != field}
+        for length in range(1, len(field) + 1):
+            places.setdefault(field[:length], f"--set {override}")
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_complaint(error, kind, places, str(path or "settings"))) from error
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[Field, str]]:
+    """What a YAML file says, and where it says it."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -43,18 +71,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise InputError(f"{place}: is not YAML ({_problem(error)})") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: holds no settings; see configs/demo.yaml for an example")
-    places = {field: f"{path}:{line}" for field, line in lines.items()}
-    for override in overrides:
-        field = _lay_over(values, override)
-        # What stood below is gone, and a section that was not there is the override's.
-        places = {known: place for known, place in places.items() if known[: len(field)] != field}
-        for length in range(1, len(field) + 1):
-            places.setdefault(field[:length], f"--set {override}")
-    try:
-        config = Config.model_validate(values)
-    except ValidationError as error:
-        raise InputError(_complaint(error, places, path)) from error
-    return _with_absolute_paths(config)
+    return values, {field: f"{path}:{line}" for field, line in lines.items()}
 
 
 def _lay_over(values: dict[str, Any], override: str) -> Field:
@@ -78,7 +95,11 @@ def _lay_over(values: dict[str, Any], override: str) -> Field:
 
 
 def _lines(node: yaml.Node | None, path: Path, field: Field = ()) -> Iterator[tuple[Field, int]]:
-    """The line of every key below `node`. Raises InputError for a key that stands twice."""
+    """The line of every key and list item below `node`. Raises InputError for a key that stands twice."""
+    if isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            yield (*field, str(number)), item.start_mark.line + 1
+            yield from _lines(item, path, (*field, str(number)))
     if not isinstance(node, yaml.MappingNode):
         return
     seen: set[str] = set()
@@ -92,13 +113,13 @@ def _lines(node: yaml.Node | None, path: Path, field: Field = ()) -> Iterator[tu
         yield from _lines(value, path, inner)
 
 
-def _complaint(error: ValidationError, places: dict[Field, str], path: Path) -> str:
+def _complaint(error: ValidationError, kind: type[BaseModel], places: dict[Field, str], otherwise: str) -> str:
     first = error.errors(include_url=False)[0]
     location = tuple(map(str, first["loc"]))
-    field = _without_tags(location)
+    field = _without_lone_items(_without_tags(location, kind), places)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        message = "unknown key" + _nearest(location)
+        message = "unknown key" + _nearest(location, kind)
     elif first["type"] == "missing":
         message = "is missing"
     elif first["type"] == "union_tag_not_found":
@@ -110,43 +131,54 @@ def _complaint(error: ValidationError, places: dict[Field, str], path: Path) -> 
         message = f"{message[0].lower()}{message[1:]}, not {first['input']!r}"
     name, colon, rest = message.partition(": ")
     inner = tuple(name.split("."))
-    if colon and _known((*location, *inner)):  # a check over several keys, which names the one at fault
+    if colon and _known((*location, *inner), kind):  # a check over several keys, which names the one at fault
         field, message = (*field, *inner), rest
-    return f"{_place(field, places, path)}: {'.'.join(field) or 'config'}: {message}"
+    return f"{_place(field, places, otherwise)}: {'.'.join(field) or 'config'}: {message}"
 
 
-def _place(field: Field, places: dict[Field, str], path: Path) -> str:
+def _place(field: Field, places: dict[Field, str], otherwise: str) -> str:
     while field and field not in places:
         field = field[:-1]
-    return places.get(field, str(path))
+    return places.get(field, otherwise)
 
 
-def _without_tags(location: Field) -> Field:
+def _without_tags(location: Field, kind: type[BaseModel]) -> Field:
     """A Pydantic location without the union tags that it inserts (`objective.reval.beta`)."""
     field: Field = ()
     for part in location:
-        tagged = len(field) == 1 and part in {_tag(model) for model in _models(field)}
+        tagged = len(field) == 1 and part in {_tag(model) for model in _models(field, kind)}
         if not tagged:
             field = (*field, part)
     return field
 
 
-def _nearest(location: Field) -> str:
-    names = [name for model in _models(location[:-1]) for name in model.model_fields]
+def _without_lone_items(location: Field, places: dict[Field, str]) -> Field:
+    """A location without the number of an item that was given by itself, in place of a list of one."""
+    field: Field = ()
+    for part in location:
+        alone = part == "0" and (*field, part) not in places and any(known[:-1] == field for known in places)
+        field = field if alone else (*field, part)
+    return field
+
+
+def _nearest(location: Field, kind: type[BaseModel]) -> str:
+    names = [name for model in _models(location[:-1], kind) for name in model.model_fields]
     near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
     if near:
         return f"; did you mean '{near[0]}'?"
     return f"; known here: {', '.join(names)}" if names else ""
 
 
-def _known(location: Field) -> bool:
-    return any(location[-1] in model.model_fields for model in _models(location[:-1]))
+def _known(location: Field, kind: type[BaseModel]) -> bool:
+    return any(location[-1] in model.model_fields for model in _models(location[:-1], kind))
 
 
-def _models(location: Field) -> list[type[BaseModel]]:
+def _models(location: Field, kind: type[BaseModel]) -> list[type[BaseModel]]:
     """The sections that may stand at a location; several where the settings are a union and no tag chooses."""
-    models: list[type[BaseModel]] = [Config]
+    models: list[type[BaseModel]] = [kind]
     for part in location:
+        if part.isdigit():  # an item of a list
+            continue
         tagged = [model for model in models if _tag(model) == part]
         annotations = [model.model_fields[part].annotation for model in models if part in model.model_fields]
         models = tagged or [model for annotation in annotations for model in _sections(annotation)]
@@ -162,7 +194,7 @@ def _tag(model: type[BaseModel]) -> str | None:
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    elif get_origin(annotation) in (Union, UnionType, Annotated):
+    elif get_origin(annotation) in (Union, UnionType, Annotated, tuple):
         for inner in get_args(annotation):
             yield from _sections(inner)
 
@@ -174,9 +206,10 @@ def _with_absolute_paths(config: Config) -> Config:
         values["rollouts"]["run"] = str(Path(config.rollouts.run).absolute())
     if isinstance(config.engine, VllmServerEngine) and config.engine.weights is not None:
         values["engine"]["weights"] = str(Path(config.engine.weights).absolute())
-    for problems in (values["problems"]["train"], values["problems"]["held_out"]):
-        if problems is not None and problems["path"] is not None:
-            problems["path"] = str(Path(problems["path"]).absolute())
+    problems = values["problems"]
+    for source in (problems["train"], *problems["held_out"], *problems["never_train_on"]):
+        if source is not None and source["path"] is not None:
+            source["path"] = str(Path(source["path"]).absolute())
     if config.model.path is not None and Path(config.model.path).is_dir():
         values["model"]["path"] = str(Path(config.model.path).absolute())
     return Config.model_validate(values)

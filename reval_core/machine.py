@@ -73,7 +73,7 @@ def _recorded(folder: RunFolder) -> dict[str, Any] | None:
 def _describe(config: Config) -> dict[str, Any]:
     import transformers
 
-    engine = choose(config).kind if isinstance(config.rollouts, Rollouts) else None
+    engine = choose(config.model, config.engine).kind if isinstance(config.rollouts, Rollouts) else None
     return {
         "engine": engine,
         "threads": torch.get_num_threads(),

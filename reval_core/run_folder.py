@@ -46,6 +46,9 @@ def merged_name(stage: str, table: str) -> str:
 class RunFolder:
     """The paths of one run. Creating this object touches nothing on disk."""
 
+    unit = "round"
+    """What its facts are counted by."""
+
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self.config = self.path / "config.yaml"
@@ -70,11 +73,11 @@ class RunFolder:
 
     def shard(self, round: int, shard: int) -> str:
         """The path of a shard, relative to the run folder."""
-        return f"rollouts/round={round:05d}/shard-{shard:03d}.parquet"
+        return f"rollouts/{self.unit}={round:05d}/shard-{shard:03d}.parquet"
 
     def facts(self, round: int, table: str) -> str:
         """The path of a round's rows of a table, relative to the run folder."""
-        return f"facts/round={round:05d}/{table}.parquet"
+        return f"facts/{self.unit}={round:05d}/{table}.parquet"
 
     def checkpoint(self, round: int) -> Path:
         """The checkpoint of the policy after round `round`."""
@@ -83,8 +86,8 @@ class RunFolder:
     def manifest_path(self, stage: str, round: int) -> Path:
         """Where a stage's manifest is published."""
         if stage == "rollouts":
-            return self.path / f"rollouts/round={round:05d}/manifest.json"
-        return self.path / f"facts/round={round:05d}/{stage}.json"
+            return self.path / f"rollouts/{self.unit}={round:05d}/manifest.json"
+        return self.path / f"facts/{self.unit}={round:05d}/{stage}.json"
 
     def manifest(self, stage: str, round: int) -> Manifest | None:
         """What a stage has published, if it has. Raises Damaged if that is no manifest."""
@@ -105,7 +108,8 @@ class RunFolder:
     def manifest_paths(self, stages: Sequence[str] = STAGES) -> list[Path]:
         """Where manifests of these stages have been published."""
         names = (
-            "rollouts/round=?????/manifest.json" if one == "rollouts" else f"facts/*/{one}.json" for one in stages
+            f"rollouts/{self.unit}=?????/manifest.json" if one == "rollouts" else f"facts/*/{one}.json"
+            for one in stages
         )
         return [path for name in names for path in self.path.glob(name)]
 

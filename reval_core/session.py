@@ -16,15 +16,16 @@ from reval_core.adapters import swapped_adapters
 from reval_core.checkpoints import checkpoint_rounds, checkpoint_state, wanted_checkpoints
 from reval_core.config import Config, Rollouts
 from reval_core.draws import DrawReader
-from reval_core.engines.base import Sampling
+from reval_core.engines.base import Sampling, in_batches
 from reval_core.engines.choice import make_engine
 from reval_core.errors import Damaged, RevalError, RunStopped
+from reval_core.facts import Manifest
 from reval_core.files import check_folder, remove_folder
 from reval_core.inspection import clear
 from reval_core.learner import Learner
 from reval_core.machine import fix_machine
 from reval_core.models import load_model, stop_ids, tokenizer_of
-from reval_core.problems import PromptOrder, load_problems, prompt_text, prompt_tokens
+from reval_core.problems import PromptOrder, load_held_out, load_train, prompt_text, prompt_tokens
 from reval_core.replay import Policy, replay
 from reval_core.run_folder import Attempt, RunFolder
 from reval_core.store import Store
@@ -51,8 +52,9 @@ class Session:
         """Told of long work: the stage, its round, and how many of how many pieces are done."""
         self.stage_now = ("", 0)
         """The stage at work, and its round."""
-        self.train = load_problems(config.problems.train, config.seed) if config.problems.train else []
-        self.held_out = load_problems(config.problems.held_out, config.seed) if config.problems.held_out else []
+        self.train = load_train(config.problems, config.seed)
+        self.held_out = load_held_out(config.problems, config.seed)
+        """The problems of all held-out sets, one set after the other."""
         self.order = PromptOrder(self.train, config.seed)
         self.tokenizer = tokenizer_of(config.model)
         self.store = Store(folder.path, folder.database, config.replay.capacity)
@@ -65,7 +67,7 @@ class Session:
         self._published = max((folder.place(one.stage, one.round) for one in manifests), default=(0, -1))
         self.draws = DrawReader(folder)
         self.engine = (
-            make_engine(config, machine["engine"], self.tokenizer, folder)
+            make_engine(config.model, config.engine, machine["engine"], self.tokenizer, folder)
             if isinstance(config.rollouts, Rollouts)
             else None
         )
@@ -106,28 +108,26 @@ class Session:
     def generate(
         self, policy: Policy, requests: Sequence[Request], enough: Enough | None = None
     ) -> Iterator[tuple[int, Completion]]:
-        """The place of each request and its completion by `policy`, as they end, or as `enough` cuts them off.
-
-        An engine that does not stream is given a shard's size at a time.
-        """
+        """The place of each request and its completion by `policy`, as they end, or as `enough` cuts them off."""
         if not requests:
             return
         engine, settings = self.generating(), self.config.generation
         stops = stop_ids(self.config.model, self.tokenizer, settings.stop)
         sampling = Sampling(settings.temperature, settings.max_tokens, stops)
-        size = len(requests) if engine.streams else settings.batch
         learner = self.learner_at(policy)
         self.tick(0, len(requests))  # an engine may take a while to start
         try:
             # In the precision that the policy learns in, where the engine shares its model.
             with learner.autocast():
                 engine.load(learner.model, policy.identity)
-                for first in range(0, len(requests), size):
-                    batch = requests[first : first + size]
-                    completions = engine.generate(batch, sampling, enough)
-                    yield from ((first + place, completion) for place, completion in completions)
+                yield from in_batches(engine, requests, sampling, settings.batch, enough)
         finally:
             engine.rest()
+
+    def title(self, stage: str, round: int) -> str:
+        """What people call a stage at work."""
+        name = stage.replace("_", " ")
+        return f"{name} of round {round}" if round else name
 
     def tick(self, done: int, total: int) -> None:
         """Tell how far the stage at work is."""
@@ -155,7 +155,11 @@ class Session:
             with swapped_adapters(self._learner.model, folder) as model:
                 yield model
 
-    def rewind_store(self, stage: str, round: int) -> None:
+    def take_in(self, manifest: Manifest) -> None:
+        """Let the store hold what a stage has published."""
+        self.store.ingest(manifest)
+
+    def rewind(self, stage: str, round: int) -> None:
         """Before a stage that is made again: let the store hold only what was published before it.
 
         Draws and resets depend on the buffer as it was. What came later is taken in again when the run passes it.

@@ -56,19 +56,19 @@ def response_table(
     *,
     round: int,
     shard: int | None,
-    first: int,
+    first_id: int,
     policy: str,
     engine: str,
     temperature: float,
 ) -> pa.Table:
-    """The rows of a shard or, without one, of what was cut off. `first` is the place of the first in the round.
+    """The rows of a shard or, without one, of what was cut off; their ids go up from `first_id`.
 
-    Rows of shards in order have places in order: `draws` finds a trajectory's scores by its place.
+    Rows of shards in order have ids in order: `draws` finds a trajectory's scores by its place.
     """
     count = len(asked)
     tokens = [response.tokens for response in responses]
     columns = {
-        "trajectory_id": [round * IDS_PER_ROUND + first + row for row in range(count)],
+        "trajectory_id": [first_id + row for row in range(count)],
         "round": [round] * count,
         "shard": [shard] * count,
         "row": list(range(count)),

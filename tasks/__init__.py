@@ -16,6 +16,8 @@ reference_reset = as_task(stages.reference_reset, retries=1)
 stored_rollouts = as_task(stages.stored_rollouts, retries=2)
 stored_verdicts = as_task(stages.stored_verdicts, retries=2)
 residual_evaluation = as_task(stages.residual_evaluation, retries=1)
+sitting_responses = as_task(stages.sitting_responses, retries=2)
+sitting_verdicts = as_task(stages.sitting_verdicts, retries=2)
 
 __all__ = [
     "checkpoint",
@@ -27,6 +29,8 @@ __all__ = [
     "residual_evaluation",
     "rollouts",
     "sampling",
+    "sitting_responses",
+    "sitting_verdicts",
     "stored_rollouts",
     "stored_verdicts",
     "verification",

@@ -12,8 +12,8 @@ from prefect.tasks import Task
 
 from reval_core.errors import RevalError
 from reval_core.facts import Manifest
-from reval_core.session import Session
 from reval_core.stages import Stage
+from reval_core.stages.stage import Host
 
 log = logging.getLogger("reval")
 
@@ -28,10 +28,9 @@ def as_task(stage: Stage, retries: int = 0) -> StageCall:
     finished stage is skipped after a crash and no run reads another's. A result whose files are gone is not
     believed: the stage runs again.
     """
-    title = stage.name.replace("_", " ")
 
     @task(
-        name=title,
+        name=stage.name.replace("_", " "),
         cache_key_fn=lambda context, parameters: parameters["key"],
         persist_result=True,
         retries=retries,
@@ -39,13 +38,13 @@ def as_task(stage: Stage, retries: int = 0) -> StageCall:
         retry_condition_fn=_worth_retrying,
         log_prints=False,
     )
-    def run(session: Session, round: int, inputs: tuple[Any, ...], key: str) -> dict[str, Any]:
+    def run(session: Host, round: int, inputs: tuple[Any, ...], key: str) -> dict[str, Any]:
         return stage(session, round, *inputs).to_json()
 
-    def call(session: Session, round: int, *inputs: Any) -> Manifest:
+    def call(session: Host, round: int, *inputs: Any) -> Manifest:
         kept = stage.kept(session, round, *inputs)
         bound = run.with_options(
-            task_run_name=title if stage.name == "warm_start" else f"{title} of round {round}",
+            task_run_name=session.title(stage.name, round),
             result_storage=session.folder.cache,
             refresh_cache=kept is None,
         )

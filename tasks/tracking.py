@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from reval_core.config import Config
+from reval_core.config import Config, Tracking
 from reval_core.facts import read_table
 from reval_core.files import publish_json, read_json
 from reval_core.run_folder import RunFolder
@@ -30,9 +30,41 @@ _HASTY_SECONDS = 3.0
 """How long a run that is told to stop waits for them."""
 
 
-def tracking_uri(folder: RunFolder, config: Config) -> str:
+def tracking_uri(folder: RunFolder, settings: Tracking) -> str:
     """The MLflow store of a run: the config's, or a database beside the run folder that its neighbours share."""
-    return config.tracking.uri or f"sqlite:///{folder.path.parent / 'mlflow.db'}"
+    return settings.uri or f"sqlite:///{folder.path.parent / 'mlflow.db'}"
+
+
+def open_client(uri: str) -> MlflowClient:
+    """A client that neither announces every table of a new database nor waits for minutes."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Neither a dead server nor a slow one may keep this thread for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri)
+
+
+def new_run(
+    client: MlflowClient, folder: RunFolder, settings: Tracking, name: str, parameters: dict[str, Any]
+) -> str:
+    """Begin a run in MLflow with these parameters, and give its id."""
+    from mlflow.entities import Param
+
+    experiment = client.get_experiment_by_name(settings.experiment)
+    if experiment is None:
+        local = (folder.path.parent / "mlartifacts").as_uri()
+        identity = client.create_experiment(
+            settings.experiment, artifact_location=local if settings.uri is None else None
+        )
+    else:
+        identity = experiment.experiment_id
+    run_id: str = client.create_run(identity, run_name=name).info.run_id
+    client.log_batch(run_id, params=[Param(key, str(value)[:500]) for key, value in parameters.items()])
+    return run_id
 
 
 class Tracker:
@@ -88,16 +120,7 @@ class Tracker:
     def _open(self) -> tuple[MlflowClient, dict[str, Any]]:
         """The client and what is known of this run's run in MLflow, which is made the first time."""
         if self._client is None:
-            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-            # Neither a dead server nor a slow one may keep this thread for minutes.
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-            from mlflow import MlflowClient
-
-            for name in ("mlflow", "alembic"):  # they announce every table of a new database
-                logging.getLogger(name).setLevel(logging.WARNING)
-
-            client = MlflowClient(tracking_uri=tracking_uri(self._folder, self._config))
+            client = open_client(tracking_uri(self._folder, self._config.tracking))
             if self._note.exists():
                 client.update_run(read_json(self._note)["run_id"], status="RUNNING")
             else:
@@ -106,21 +129,9 @@ class Tracker:
         return self._client, read_json(self._note)
 
     def _new_run(self, client: MlflowClient) -> str:
-        from mlflow.entities import Param
-
-        name = self._config.tracking.experiment
-        experiment = client.get_experiment_by_name(name)
-        if experiment is None:
-            local = (self._folder.path.parent / "mlartifacts").as_uri()
-            location = local if self._config.tracking.uri is None else None
-            identity = client.create_experiment(name, artifact_location=location)
-        else:
-            identity = experiment.experiment_id
-        run_id: str = client.create_run(identity, run_name=self._folder.name).info.run_id
         # `rounds` may change when a run is made longer, and MLflow refuses to change a parameter.
-        settings = dict(_flat(self._config.model_dump(mode="json", exclude={"rounds"})))
-        client.log_batch(run_id, params=[Param(name, str(value)[:500]) for name, value in settings.items()])
-        return run_id
+        settings = dict(flat(self._config.model_dump(mode="json", exclude={"rounds"})))
+        return new_run(client, self._folder, self._config.tracking, self._folder.name, settings)
 
 
 @contextmanager
@@ -150,8 +161,16 @@ def _metrics(folder: RunFolder, round: int) -> list[Any]:
         row = read_table(folder.path / folder.facts(round, "rounds")).to_pylist()[0]
         seconds = row.pop("ended_at").timestamp()
         row |= _objective_metrics(folder, round)
+    row |= _accuracy_by_set(folder, round)
     milliseconds = int(seconds * 1000)
     return [Metric(name, float(value), milliseconds, round) for name, value in row.items() if value is not None]
+
+
+def _accuracy_by_set(folder: RunFolder, round: int) -> dict[str, float]:
+    """Of a round that was evaluated on several problem sets, the accuracy on each."""
+    evaluation = folder.manifest("evaluation", round)
+    found = evaluation.info.get("accuracy_by_set", {}) if evaluation else {}
+    return {f"held_out/{name}": value for name, value in found.items()} if len(found) > 1 else {}
 
 
 def _objective_metrics(folder: RunFolder, round: int) -> dict[str, float]:
@@ -161,9 +180,10 @@ def _objective_metrics(folder: RunFolder, round: int) -> dict[str, float]:
     return {f"objective/{name}": sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings under dotted names."""
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

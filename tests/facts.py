@@ -97,7 +97,7 @@ def _trajectories(round: int, answers: list[tuple[int, str, int, str, str]]) -> 
             "sample": sample,
             "problem": PROBLEMS[prompt][0],
             "gold": PROBLEMS[prompt][1],
-            "problem_set": "arithmetic",
+            "problem_set": "1-digit sums",
             "gold_mode": "all",
             "prompt": PROBLEMS[prompt][0],
             "response": response,

@@ -24,11 +24,23 @@ from reval_core.config.learning import (
     Tbrm,
 )
 from reval_core.config.model import Lora, Model, TinyModel, WarmStart
-from reval_core.config.problems import Arithmetic, Example, GoldMode, Problems, ProblemSet, Prompt
+from reval_core.config.problems import (
+    PROMPTS,
+    Arithmetic,
+    Example,
+    GoldMode,
+    Hub,
+    ProblemField,
+    Problems,
+    ProblemSet,
+    Prompt,
+    SetName,
+)
 from reval_core.config.rollouts import ImportedRollouts, Rollouts, RolloutSource, StoredRollouts
 from reval_core.config.section import Section
 
 __all__ = [
+    "PROMPTS",
     "Arithmetic",
     "AutoEngine",
     "Checkpoints",
@@ -40,11 +52,13 @@ __all__ = [
     "Example",
     "GoldMode",
     "Grpo",
+    "Hub",
     "ImportedRollouts",
     "Learner",
     "Lora",
     "Model",
     "Objective",
+    "ProblemField",
     "ProblemSet",
     "Problems",
     "Prompt",
@@ -57,6 +71,7 @@ __all__ = [
     "RolloutSource",
     "Rollouts",
     "Section",
+    "SetName",
     "StoredRollouts",
     "Tbrm",
     "TinyModel",
@@ -187,7 +202,7 @@ class Config(Section):
 
     def _check_generation(self, rollouts: Rollouts) -> None:
         for name in ("train", "held_out"):
-            if getattr(self.problems, name) is None:
+            if not getattr(self.problems, name):
                 raise ValueError(f"problems.{name}: is missing; a run that generates asks problems")
         if self.reward.kind == "centred" and rollouts.samples == 1:
             raise ValueError(

@@ -78,3 +78,13 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds. Calling it again does nothing."""
+
+
+def in_batches(
+    engine: Engine, requests: Sequence[Request], sampling: Sampling, size: int, enough: Enough | None = None
+) -> Iterator[tuple[int, Completion]]:
+    """As `Engine.generate`; an engine that does not stream is given `size` requests at a time."""
+    size = len(requests) if engine.streams else size
+    for first in range(0, len(requests), size):
+        completions = engine.generate(requests[first : first + size], sampling, enough)
+        yield from ((first + place, completion) for place, completion in completions)

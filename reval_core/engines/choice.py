@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from reval_core.config import Config, VllmEngine, VllmServerEngine
+from reval_core.config import EngineSettings, Model, VllmEngine, VllmServerEngine
 from reval_core.errors import InputError
 from reval_core.models import count_parameters, head_size
 
@@ -34,15 +34,15 @@ class Choice:
     reason: str
 
 
-def choose(config: Config) -> Choice:
-    """The engine of a run. The model is looked at only where `auto` goes by its size."""
-    if config.engine.kind != "auto":
-        return Choice(config.engine.kind, "the config says so")
+def choose(model: Model, engine: EngineSettings) -> Choice:
+    """The engine for a model. The model is looked at only where `auto` goes by its size."""
+    if engine.kind != "auto":
+        return Choice(engine.kind, "the config says so")
     if not vllm_installed() or torch.cuda.is_available():
         return Choice("vllm" if vllm_installed() else "transformers", auto_rule())
-    if head_size(config.model) < _SMALLEST_HEAD:
+    if head_size(model) < _SMALLEST_HEAD:
         return Choice("transformers", f"on a CPU vLLM takes no heads below {_SMALLEST_HEAD}, as this model has")
-    parameters, _ = count_parameters(config.model)
+    parameters, _ = count_parameters(model)
     kind = "vllm" if parameters < CROSSOVER else "transformers"
     return Choice(kind, f"{auto_rule()}; this model has {parameters / 1e6:,.1f}M")
 
@@ -70,20 +70,22 @@ def check_installed(kind: str) -> None:
         )
 
 
-def make_engine(config: Config, kind: str, tokenizer: PreTrainedTokenizerBase, folder: RunFolder) -> Engine:
+def make_engine(
+    model: Model, engine: EngineSettings, kind: str, tokenizer: PreTrainedTokenizerBase, folder: RunFolder
+) -> Engine:
     """The engine of this kind: the config's, or what `choose` gave for `auto`. It starts when it is first used."""
     check_installed(kind)
-    code = Path(config.model.path) if config.model.path and config.model.trust_remote_code else None
+    code = Path(model.path) if model.path and model.trust_remote_code else None
     if kind == "vllm":
         from reval_core.engines.vllm import VllmEngine as Vllm
 
-        settings = config.engine if isinstance(config.engine, VllmEngine) else VllmEngine(kind="vllm")
+        settings = engine if isinstance(engine, VllmEngine) else VllmEngine(kind="vllm")
         return Vllm(settings, folder.path / "engine.log", code)
     if kind == "vllm-server":
         from reval_core.engines.vllm_server import VllmServers
 
-        assert isinstance(config.engine, VllmServerEngine)
-        return VllmServers(config.engine, folder.path / "weights", code)
+        assert isinstance(engine, VllmServerEngine)
+        return VllmServers(engine, folder.path / "weights", code)
     from reval_core.engines.transformers import TransformersEngine
 
     return TransformersEngine(tokenizer.pad_token_id)

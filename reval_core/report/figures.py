@@ -32,38 +32,48 @@ _TRAINING = """
 """
 
 # Answers to one problem are alike, so intervals count problems, not answers. Where all problems agree, the
-# margin is 0 and says nothing: no interval is shown then.
+# margin is 0 and says nothing: no interval is shown then. Problem sets weigh the same, however large they are.
 HELD_OUT = """
     WITH problems AS (
-        SELECT round, prompt_id, avg(correct::INTEGER) AS share
+        SELECT round, problem_set, prompt_id, avg(correct::INTEGER) AS share
         FROM evaluations
         GROUP BY ALL
+    ),
+    sets AS (
+        SELECT round, avg(share) AS share, var_samp(share) / count(*) AS variance, count(*) AS problems
+        FROM problems
+        GROUP BY round, problem_set
     )
     SELECT
         round,
         avg(share) AS accuracy,
-        1.96 * stddev_samp(share) / sqrt(count(*)) AS margin,
-        count(*) AS problems
-    FROM problems
+        1.96 * sqrt(sum(variance)) / count(*) AS margin,
+        sum(problems)::BIGINT AS problems
+    FROM sets
     GROUP BY round
     ORDER BY round
 """
 
 GAIN = """
     WITH problems AS (
-        SELECT round, prompt_id, avg(correct::INTEGER) AS share
+        SELECT round, problem_set, prompt_id, avg(correct::INTEGER) AS share
         FROM evaluations
         GROUP BY ALL
     ),
     gains AS (
-        SELECT after.share - before.share AS gain
+        SELECT problem_set, after.share - before.share AS gain
         FROM problems AS before
-        JOIN problems AS after USING (prompt_id)
+        JOIN problems AS after USING (problem_set, prompt_id)
         WHERE before.round = (SELECT min(round) FROM evaluations)
           AND after.round = (SELECT max(round) FROM evaluations)
+    ),
+    sets AS (
+        SELECT avg(gain) AS gain, var_samp(gain) / count(*) AS variance
+        FROM gains
+        GROUP BY problem_set
     )
-    SELECT avg(gain) AS gain, 1.96 * stddev_samp(gain) / sqrt(count(*)) AS margin
-    FROM gains
+    SELECT avg(gain) AS gain, 1.96 * sqrt(sum(variance)) / count(*) AS margin
+    FROM sets
 """
 
 _CURVES = """

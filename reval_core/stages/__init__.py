@@ -12,6 +12,7 @@ from reval_core.stages.reference_reset import reference_reset
 from reval_core.stages.residual_evaluation import residual_evaluation
 from reval_core.stages.rollouts import rollouts
 from reval_core.stages.sampling import sampling
+from reval_core.stages.sitting import sitting_responses, sitting_verdicts
 from reval_core.stages.stage import Stage
 from reval_core.stages.taking_over import stored_rollouts, stored_verdicts
 from reval_core.stages.verification import verification
@@ -29,6 +30,8 @@ __all__ = [
     "residual_evaluation",
     "rollouts",
     "sampling",
+    "sitting_responses",
+    "sitting_verdicts",
     "stored_rollouts",
     "stored_verdicts",
     "verification",

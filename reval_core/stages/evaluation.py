@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from reval_core.engines.base import Completion, Request
+from reval_core.facts import SCHEMAS
 from reval_core.problems import problems_digest
 from reval_core.session import Policy, Session
 from reval_core.stages.rollouts import request_seed
 from reval_core.stages.stage import Outcome, publish, settings, stage
-from reval_core.verification import VERIFIER_VERSION, Claim
+from reval_core.verification import VERIFIER_VERSION, Claim, Judgement
 
 
 def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
@@ -29,7 +31,9 @@ def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
 
 @stage(inputs=_inputs)
 def evaluation(session: Session, round: int, policy: Policy) -> Outcome:
-    """Ask every held-out problem `evaluation.samples` times; `info["accuracy"]` is the share that is right.
+    """Ask every held-out problem `evaluation.samples` times.
+
+    `info["accuracy"]` is the share that is right; of several problem sets, the mean of their shares.
 
     The seeds do not depend on the round, so two evaluations differ by their policies alone.
     """
@@ -41,37 +45,53 @@ def evaluation(session: Session, round: int, policy: Policy) -> Outcome:
         for problem, sample in asked
     ]
     completions = _generate(session, policy, requests)
-    responses = session.tokenizer.batch_decode([one.tokens for one in completions], skip_special_tokens=True)
-    claims = [
-        Claim(
-            gold=problem.answer,
-            response=response,
-            truncated=completion.finish_reason == "length",
-            gold_mode=problem.gold_mode,
-        )
-        for (problem, _), response, completion in zip(asked, responses, completions, strict=True)
-    ]
-    judgements = session.verifier.judge(claims)
-    correct = [judgement.verdict == "correct" for judgement in judgements]
-    table = pa.table(
-        {
-            "round": [round] * len(asked),
-            "policy": [policy.identity] * len(asked),
-            "prompt_id": [problem.prompt_id for problem, _ in asked],
-            "sample": [sample for _, sample in asked],
-            "problem": [problem.problem for problem, _ in asked],
-            "gold": [problem.answer for problem, _ in asked],
-            "problem_set": [problem.problem_set for problem, _ in asked],
-            "gold_mode": [problem.gold_mode for problem, _ in asked],
-            "response": responses,
-            "response_length": [len(completion.tokens) for completion in completions],
-            "finish_reason": [completion.finish_reason for completion in completions],
-            "verdict": [judgement.verdict for judgement in judgements],
-            "extracted": [judgement.extracted for judgement in judgements],
-            "correct": correct,
-        }
+    rows = {
+        "prompt_id": [problem.prompt_id for problem, _ in asked],
+        "sample": [sample for _, sample in asked],
+        "problem": [problem.problem for problem, _ in asked],
+        "gold": [problem.answer for problem, _ in asked],
+        "problem_set": [problem.problem_set for problem, _ in asked],
+        "gold_mode": [problem.gold_mode for problem, _ in asked],
+        "response": session.tokenizer.batch_decode([one.tokens for one in completions], skip_special_tokens=True),
+        "response_length": [len(completion.tokens) for completion in completions],
+        "finish_reason": [completion.finish_reason for completion in completions],
+    }
+    judgements = session.verifier.judge(
+        [
+            Claim(problem.answer, response, reason == "length", problem.gold_mode)
+            for (problem, _), response, reason in zip(asked, rows["response"], rows["finish_reason"], strict=True)
+        ]
     )
-    return Outcome([publish(session, round, "evaluations", table)], {"accuracy": sum(correct) / len(correct)})
+    table = evaluation_table(rows, judgements, round=round, policy=policy.identity)
+    accuracies = accuracy_by_set(table)
+    accuracy = sum(accuracies.values()) / len(accuracies)
+    return Outcome(
+        [publish(session, round, "evaluations", table)], {"accuracy": accuracy, "accuracy_by_set": accuracies}
+    )
+
+
+def evaluation_table(
+    rows: Mapping[str, Sequence[Any]], judgements: Sequence[Judgement], *, round: int, policy: str
+) -> pa.Table:
+    """Judged responses of the policy after `round` rounds; `rows` are those of its trajectories."""
+    verdicts = [judgement.verdict for judgement in judgements]
+    judged = {
+        "round": [round] * len(verdicts),
+        "policy": [policy] * len(verdicts),
+        "verdict": verdicts,
+        "extracted": [judgement.extracted for judgement in judgements],
+        "correct": [verdict == "correct" for verdict in verdicts],
+    }
+    given = {**rows, **judged}
+    return pa.table({name: given[name] for name in SCHEMAS["evaluations"].names})
+
+
+def accuracy_by_set(evaluations: pa.Table) -> dict[str, float]:
+    """The share of right responses to each problem set. Every problem has as many."""
+    right: dict[str, list[bool]] = {}
+    for name, correct in zip(*evaluations.select(["problem_set", "correct"]).to_pydict().values(), strict=True):
+        right.setdefault(name, []).append(correct)
+    return {name: sum(found) / len(found) for name, found in right.items()}
 
 
 def _generate(session: Session, policy: Policy, requests: list[Request]) -> list[Completion]:

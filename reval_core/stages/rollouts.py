@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -15,12 +16,12 @@ from reval_core.config import Rollouts
 from reval_core.errors import Damaged
 from reval_core.facts import FactFile, read_table
 from reval_core.files import digest
-from reval_core.groups import Group, cut_off_groups
+from reval_core.groups import Group, asked_and_written, cut_off_groups, finished_groups
 from reval_core.problems import Problem
 from reval_core.session import Policy, Session
 from reval_core.stages.shards import Shards
 from reval_core.stages.stage import Outcome, settings, stage
-from reval_core.trajectories import Asked, response_table
+from reval_core.trajectories import IDS_PER_ROUND, Asked, response_table
 
 
 def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
@@ -49,32 +50,26 @@ def rollouts(session: Session, round: int, policy: Policy) -> Outcome:
             f"{session.folder.manifest_path('rollouts', round).parent}: a shard is gone, and engine {engine.name} "
             "does not repeat itself; put back a copy, or start a new run"
         )
+    shards = Shards(
+        session.folder,
+        round,
+        rollouts.key(session, round, policy),
+        writer=policy.round,
+        gapless=engine.streams,
+    )
     groups = _groups(session, round)
-    shards = Shards(session, round, rollouts.key(session, round, policy), gapless=engine.streams)
     waiting = {number: group for number, group in enumerate(groups) if number not in shards.groups()}
     size = session.config.generation.prompts_per_shard or session.config.generation.prompts
-    ready: list[int] = []
-
-    def publish() -> None:
-        done = [waiting.pop(number) for number in sorted(ready)]
-        shards.publish(lambda shard, first: _table(session, round, policy, shard, first, done), sorted(ready))
-        ready.clear()
-
-    with closing(_finished_groups(session, round, policy, waiting, bool(shards.groups()))) as finished:
-        for number in finished:
-            ready.append(number)
-            if len(ready) == size:
-                publish()
-    if ready:
-        publish()
-    cut_off = list(waiting.values())
-    if cut_off:
-        shards.publish_partials(lambda first: _table(session, round, policy, None, first, cut_off))
+    table = partial(_table, session, round, policy)
+    with closing(_finished(session, policy, waiting, bool(shards.groups()))) as finished:
+        shards.publish_finished(waiting, finished, size, table)
+    if waiting:
+        shards.publish_partials(lambda first: table(None, first, list(waiting.values())))
     outcome = shards.outcome()
     outcome.info |= {
         "engine": engine.name,
         "prompts_asked": _new_problems(session, round)[1],
-        "groups_cut_off": len(cut_off),
+        "groups_cut_off": len(waiting),
     }
     return outcome
 
@@ -160,41 +155,31 @@ class _Budget:
         return self.may_end and used_up
 
 
-def _finished_groups(
-    session: Session, round: int, policy: Policy, groups: dict[int, Group], begun: bool
-) -> Generator[int]:
+def _finished(session: Session, policy: Policy, groups: dict[int, Group], begun: bool) -> Generator[int]:
     """Let the engine answer what is open in these groups; gives each group's number once all of it has ended.
 
-    `begun` says whether the round has finished groups already. The caller may take groups out meanwhile.
+    `begun` says whether the round has finished groups already.
     """
-    places = [(group, number, one) for number, group in groups.items() for one in group.unfinished]
-    requests = [group.request(one) for group, _, one in places]
     settings = session.config.generation
     budget = _Budget(settings, begun) if settings.cut_off else None
-    for ended, (place, completion) in enumerate(session.generate(policy, requests, budget), start=1):
-        group, number, one = places[place]
-        group.add(one, completion, policy.round)
-        session.tick(ended, len(requests))
-        if group.finished:
-            if budget is not None:
-                budget.may_end = True
-            yield number
+    for number in finished_groups(
+        groups, policy.round, lambda requests: session.generate(policy, requests, budget), session.tick
+    ):
+        if budget is not None:
+            budget.may_end = True
+        yield number
 
 
 def _table(
-    session: Session, round: int, policy: Policy, shard: int | None, first: int, groups: list[Group]
+    session: Session, round: int, policy: Policy, shard: int | None, first: int, groups: Sequence[Group]
 ) -> pa.Table:
     """Groups as rows; so many rows of the round stand before the first."""
-    responses = [
-        (asked, written) for group in groups for asked, written in zip(group.asked, group.written, strict=True)
-    ]
     return response_table(
-        [asked for asked, _ in responses],
-        [written for _, written in responses if written is not None],
+        *asked_and_written(groups),
         session.tokenizer,
         round=round,
         shard=shard,
-        first=first,
+        first_id=round * IDS_PER_ROUND + first,
         policy=policy.identity,
         engine=session.generating().name,
         temperature=session.config.generation.temperature,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from itertools import count, takewhile
 from pathlib import Path
@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 
 from reval_core.facts import FactFile, publish_table
 from reval_core.files import digest, file_digest, publish_sealed, read_sealed
+from reval_core.groups import Group
+from reval_core.run_folder import RunFolder
 from reval_core.session import Session
 from reval_core.stages.stage import Outcome
 
@@ -21,15 +23,21 @@ from reval_core.stages.stage import Outcome
 class Shards:
     """The shards of a round under a key that names the whole, those of crashed attempts included."""
 
-    def __init__(self, session: Session, round: int, key: str, gapless: bool = False) -> None:
-        """With `gapless` no shard is kept after one that is missing, which might come out of another size."""
-        self._folder = session.folder
+    def __init__(
+        self, folder: RunFolder, round: int, key: str, *, writer: int | None = None, gapless: bool = False
+    ) -> None:
+        """`writer` is the policy, by its round, that writes here: what others have written is not counted.
+
+        With `gapless` no shard is kept after one that is missing, which might come out of another size.
+        """
+        self._folder = folder
         self._round = round
         self._key = key
+        self._writer = writer
         self._notes: dict[int, dict[str, Any]] = {}
         """A note a shard: its file, how long it took, and what is in it."""
         self._partials: FactFile | None = None
-        for path in sorted((session.folder.path / session.folder.shard(round, 0)).parent.glob("shard-*.json")):
+        for path in sorted((folder.path / folder.shard(round, 0)).parent.glob("shard-*.json")):
             self._keep(path)
         if gapless:
             whole = set(takewhile(self._notes.__contains__, count()))
@@ -61,6 +69,31 @@ class Shards:
         publish_sealed(self._note(number), note)
         self._notes[number] = note
 
+    def publish_finished(
+        self,
+        waiting: dict[int, Group],
+        finished: Iterable[int],
+        size: int,
+        table: Callable[[int | None, int, Sequence[Group]], pa.Table],
+    ) -> None:
+        """Publish groups as they finish, `size` to a shard; they leave `waiting`.
+
+        `table` gives the rows of groups, by the shard's number and the place of its first row.
+        """
+        ready: list[int] = []
+
+        def publish() -> None:
+            done = [waiting.pop(number) for number in sorted(ready)]
+            self.publish(lambda shard, first: table(shard, first, done), sorted(ready))
+            ready.clear()
+
+        for number in finished:
+            ready.append(number)
+            if len(ready) == size:
+                publish()
+        if ready:
+            publish()
+
     def publish_partials(self, make: Callable[[int], pa.Table]) -> None:
         """Publish what was cut off; its places in the round follow those of the shards."""
         rows = make(sum(note["file"]["rows"] for note in self._notes.values()))
@@ -85,9 +118,9 @@ class Shards:
         return self._started - before
 
     def _generated(self, rows: pa.Table) -> int:
-        """How many of the tokens were generated in this round."""
+        """How many of the tokens were generated here."""
         writers = pc.list_flatten(rows.column("policy_rounds"))
-        return int(pc.sum(pc.equal(writers, self._round - 1)).as_py() or 0)
+        return int(pc.sum(pc.equal(writers, self._writer)).as_py() or 0)
 
     def _note(self, number: int) -> Path:
         return (self._folder.path / self._folder.shard(self._round, number)).with_suffix(".json")
@@ -108,7 +141,7 @@ def publish_shards(
     session: Session, round: int, key: str, shards: int, make: Callable[[int, int], pa.Table]
 ) -> Outcome:
     """Publish so many shards of a round, each in its place, as `make` gives them (see `Shards.publish`)."""
-    published = Shards(session, round, key)
+    published = Shards(session.folder, round, key)
     done = published.groups()
     for number in range(shards):
         session.tick(number, shards)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from reval_core.errors import Damaged
 from reval_core.facts import FactFile, Manifest, publish_table
 from reval_core.files import digest
-from reval_core.session import Session, explained_disk
+from reval_core.run_folder import RunFolder
+from reval_core.session import explained_disk
 
 
 @dataclass
@@ -23,6 +24,27 @@ class Outcome:
     info: dict[str, Any] = field(default_factory=dict)
 
 
+class Host(Protocol):
+    """What a stage needs of the session that it works for."""
+
+    kept: set[str]
+    stage_now: tuple[str, int]
+    worked_seconds: float
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where its facts lie."""
+
+    def title(self, stage: str, round: int) -> str:
+        """What people call a stage at work."""
+
+    def take_in(self, manifest: Manifest) -> None:
+        """Know of what a stage has published."""
+
+    def rewind(self, stage: str, round: int) -> None:
+        """Forget what comes after a stage that is made again."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """A named piece of work of a round. Call it with a session, the round, and the stage's inputs."""
@@ -31,14 +53,14 @@ class Stage:
     inputs: Callable[..., list[Any]]
     """All that the outcome depends on, as JSON: settings, digests of what comes before, seeds."""
     work: Callable[..., Outcome]
-    stands: Callable[[Session, Manifest], bool] = lambda session, manifest: True
+    stands: Callable[[Any, Manifest], bool] = lambda session, manifest: True
     """Whether what the stage left beside the files of its manifest is still there."""
 
-    def key(self, session: Session, round: int, *inputs: Any) -> str:
+    def key(self, session: Host, round: int, *inputs: Any) -> str:
         """The digest that names this stage's outcome."""
         return digest(self.name, round, self.inputs(session, round, *inputs))
 
-    def published(self, session: Session, round: int, *inputs: Any) -> Manifest | None:
+    def published(self, session: Host, round: int, *inputs: Any) -> Manifest | None:
         """What this stage has left, if all of it still stands.
 
         Raises Damaged if it was left under another key: what a run has recorded is never made anew from other
@@ -54,15 +76,15 @@ class Stage:
             )
         return found if session.folder.holds(found) and self.stands(session, found) else None
 
-    def kept(self, session: Session, round: int, *inputs: Any) -> Manifest | None:
+    def kept(self, session: Host, round: int, *inputs: Any) -> Manifest | None:
         """As `published`, for a run that passes the stage: the store holds it then, and the session knows."""
         found = self.published(session, round, *inputs)
         if found is not None:
             session.kept.add(self.name)
-            session.store.ingest(found)
+            session.take_in(found)
         return found
 
-    def __call__(self, session: Session, round: int, *inputs: Any) -> Manifest:
+    def __call__(self, session: Host, round: int, *inputs: Any) -> Manifest:
         """The stage's manifest: as published before, or published now.
 
         Raises Damaged if something lost was made again and came out different.
@@ -71,14 +93,14 @@ class Stage:
         if found is not None:
             return found
         session.stage_now = (self.name, round)
-        session.rewind_store(self.name, round)
+        session.rewind(self.name, round)
         with explained_disk(session.folder):
             manifest = self._made(session, round, *inputs)
             session.folder.publish(manifest)
-            session.store.ingest(manifest)
+            session.take_in(manifest)
         return manifest
 
-    def _made(self, session: Session, round: int, *inputs: Any) -> Manifest:
+    def _made(self, session: Host, round: int, *inputs: Any) -> Manifest:
         started = time.perf_counter()
         outcome = self.work(session, round, *inputs)
         seconds = time.perf_counter() - started
@@ -93,13 +115,13 @@ class Stage:
 
 
 def stage(
-    inputs: Callable[..., list[Any]], stands: Callable[[Session, Manifest], bool] = lambda session, manifest: True
+    inputs: Callable[..., list[Any]], stands: Callable[[Any, Manifest], bool] = lambda session, manifest: True
 ) -> Callable[[Callable[..., Outcome]], Stage]:
     """Make a stage of a function `(session, round, *inputs) -> Outcome`; the function's name names it."""
     return lambda work: Stage(work.__name__, inputs, work, stands)
 
 
-def _check_equal(session: Session, recorded: Manifest, outcome: Outcome) -> None:
+def _check_equal(session: Host, recorded: Manifest, outcome: Outcome) -> None:
     """Raise Damaged unless what was made again is what was recorded."""
     before, now = ({file.path: file.content for file in files} for files in (recorded.files, outcome.files))
     differing = [str(session.folder.path / path) for path in before | now if before.get(path) != now.get(path)]
@@ -112,7 +134,7 @@ def _check_equal(session: Session, recorded: Manifest, outcome: Outcome) -> None
         )
 
 
-def publish(session: Session, round: int, table: str, rows: pa.Table, name: str | None = None) -> FactFile:
+def publish(session: Host, round: int, table: str, rows: pa.Table, name: str | None = None) -> FactFile:
     """Publish a round's rows of a table, under the table's name or another."""
     return publish_table(session.folder.path, session.folder.facts(round, name or table), table, rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.flows import load_flow_from_entrypoint
 from prefect.testing.utilities import prefect_test_harness
 
+from flows.cli import cli
 from flows.train import train
 from reval_core.engines.transformers import TransformersEngine
 from reval_core.errors import InputError
@@ -180,3 +182,31 @@ def test_the_deployment_of_prefect_yaml_names_a_flow_that_loads():
     flow = load_flow_from_entrypoint(f"{ROOT / file}:{name}")
     assert flow.name == "reval-train"
     assert set(deployment["parameters"]) == set(flow.parameters.properties)
+
+
+def test_an_evaluation_prints_a_table_or_json_and_is_kept_in_mlflow(tmp_path, capsys, caplog, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path / "runs" / "small", small_config())
+    command = ["eval", "runs/small", "--samples", "4", "--set", "max_tokens=4", "--out", "evals/small"]
+    cli.main(command, standalone_mode=False)
+    shown = capsys.readouterr()
+    assert "1-digit sums" in shown.out
+    assert "avg@4" in shown.out
+    assert max(map(len, shown.out.splitlines())) <= 80
+    assert "13 problems" in shown.err
+    caplog.clear()
+    cli.main([*command, "--json"], standalone_mode=False)
+    again = capsys.readouterr()
+    results = json.loads(again.out)
+    assert "kept: responses and verdicts" in again.err
+    assert states(caplog) == {"Cached()"}
+    assert {**results, "out": None} == {**read_json(tmp_path / "evals/small/results.json"), "out": None}
+    (experiment,) = MlflowClient(f"sqlite:///{tmp_path}/evals/mlflow.db").search_experiments(
+        filter_string="name = 'reval'"
+    )
+    (tracked,) = MlflowClient(f"sqlite:///{tmp_path}/evals/mlflow.db").search_runs([experiment.experiment_id])
+    assert tracked.data.metrics["1-digit sums/avg_at_4"] == results["benchmarks"][0]["avg@4"]["mean"]
+    assert tracked.data.params["samples"] == "4"
+    assert {"results.json", "results.md", "evaluation.yaml"} <= {
+        path.name for path in tmp_path.glob("evals/mlartifacts/**/artifacts/*")
+    }

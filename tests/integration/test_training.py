@@ -65,7 +65,7 @@ def test_every_table_of_responses_says_whose_problems_they_answer(finished):
     views = sql_views(finished, RunFolder(finished).manifests())
     for table in ("trajectories", "evaluations"):
         found = views.sql(f"SELECT DISTINCT problem_set, gold_mode FROM {table}").fetchall()
-        assert found == [("arithmetic", "all")]
+        assert found == [("1-digit sums", "all")]
 
 
 def test_plain_duckdb_opens_the_tables_of_a_run(finished):

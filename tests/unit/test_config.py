@@ -14,11 +14,16 @@ from pydantic.fields import FieldInfo
 
 from reval_core.answers import Method
 from reval_core.config import (
+    PROMPTS,
+    Arithmetic,
     AutoEngine,
     Config,
     CustomObjective,
     Grpo,
+    Hub,
     ImportedRollouts,
+    Problems,
+    ProblemSet,
     Regression,
     Reval,
     StoredRollouts,
@@ -122,6 +127,8 @@ def ground(key: str, model: type[BaseModel]) -> list[str]:
         return [f"rollouts={{{SOURCES[model]}}}"]
     if model in ENGINES:
         return [f"engine={{{ENGINES[model]}}}"]
+    if model is Hub:
+        return ["problems.train={hub: {name: some/set}}"]
     return ["model.warm_start.steps=1"] if key.startswith("model.warm_start.") else []
 
 
@@ -158,7 +165,29 @@ def out_of_range(field: FieldInfo) -> list[float]:
         ("  tiny:", "  warm_start: {steps: 0}\n  tiny:", "run.yaml:4: model.warm_start.steps: ", "not 0"),
         ("problems:", "problems:\n  prompt: {user: hi}", "run.yaml:6: problems.prompt", "must contain {problem}"),
         ("problems:", "problems:\n  prompt: {system: hi}", "run.yaml:6: problems.prompt", "chat: true"),
-        ("{arithmetic: {digits: 1}}", "{}", "run.yaml:6: problems.train: ", "either path or arithmetic"),
+        ("{arithmetic: {digits: 1}}", "{}", "run.yaml:6: problems.train: ", "give one of set, path, hub"),
+        ("{arithmetic: {digits: 1}}", "{set: gsm9k}", "run.yaml:6: problems.train.set: ", "'gsm8k_train', 'gsm8k'"),
+        (
+            "{arithmetic: {digits: 1}}",
+            "{path: a, columns: {q: b}}",
+            "run.yaml:6: problems.train.columns",
+            "'answer'",
+        ),
+        ("{digits: 1}}", "{digits: 1}, gold_mode: any}", "run.yaml:6: problems.train.gold_mode: ", "has"),
+        ("problems:", "problems:\n  prompt: gpt", "run.yaml:6: problems.prompt: ", "known are deepseek, qwen"),
+        ("split: held_out}", "split: held}", "run.yaml:7: problems.held_out.arithmetic.split: ", "not 'held'"),
+        (
+            "held_out: {arithmetic",
+            "held_out:\n  - {path: a.jsonl}\n  - {limit: 0, arithmetic",
+            "run.yaml:9: problems.held_out.1.limit: ",
+            "not 0",
+        ),
+        (
+            "held_out: {arithmetic",
+            "held_out:\n  - {path: a.jsonl}\n  - {limt: 0, arithmetic",
+            "run.yaml:9: problems.held_out.1.limt: ",
+            "did you mean 'limit'?",
+        ),
         ("{digits: 1}", "{digits: 4}", "run.yaml:6: problems.train.arithmetic.digits: ", "equal to 3, not 4"),
         ("{digits: 1}", "{operators: +/}", "run.yaml:6: problems.train.arithmetic.operators: ", "not '+/'"),
         (
@@ -548,6 +577,39 @@ rates = st.floats(1e-9, 1e9)
 shares = st.floats(0, 1)
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\x85"))  # PyYAML reads its own \x85 as a blank
 counts = st.integers(1, 10**6)
+
+
+def test_a_named_prompt_is_the_papers_and_the_config_shows_it_in_full(tmp_path: Path) -> None:
+    for name, prompt in PROMPTS.items():
+        config = load(tmp_path, RUN.replace("problems:", f"problems:\n  prompt: {name}"))
+        assert config.problems.prompt == prompt
+        assert config.model_dump()["problems"]["prompt"]["user"].startswith(
+            "{problem} Let's think step by step and"
+        )
+    assert PROMPTS["deepseek"].system is None
+    assert PROMPTS["qwen"].system == r"Please reason step by step, and put your final answer within \boxed{}."
+
+
+def test_held_out_is_one_set_or_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = load(tmp_path, RUN)
+    several = load(tmp_path, RUN, "problems.held_out=[{set: gsm8k}, {path: data/mine.csv, limit: 3}]")
+    none = load(
+        tmp_path,
+        RUN,
+        "problems.held_out=null",
+        "rollouts={source: stored, run: a, batch: 4}",
+        "replay.first=buffer",
+    )
+    assert one.problems.held_out == (ProblemSet(arithmetic=Arithmetic(digits=1, split="held_out")),)
+    assert several.problems.held_out == (
+        ProblemSet(set="gsm8k"),
+        ProblemSet(path=str(tmp_path / "data/mine.csv"), limit=3),
+    )
+    assert none.problems.held_out == ()
+    assert Problems(held_out=one.problems.held_out[0]) == Problems(held_out=one.problems.held_out)
+
+
 paths = st.from_regex(r"/[a-z]{1,8}/[a-z]{1,8}\.jsonl", fullmatch=True)
 
 

@@ -5,7 +5,7 @@ from reval_core.facts import SCHEMAS
 from reval_core.groups import Group, cut_off_groups
 from reval_core.models import make_tiny_tokenizer
 from reval_core.problems import Problem
-from reval_core.trajectories import Asked, Written, response_table
+from reval_core.trajectories import IDS_PER_ROUND, Asked, Written, response_table
 
 
 def group(name="p", samples=3):
@@ -48,7 +48,7 @@ def test_groups_come_back_from_the_table_as_they_were():
         make_tiny_tokenizer("0123456789+="),
         round=5,
         shard=None,
-        first=9,
+        first_id=5 * IDS_PER_ROUND + 9,
         policy="the policy",
         engine="vllm",
         temperature=1.0,

@@ -50,17 +50,26 @@ def numbered(count: int) -> list[Problem]:
         ([row(), "1+1=2"], ":2: ", "not JSON (Extra data at column 2)"),
         ([row(), "", "[1, 2]"], ":3: ", "not a JSON object"),
         (["null"], ":1: ", "not a JSON object"),
-        (['{"problem": "1+1"}'], ":1: answer: ", "is missing"),
-        (['{"answer": "2"}'], ":1: problem: ", "is missing"),
+        (['{"problem": "1+1"}'], ": ", "has no column for the answer; it has 'problem'"),
+        (['{"answer": "2"}'], ": ", "has no column for the problem; it has 'answer'"),
+        ([row(), '{"answer": "2"}'], ":2: problem: ", "is missing"),
+        ([row(question="2+2")], ": ", "problem and question may both hold the problem"),
         ([row(answer=None)], ":1: answer: ", "is missing"),
         ([row(answer="")], ":1: answer: ", "is empty"),
         ([row(), row(answer=" \t")], ":2: answer: ", "is empty"),
         ([row(problem="\u2028")], ":1: problem: ", "is empty"),
-        ([row(answer=0.5)], ":1: answer: ", "must be text, not float"),
-        ([row(answer=True)], ":1: answer: ", "must be text, not bool"),
-        ([row(answer=["2"])], ":1: answer: ", "must be text, not list"),
+        ([row(answer=True)], ":1: answer: ", "must be text or a number, not bool"),
+        ([row(answer={"value": "2"})], ":1: answer: ", "not dict; an inner column is named answer.NAME"),
+        ([row(answer=[])], ":1: answer: ", "is an empty list"),
+        ([row(answer=["2", ""])], ":1: answer: ", "is empty"),
+        ([row(answer=float("nan"))], ":1: answer: ", "not float"),
+        ([row(problem=["1+1"])], ":1: problem: ", "a list without a user's turn"),
         ([row(prompt_id="")], ":1: prompt_id: ", "is empty"),
-        ([row(prompt_id="a"), row(), row(prompt_id="a")], ":3: prompt_id: ", "'a' stands on line 1 already"),
+        (
+            [row(prompt_id="a"), row(), row(prompt_id="a")],
+            ":3: prompt_id: ",
+            "'a' stands on line 1 already",
+        ),
         ([row(prompt_id="2"), row()], ":2: prompt_id: ", "'2' stands on line 1 already"),
         ([], ": ", "holds no problem"),
         (["", "  ", ""], ": ", "holds no problem"),
@@ -155,7 +164,7 @@ def test_the_splits_never_change() -> None:
 def test_arithmetic_gives_every_problem_an_id_of_its_own() -> None:
     problems = load_problems(ProblemSet(arithmetic=Arithmetic(digits=1, operators="+-")), seed=0)
     assert len({problem.prompt_id for problem in problems}) == len(problems)
-    assert Problem("3-7=", "3-7=", "-4", problem_set="arithmetic") in problems
+    assert Problem("3-7=", "3-7=", "-4", problem_set="1-digit differences") in problems
 
 
 def test_an_operator_that_stands_twice_is_refused() -> None:

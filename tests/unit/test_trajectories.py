@@ -130,7 +130,7 @@ def test_a_shard_holds_what_was_asked_and_answered(tmp_path: Path) -> None:
         tokenizer,
         round=7,
         shard=2,
-        first=40,
+        first_id=7 * IDS_PER_ROUND + 40,
         policy="the policy",
         engine="the engine",
         temperature=0.5,

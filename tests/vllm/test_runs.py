@@ -230,8 +230,9 @@ def test_auto_keeps_to_the_engine_that_a_run_began_with(run_path, monkeypatch):
     run(run_path, settings)
     assert json.loads((run_path / "machine.json").read_text())["engine"] == "transformers"
     monkeypatch.setattr("reval_core.engines.choice.CROSSOVER", 10**9)
-    assert choose(settings).kind == "vllm"
-    assert choose(small_config(engine={"kind": "auto"})).kind == "transformers", "heads of 16"
+    assert choose(settings.model, settings.engine).kind == "vllm"
+    small = small_config(engine={"kind": "auto"})
+    assert choose(small.model, small.engine).kind == "transformers", "heads of 16"
     with open_session(RunFolder(run_path), settings.model_copy(update={"rounds": 2})) as session:
         assert session.engine.name == "transformers"
         list(train_rounds(session, stages))

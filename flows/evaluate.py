@@ -1,0 +1,57 @@
+"""The flow `reval-evaluate`: any policy on sets of problems, or the rest of an evaluation that was interrupted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+
+import tasks
+from flows.preparation import prepare_evaluation
+from flows.progress import StageBar, shown_warnings
+from flows.sittings import examine
+from reval_core.evaluation.examination import Sitting, open_examination
+from reval_core.evaluation.results import find_results, results_markdown
+from reval_core.files import publish_file, publish_json
+from tasks.artifacts import show
+from tasks.evaluation_tracking import track_evaluation
+
+
+@flow(name="reval-evaluate", flow_run_name="{model}", persist_result=False)
+def evaluate(
+    model: str,
+    protocol: str | None = None,
+    overrides: list[str] | None = None,
+    round: int | None = None,
+    out: str | None = None,
+) -> dict[str, Any]:
+    """Evaluate a model's folder, or a run's policy, and return the figures.
+
+    What an earlier attempt, or an evaluation under the same settings, has left in `out` is not done again.
+    """
+    subject, settings, folder = prepare_evaluation(
+        model, Path(protocol) if protocol else None, overrides or [], round, Path(out) if out else None
+    )
+    with shown_warnings(), open_examination(folder, subject, settings) as examination:
+        with StageBar(examination, stderr=True) as bar:
+            for sitting in examine(examination, tasks):
+                bar.line(_line(sitting, examination.kept))
+        results = find_results(folder, subject, settings, examination.sittings)
+        publish_json(folder.results, results)
+        text = results_markdown(results)
+        publish_file(folder.table, lambda partial: partial.write_text(text, encoding="utf-8"))
+        track_evaluation(folder, settings, results)
+    show(create_markdown_artifact, markdown=text, key="reval-evaluation", description=f"Evaluation {folder.name}")
+    return results
+
+
+def _line(sitting: Sitting, kept: set[str]) -> str:
+    """What is printed of a finished sitting. `kept` is emptied."""
+    words = {"rollouts": "responses", "evaluation": "verdicts"}
+    known = " and ".join(words[stage] for stage in words if stage in kept)
+    kept.clear()
+    return f"{sitting.name}: {len(sitting.problems):,} problems" + (
+        f"  [dim](kept: {known})[/dim]" if known else ""
+    )

@@ -1,0 +1,125 @@
+"""`reval eval`: evaluate a policy in the foreground and print what was found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from flows.foreground import leave_undelivered, run_flow
+from flows.preparation import prepare_evaluation
+from flows.show import print_facts, print_json, print_table, short
+from reval_core.errors import InputError, RunStopped
+from reval_core.files import read_json
+
+PRESETS = Path(__file__).parents[1] / "configs" / "evaluation"
+
+
+def evaluate_here(
+    model: str,
+    protocol: Path | None,
+    overrides: Sequence[str],
+    round: int | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Evaluate in this process and print the table."""
+    subject, _, folder = prepare_evaluation(model, protocol, overrides, round, out)
+
+    def flow() -> None:
+        from flows.evaluate import evaluate
+
+        evaluate(model, str(protocol) if protocol else None, list(overrides), round, str(folder.path))
+
+    delivered = run_flow(flow)
+    results = read_json(folder.results) if folder.results.exists() else {}
+    if results.get("policy") != subject.identity:
+        raise RunStopped("Prefect's server stopped answering; start it again and give the same command")
+    if as_json:
+        print_json({**results, "out": str(folder.path)})
+    else:
+        _show(results, folder.path)
+    if not delivered:
+        leave_undelivered()
+
+
+def show_evaluation_plan(
+    model: str,
+    protocol: Path | None,
+    overrides: Sequence[str],
+    round: int | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Print the resolved protocol, and what it would ask."""
+    import yaml
+
+    from reval_core.engines.choice import choose
+    from reval_core.evaluation.examination import asked_sets
+
+    subject, settings, folder = prepare_evaluation(model, protocol, overrides, round, out)
+    engine = choose(subject.model, settings.engine)
+    sets = {name: len(problems) for name, problems in asked_sets(settings).items()}
+    plan = {
+        "model": subject.source,
+        "round": subject.round,
+        "policy": subject.identity,
+        "engine": {"kind": engine.kind, "reason": engine.reason},
+        "out": str(folder.path),
+        "benchmarks": sets,
+        "responses": sum(sets.values()) * settings.samples,
+    }
+    resolved = settings.model_dump(mode="json")
+    if as_json:
+        print_json({**plan, "protocol": resolved})
+        return
+    click.echo(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+    facts = {
+        "policy": f"{subject.name}, {subject.identity[:12]}",
+        "engine": f"{engine.kind} ({engine.reason})",
+        "problems": ", ".join(f"{name} {count:,}" for name, count in sets.items()),
+        "responses": f"{plan['responses']:,} of at most {settings.max_tokens:,} tokens",
+        "folder": short(folder.path),
+    }
+    print_facts("What the evaluation would do", facts)
+
+
+def protocol_file(name: str) -> Path:
+    """The file that `--preset` names: one of configs/evaluation/, or any other by its path."""
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    if name not in known:
+        raise InputError(f"--preset {name}: there are {', '.join(known)}; or give a YAML file of your own")
+    return PRESETS / f"{name}.yaml"
+
+
+def benchmarks_override(text: str) -> str:
+    """`gsm8k:50,own.jsonl` as an override of `benchmarks`: registered sets and files, each with a limit or not."""
+    sets = []
+    for part in text.split(","):
+        name, _, limit = part.strip().partition(":")
+        if not name or (limit and not limit.isdecimal()):
+            raise InputError(f"--benchmarks {text}: {part!r} must look like gsm8k, gsm8k:50 or problems.jsonl:50")
+        place = f'path: "{name}"' if Path(name).suffix else f"set: {name}"
+        sets.append(f"{{{place}, limit: {limit}}}" if limit else f"{{{place}}}")
+    return f"benchmarks=[{', '.join(sets)}]"
+
+
+def use_data(folder: Path) -> None:
+    """Look for registered sets in this folder first."""
+    if not folder.is_dir():
+        raise InputError(f"--data {folder}: is no folder")
+    os.environ["REVAL_DATA"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("REVAL_DATA")]))
+
+
+def _show(results: dict[str, object], folder: Path) -> None:
+    from reval_core.evaluation.results import results_rows
+
+    names, rows = results_rows(results)
+    click.echo()
+    print_table(names, rows)
+    click.echo(f"All figures: {short(folder)}/results.json, results.md. Every response:")
+    click.echo(f'  reval sql {short(folder)} "SELECT verdict, count(*) FROM evaluations GROUP BY ALL"')

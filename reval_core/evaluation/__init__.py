@@ -1,0 +1,1 @@
+"""Evaluation of any policy on sets of problems: what `reval eval` does, apart from a training run's own."""

@@ -1,0 +1,202 @@
+"""One process's hold on an evaluation: what is asked, and what stays warm from sitting to sitting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
+import yaml
+
+from reval_core.config.protocol import Protocol
+from reval_core.engines.base import Completion, Request, Sampling, in_batches
+from reval_core.engines.choice import choose, make_engine
+from reval_core.errors import InputError
+from reval_core.evaluation.folder import EvaluationFolder
+from reval_core.evaluation.subject import Subject
+from reval_core.facts import SCHEMA_VERSION, Manifest
+from reval_core.files import digest, publish_file
+from reval_core.models import context_length, stop_ids, tokenizer_of
+from reval_core.problems import Problem, load_problems, problems_digest, prompt_text, prompt_tokens
+from reval_core.session import explained_disk
+from reval_core.verification import Verifier
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """One policy and one set of problems."""
+
+    number: int
+    """Its place in the folder, where its facts lie under it."""
+    key: str
+    """The digest of all that its responses depend on."""
+    name: str
+    """The problem set's."""
+    problems: tuple[Problem, ...]
+
+
+class Examination:
+    """Everything that the stages of an evaluation share. Open it with `open_examination`."""
+
+    def __init__(self, folder: EvaluationFolder, subject: Subject, protocol: Protocol) -> None:
+        self.folder = folder
+        self.subject = subject
+        self.protocol = protocol
+        self.kept: set[str] = set()
+        """The stages of this sitting that were there already. Whoever reads it empties it."""
+        self.progress: Callable[[str, int, int, int], None] = lambda stage, sitting, done, total: None
+        """Told of long work: the stage, its sitting, and how many of how many pieces are done."""
+        self.stage_now = ("", 0)
+        """The stage at work, and its sitting."""
+        self.worked_seconds = 0.0
+        """The time that stages took."""
+        if protocol.threads is not None:
+            torch.set_num_threads(protocol.threads)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer = tokenizer_of(subject.model)
+        self.kind = choose(subject.model, protocol.engine).kind
+        """The engine's."""
+        self.sampling = Sampling(
+            protocol.temperature, protocol.max_tokens, stop_ids(subject.model, self.tokenizer, protocol.stop)
+        )
+        self.sittings = [self._sitting(name, problems) for name, problems in asked_sets(protocol).items()]
+        self.engine = make_engine(subject.model, protocol.engine, self.kind, self.tokenizer, folder)
+        self.verifier = Verifier(
+            workers=protocol.verification.workers,
+            timeout_seconds=protocol.verification.timeout_seconds,
+            memory_mb=protocol.verification.memory_mb,
+            methods=protocol.verification.methods,
+        )
+        self._model: PreTrainedModel | None = None
+
+    def sitting(self, number: int) -> Sitting:
+        """The sitting of this number."""
+        return next(one for one in self.sittings if one.number == number)
+
+    def prompt(self, problem: Problem) -> tuple[str, list[int]]:
+        """A problem's prompt as text and as tokens."""
+        text = prompt_text(problem.problem, self.protocol.prompt, self.tokenizer)
+        return text, prompt_tokens(text, self.protocol.prompt, self.tokenizer)
+
+    def request_seed(self, problem: Problem, sample: int) -> int:
+        """The seed of one response. It does not depend on the policy, so that two policies meet the same chance."""
+        return int(digest(self.protocol.seed, problem.problem_set, problem.prompt_id, sample)[:15], 16)
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        """The place of each request and its completion, as they end."""
+        if not requests:
+            return
+        self.tick(0, len(requests))  # the weights are read, and an engine may take a while to start
+        size = self.protocol.problems_per_shard * self.protocol.samples
+        half = self.protocol.precision == "bfloat16"
+        try:
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
+                self.engine.load(self._loaded(), self.subject.identity)
+                yield from in_batches(self.engine, requests, self.sampling, size)
+        finally:
+            self.engine.rest()
+
+    def title(self, stage: str, number: int) -> str:
+        """What people call a stage at work."""
+        work = {"rollouts": "responses to", "evaluation": "verdicts on"}[stage]
+        return f"{work} {self.sitting(number).name}"
+
+    def tick(self, done: int, total: int) -> None:
+        """Tell how far the stage at work is."""
+        self.progress(*self.stage_now, done, total)
+
+    def take_in(self, manifest: Manifest) -> None:
+        """There is no store beside the facts."""
+
+    def rewind(self, stage: str, round: int) -> None:
+        """Sittings do not depend on one another."""
+
+    def close(self) -> None:
+        """Stop the engine and the verifier's workers."""
+        with ExitStack() as stack:
+            stack.callback(self.engine.close)
+            stack.callback(self.verifier.close)
+
+    def _loaded(self) -> PreTrainedModel:
+        if self._model is None:
+            model = self.subject.load(self.subject.model)
+            # An engine of its own only reads the weights: they need not go by way of the GPU.
+            self._model = model.to(self.device) if self.engine.dtype is None else model
+        return self._model
+
+    def _sitting(self, name: str, problems: tuple[Problem, ...]) -> Sitting:
+        protocol = self.protocol
+        key = digest(
+            self.subject.identity,
+            problems_digest(problems),
+            protocol.prompt.model_dump(mode="json"),
+            [protocol.seed, protocol.samples, protocol.temperature, protocol.max_tokens, self.sampling.stop_ids],
+            [self.kind, getattr(protocol.engine, "dtype", protocol.precision), protocol.problems_per_shard],
+            SCHEMA_VERSION,
+        )
+        return Sitting(self.folder.sitting(key), key, name, problems)
+
+
+def asked_sets(protocol: Protocol) -> dict[str, tuple[Problem, ...]]:
+    """The problems that a protocol asks, by the name of their set.
+
+    Raises InputError for a problem that cannot be used, or if two sets have one name.
+    """
+    sets: dict[str, tuple[Problem, ...]] = {}
+    for source in protocol.benchmarks:
+        limited = source.model_copy(update={"limit": source.limit or protocol.limit})
+        problems = load_problems(limited, protocol.seed)
+        for name, found in groupby(problems, key=lambda problem: problem.problem_set):
+            if name in sets:
+                raise InputError(f"benchmarks: two sets are called {name}; leave one out")
+            sets[name] = tuple(found)
+    return sets
+
+
+def check_examination(subject: Subject, protocol: Protocol) -> None:
+    """See that every prompt can be made and leaves room for a response, and that stop tokens are tokens.
+
+    Raises InputError naming the first that does not.
+    """
+    tokenizer = tokenizer_of(subject.model)
+    stop_ids(subject.model, tokenizer, protocol.stop)
+    if protocol.prompt.chat and not tokenizer.chat_template:
+        raise InputError(
+            f"{subject.source}: prompt.chat: its tokenizer has no chat template; set prompt.chat: false, with no "
+            "system turn and no examples"
+        )
+    context = context_length(subject.model)
+    for problems in asked_sets(protocol).values():
+        for problem in problems:
+            text = prompt_text(problem.problem, protocol.prompt, tokenizer)
+            length = len(prompt_tokens(text, protocol.prompt, tokenizer))
+            if context is not None and length + protocol.max_tokens > context:
+                raise InputError(
+                    f"{problem.problem_set}: {problem.prompt_id}: a prompt of {length} tokens and max_tokens "
+                    f"({protocol.max_tokens}) are more than the model's context of {context}; lower max_tokens"
+                )
+
+
+@contextmanager
+def open_examination(folder: EvaluationFolder, subject: Subject, protocol: Protocol) -> Iterator[Examination]:
+    """Hold the folder and open an evaluation in it. Raises InputError if another process holds it."""
+    with folder.lock(), explained_disk(folder):
+        asked = {
+            "model": subject.source,
+            "round": subject.round,
+            "policy": subject.identity,
+            **protocol.model_dump(mode="json"),
+        }
+        text = yaml.safe_dump(asked, sort_keys=False, allow_unicode=True)
+        publish_file(folder.protocol, lambda partial: partial.write_text(text, encoding="utf-8"))
+        examination = Examination(folder, subject, protocol)
+        try:
+            yield examination
+        finally:
+            examination.close()

@@ -1,0 +1,39 @@
+"""An evaluation's folder: the sittings in it, each of one policy over one set of problems."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reval_core.facts import Manifest
+from reval_core.files import publish_sealed, read_sealed
+from reval_core.run_folder import RunFolder, existing_run
+
+
+class EvaluationFolder(RunFolder):
+    """A folder laid out as a run's, in which a sitting stands where a run has a round."""
+
+    unit = "sitting"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.protocol = self.path / "evaluation.yaml"
+        """What was asked for last, in full."""
+        self.results = self.path / "results.json"
+        self.table = self.path / "results.md"
+
+    def sitting(self, key: str) -> int:
+        """The number of the sitting that `key` names: the one that it has, or the next free one. From 1."""
+        notes = sorted(self.path.glob("rollouts/sitting=?????/sitting.json"))
+        for note in notes:
+            if read_sealed(note)["key"] == key:
+                return int(note.parent.name[-5:])
+        number = max((int(note.parent.name[-5:]) for note in notes), default=0) + 1
+        publish_sealed((self.path / self.shard(number, 0)).with_name("sitting.json"), {"key": key})
+        return number
+
+
+def published_facts(path: Path) -> list[Manifest]:
+    """What the run or the evaluation in a folder has published. Raises InputError if there is neither."""
+    evaluation = EvaluationFolder(path)
+    folder = evaluation if evaluation.protocol.exists() else existing_run(path)
+    return folder.manifests()

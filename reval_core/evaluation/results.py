@@ -1,0 +1,165 @@
+"""What an evaluation found: metrics by problem set, and their average, from the published evaluations alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from reval_core.config.protocol import Protocol
+from reval_core.evaluation.examination import Sitting
+from reval_core.evaluation.folder import EvaluationFolder
+from reval_core.evaluation.subject import Subject
+from reval_core.facts import read_table
+from reval_core.metrics import avg_at_k, bootstrap, macro, maj_at_k, pass_at_k
+from reval_core.problems import problems_digest
+
+
+def find_results(
+    folder: EvaluationFolder, subject: Subject, protocol: Protocol, sittings: Sequence[Sitting]
+) -> dict[str, Any]:
+    """All figures of these sittings, as JSON. Intervals are of 95%, over problems."""
+    values = [_by_problem(_read(folder, sitting)) for sitting in sittings]
+    names = [name for name in values[0] if "@" in name]
+    return {
+        "model": subject.name,
+        "source": subject.source,
+        "round": subject.round,
+        "policy": subject.identity,
+        "samples": protocol.samples,
+        "temperature": protocol.temperature,
+        "max_tokens": protocol.max_tokens,
+        "seed": protocol.seed,
+        "benchmarks": [
+            _figures(folder, sitting, found, protocol.seed) for sitting, found in zip(sittings, values, strict=True)
+        ],
+        "average": {
+            name: asdict(
+                macro(
+                    {sitting.name: found[name] for sitting, found in zip(sittings, values, strict=True)},
+                    protocol.seed,
+                )
+            )
+            for name in names
+        }
+        | {
+            name: float(np.mean([found[name].mean() for found in values]))
+            for name in values[0]
+            if name not in names
+        },
+    }
+
+
+def _read(folder: EvaluationFolder, sitting: Sitting) -> pa.Table:
+    manifest = folder.manifest("evaluation", sitting.number)
+    assert manifest is not None, "a sitting is judged before it is summed up"
+    columns = ("prompt_id", "sample", "correct", "extracted", "verdict", "response_length")
+    rows = read_table(folder.path / manifest.file("evaluations").path, columns)
+    return rows.sort_by([("prompt_id", "ascending"), ("sample", "ascending")])
+
+
+def _by_problem(rows: pa.Table) -> dict[str, np.ndarray]:
+    """Each metric's value for each problem, [P]; the share of right ones first."""
+    problems = len(pc.unique(rows.column("prompt_id")))
+    samples = len(rows) // problems
+
+    def table(column: pa.ChunkedArray) -> np.ndarray:
+        values: np.ndarray = column.to_numpy(zero_copy_only=False)
+        return values.reshape(problems, samples)
+
+    correct = table(rows.column("correct")).astype(float)
+    verdict = table(rows.column("verdict"))
+    return {
+        f"avg@{samples}": avg_at_k(correct),
+        **{f"pass@{k}": pass_at_k(correct, k) for k in _counts(samples)},
+        f"maj@{samples}": maj_at_k(table(rows.column("extracted")).tolist(), correct),
+        "tokens": table(rows.column("response_length")).mean(axis=1),
+        "truncated": (verdict == "truncated").mean(axis=1),
+        "unparsed": (verdict == "unparsed").mean(axis=1),
+        "unjudged": np.isin(verdict, ["timeout", "error"]).mean(axis=1),
+    }
+
+
+def _counts(samples: int) -> list[int]:
+    """The powers of two up to the number of samples, and that number."""
+    return sorted({samples, *(2**power for power in range(samples.bit_length()))} - {0})
+
+
+def _figures(
+    folder: EvaluationFolder, sitting: Sitting, values: dict[str, np.ndarray], seed: int
+) -> dict[str, Any]:
+    responses = folder.manifest("rollouts", sitting.number)
+    assert responses is not None, "a sitting is judged after its responses are there"
+    return {
+        "name": sitting.name,
+        "sitting": sitting.number,
+        "problems": len(sitting.problems),
+        "problems_digest": problems_digest(sitting.problems),
+        "engine": responses.info["engine"],
+        "generated_tokens": responses.info["generated_tokens"],
+        "generation_seconds": responses.info["generation_seconds"],
+        **{
+            name: asdict(bootstrap(found, seed)) if "@" in name else float(found.mean())
+            for name, found in values.items()
+        },
+    }
+
+
+def results_markdown(results: dict[str, Any]) -> str:
+    """The figures as a Markdown table, best read in a fixed-width font as well."""
+    names, rows = results_rows(results)
+    widths = [max(len(row[place]) for row in [names, *rows]) for place in range(len(names))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *rest = [
+            f"{cell:<{width}}" if not place else f"{cell:>{width}}"
+            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "| " + " | ".join([first, *rest]) + " |"
+
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    head = (
+        f"`{results['model']}` (policy `{results['policy'][:12]}`), {results['samples']} responses a problem at "
+        f"temperature {results['temperature']:g}, at most {results['max_tokens']} tokens, seed {results['seed']}; "
+        "95% intervals over problems."
+    )
+    return "\n".join([head, "", line(names), line(rule), *map(line, rows), ""])
+
+
+def results_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The table of an evaluation: its columns, and a row a problem set, the average last if there are several."""
+    samples = results["samples"]
+    metrics = [f"avg@{samples}", f"pass@{samples}", f"maj@{samples}"] if samples > 1 else ["avg@1"]
+    names = ["problem set", "n", metrics[0], "95%", *metrics[1:], "tokens", "cut off"]
+    shown = [(one["name"], str(one["problems"]), one) for one in results["benchmarks"]]
+    if len(shown) > 1:
+        shown.append(("average", "", results["average"]))
+    rows = []
+    for name, problems, found in shown:
+        first, *others = (found[metric] for metric in metrics)
+        rows.append(
+            [
+                name,
+                problems,
+                _percent(first["mean"]),
+                _interval(first),
+                *(_percent(other["mean"]) for other in others),
+                f"{found['tokens']:,.0f}",
+                f"{100 * found['truncated']:.0f}%",
+            ]
+        )
+    return names, rows
+
+
+def _interval(found: dict[str, float]) -> str:
+    """Of problems that all agree there is none: it would be of no width, and say nothing."""
+    low, high = found["low"], found["high"]
+    return f"{_percent(low)}–{_percent(high)}" if low < high else "–"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"

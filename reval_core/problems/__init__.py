@@ -1,0 +1,18 @@
+"""Problems with known answers: where they come from, their order in a run, and how they become prompts."""
+
+from reval_core.problems.loading import check_contamination, load_held_out, load_problems, load_train
+from reval_core.problems.order import PromptOrder
+from reval_core.problems.problem import Problem, problems_digest
+from reval_core.problems.prompts import prompt_text, prompt_tokens
+
+__all__ = [
+    "Problem",
+    "PromptOrder",
+    "check_contamination",
+    "load_held_out",
+    "load_problems",
+    "load_train",
+    "problems_digest",
+    "prompt_text",
+    "prompt_tokens",
+]

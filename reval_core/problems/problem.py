@@ -1,0 +1,27 @@
+"""A problem with its known answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from reval_core.config import GoldMode
+from reval_core.files import digest
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem and its gold answer. `prompt_id` is unique within a run's problem set."""
+
+    prompt_id: str
+    problem: str
+    answer: str
+    gold_mode: GoldMode = "all"
+    """What a gold that lists several answers asks for; `choice`: the gold is a letter from A to J."""
+    problem_set: str = ""
+    """What it is counted under: the name of its registered set, else its file's stem, else its kind of sums."""
+
+
+def problems_digest(problems: Iterable[Problem]) -> str:
+    """The digest of all that the problems are, in order."""
+    return digest([asdict(problem) for problem in problems])

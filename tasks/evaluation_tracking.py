@@ -1,0 +1,60 @@
+"""An evaluation's figures in MLflow: one run for each policy in its folder."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from reval_core.config.protocol import Protocol
+from reval_core.evaluation.folder import EvaluationFolder
+from reval_core.files import publish_json, read_json
+from tasks.tracking import flat, new_run, open_client, tracking_uri
+
+log = logging.getLogger("reval")
+
+
+def track_evaluation(folder: EvaluationFolder, protocol: Protocol, results: dict[str, Any]) -> None:
+    """Send the figures, unless they were sent before. A tracker that does not answer is said and left."""
+    note = folder.path / "mlflow.json"
+    known = read_json(note) if note.exists() else {}
+    sent = known.get(results["policy"], {})
+    if sent.get("results") == results:
+        return
+    try:
+        run_id = _send(folder, protocol, results, sent.get("run_id"))
+    except Exception as error:
+        log.warning("MLflow cannot be reached, the figures were not sent: %s", str(error).split("\n")[0])
+    else:
+        publish_json(note, {**known, results["policy"]: {"run_id": run_id, "results": results}})
+
+
+def _send(folder: EvaluationFolder, protocol: Protocol, results: dict[str, Any], run_id: str | None) -> str:
+    from mlflow.entities import Metric
+
+    client = open_client(tracking_uri(folder, protocol.tracking))
+    if run_id is None:
+        subject = {name: results[name] for name in ("model", "source", "round", "policy")}
+        settings = {**subject, **dict(flat(protocol.model_dump(mode="json")))}
+        run_id = new_run(client, folder, protocol.tracking, f"evaluation of {folder.name}", settings)
+    now = int(time.time() * 1000)
+    metrics = [Metric(name, value, now, results["round"]) for name, value in _metrics(results)]
+    client.log_batch(run_id, metrics=metrics, synchronous=True)
+    for path in (folder.protocol, folder.results, folder.table):
+        client.log_artifact(run_id, str(path))
+    client.set_terminated(run_id)
+    return run_id
+
+
+def _metrics(results: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """By names that MLflow takes: `gsm8k/avg_at_16`, with `_low` and `_high` for its interval."""
+    for found in [*results["benchmarks"], {"name": "average", **results["average"]}]:
+        for name, value in found.items():
+            title = f"{found['name']}/{name.replace('@', '_at_')}"
+            if isinstance(value, dict):
+                yield title, value["mean"]
+                yield f"{title}_low", value["low"]
+                yield f"{title}_high", value["high"]
+            elif isinstance(value, int | float):
+                yield title, float(value)

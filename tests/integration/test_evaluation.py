@@ -1,0 +1,275 @@
+"""Evaluations of small models: real engines, real shards, the real verifier."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flows.preparation import prepare_evaluation
+from flows.sittings import examine
+from reval_core import stages
+from reval_core.engines.transformers import TransformersEngine
+from reval_core.errors import InputError
+from reval_core.evaluation.examination import open_examination
+from reval_core.evaluation.folder import EvaluationFolder, published_facts
+from reval_core.evaluation.results import find_results, results_markdown, results_rows
+from reval_core.files import file_digest
+from reval_core.models import load_model, load_tokenizer, save_model
+from reval_core.report.figures import GAIN, HELD_OUT
+from reval_core.run_folder import RunFolder
+from reval_core.store import sql_views
+from tests.runs import run, small_config
+
+SUMS = "benchmarks=[{arithmetic: {digits: 1, operators: '+', split: held_out}}]"
+ASKED = ("prompt={}", "samples=4", "max_tokens=4", "problems_per_shard=3", "verification={methods: [whole]}")
+"""All thirteen held-out one-digit sums, four answers each, in shards of three problems."""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    path = tmp_path_factory.mktemp("trained") / "runs" / "small"
+    run(path, small_config())
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its last policy as a model's folder."""
+    path = tmp_path_factory.mktemp("model") / "policy"
+    checkpoint = RunFolder(trained).checkpoint(3)
+    save_model(load_model(checkpoint), load_tokenizer(checkpoint), path)
+    return path
+
+
+@pytest.fixture
+def engine_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many requests each call of the engine had."""
+    calls: list[int] = []
+    generate = TransformersEngine.generate
+
+    def counted(self: Any, requests: Any, *rest: Any) -> Iterator[Any]:
+        calls.append(len(requests))
+        return generate(self, requests, *rest)
+
+    monkeypatch.setattr(TransformersEngine, "generate", counted)
+    return calls
+
+
+def evaluate(model: Path, out: Path, *overrides: str, round: int | None = None) -> dict[str, Any]:
+    """The figures of an evaluation, without Prefect."""
+    subject, protocol, folder = prepare_evaluation(str(model), None, [*ASKED, *overrides], round, out)
+    with open_examination(folder, subject, protocol) as examination:
+        sittings = list(examine(examination, stages))
+    return find_results(folder, subject, protocol, sittings)
+
+
+def ask(folder: Path, query: str) -> list[tuple]:
+    return sql_views(folder, published_facts(folder)).execute(query).fetchall()
+
+
+def without_clocks(results: dict[str, Any]) -> dict[str, Any]:
+    benchmarks = [
+        {name: one[name] for name in one if not name.endswith("seconds")} for one in results["benchmarks"]
+    ]
+    return {**results, "benchmarks": benchmarks}
+
+
+def test_every_problem_is_asked_and_the_figures_are_those_of_the_rows(trained, tmp_path):
+    results = evaluate(trained, tmp_path / "e")
+    (found,) = results["benchmarks"]
+    rows = ask(tmp_path / "e", "SELECT prompt_id, correct FROM evaluations ORDER BY prompt_id, sample")
+    problems = sorted({prompt for prompt, _ in rows})
+    right = np.array([[correct for prompt, correct in rows if prompt == one] for one in problems])
+    assert right.shape == (13, 4)
+    assert 0 < right.mean() < 1
+    assert found["avg@4"]["mean"] == pytest.approx(right.mean())
+    assert found["avg@4"]["low"] < right.mean() < found["avg@4"]["high"]
+    assert found["pass@1"]["mean"] == pytest.approx(right.mean())
+    assert found["pass@4"]["mean"] == pytest.approx(right.any(axis=1).mean())
+    lengths = ask(tmp_path / "e", "SELECT avg(response_length) FROM evaluations")
+    assert found["tokens"] == pytest.approx(lengths[0][0])
+    assert results["round"] == 3
+    assert results["average"]["avg@4"] == found["avg@4"]
+
+
+def test_responses_are_trajectories_with_tokens_and_join_nothing_twice(trained, tmp_path):
+    evaluate(trained, tmp_path / "e")
+    ((rows, ids, tokens, masks),) = ask(
+        tmp_path / "e",
+        "SELECT count(*), count(DISTINCT trajectory_id), sum(len(response_tokens)), sum(len(engine_logprobs)) "
+        "FROM trajectories",
+    )
+    assert rows == ids == 52
+    assert tokens == masks > 52
+    same = ask(
+        tmp_path / "e",
+        "SELECT count(*) FROM trajectories JOIN evaluations USING (problem_set, prompt_id, sample, policy, round) "
+        "WHERE trajectories.response = evaluations.response",
+    )
+    assert same == [(52,)]
+
+
+def test_an_evaluation_that_was_cut_off_goes_on_with_the_shards_that_are_missing(trained, tmp_path, monkeypatch):
+    whole = evaluate(trained, tmp_path / "whole")
+    generate = TransformersEngine.generate
+
+    def failing(self: Any, requests: Any, *rest: Any) -> Iterator[Any]:
+        if failing.calls == 2:
+            raise KeyboardInterrupt
+        failing.calls += 1
+        return generate(self, requests, *rest)
+
+    failing.calls = 0
+    monkeypatch.setattr(TransformersEngine, "generate", failing)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(trained, tmp_path / "cut")
+    shards = sorted((tmp_path / "cut").glob("rollouts/*/shard-*.parquet"))
+    before = {path: (path.stat().st_mtime_ns, file_digest(path)) for path in shards}
+    assert len(before) == 2
+    monkeypatch.setattr(TransformersEngine, "generate", generate)
+    assert without_clocks(evaluate(trained, tmp_path / "cut")) == without_clocks(whole)
+    assert {path: (path.stat().st_mtime_ns, file_digest(path)) for path in shards} == before
+
+
+def test_what_was_evaluated_is_not_asked_again(trained, tmp_path, engine_calls):
+    first = evaluate(trained, tmp_path / "e")
+    assert engine_calls == [12, 12, 12, 12, 4]
+    assert evaluate(trained, tmp_path / "e") == first
+    assert engine_calls == [12, 12, 12, 12, 4]
+    # Another policy, and another set of problems, are asked beside what is there.
+    evaluate(trained, tmp_path / "e", round=0)
+    assert sum(engine_calls) == 104
+    both = evaluate(trained, tmp_path / "e", SUMS.replace("}}]", f"}}}}, {{path: '{own_problems(tmp_path)}'}}]"))
+    assert sum(engine_calls) == 112
+    assert [one["name"] for one in both["benchmarks"]] == ["1-digit sums", "own"]
+    assert both["benchmarks"][0] == first["benchmarks"][0]
+    means = [one["avg@4"]["mean"] for one in both["benchmarks"]]
+    assert both["average"]["avg@4"]["mean"] == pytest.approx(sum(means) / 2)
+    assert ask(tmp_path / "e", "SELECT count(DISTINCT policy), count(*) FROM evaluations") == [(2, 112)]
+
+
+def own_problems(folder: Path) -> Path:
+    path = folder / "own.jsonl"
+    path.write_text('{"problem": "1+1=", "answer": "2"}\n{"problem": "2+2=", "answer": "4"}\n', encoding="utf-8")
+    return path
+
+
+def test_verdicts_by_other_settings_are_made_again_without_asking(trained, tmp_path, engine_calls):
+    strict = evaluate(trained, tmp_path / "e")
+    asked = sum(engine_calls)
+    boxed = evaluate(trained, tmp_path / "e", "verification.methods=[boxed]")
+    assert sum(engine_calls) == asked
+    assert strict["benchmarks"][0]["avg@4"]["mean"] > 0
+    assert boxed["benchmarks"][0]["avg@4"]["mean"] == 0
+    assert boxed["benchmarks"][0]["unparsed"] == 1
+    assert ask(tmp_path / "e", "SELECT count(*) FROM evaluations") == [(52,)]
+
+
+def test_a_model_and_the_run_that_it_comes_from_answer_alike(trained, model, tmp_path):
+    evaluate(trained, tmp_path / "run")
+    evaluate(model, tmp_path / "model", SUMS)
+    query = "SELECT prompt_id, sample, response, verdict FROM evaluations ORDER BY ALL"
+    assert ask(tmp_path / "run", query) == ask(tmp_path / "model", query)
+    policies = [ask(tmp_path / name, "SELECT DISTINCT policy, round FROM evaluations") for name in ("run", "model")]
+    assert policies[0][0][1] == 3
+    assert policies[1][0][1] == 0
+
+
+def test_problems_are_drawn_by_the_seed_alone(model, tmp_path):
+    def asked(name: str, *overrides: str) -> list[tuple]:
+        evaluate(model, tmp_path / name, SUMS, "samples=1", *overrides)
+        return ask(tmp_path / name, "SELECT prompt_id FROM evaluations ORDER BY ALL")
+
+    first = asked("a", "limit=4")
+    assert len(first) == 4
+    assert asked("b", "limit=4") == first
+    assert asked("c", "limit=4", "seed=1") != first
+    assert set(first) < set(asked("d"))
+
+
+def test_the_table_fits_a_terminal(trained, tmp_path):
+    results = evaluate(trained, tmp_path / "e")
+    names, rows = results_rows(results)
+    assert names[2] == "avg@4"
+    assert max(map(len, results_markdown(results).split("\n")[2:])) <= 80
+    assert rows[0][:2] == ["1-digit sums", "13"]
+    assert float(rows[0][2]) == pytest.approx(100 * results["benchmarks"][0]["avg@4"]["mean"], abs=0.05)
+
+
+def test_a_second_process_is_kept_out(trained, tmp_path):
+    with EvaluationFolder(tmp_path / "e").lock(), pytest.raises(InputError, match="is running it"):
+        evaluate(trained, tmp_path / "e")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["max_tokens=255"], "model's context of 256; lower max_tokens"),
+        (["prompt={chat: true}"], "prompt.chat: its tokenizer has no chat template"),
+        (["stop=[ab]"], "is 2 tokens of this model"),
+        (["benchmarks=[]"], "benchmarks"),
+        (["sample=3"], "did you mean 'samples'"),
+        ([SUMS.replace("}}]", "}}, {arithmetic: {digits: 1}}]")], "two sets are called 1-digit sums"),
+        (["temperature=0"], "temperature"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_made(trained, tmp_path, overrides, words):
+    with pytest.raises(InputError) as refused:
+        prepare_evaluation(str(trained), None, overrides, None, tmp_path / "e")
+    assert words in str(refused.value)
+    assert not (tmp_path / "e").exists()
+
+
+def test_subjects_that_are_none_are_refused(trained, model, tmp_path):
+    for source, round, words in (
+        (tmp_path, None, "holds neither a run"),
+        (model, 3, "has no rounds"),
+        (trained, 4, "policies of rounds 0 to 3"),
+        (tmp_path / "nowhere" / "at" / "all", None, "is no folder here"),
+    ):
+        with pytest.raises(InputError, match=words):
+            prepare_evaluation(str(source), None, [SUMS], round, tmp_path / "e")
+
+
+def test_a_lost_shard_is_generated_again(trained, tmp_path):
+    evaluate(trained, tmp_path / "e")
+    shard = tmp_path / "e/rollouts/sitting=00001/shard-001.parquet"
+    before = file_digest(shard)
+    shard.unlink()
+    evaluate(trained, tmp_path / "e")
+    assert file_digest(shard) == before
+
+
+def test_results_are_json(trained, tmp_path):
+    results = evaluate(trained, tmp_path / "e")
+    assert json.loads(json.dumps(results)) == results
+    assert time.time() > results["benchmarks"][0]["generation_seconds"] > 0
+
+
+def test_a_run_with_two_held_out_sets_weighs_them_the_same(tmp_path):
+    held_out = [
+        {"arithmetic": {"digits": 1, "operators": "+", "split": "held_out"}},
+        {"arithmetic": {"digits": 1, "operators": "-", "split": "held_out"}, "limit": 3},
+    ]
+    summary = run(tmp_path / "two", small_config(rounds=1, problems__held_out=held_out))
+    folder = RunFolder(tmp_path / "two")
+    info = folder.manifest("evaluation", 1).info
+    query = "SELECT problem_set, avg(correct::INT) FROM evaluations WHERE round = 1 GROUP BY ALL"
+    by_set = dict(ask(folder.path, query))
+    assert set(by_set) == {"1-digit sums", "1-digit differences"}
+    assert info["accuracy_by_set"] == pytest.approx(by_set)
+    assert by_set["1-digit sums"] != by_set["1-digit differences"]
+    assert summary["final_accuracy"] == pytest.approx(sum(by_set.values()) / 2)
+    assert ask(folder.path, "SELECT held_out_accuracy FROM rounds") == [(pytest.approx(summary["final_accuracy"]),)]
+    rows = sql_views(folder.path, folder.manifests()).sql(HELD_OUT).to_arrow_table().to_pylist()
+    assert rows[1]["accuracy"] == pytest.approx(summary["final_accuracy"])
+    assert rows[1]["problems"] == 16
+    (gain,) = sql_views(folder.path, folder.manifests()).sql(GAIN).to_arrow_table().to_pylist()
+    assert gain["gain"] == pytest.approx(summary["final_accuracy"] - summary["initial_accuracy"])
