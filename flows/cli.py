@@ -265,9 +265,9 @@ def report(run: Path) -> None:
 )
 @_JSON
 def compare(runs: tuple[Path, ...], round: int | None, out: Path, as_json: bool) -> None:
-    """Compare RUNs with the first of them.
+    """Compare runs or evaluations with the first.
 
-    On the problems that both were asked, with paired intervals, and on a page of its own.
+    On the problems that both were asked: paired intervals, what flipped, and a page with curves.
     """
     from flows.comparing import show_comparison
 

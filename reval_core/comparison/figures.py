@@ -119,12 +119,14 @@ def figures(pairs: Sequence[Pair]) -> Html:
 
 
 def curves(sides: Sequence[Side]) -> Html:
-    """Held-out accuracy over rounds, over generated tokens, and over the time worked."""
+    """Held-out accuracy over rounds, over generated tokens, and over the time worked, if any was followed."""
     title = "On the way"
     shared = [problem for problem in sides[0].answers if all(problem in side.answers for side in sides)]
     if not shared:
         return section(title, "No problem was asked of all runs, so their curves cannot stand in one chart.")
     known = {side: side.curve(shared) for side in sides}
+    if all(len(curve) == 1 for curve in known.values()):
+        return Html("")
     lead = (
         f"Held-out accuracy over the {_problems(shared)} that all runs were asked; of several problem sets, the "
         "mean of their means. Tokens are the response tokens that were generated for training. Time is what the "

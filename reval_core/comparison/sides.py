@@ -1,4 +1,4 @@
-"""What is compared: the evaluations of a run, problem by problem."""
+"""What is compared: the evaluated policy of a run, or of an evaluation, problem by problem."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import Any
 import yaml
 
 from reval_core.errors import InputError
+from reval_core.evaluation.folder import EvaluationFolder
 from reval_core.facts import Manifest
+from reval_core.files import read_json
 from reval_core.report.figures import STAGES, Ask
 from reval_core.report.page import statement
-from reval_core.run_folder import existing_run
+from reval_core.run_folder import RunFolder, existing_run
 from reval_core.store import sql_views
 
 LAST = "(SELECT max(round) FROM evaluations)"
@@ -113,7 +115,7 @@ class Source:
 
 
 class Side:
-    """One run of a comparison, at one evaluated round."""
+    """One run or evaluation of a comparison, at one evaluated round."""
 
     def __init__(self, name: str, source: Source, ask: Ask, round: int, asked_round: str | int) -> None:
         self.name = name
@@ -149,22 +151,41 @@ class Side:
 
 
 def find_source(path: Path) -> Source:
-    """The run in a folder. Raises InputError if there is none, or none whose policies are evaluated."""
-    folder = existing_run(path)
-    settings = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+    """The run or the evaluation in a folder. Raises InputError if there is neither, or no evaluated policy."""
+    evaluation = EvaluationFolder(path)
+    return _of_evaluation(evaluation) if evaluation.protocol.exists() else _of_run(existing_run(path))
+
+
+def _of_run(folder: RunFolder) -> Source:
+    settings = _read_yaml(folder.config)
     kind = settings["rollouts"].get("source", "engine")
     if kind != "engine":
         what = "an import" if kind == "import" else "a run of stored responses"
         raise InputError(
-            f"{path}: is {what}, which answers no held-out problems; compare runs that generate their responses"
+            f"{folder.path}: is {what}, which answers no held-out problems; evaluate its policy with reval "
+            "eval, and compare that"
         )
     starts = len(list(folder.attempts.glob("*.json")))
     return Source(folder.path, tuple(folder.manifests(("evaluation", "recording"))), settings, starts)
 
 
+def _of_evaluation(folder: EvaluationFolder) -> Source:
+    """What was asked for last: the folder may hold other policies and other problem sets beside it."""
+    if not folder.results.exists():
+        raise InputError(f"{folder.path}: is not finished; give its reval eval once more, and it goes on")
+    asked = {one["sitting"] for one in read_json(folder.results)["benchmarks"]}
+    manifests = tuple(one for one in folder.manifests(("evaluation",)) if one.round in asked)
+    return Source(folder.path, manifests, _read_yaml(folder.protocol), starts=1)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found
+
+
 @contextmanager
 def open_sides(paths: Sequence[Path], round: int | None = None) -> Iterator[list[Side]]:
-    """The runs in these folders, each at its last evaluated round, or all at `round`.
+    """The runs and evaluations in these folders, each at its last evaluated round, or all at `round`.
 
     Raises InputError for a folder that is given twice or has no such evaluation.
     """
@@ -187,7 +208,7 @@ def _evaluated(path: Path, ask: Ask, round: int | None) -> int:
     """The round that is compared."""
     rounds: list[int] = [row["round"] for row in ask("SELECT DISTINCT round FROM evaluations ORDER BY round")]
     if not rounds:
-        raise InputError(f"{path}: has no evaluations yet; it has one as soon as its round 0 is evaluated")
+        raise InputError(f"{path}: has no evaluations yet; a run has some once its first policy is evaluated")
     if round is not None and round not in rounds:
         raise InputError(
             f"{path}: --round: round {round} was not evaluated; evaluated are {', '.join(map(str, rounds))}"

@@ -18,7 +18,9 @@ from reval_core.comparison import write_comparison
 from reval_core.comparison.pairs import AVERAGE, Pair, pair
 from reval_core.comparison.sides import Point, open_sides
 from reval_core.errors import InputError
+from reval_core.evaluation.folder import EvaluationFolder
 from reval_core.facts import SCHEMAS, Manifest, publish_table, read_table
+from reval_core.files import publish_json
 from reval_core.metrics import macro, paired_bootstrap
 from reval_core.run_folder import RunFolder
 from reval_core.store import sql_views
@@ -51,30 +53,47 @@ def made(
     """A run made by hand that was evaluated in `rounds`, with these outcomes each time."""
     folder = RunFolder(path)
     folder.open(small_config())
-    texts = texts or {}
     for round in rounds:
-        rows = [
-            {
-                "round": round,
-                "policy": f"p{round}",
-                "prompt_id": prompt,
-                "sample": sample,
-                "problem": texts.get(prompt, f"problem {prompt}"),
-                "gold": f"gold {prompt}",
-                "problem_set": name,
-                "gold_mode": "all",
-                "response": f"{path.name} says {'yes' if right else 'no'} to {prompt}, sample {sample}",
-                "response_length": 10 + sample,
-                "finish_reason": "stop",
-                "verdict": "correct" if right else "wrong",
-                "extracted": "yes" if right else "no",
-                "correct": bool(right),
-                **column,
-            }
-            for (name, prompt), verdicts in outcomes.items()
-            for sample, right in enumerate(verdicts)
-        ]
+        rows = evaluation_rows(path.name, outcomes, round, texts or {}, **column)
         _publish(folder, "evaluation", round, "evaluations", rows)
+    return path
+
+
+def evaluation_rows(
+    name: str, outcomes: Outcomes, round: int, texts: Mapping[str, str] = {}, **column: Any
+) -> list[dict[str, Any]]:
+    """A row a response. `texts` are those of problems, `column` one value for all rows."""
+    return [
+        {
+            "round": round,
+            "policy": f"p{round}",
+            "prompt_id": prompt,
+            "sample": sample,
+            "problem": texts.get(prompt, f"problem {prompt}"),
+            "gold": f"gold {prompt}",
+            "problem_set": problem_set,
+            "gold_mode": "all",
+            "response": f"{name} says {'yes' if right else 'no'} to {prompt}, sample {sample}",
+            "response_length": 10 + sample,
+            "finish_reason": "stop",
+            "verdict": "correct" if right else "wrong",
+            "extracted": "yes" if right else "no",
+            "correct": bool(right),
+            **column,
+        }
+        for (problem_set, prompt), verdicts in outcomes.items()
+        for sample, right in enumerate(verdicts)
+    ]
+
+
+def evaluated(path: Path, sittings: Mapping[int, Outcomes], asked: Sequence[int], round: int) -> Path:
+    """An evaluation made by hand, in which `asked` are the sittings that were asked for last."""
+    folder = EvaluationFolder(path)
+    for number, outcomes in sittings.items():
+        rows = evaluation_rows(path.name, outcomes, round)
+        _publish(folder, "evaluation", number, "evaluations", rows)
+    folder.protocol.write_text("temperature: 0.5\n", encoding="utf-8")
+    publish_json(folder.results, {"benchmarks": [{"sitting": number} for number in asked]})
     return path
 
 
@@ -197,7 +216,8 @@ def test_the_command_prints_a_table_that_fits_and_says_where_the_page_is(
 ) -> None:
     out = reval("compare", *trained)
     assert max(map(len, out.splitlines())) <= 80
-    assert all(said in out for said in ("slow", "fast", "baseline", "clear", "arithmetic", "sign test: p ="))
+    words = " ".join(out.split())
+    assert all(said in words for said in ("slow", "fast", "baseline", "clear", "arithmetic", "sign test: p ="))
     assert out.endswith("Page  compare.html\n")
     assert Page(tmp_path / "compare.html").count("table") >= 3
 
@@ -323,6 +343,23 @@ def test_a_run_that_trains_is_compared_by_what_is_there(tmp_path: Path) -> None:
     assert curves[1][1].seconds == 2 * 0.5 * len(seconds)
     assert page_of([a, b], tmp_path / "page.html").count("svg") == 6
     assert page_of([a, made(tmp_path / "c", SETS)], tmp_path / "page.html").count("svg") == 4  # no cost is known
+
+
+def test_an_evaluation_is_compared_by_what_it_was_asked_last(tmp_path: Path) -> None:
+    sets = [{key: value for key, value in BETTER.items() if key[0] == name} for name in ("aime", "math")]
+    other = dict.fromkeys(BETTER, (0, 0))
+    model = evaluated(tmp_path / "model", {1: other, 2: sets[0], 5: sets[1]}, asked=(2, 5), round=3)
+    found = compared(made(tmp_path / "a", SETS, rounds=(0, 2)), model)
+    assert (found.run.round, found.only_run, found.only_baseline) == (3, 0, 0)
+    assert [part.run.avg.mean for part in found.parts[:2]] == pytest.approx([0.625, (1 + 0 + 2 / 3 + 2 / 3) / 4])
+    page = page_of([tmp_path / "a", model], tmp_path / "page.html")
+    assert "temperature" in page.text("code")
+    assert "On the way" in page.text("h2")
+    again = evaluated(tmp_path / "again", {1: BETTER}, asked=(1,), round=0)
+    assert "On the way" not in page_of([model, again], tmp_path / "page.html").text("h2")
+    EvaluationFolder(again).results.unlink()
+    with pytest.raises(InputError, match="again: is not finished; give its reval eval once more"):
+        compared(model, again)
 
 
 def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
