@@ -351,6 +351,23 @@ def report(run: Path) -> None:
 
 
 @cli.command()
+@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, metavar="RUN RUN …")
+@click.option("--round", type=click.IntRange(min=0), help="After so many rounds; the last evaluated if not given.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="compare.html", help="The page; compare.html if not given."
+)
+@_JSON
+def compare(runs: tuple[Path, ...], round: int | None, out: Path, as_json: bool) -> None:
+    """Compare runs or evaluations with the first.
+
+    On the problems that both were asked: paired intervals, what flipped, and a page with curves.
+    """
+    from flows.comparing import show_comparison
+
+    show_comparison(runs, round, out, as_json)
+
+
+@cli.command()
 @click.argument("config", type=click.Path(path_type=Path), required=False)
 @_JSON
 def doctor(config: Path | None, as_json: bool) -> None:

@@ -126,6 +126,19 @@ def macro(
     return Interval(mean, float(low), float(high))
 
 
+def sign_test(better: int, worse: int) -> float:
+    """How often a fair coin splits `better` + `worse` problems at least so unevenly: the exact two-sided p-value.
+
+    1 where no problem differs. It looks at which side wins each problem, not by how much.
+    """
+    differing = better + worse
+    splits = tail = 1
+    for count in range(min(better, worse)):
+        splits = splits * (differing - count) // (count + 1)
+        tail += splits
+    return min(1.0, 2 * tail / 2**differing)
+
+
 def _bca_shares(mean: float, drawn: np.ndarray, influence: np.ndarray, level: float) -> list[float]:
     """The two shares of the redrawn means between which the interval lies.
 

@@ -33,6 +33,8 @@ class Scale:
     ticks: tuple[float, ...]
     log: bool = False
     percent: bool = False
+    zero: str = ""
+    """What the tick at 0 is called, if not by its number."""
 
     def place(self, value: float) -> float:
         """Where a value stands."""
@@ -42,6 +44,8 @@ class Scale:
 
     def label(self, tick: float) -> str:
         """A tick's label, with as many decimals as the ticks need."""
+        if tick == 0 and self.zero:
+            return self.zero
         if self.log:
             return f"{tick:,.0f}" if tick >= 1 else f"{tick:g}"
         scale, unit = (100, "%") if self.percent else (1, "")
@@ -69,7 +73,7 @@ def rounds_scale(last: int, ticks: int = 5) -> Scale:
     """The axis of rounds, 0 to the last one."""
     last = max(last, 1)
     step = max(1, round(_step(last, ticks)))
-    return Scale(0, last, tuple(float(tick) for tick in range(0, last + 1, step)))
+    return Scale(0, last, tuple(float(tick) for tick in range(0, last + 1, step)), zero="round 0")
 
 
 def value_scale(values: Values, may_be_log: bool = False, percent: bool = False) -> Scale:
@@ -139,6 +143,23 @@ def stacked_chart(
     return _plot(drawn, x, y, ["middle"], description, readings, [])
 
 
+def whisker(low: float, middle: float, high: float, x: Scale, *, style: str, description: str) -> Html:
+    """An interval with its middle as a dot, lying in a table's row: rows under each other make the chart."""
+    at = _c(x.place(middle))
+    drawn = [
+        _path("grid-lines", "".join(f"M{_c(x.place(tick))} 0V1000" for tick in x.ticks if tick)),
+        _path("zero", f"M{_c(x.place(0))} 0V1000"),
+        _path(style, f"M{_c(x.place(low))} 500H{_c(x.place(high))}"),
+        _path(f"dots {style}", f"M{at} 500h.01"),
+    ]
+    return tag("div", _svg(drawn, description), class_="plot whisker")
+
+
+def whisker_axis(x: Scale) -> Html:
+    """The axis that stands under such rows."""
+    return tag("div", *_ticks(x), class_="plot axis")
+
+
 def _plot(
     drawn: Sequence[Html],
     x: Scale,
@@ -148,7 +169,19 @@ def _plot(
     readings: Sequence[tuple[float, str]],
     ends: Sequence[Html],
 ) -> Html:
-    svg = tag(
+    labels = [
+        *(tag("span", y.label(tick), class_="y", style=f"bottom:{_share(y.place(tick))}") for tick in y.ticks),
+        *_ticks(x),
+    ]
+    points = json.dumps([[round(x.place(at), 4), text] for at, text in readings], ensure_ascii=False)
+    name = " ".join(["plot", *filter(None, sizes)])
+    return tag(
+        "div", _svg(drawn, description), *labels, *ends, class_=name, data_points=points if readings else None
+    )
+
+
+def _svg(drawn: Sequence[Html], description: str) -> Html:
+    return tag(
         "svg",
         *drawn,
         viewBox="0 0 1000 1000",
@@ -156,18 +189,10 @@ def _plot(
         role="img",
         aria_label=description,
     )
-    labels = [
-        *(tag("span", y.label(tick), class_="y", style=f"bottom:{_share(y.place(tick))}") for tick in y.ticks),
-        *(
-            tag(
-                "span", "round 0" if tick == 0 else x.label(tick), class_="x", style=f"left:{_share(x.place(tick))}"
-            )
-            for tick in x.ticks
-        ),
-    ]
-    points = json.dumps([[round(x.place(at), 4), text] for at, text in readings], ensure_ascii=False)
-    name = " ".join(["plot", *filter(None, sizes)])
-    return tag("div", svg, *labels, *ends, class_=name, data_points=points if readings else None)
+
+
+def _ticks(x: Scale) -> list[Html]:
+    return [tag("span", x.label(tick), class_="x", style=f"left:{_share(x.place(tick))}") for tick in x.ticks]
 
 
 def _grid(y: Scale) -> Html:

@@ -88,8 +88,8 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
 
 
-def page(title: str, body: Html) -> str:
-    """The whole document."""
+def page(title: str, body: Html, style: str = "") -> str:
+    """The whole document. `style` are rules that it needs beside those of every page."""
     script = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script}'"
     return f"""<!doctype html>
@@ -100,7 +100,7 @@ def page(title: str, body: Html) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{join([title])}</title>
-<style>{_STYLE}</style>
+<style>{_STYLE}{style}</style>
 </head>
 <body>
 {body}

@@ -1,0 +1,231 @@
+"""What is compared: the evaluated policy of a run, or of an evaluation, problem by problem."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reval_core.errors import InputError
+from reval_core.evaluation.folder import EvaluationFolder
+from reval_core.facts import Manifest
+from reval_core.files import read_json
+from reval_core.report.figures import STAGES, Ask
+from reval_core.report.page import statement
+from reval_core.run_folder import RunFolder, existing_run
+from reval_core.store import sql_views
+
+LAST = "(SELECT max(round) FROM evaluations)"
+
+# Every query is asked of each run by itself, as `reval sql RUN` would.
+_ANSWERS = """
+    SELECT
+        problem_set, prompt_id, problem, gold, gold_mode,
+        count(*) AS samples,
+        count(*) FILTER (correct) AS right_answers,
+        avg(response_length) AS tokens,
+        avg((finish_reason = 'length')::INTEGER) AS truncated
+    FROM evaluations
+    WHERE round = {round}
+    GROUP BY ALL
+    ORDER BY problem_set, prompt_id, problem
+"""
+
+# Accuracy is averaged over the problems that all runs share, so it is asked for by problem.
+_LEARNING = """
+    SELECT round, problem_set, prompt_id, avg(correct::INTEGER) AS share
+    FROM evaluations
+    GROUP BY ALL
+    ORDER BY ALL
+"""
+
+_SPENT = """
+    SELECT
+        round,
+        (sum(tokens) OVER so_far)::BIGINT AS tokens,
+        sum({seconds}) OVER so_far AS seconds
+    FROM rounds
+    WINDOW so_far AS (ORDER BY round)
+    ORDER BY round
+"""
+
+LEARNING = statement(_LEARNING)
+SPENT = statement(_SPENT, seconds=" + ".join(f"{stage}_seconds" for stage in STAGES))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem as it was asked and judged. Two runs share it if all of this is the same."""
+
+    problem_set: str
+    prompt_id: str
+    problem: str
+    gold: str | None
+    gold_mode: str | None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A policy's responses to one problem."""
+
+    samples: int
+    right: int
+    tokens: float
+    """A response, on average."""
+    truncated: float
+    """The share of responses that was cut off at the length limit."""
+
+    @property
+    def share(self) -> float:
+        """The share of right responses."""
+        return self.right / self.samples
+
+    @property
+    def solved(self) -> bool:
+        """Whether more than half of the responses are right."""
+        return 2 * self.right > self.samples
+
+
+@dataclass(frozen=True)
+class Point:
+    """An evaluated policy on the way through training."""
+
+    round: int
+    accuracy: float
+    tokens: float | None
+    """Response tokens generated for training until then; None while the round is not on record."""
+    seconds: float | None
+    """Time worked on its rounds until then, likewise."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder with evaluations: what it has published, and what it was asked to do."""
+
+    path: Path
+    manifests: tuple[Manifest, ...]
+    settings: Mapping[str, Any]
+    starts: int
+    """How many times it was started."""
+
+
+class Side:
+    """One run or evaluation of a comparison, at one evaluated round."""
+
+    def __init__(self, name: str, source: Source, ask: Ask, round: int, asked_round: str | int) -> None:
+        self.name = name
+        self.source = source
+        self.ask = ask
+        """Answers SQL over this run's facts."""
+        self.round = round
+        self.asked_round = asked_round
+        """The round as queries have it: the last one is not named, so that all sides are asked alike."""
+        self.answers_query = statement(_ANSWERS, round=asked_round)
+
+    @cached_property
+    def answers(self) -> dict[Problem, Answers]:
+        """What it answered, by problem, in the order of sets and ids."""
+        found = {}
+        for row in self.ask(self.answers_query):
+            problem = Problem(row["problem_set"], row["prompt_id"], row["problem"], row["gold"], row["gold_mode"])
+            found[problem] = Answers(row["samples"], row["right_answers"], row["tokens"], row["truncated"])
+        return found
+
+    def curve(self, problems: Sequence[Problem]) -> list[Point]:
+        """Its accuracy on these problems at every evaluated round; of several sets, the mean of their means."""
+        wanted = {(one.problem_set, one.prompt_id) for one in problems}
+        shares: dict[int, dict[str, list[float]]] = {}
+        for row in self.ask(LEARNING):
+            if (row["problem_set"], row["prompt_id"]) in wanted:
+                shares.setdefault(row["round"], {}).setdefault(row["problem_set"], []).append(row["share"])
+        spent = {0: (0.0, 0.0)} | {row["round"]: (row["tokens"], row["seconds"]) for row in self.ask(SPENT)}
+        return [
+            Point(round, _mean([_mean(one) for one in sets.values()]), *spent.get(round, (None, None)))
+            for round, sets in shares.items()
+        ]
+
+
+def find_source(path: Path) -> Source:
+    """The run or the evaluation in a folder. Raises InputError if there is neither, or no evaluated policy."""
+    evaluation = EvaluationFolder(path)
+    return _of_evaluation(evaluation) if evaluation.protocol.exists() else _of_run(existing_run(path))
+
+
+def _of_run(folder: RunFolder) -> Source:
+    settings = _read_yaml(folder.config)
+    kind = settings["rollouts"].get("source", "engine")
+    if kind != "engine":
+        what = "an import" if kind == "import" else "a run of stored responses"
+        raise InputError(
+            f"{folder.path}: is {what}, which answers no held-out problems; evaluate its policy with reval "
+            "eval, and compare that"
+        )
+    starts = len(list(folder.attempts.glob("*.json")))
+    return Source(folder.path, tuple(folder.manifests(("evaluation", "recording"))), settings, starts)
+
+
+def _of_evaluation(folder: EvaluationFolder) -> Source:
+    """What was asked for last: the folder may hold other policies and other problem sets beside it."""
+    if not folder.results.exists():
+        raise InputError(f"{folder.path}: is not finished; give its reval eval once more, and it goes on")
+    asked = {one["sitting"] for one in read_json(folder.results)["benchmarks"]}
+    manifests = tuple(one for one in folder.manifests(("evaluation",)) if one.round in asked)
+    return Source(folder.path, manifests, _read_yaml(folder.protocol), starts=1)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found
+
+
+@contextmanager
+def open_sides(paths: Sequence[Path], round: int | None = None) -> Iterator[list[Side]]:
+    """The runs and evaluations in these folders, each at its last evaluated round, or all at `round`.
+
+    Raises InputError for a folder that is given twice or has no such evaluation.
+    """
+    places = [path.resolve() for path in paths]
+    for path, place in zip(paths, places, strict=True):
+        if places.count(place) > 1:
+            raise InputError(f"{path}: is given twice; a run does not differ from itself")
+    with ExitStack() as stack:
+        sides = []
+        for path, name in zip(paths, _names(places), strict=True):
+            source = find_source(path)
+            connection = stack.enter_context(closing(sql_views(source.path, source.manifests)))
+            ask: Ask = cache(lambda sql, views=connection: views.sql(sql).to_arrow_table().to_pylist())
+            evaluated = _evaluated(path, ask, round)
+            sides.append(Side(name, source, ask, evaluated, LAST if round is None else round))
+        yield sides
+
+
+def _evaluated(path: Path, ask: Ask, round: int | None) -> int:
+    """The round that is compared."""
+    rounds: list[int] = [row["round"] for row in ask("SELECT DISTINCT round FROM evaluations ORDER BY round")]
+    if not rounds:
+        raise InputError(f"{path}: has no evaluations yet; a run has some once its first policy is evaluated")
+    if round is not None and round not in rounds:
+        raise InputError(
+            f"{path}: --round: round {round} was not evaluated; evaluated are {', '.join(map(str, rounds))}"
+        )
+    return rounds[-1] if round is None else round
+
+
+def _names(places: Sequence[Path]) -> list[str]:
+    """The folders' names, with as many of the folders above as tell them apart."""
+    names = [place.name for place in places]
+    for parts in range(2, max(len(place.parts) for place in places)):
+        names = [
+            "/".join(place.parts[-parts:]) if names.count(name) > 1 else name
+            for place, name in zip(places, names, strict=True)
+        ]
+    return names
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
