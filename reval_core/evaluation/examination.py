@@ -65,6 +65,7 @@ class Examination:
             protocol.temperature, protocol.max_tokens, stop_ids(subject.model, self.tokenizer, protocol.stop)
         )
         self.sittings = [self._sitting(name, problems) for name, problems in asked_sets(protocol).items()]
+        folder.make_current(subject.identity, {one.name: one.number for one in self.sittings})
         self.engine = make_engine(subject.model, protocol.engine, self.kind, self.tokenizer, folder)
         self.verifier = make_verifier(protocol.verification, protocol.reward)
         self._model: PreTrainedModel | None = None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reval_core.facts import Manifest
 from reval_core.files import publish_sealed, read_sealed
-from reval_core.run_folder import RunFolder, existing_run
+from reval_core.run_folder import STAGES, RunFolder, existing_run
 
 
 class EvaluationFolder(RunFolder):
@@ -18,6 +19,8 @@ class EvaluationFolder(RunFolder):
         super().__init__(path)
         self.protocol = self.path / "evaluation.yaml"
         """What was asked for last, in full."""
+        self.current = self.path / "sittings.json"
+        """By policy and problem set: the sitting that was asked for last."""
         self.results = self.path / "results.json"
         self.table = self.path / "results.md"
 
@@ -30,6 +33,19 @@ class EvaluationFolder(RunFolder):
         number = max((int(note.parent.name[-5:]) for note in notes), default=0) + 1
         publish_sealed((self.path / self.shard(number, 0)).with_name("sitting.json"), {"key": key})
         return number
+
+    def make_current(self, policy: str, sittings: Mapping[str, int]) -> None:
+        """From now on these are the policy's sittings for these problem sets. Earlier ones are kept, and not shown."""
+        known = self._current()
+        publish_sealed(self.current, {**known, policy: {**known.get(policy, {}), **sittings}})
+
+    def manifests(self, stages: Sequence[str] = STAGES) -> list[Manifest]:
+        """Those of the current sittings: no two are of the same policy and problem set."""
+        shown = {number for sittings in self._current().values() for number in sittings.values()}
+        return [one for one in super().manifests(stages) if one.round in shown]
+
+    def _current(self) -> dict[str, dict[str, int]]:
+        return read_sealed(self.current) if self.current.exists() else {}
 
 
 def published_facts(path: Path) -> list[Manifest]:

@@ -172,6 +172,18 @@ def test_verdicts_by_other_settings_are_made_again_without_asking(trained, tmp_p
     assert ask(tmp_path / "e", "SELECT count(*) FROM evaluations") == [(52,)]
 
 
+def test_tables_show_the_sitting_that_was_asked_for_last(trained, tmp_path, engine_calls):
+    for limit in (4, 8):
+        evaluate(trained, tmp_path / "e", f"limit={limit}")
+        assert ask(tmp_path / "e", "SELECT count(DISTINCT prompt_id), count(*) FROM evaluations") == [
+            (limit, 4 * limit)
+        ]
+    assert sum(engine_calls) == 48
+    evaluate(trained, tmp_path / "e", "limit=4")
+    assert sum(engine_calls) == 48
+    assert ask(tmp_path / "e", "SELECT count(*) FROM trajectories") == [(16,)]
+
+
 def test_a_model_and_the_run_that_it_comes_from_answer_alike(trained, model, tmp_path):
     evaluate(trained, tmp_path / "run")
     evaluate(model, tmp_path / "model", SUMS)
