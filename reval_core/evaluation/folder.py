@@ -35,7 +35,7 @@ class EvaluationFolder(RunFolder):
         return number
 
     def make_current(self, policy: str, sittings: Mapping[str, int]) -> None:
-        """From now on these are the policy's sittings for these problem sets. Earlier ones are kept, and not shown."""
+        """From now on these are the policy's sittings for these sets. Earlier ones are kept, and not shown."""
         known = self._current()
         publish_sealed(self.current, {**known, policy: {**known.get(policy, {}), **sittings}})
 
