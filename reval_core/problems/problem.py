@@ -19,7 +19,7 @@ class Problem:
     gold_mode: GoldMode = "all"
     """What a gold that lists several answers asks for; `choice`: the gold is a letter from A to J."""
     problem_set: str = ""
-    """What it is counted under: the name of its registered set, else the stem of its file, else "arithmetic"."""
+    """What it is counted under: the registered set, else the file's stem or the hub's name, else "arithmetic"."""
 
 
 def problems_digest(problems: Iterable[Problem]) -> str:
