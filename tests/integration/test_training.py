@@ -68,6 +68,20 @@ def test_every_table_of_responses_says_whose_problems_they_answer(finished):
         assert found == [("1-digit sums", "all")]
 
 
+def test_what_is_held_out_in_several_sets_is_evaluated_in_all_and_not_trained_on(tmp_path):
+    (tmp_path / "sums.jsonl").write_text('{"problem": "1 + 2 =", "answer": 3}\n{"problem": "9+9+9=", "answer": 27}')
+    split = {"arithmetic": {"digits": 1, "operators": "+", "split": "held_out"}, "limit": 3}
+    sets = [split, {"path": str(tmp_path / "sums.jsonl")}]
+    config = small_config(rounds=1, problems__held_out=sets, problems__contaminated="drop")
+    run(tmp_path / "run", config)
+    views = sql_views(tmp_path / "run", RunFolder(tmp_path / "run").manifests())
+    asked = "SELECT problem_set, count(DISTINCT prompt_id), count(*) FROM evaluations WHERE round = 0 GROUP BY 1"
+    assert sorted(views.sql(asked).fetchall()) == [("1-digit sums", 3, 6), ("sums", 2, 4)]
+    with open_session(RunFolder(tmp_path / "run"), config) as session:
+        assert "1+2=" not in {problem.problem for problem in session.train}
+        assert "2+1=" in {problem.problem for problem in session.train}
+
+
 def test_plain_duckdb_opens_the_tables_of_a_run(finished):
     with duckdb.connect(RunFolder(finished).tables, read_only=True) as views:
         assert views.execute("SELECT round FROM rounds ORDER BY round").fetchall() == [(1,), (2,), (3,)]
