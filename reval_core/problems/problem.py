@@ -19,7 +19,7 @@ class Problem:
     gold_mode: GoldMode = "all"
     """What a gold that lists several answers asks for; `choice`: the gold is a letter from A to J."""
     problem_set: str = ""
-    """What it is counted under: its registered set, else its file's stem or the hub's name, else its kind of sums."""
+    """What it is counted under: the registered set, the file's stem, the hub's name or the kind of sums."""
 
 
 def problems_digest(problems: Iterable[Problem]) -> str:

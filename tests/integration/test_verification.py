@@ -1,6 +1,5 @@
 """The verifier with its real worker processes and the real math-verify."""
 
-import json
 import os
 import signal
 import subprocess
@@ -17,13 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reval_core.answers import as_integer
-from reval_core.extraction import METHODS, Mode, prepare_gold
+from reval_core.extraction import METHODS, prepare_gold
 from reval_core.verification import VERIFIER_VERSION, Claim, Judgement, Verdict, Verifier, VerifierUnavailable
 from reval_core.verification.claims import extracted_answer, verdict_at_sight
 from reval_core.verification.comparison import is_correct
 
 ROOT = Path(__file__).parents[2]
-PUBLIC_CASES = ROOT.parent / "shared" / "data" / "verifier_cases.jsonl"
 
 # Computes for minutes inside one C call, and differs each time it is asked for.
 HANG = r"\binom{10000000}{5000000}"
@@ -80,17 +78,6 @@ def verifier() -> Iterator[Verifier]:
     with Verifier(timeout_seconds=20.0) as shared:
         shared.judge([boxed("x", "y"), boxed("x", "z")])
         yield shared
-
-
-@pytest.fixture(scope="module")
-def lenient() -> Iterator[Verifier]:
-    with Verifier(timeout_seconds=20.0, mode="lenient") as shared:
-        yield shared
-
-
-@pytest.fixture(scope="module")
-def verifiers(verifier: Verifier, lenient: Verifier) -> dict[Mode, Verifier]:
-    return {"strict": verifier, "lenient": lenient}
 
 
 @pytest.fixture
@@ -391,110 +378,3 @@ def test_verdicts_at_sight_are_those_of_a_worker(gold: str, answer: str) -> None
         verdict = verdict_at_sight(claim, stated, lenient=False)
         assert verdict in ("correct", "wrong")
         assert (verdict == "correct") == is_correct([prepare_gold(gold)], str(stated), lenient=False)
-
-
-ATTACKS = [
-    ("5", r"\boxed{5} or \boxed{6}"),
-    ("6", r"\boxed{5} or \boxed{6}"),
-    ("6", r"\boxed{5}, \boxed{6}"),
-    ("6", r"$\boxed{5}$ $\boxed{6}$"),
-    ("6", r"$x = \boxed{5}$ or $x = \boxed{6}$"),
-    ("6", "5 or 6"),
-    ("6", "It is 5 or 6."),
-    ("6", "It is either $5$ or $6$."),
-    ("7", "5, 6, 7"),
-    ("7", "5 6 7"),
-    ("7", "maybe 5, 6 and 7"),
-    ("6", "The answer is 5 or 6."),
-    ("6", "Final answer: 5, 6"),
-    ("6", "#### 5, 6"),
-    ("5", r"\boxed{x \in \{1,2,3,4,5,6,7,8,9\}}"),
-    ("5", r"x \in \{1..9\}"),
-    ("5", r"\boxed{x = 5, x = 6}"),
-    ("5", r"\boxed{5 \pm 1}"),
-    ("5", r"\boxed{[4,6]}"),
-    ("5", r"\boxed{4 < x < 6}"),
-    ("5", r"\boxed{5 | 6}"),
-    ("5", r"\boxed{5 \text{ perhaps } 6}"),
-    ("5", r"\boxed{5 not 6}"),
-    ("5", r"\boxed{n}"),
-    ("5", r"\boxed{?}"),
-    ("5", r"\boxed{\text{answer}}"),
-    ("5", r"\boxed{\ldots}"),
-    ("x", r"\boxed{y}"),
-    (r"\text{A}", r"\boxed{\text{B}}"),
-    ("4210_5", r"\boxed{4210_6}"),
-    (r"\{1,2\}", r"\boxed{1,2,3}"),
-    (r"\{1,2\}", r"\boxed{1}, \boxed{2}, \boxed{3}"),
-]
-
-
-@pytest.mark.parametrize("mode", ["strict", "lenient"])
-def test_listing_and_hedging_pay_nothing(verifiers: dict[Mode, Verifier], mode: Mode) -> None:
-    judgements = verifiers[mode].judge([Claim(gold, response) for gold, response in ATTACKS])
-    paid = [attack for attack, found in zip(ATTACKS, judgements, strict=True) if found.verdict == "correct"]
-    assert not paid
-
-
-@pytest.mark.parametrize(
-    ("gold", "answer", "strict", "lenient_verdict"),
-    [
-        ("1000.99", "1000,99", "wrong", "correct"),
-        (r"x \in [-2,7]", r"-2 \le x \le 7", "wrong", "correct"),
-        ("2x + 1", "2t + 1", "wrong", "correct"),
-        ("x - y", "y - x", "wrong", "wrong"),
-        ("x", "y", "wrong", "wrong"),
-        ("2.5", "2 1/2", "correct", "correct"),
-        ("1000", "1000 radians per second", "correct", "correct"),
-        (r"\text{No solution}", "no solution", "correct", "correct"),
-        ("{1, 2}", r"\{2, 1\}", "correct", "correct"),
-        (r"1 \pm \sqrt{2}", r"1 + \sqrt{2}, 1 - \sqrt{2}", "correct", "correct"),
-        ("x_{1}=1,\\quadx_{2}=2", "2, 1", "correct", "correct"),
-        (r"\boxed{1}\boxed{-2}", "-2, 1", "correct", "correct"),
-    ],
-)
-def test_modes(
-    verifier: Verifier, lenient: Verifier, gold: str, answer: str, strict: Verdict, lenient_verdict: Verdict
-) -> None:
-    assert verdicts(verifier.judge([boxed(gold, answer)])) == [strict]
-    assert verdicts(lenient.judge([boxed(gold, answer)])) == [lenient_verdict]
-
-
-@pytest.mark.parametrize(
-    ("gold", "response", "verdict"),
-    [
-        ("B", r"\boxed{B}", "correct"),
-        ("(B)", r"\boxed{\text{(B) 5 m/s}}", "correct"),
-        ("B", "The answer is (B).", "correct"),
-        ("B", "I choose **B**", "correct"),
-        ("B", r"\boxed{C}", "wrong"),
-        ("B", r"\boxed{B, C}", "wrong"),
-        ("B", "(B) or (C)", "wrong"),
-        ("B", r"\boxed{b}", "wrong"),
-        ("B", "I do not know", "unparsed"),
-        ("5", r"\boxed{B}", "error"),
-    ],
-)
-def test_choices(verifier: Verifier, gold: str, response: str, verdict: Verdict) -> None:
-    assert verdicts(verifier.judge([Claim(gold, response, gold_mode="choice")])) == [verdict]
-
-
-@pytest.mark.parametrize(
-    ("mode", "stated", "agree", "overpaid"), [("strict", 128, 0.97, 1), ("lenient", 300, 0.95, 6)]
-)
-def test_agreement_on_the_public_cases(
-    verifiers: dict[Mode, Verifier], mode: Mode, stated: int, agree: float, overpaid: int
-) -> None:
-    if not PUBLIC_CASES.exists():
-        pytest.skip(f"{PUBLIC_CASES} is not here")
-    cases = [json.loads(line) for line in PUBLIC_CASES.read_text(encoding="utf-8").split("\n") if line]
-    judgements = verifiers[mode].judge([Claim(case["gold"], case["response"]) for case in cases])
-    found = [
-        (judgement.verdict == "correct", case["expected"])
-        for judgement, case in zip(judgements, cases, strict=True)
-        if judgement.extracted
-    ]
-    # Measured: see docs/verification.md for the cases behind the difference.
-    assert len(found) >= stated
-    assert sum(paid == expected for paid, expected in found) / len(found) >= agree
-    assert sum(paid and not expected for paid, expected in found) <= overpaid
