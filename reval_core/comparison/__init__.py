@@ -36,7 +36,7 @@ def write_comparison(path: Path, sides: Sequence[Side], pairs: Sequence[Pair]) -
 
 def _title(sides: Sequence[Side]) -> str:
     baseline, *runs = [side.name for side in sides]
-    return f"{' and '.join(', '.join(runs).rsplit(', ', 1))} against {baseline}"
+    return f"{' and '.join(runs) if len(runs) < 3 else f'{len(runs)} runs'} against {baseline}"
 
 
 def _head(sides: Sequence[Side], pairs: Sequence[Pair]) -> Html:

@@ -1,6 +1,6 @@
 """The comparison page's own rules of style, beside those of the report: a colour for each run, and whiskers."""
 
-# Okabe and Ito's colours as in the report; the baseline is grey, and the sixth run is dashed.
+# Okabe and Ito's colours as in the report; the baseline is grey, and the sixth run's curve is dashed.
 STYLE = """
 :root {
   --run0: #6d737e; --run1: #0072b2; --run2: #b85000; --run3: #00795a; --run4: #a3417a; --run5: #1b1d21;
@@ -17,7 +17,7 @@ STYLE = """
 .run4 { stroke: var(--run4); color: var(--run4); }
 .run5 { stroke: var(--run5); color: var(--run5); }
 path:is(.run0, .run1, .run2, .run3, .run4, .run5) { stroke-width: 1.75; }
-path.run5:not(.dots) { stroke-dasharray: 6 5; }
+path.run5:not(.dots, .whisker path) { stroke-dasharray: 6 5; }
 path.dots:is(.run0, .run1, .run2, .run3, .run4, .run5) { stroke-width: 7; }
 .plot.named { margin-right: 9.5rem; }
 .end { max-width: 8.5rem; }
