@@ -80,16 +80,17 @@ def load_train(settings: Problems, seed: int) -> list[Problem]:
 
 
 def check_contamination(train: Sequence[Problem], settings: Problems, seed: int) -> None:
-    """Raise InputError if a training problem stands in a test set too, with how many do and the first of them."""
+    """Raise InputError if training problems stand in a test set too: how many, and one of them."""
     found = contaminated(train, load_tests(settings, seed))
     if found:
-        first, rows = found[0], len({overlap.train.prompt_id for overlap in found})
+        first = min(found, key=lambda overlap: overlap.shared != "")
+        rows = len({overlap.train.prompt_id for overlap in found})
         by_text = len({overlap.train.prompt_id for overlap in found if not overlap.shared})
-        why = f"they share {first.shared!r}" if first.shared else "the same text"
+        why = f"they share {first.shared[:80]!r}" if first.shared else "the same text"
         raise InputError(
             f"problems.train: {rows:,} of {len(train):,} problems stand in the test sets too ({by_text:,} with the "
-            f"same text, the others share {WORDS} words in a row); the first is {first.train.prompt_id} of "
-            f"{first.train.problem_set} and {first.test.prompt_id} of {first.test.problem_set} ({why}); set "
+            f"same text, the others share {WORDS} words in a row), for example {first.train.prompt_id} "
+            f"of {first.train.problem_set} and {first.test.prompt_id} of {first.test.problem_set} ({why}); set "
             "problems.contaminated: drop to leave them out, or keep to train on them knowingly"
         )
 

@@ -142,7 +142,7 @@ def test_held_out_sets_follow_each_other_and_ids_are_prefixed_only_where_they_cl
 
 
 def test_contaminated_rows_are_refused_dropped_or_kept(tmp_path):
-    train = lines(tmp_path / "train.jsonl", "1 + 1", LONG.format(7), "fine")
+    train = lines(tmp_path / "train.jsonl", LONG.format(7), "1 + 1", "fine")
     tests = lines(tmp_path / "test.jsonl", "other", "1+1", LONG.format(8))
     held_out = tests.model_copy(update={"limit": 1})
     settings = Problems(train=train, held_out=held_out)
@@ -150,7 +150,7 @@ def test_contaminated_rows_are_refused_dropped_or_kept(tmp_path):
         check_contamination(load_train(settings, 0), settings, 0)
     assert str(caught.value) == (
         "problems.train: 2 of 3 problems stand in the test sets too (1 with the same text, the others share 13 "
-        "words in a row); the first is 1 of train and 2 of test (the same text); set problems.contaminated: drop "
+        "words in a row), for example 2 of train and 2 of test (the same text); set problems.contaminated: drop "
         "to leave them out, or keep to train on them knowingly"
     ), "the whole test set counts, whatever its limit is"
     dropped = load_train(settings.model_copy(update={"contaminated": "drop"}), 0)
