@@ -51,7 +51,7 @@ def run_flow(flow: Callable[[], object]) -> bool:
     if "PREFECT_API_URL" not in os.environ and answers(LOCAL_API):
         os.environ["PREFECT_API_URL"] = LOCAL_API
     # The server that Prefect starts for a run needs more than its default 20 s on a busy machine.
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
     # Prefect writes a line for every task; the terminal shows one a round. Its page has the rest.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
