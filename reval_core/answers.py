@@ -25,13 +25,40 @@ _CHOSEN = re.compile(
 _OTHER_CHOICE = re.compile(r"\([A-J]\)|(?:,|\b(?:and|or)\b|/)[\s\\a-z{*(]{0,9}[A-J](?![A-Za-z'])")
 _WITH_UNIT = re.compile(
     r"((?:\\?\$\s?)?[-+]?[0-9][0-9.,]{0,40}(?:/[0-9]{1,20})?)\s{1,3}"
-    r"([A-Za-z]{2,20}\.?(?:\s{1,3}[A-Za-z]{2,20}\.?){0,5})"
+    r"([A-Za-z]{2,20}(?:\^\{?[23]\}?)?\.?(?:\s{1,3}[A-Za-z]{2,20}\.?){0,5})"
 )
 _NO_UNIT = re.compile(
     r"\b(?:and|or|not|to|pi|sqrt|mod|sin|cos|tan|log|ln|exp|plus|minus|times|over|squared|cubed|factorial|choose"
     r"|base|dozen|hundred|thousand|(?:m|b|tr)illion|percent(?:age)?|pct)\b",
     re.IGNORECASE,
 )
+_CHARACTERS = str.maketrans(
+    {
+        "−": "-",
+        "×": r"\times ",
+        "·": r"\cdot ",
+        "÷": "/",
+        "°": r"^\circ ",
+        "π": r"\pi ",
+        "∞": r"\infty ",
+        "≤": r"\le ",
+        "≥": r"\ge ",
+        "≠": r"\ne ",
+        "±": r"\pm ",
+        "∪": r"\cup ",
+        "∈": r"\in ",
+        "²": "^2 ",
+        "³": "^3 ",
+        "½": r"\frac{1}{2}",
+        "¼": r"\frac{1}{4}",
+        "¾": r"\frac{3}{4}",
+        "⅓": r"\frac{1}{3}",
+        "⅔": r"\frac{2}{3}",
+    }
+)
+_ROOT_SIGN = re.compile(r"√\s?(?:\(([^()]{1,80})\)|([0-9.]{1,30}|[a-zA-Z]))")
+_PYTHON_POWER = re.compile(r"(?<=[0-9A-Za-z)])\*\*(?:([0-9]{1,20})|(?=[A-Za-z(]))")
+_LEADING_SIGN = re.compile(r"(?:=|≈|\\approx(?![a-z]))\s*")
 _MIXED_NUMBER = re.compile(r"([+-]?[0-9]{1,15})\s{1,3}([0-9]{1,15})/([0-9]{1,15})")
 _TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mathrm|mathbf|mbox|operatorname)(?=\s*\{)|\\[ ,;:!]|~")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
@@ -40,13 +67,16 @@ _WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
 def tidy(text: str) -> str:
     r"""`text` without what does not belong to an answer: math delimiters, emphasis, a final stop.
 
-    Notations that a parser of LaTeX misreads are rewritten: thousands grouped by a space (``1\,657`` is read as a
-    sum), mixed numbers (``2 1/2`` as 21/2), Python floats (``8.7e8`` as 8.7·e·8) and a space that swallows a letter
-    (``\quadx``).
+    Signs such as ``≤``, ``√2`` and ``¾`` become LaTeX, and so does Python's ``x**2``. Notations that its parser
+    misreads are rewritten: thousands grouped by a space (``1\,657`` is read as a sum), mixed numbers (``2 1/2`` as
+    21/2), Python floats (``8.7e8`` as 8.7·e·8) and a space that swallows a letter (``\quadx``).
     """
+    text = _ROOT_SIGN.sub(lambda root: rf"\sqrt{{{root[1] or root[2]}}}", text.translate(_CHARACTERS))
+    text = _PYTHON_POWER.sub(lambda power: f"^{{{power[1]}}}" if power[1] else "^", text)
     text = _LIST_OF_FORMULAS.sub(r"\1 ", text)
     text = _DELIMITERS.sub("", text).strip(_EDGES)
     text = _FINAL_STOP.sub("", text).strip(_EDGES)
+    text = text[len(leading[0]) :] if (leading := _LEADING_SIGN.match(text)) else text
     text = _SPACED_THOUSANDS.sub("", _GLUED_SPACE.sub(" ", text))
     text = _MIXED_NUMBER.sub(r"\1\\frac{\2}{\3}", text) if _MIXED_NUMBER.fullmatch(text) else text
     python_float = _PYTHON_FLOAT.fullmatch(text)

@@ -46,8 +46,10 @@ _SENTENCE_END = re.compile(r"\.(?=[\s*]|$)|\n")
 _LED_BY_WORDS = re.compile(r"[A-Za-z].*\b(?:is|are)\s+", re.DOTALL)
 _MATH = r"(?:\$\$[^$]+\$\$|\$[^$]+\$|\\\(.+?\\\)|\\\[.+?\\\])"
 _PERCENT = r"(?:\s{0,2}(?:\\?%|(?:percent|pct)\b))?"
-_LIST_JOINT = r"\s{0,9}(?:[,;]\s{0,9}(?:(?:and|or)\b)?|(?:and|or)\b)\s{0,9}"
-_MATH_LIST = re.compile(rf"{_MATH}(?:\s*(?:[,;]|,?\s*(?:and|or)\b)\s*{_MATH})*{_PERCENT}", re.DOTALL)
+# Between members of a list: commas, "and", "or" with a few words such as "maybe", within emphasis or brackets.
+_OR = r"(?:and\b|or\b(?:\s{1,3}[a-z]{2,12}){0,3})"
+_LIST_JOINT = rf"[\])*\"']{{0,3}}\s{{0,9}}(?:[,;/]\s{{0,9}}{_OR}?|{_OR})\s{{0,9}}[\[(*\"']{{0,3}}"
+_MATH_LIST = re.compile(rf"{_MATH}(?:{_LIST_JOINT}{_MATH})*{_PERCENT}", re.DOTALL)
 _HASHES = re.compile(r"####[ \t]*([^#\n]+)")
 _LETTER = (
     r"(?:\([A-J]\)|\*\*\(?[A-J]\)?\*\*|\\text(?:bf)?\{\(?[A-J]\)?\}"
@@ -61,13 +63,15 @@ _BARE_LETTER = re.compile(r"(?<![A-Za-z])[A-J](?![A-Za-z])")
 
 # A number in prose, with what is reckoned from it: 12, -1,000.99, 3/4, 2*(3+1), \frac{63}{400}.
 _NUMBER = (
-    r"(?:-?\\d?frac\{-?[\d.]{1,30}\}\{-?[\d.]{1,30}\}"
+    r"(?:\(\s?-?[\d.]{1,30}(?:\s?,\s?-?[\d.]{1,30}){1,9}\s?\)"
+    r"|-?\\d?frac\{-?[\d.]{1,30}\}\{-?[\d.]{1,30}\}"
     r"|(?<![\w.])-?\(?-?(?:\d[\d.,]*\d|\.?\d+)(?:\s{0,2}[-+*/^]\s{0,2}\(?-?\d+(?:\.\d+)?\)?)*)"
 )
 _NUMBERS = re.compile(rf"{_NUMBER}{_PERCENT}(?:{_LIST_JOINT}{_NUMBER}{_PERCENT})*")
 _STATEMENT_END = re.compile(r"[.!?](?=[\s*\"')\]]|$)|\n")
 _SMALL_TALK = re.compile(r"(?:I hope it is correct\.?|<\|[^|<>]{1,30}\|>\w{0,12}|</s>|\s)+$")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_LEADS_ON = re.compile(r"(?<!\S)[A-Za-z]+\b(?=.*(?<![\^\w{])\d)", re.DOTALL)
 _NO_PROSE = re.compile(r"sqrt|sin|cos|tan|log|ln|exp|max|min|gcd|lcm|and|or|pi|mod|percent(?:age)?|pct")
 _ONE_IN_BRACKETS = re.compile(r"\[[^\[\],;]+\]")
 _WORDS_OF_AN_ANSWER = 4
@@ -181,7 +185,7 @@ def _statement(response: str, start: int) -> str:
     if mathematics:
         return mathematics[0]
     numbers = _NUMBERS.findall(sentence)
-    return numbers[0] if len(numbers) == 1 and _is_prose(sentence) else sentence
+    return _balanced(numbers[0]) if len(numbers) == 1 and _is_prose(sentence) else sentence
 
 
 def _last_hashes(response: str) -> str | None:
@@ -205,7 +209,12 @@ def _tail(response: str) -> str | None:
     last = max((*formulas[-1:], *numbers[-1:]), key=lambda found: found.end(), default=None)
     if last is None:
         return end if len(_WORD.findall(end)) <= _WORDS_OF_AN_ANSWER else None
-    return last[0]
+    return _balanced(last[0]) if last.re is _NUMBERS else last[0]
+
+
+def _balanced(text: str) -> str:
+    """A text without its parentheses where they do not match: "(42" of "forty-two (42)"."""
+    return text if text.count("(") == text.count(")") else text.replace("(", "").replace(")", "")
 
 
 def _trailing_small_talk(text: str) -> str:
@@ -214,10 +223,9 @@ def _trailing_small_talk(text: str) -> str:
 
 
 def _is_prose(text: str) -> bool:
-    """Whether words lead to what is stated, or there are several: "the ratio is 3", but not "28 percent"."""
+    """Whether words lead to a number, or there are several: "the ratio is 3", but not "28 percent"."""
     words = [word for word in _WORD.finditer(text) if not _NO_PROSE.fullmatch(word[0].lower())]
-    digit = re.search(r"[\d\\]", text)
-    return len(words) > 1 or (len(words) == 1 and digit is not None and words[0].end() <= digit.start())
+    return len(words) > 1 or (len(words) == 1 and _LEADS_ON.match(text, words[0].start()) is not None)
 
 
 _METHODS: dict[Method, Callable[[str], str | None]] = {
