@@ -17,8 +17,8 @@ _STARTS_BEFORE_GIVING_UP = 3
 _TASKS_PER_WORKER = 5000
 # So many slow workers may be set aside at a time, for each that works.
 _ASIDE_PER_WORKER = 4
-# The share of the workers' time that slow tasks may take before they are set aside.
-_SLOW_SHARE = 0.1
+# The share of the workers' time that slow tasks without an end may take before slow ones are set aside.
+_SLOW_SHARE = 0.03
 _LOOK_AGAIN_SECONDS = 0.1
 
 
@@ -162,8 +162,10 @@ class Pool(Generic[AnyTask]):
             else:
                 continue
             task, milliseconds = worker.task, worker.milliseconds
-            clock.add(worker.slow_seconds)
+            slow_seconds = worker.slow_seconds
             ended = report.get("verdict") in ("timeout", "error") and "message" not in report
+            if ended:  # one that comes to an end was worth its time
+                clock.add(slow_seconds)
             if not worker.ready:
                 self._note_start(failed=ended)
             if ended or worker.aside or worker.done + 1 >= _TASKS_PER_WORKER:
@@ -188,7 +190,7 @@ class Pool(Generic[AnyTask]):
 
 
 class _SlowClock:
-    """How much of one call's time slow tasks have taken at full priority."""
+    """How much of one call's time slow tasks have taken at full priority without coming to an end."""
 
     def __init__(self, workers: int, timeout_seconds: float) -> None:
         self._workers = workers
@@ -197,7 +199,7 @@ class _SlowClock:
         self._seconds = 0.0
 
     def add(self, seconds: float) -> None:
-        """A slow task is over, or set aside."""
+        """A slow task ran late, or is set aside."""
         self._seconds += seconds
 
     def allows(self, running_seconds: float) -> bool:
