@@ -92,6 +92,7 @@ def evaluated(path: Path, sittings: Mapping[int, Outcomes], asked: Sequence[int]
     for number, outcomes in sittings.items():
         rows = evaluation_rows(path.name, outcomes, round)
         _publish(folder, "evaluation", number, "evaluations", rows)
+    folder.make_current(path.name, {str(number): number for number in sittings})
     folder.protocol.write_text("temperature: 0.5\n", encoding="utf-8")
     publish_json(folder.results, {"benchmarks": [{"sitting": number} for number in asked]})
     return path

@@ -175,13 +175,15 @@ def test_bad_input_is_refused_before_any_work(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_deployment_of_prefect_yaml_names_a_flow_that_loads():
-    (deployment,) = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    assert deployment["name"] == "default"
-    file, name = deployment["entrypoint"].split(":")
-    flow = load_flow_from_entrypoint(f"{ROOT / file}:{name}")
-    assert flow.name == "reval-train"
-    assert set(deployment["parameters"]) == set(flow.parameters.properties)
+def test_the_deployments_of_prefect_yaml_name_flows_that_load():
+    names = []
+    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
+        assert deployment["name"] == "default"
+        file, name = deployment["entrypoint"].split(":")
+        flow = load_flow_from_entrypoint(f"{ROOT / file}:{name}")
+        names.append(flow.name)
+        assert set(deployment["parameters"]) == set(flow.parameters.properties)
+    assert names == ["reval-train", "reval-evaluate"]
 
 
 def test_an_evaluation_prints_a_table_or_json_and_is_kept_in_mlflow(tmp_path, capsys, caplog, monkeypatch):
@@ -199,7 +201,7 @@ def test_an_evaluation_prints_a_table_or_json_and_is_kept_in_mlflow(tmp_path, ca
     again = capsys.readouterr()
     results = json.loads(again.out)
     assert "kept: responses and verdicts" in again.err
-    assert states(caplog) == {"Cached()"}
+    assert states(caplog) == {"Cached(type=COMPLETED)", "Completed()"}, "the flow itself is not cached"
     assert {**results, "out": None} == {**read_json(tmp_path / "evals/small/results.json"), "out": None}
     (experiment,) = MlflowClient(f"sqlite:///{tmp_path}/evals/mlflow.db").search_experiments(
         filter_string="name = 'reval'"

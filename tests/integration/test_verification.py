@@ -260,9 +260,9 @@ def test_slow_items_are_set_aside_when_they_come_in_numbers(new_workers: Callabl
         # One worker and at most four that it has left aside.
         assert len(new_workers()) <= 5
     assert verdicts(judgements) == ["timeout"] * 7 + ["correct"] * 39
-    assert all(1900 <= judgement.milliseconds < 4000 for judgement in judgements[:7])
-    # One after the other they would take 14 s.
-    assert elapsed < 12
+    assert all(judgement.milliseconds >= 1900 for judgement in judgements[:7])
+    # One after the other they would take so long by themselves.
+    assert elapsed < sum(judgement.milliseconds for judgement in judgements[:7]) / 1000
 
 
 def test_a_forked_process_judges_with_workers_of_its_own() -> None:
