@@ -70,7 +70,7 @@ def resume(run: Path, as_json: bool) -> None:
 @click.option(
     "--limit", type=click.IntRange(min=1), help="At most so many problems of each set, chosen by the seed."
 )
-@click.option("--preset", help="A protocol: paper, or a YAML file of your own.")
+@click.option("--preset", help="A protocol: paper, arithmetic, or a YAML file of your own.")
 @click.option("--data", type=click.Path(path_type=Path), help="A folder that holds registered sets.")
 @click.option("--round", type=click.IntRange(min=0), help="Of a run: the policy after so many rounds; the last.")
 @click.option("--out", type=click.Path(path_type=Path), help="The evaluation's folder; evals/<name> if not given.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,7 +27,7 @@ def evaluate_here(
     as_json: bool,
 ) -> None:
     """Evaluate in this process and print the table."""
-    subject, _, folder = prepare_evaluation(model, protocol, overrides, round, out)
+    subject, settings, folder = prepare_evaluation(model, protocol, overrides, round, out)
 
     def flow() -> None:
         from flows.evaluate import evaluate
@@ -35,7 +36,8 @@ def evaluate_here(
 
     delivered = run_flow(flow)
     results = read_json(folder.results) if folder.results.exists() else {}
-    if results.get("policy") != subject.identity:
+    asked = (subject.identity, settings.model_dump(mode="json"))
+    if (results.get("policy"), results.get("protocol")) != asked:
         raise RunStopped("Prefect's server stopped answering; start it again and give the same command")
     if as_json:
         print_json({**results, "out": str(folder.path)})
@@ -115,11 +117,13 @@ def use_data(folder: Path) -> None:
     os.environ["REVAL_DATA"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("REVAL_DATA")]))
 
 
-def _show(results: dict[str, object], folder: Path) -> None:
+def _show(results: dict[str, Any], folder: Path) -> None:
     from reval_core.evaluation.results import results_rows
 
     names, rows = results_rows(results)
     click.echo()
     print_table(names, rows)
     click.echo(f"All figures: {short(folder)}/results.json, results.md. Every response:")
-    click.echo(f'  reval sql {short(folder)} "SELECT verdict, count(*) FROM evaluations GROUP BY ALL"')
+    policy = f"policy LIKE '{results['policy'][:12]}%'"
+    click.echo(f"  reval sql {short(folder)} \\")
+    click.echo(f'    "SELECT problem_set, verdict, count(*) FROM evaluations WHERE {policy} GROUP BY ALL"')

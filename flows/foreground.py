@@ -64,6 +64,8 @@ def run_flow(flow: Callable[[], object]) -> bool:
     except httpx.TransportError:
         return False
     except RuntimeError as error:
+        if "Failed to reach API" in str(error):
+            raise RunStopped(f"{os.environ.get('PREFECT_API_URL')}: no Prefect server answers there") from error
         if "ephemeral Prefect API server" not in str(error):
             raise
         raise RunStopped(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reval_core.config import Config, ImportedRollouts, Rollouts, StoredRollouts, VllmServerEngine
+from reval_core.config import PROMPTS, Config, ImportedRollouts, Rollouts, StoredRollouts, VllmServerEngine
 from reval_core.errors import InputError
 from reval_core.loading import load_config, load_settings
 from reval_core.problems import check_contamination, load_held_out, load_train
@@ -55,7 +55,7 @@ def prepare_evaluation(
 ) -> tuple[Subject, Protocol, EvaluationFolder]:
     """What is evaluated, how, and where the evaluation goes: `evals/<name>` unless given.
 
-    What neither the overrides nor the protocol's file say is as a run asks its own held-out problems.
+    Without a protocol a run is asked as it asks its own held-out problems; a protocol says everything itself.
     Raises InputError, one line, for the first thing that would stop the evaluation. Changes nothing on disk.
     """
     from reval_core.config.protocol import Protocol
@@ -63,7 +63,10 @@ def prepare_evaluation(
     from reval_core.evaluation.subject import find_subject
 
     subject = find_subject(model, round)
-    settings = load_settings(protocol, Protocol, overrides, base=subject.habits)
+    base = {} if protocol else {"prompt": PROMPTS["deepseek"].model_dump(mode="json"), **subject.habits}
+    if not protocol and "benchmarks" not in base and not any(one.startswith("benchmarks=") for one in overrides):
+        raise InputError(f"{model}: nothing is said of what to ask; give --benchmarks or --preset")
+    settings = load_settings(protocol, Protocol, overrides, base)
     if settings.trust_remote_code:
         subject = replace(subject, model=subject.model.model_copy(update={"trust_remote_code": True}))
     from reval_core.engines.choice import check_installed
@@ -74,7 +77,12 @@ def prepare_evaluation(
     check_model(subject.model)
     check_examination(subject, settings)
     name = f"{subject.name}-round-{subject.round}" if subject.habits else subject.name
-    return subject, settings, EvaluationFolder(out or Path("evals") / name)
+    folder = EvaluationFolder(out or Path("evals") / name)
+    if folder.config.exists():
+        raise InputError(f"{folder.path}: holds a run; give another --out")
+    if out is None and folder.source() not in (None, subject.source):
+        raise InputError(f"{folder.path}: holds the evaluation of {folder.source()}; give another --out")
+    return subject, settings, folder
 
 
 def run_forecast(settings: Config, folder: RunFolder) -> Forecast:

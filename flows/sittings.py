@@ -18,4 +18,5 @@ def examine(examination: Examination, stages: Any) -> Iterator[Sitting]:
         responses = stages.sitting_responses(examination, sitting.number)
         drop_other_verdicts(examination, sitting.number, responses)
         stages.sitting_verdicts(examination, sitting.number, responses)
+        examination.judged(sitting)
         yield sitting

@@ -63,6 +63,8 @@ class RunFolder:
         """The frozen model under the adapters, of a run with LoRA."""
         self.cache = self.path / "cache"
         self.attempts = self.path / "attempts"
+        self.protocol = self.path / "evaluation.yaml"
+        """In an evaluation's folder: what was asked for last, in full."""
         self.stored = self.path / "stored.json"
         """What a run of stored trajectories took over."""
 
@@ -108,7 +110,9 @@ class RunFolder:
     def manifest_paths(self, stages: Sequence[str] = STAGES) -> list[Path]:
         """Where manifests of these stages have been published."""
         names = (
-            f"rollouts/{self.unit}=?????/manifest.json" if one == "rollouts" else f"facts/*/{one}.json"
+            f"rollouts/{self.unit}=?????/manifest.json"
+            if one == "rollouts"
+            else f"facts/{self.unit}=?????/{one}.json"
             for one in stages
         )
         return [path for name in names for path in self.path.glob(name)]
@@ -161,6 +165,8 @@ class RunFolder:
 
         Only `rounds` may change, since a run can be made longer, and how an engine is run, but not which one.
         """
+        if self.protocol.exists():
+            raise InputError(f"{self.path}: holds an evaluation; give another --run-dir")
         if not self.config.exists():
             return
         try:

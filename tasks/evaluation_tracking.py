@@ -1,4 +1,4 @@
-"""An evaluation's figures in MLflow: one run for each policy in its folder."""
+"""An evaluation's figures in MLflow: one run for each policy and protocol in its folder."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from reval_core.config.protocol import Protocol
 from reval_core.evaluation.folder import EvaluationFolder
-from reval_core.files import publish_json, read_json
-from tasks.tracking import flat, new_run, open_client, tracking_uri
+from reval_core.files import digest, publish_json, read_json
+from tasks.tracking import flat, metric_name, new_run, open_client, tracking_uri
 
 log = logging.getLogger("reval")
 
@@ -19,15 +19,16 @@ def track_evaluation(folder: EvaluationFolder, protocol: Protocol, results: dict
     """Send the figures, unless they were sent before. A tracker that does not answer is said and left."""
     note = folder.path / "mlflow.json"
     known = read_json(note) if note.exists() else {}
-    sent = known.get(results["policy"], {})
-    if sent.get("results") == results:
+    asked = digest(results["policy"], results["protocol"])
+    sent = known.get(asked, {})
+    if sent.get("results") == digest(results):
         return
     try:
         run_id = _send(folder, protocol, results, sent.get("run_id"))
     except Exception as error:
-        log.warning("MLflow cannot be reached, the figures were not sent: %s", str(error).split("\n")[0])
+        log.warning("MLflow did not take the figures: %s", str(error).split("\n")[0])
     else:
-        publish_json(note, {**known, results["policy"]: {"run_id": run_id, "results": results}})
+        publish_json(note, {**known, asked: {"run_id": run_id, "results": digest(results)}})
 
 
 def _send(folder: EvaluationFolder, protocol: Protocol, results: dict[str, Any], run_id: str | None) -> str:
@@ -51,10 +52,10 @@ def _metrics(results: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """By names that MLflow takes: `gsm8k/avg_at_16`, with `_low` and `_high` for its interval."""
     for found in [*results["benchmarks"], {"name": "average", **results["average"]}]:
         for name, value in found.items():
-            title = f"{found['name']}/{name.replace('@', '_at_')}"
+            title = metric_name(f"{found['name']}/{name.replace('@', '_at_')}")
             if isinstance(value, dict):
                 yield title, value["mean"]
                 yield f"{title}_low", value["low"]
                 yield f"{title}_high", value["high"]
-            elif isinstance(value, int | float):
-                yield title, float(value)
+            elif isinstance(value, float):
+                yield title, value

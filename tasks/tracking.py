@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -170,7 +171,7 @@ def _accuracy_by_set(folder: RunFolder, round: int) -> dict[str, float]:
     """Of a round that was evaluated on several problem sets, the accuracy on each."""
     evaluation = folder.manifest("evaluation", round)
     found = evaluation.info.get("accuracy_by_set", {}) if evaluation else {}
-    return {f"held_out/{name}": value for name, value in found.items()} if len(found) > 1 else {}
+    return {metric_name(f"held_out/{name}"): value for name, value in found.items()} if len(found) > 1 else {}
 
 
 def _objective_metrics(folder: RunFolder, round: int) -> dict[str, float]:
@@ -178,6 +179,11 @@ def _objective_metrics(folder: RunFolder, round: int) -> dict[str, float]:
     updates = read_table(folder.path / folder.facts(round, "updates"), ("metrics",))
     rows = [dict(metrics) for metrics in updates.column("metrics").to_pylist()]
     return {f"objective/{name}": sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def metric_name(text: str) -> str:
+    """`text` in the characters that MLflow takes in a name."""
+    return re.sub(r"[^\w\-. :/]", "_", text)
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -170,12 +170,13 @@ def _of_run(folder: RunFolder) -> Source:
 
 
 def _of_evaluation(folder: EvaluationFolder) -> Source:
-    """What was asked for last: the folder may hold other policies and other problem sets beside it."""
+    """What was finished last: the folder may hold other policies and other problem sets beside it."""
     if not folder.results.exists():
         raise InputError(f"{folder.path}: is not finished; give its reval eval once more, and it goes on")
-    asked = {one["sitting"] for one in read_json(folder.results)["benchmarks"]}
-    manifests = tuple(one for one in folder.manifests(("evaluation",)) if one.round in asked)
-    return Source(folder.path, manifests, _read_yaml(folder.protocol), starts=1)
+    results = read_json(folder.results)
+    asked = {one["sitting"] for one in results["benchmarks"]}
+    settings = {"model": results["source"], "round": results["round"], **results["protocol"]}
+    return Source(folder.path, tuple(folder.manifests_of(asked, ("evaluation",))), settings, starts=1)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

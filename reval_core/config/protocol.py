@@ -18,7 +18,7 @@ class Protocol(Section):
     benchmarks: ProblemSets = Field(min_length=1)
     """The problem sets that are asked."""
     limit: int | None = Field(None, ge=1)
-    """At most so many problems of a set, chosen by the seed. A set's own `limit` goes before."""
+    """At most so many problems of a set, chosen by the seed; a set's own `limit` may be lower."""
     threads: int | None = Field(None, ge=1)
     """torch's CPU threads."""
     samples: int = Field(16, ge=1)

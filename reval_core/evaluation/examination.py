@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +19,7 @@ from reval_core.evaluation.subject import Subject
 from reval_core.facts import SCHEMA_VERSION, Manifest
 from reval_core.files import digest, publish_file
 from reval_core.models import context_length, stop_ids, tokenizer_of
-from reval_core.problems import Problem, load_problems, problems_digest, prompt_text, prompt_tokens
+from reval_core.problems import Problem, load_sets, problems_digest, prompt_text, prompt_tokens
 from reval_core.session import explained_disk, make_verifier
 
 if TYPE_CHECKING:
@@ -59,13 +58,20 @@ class Examination:
             torch.set_num_threads(protocol.threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = tokenizer_of(subject.model)
+        self._prompts: dict[Problem, tuple[str, list[int]]] = {}
         self.kind = choose(subject.model, protocol.engine).kind
         """The engine's."""
         self.sampling = Sampling(
             protocol.temperature, protocol.max_tokens, stop_ids(subject.model, self.tokenizer, protocol.stop)
         )
+        self.settings = digest(
+            [protocol.seed, protocol.samples, protocol.temperature, protocol.max_tokens, self.sampling.stop_ids],
+            protocol.prompt.model_dump(mode="json"),
+            [self.kind, getattr(protocol.engine, "dtype", protocol.precision), protocol.problems_per_shard],
+            SCHEMA_VERSION,
+        )
+        """The digest of all that responses depend on beside the policy and the problems."""
         self.sittings = [self._sitting(name, problems) for name, problems in asked_sets(protocol).items()]
-        folder.make_current(subject.identity, {one.name: one.number for one in self.sittings})
         self.engine = make_engine(subject.model, protocol.engine, self.kind, self.tokenizer, folder)
         self.verifier = make_verifier(protocol.verification, protocol.reward)
         self._model: PreTrainedModel | None = None
@@ -74,10 +80,16 @@ class Examination:
         """The sitting of this number."""
         return next(one for one in self.sittings if one.number == number)
 
+    def judged(self, sitting: Sitting) -> None:
+        """Note that a sitting is done: from now on the tables show it."""
+        self.folder.make_current(self.subject.identity, self.settings, sitting.name, sitting.number)
+
     def prompt(self, problem: Problem) -> tuple[str, list[int]]:
         """A problem's prompt as text and as tokens."""
-        text = prompt_text(problem.problem, self.protocol.prompt, self.tokenizer)
-        return text, prompt_tokens(text, self.protocol.prompt, self.tokenizer)
+        if problem not in self._prompts:
+            text = prompt_text(problem.problem, self.protocol.prompt, self.tokenizer)
+            self._prompts[problem] = text, prompt_tokens(text, self.protocol.prompt, self.tokenizer)
+        return self._prompts[problem]
 
     def request_seed(self, problem: Problem, sample: int) -> int:
         """The seed of one response. It does not depend on the policy, so that two policies meet the same chance."""
@@ -126,15 +138,9 @@ class Examination:
         return self._model
 
     def _sitting(self, name: str, problems: tuple[Problem, ...]) -> Sitting:
-        protocol = self.protocol
-        key = digest(
-            self.subject.identity,
-            problems_digest(problems),
-            protocol.prompt.model_dump(mode="json"),
-            [protocol.seed, protocol.samples, protocol.temperature, protocol.max_tokens, self.sampling.stop_ids],
-            [self.kind, getattr(protocol.engine, "dtype", protocol.precision), protocol.problems_per_shard],
-            SCHEMA_VERSION,
-        )
+        # A run's policy is named by its weights alone: what its tokenizer makes of the problems counts as well.
+        read = digest([self.prompt(problem)[1] for problem in problems])
+        key = digest(self.subject.identity, self.settings, problems_digest(problems), read)
         return Sitting(self.folder.sitting(key), key, name, problems)
 
 
@@ -143,15 +149,12 @@ def asked_sets(protocol: Protocol) -> dict[str, tuple[Problem, ...]]:
 
     Raises InputError for a problem that cannot be used, or if two sets have one name.
     """
-    sets: dict[str, tuple[Problem, ...]] = {}
-    for source in protocol.benchmarks:
-        limited = source.model_copy(update={"limit": source.limit or protocol.limit})
-        problems = load_problems(limited, protocol.seed)
-        for name, found in groupby(problems, key=lambda problem: problem.problem_set):
-            if name in sets:
-                raise InputError(f"benchmarks: two sets are called {name}; leave one out")
-            sets[name] = tuple(found)
-    return sets
+    limits = [[limit for limit in (source.limit, protocol.limit) if limit] for source in protocol.benchmarks]
+    sources = [
+        source.model_copy(update={"limit": min(limit, default=None)})
+        for source, limit in zip(protocol.benchmarks, limits, strict=True)
+    ]
+    return load_sets(sources, protocol.seed, "benchmarks")
 
 
 def check_examination(subject: Subject, protocol: Protocol) -> None:
@@ -167,15 +170,20 @@ def check_examination(subject: Subject, protocol: Protocol) -> None:
             "system turn and no examples"
         )
     context = context_length(subject.model)
-    for problems in asked_sets(protocol).values():
-        for problem in problems:
-            text = prompt_text(problem.problem, protocol.prompt, tokenizer)
-            length = len(prompt_tokens(text, protocol.prompt, tokenizer))
-            if context is not None and length + protocol.max_tokens > context:
-                raise InputError(
-                    f"{problem.problem_set}: {problem.prompt_id}: a prompt of {length} tokens and max_tokens "
-                    f"({protocol.max_tokens}) are more than the model's context of {context}; lower max_tokens"
-                )
+    lengths = {
+        problem: len(
+            prompt_tokens(prompt_text(problem.problem, protocol.prompt, tokenizer), protocol.prompt, tokenizer)
+        )
+        for problems in asked_sets(protocol).values()
+        for problem in problems
+    }
+    longest = max(lengths, key=lambda problem: lengths[problem])
+    if context is not None and lengths[longest] + protocol.max_tokens > context:
+        raise InputError(
+            f"max_tokens: {protocol.max_tokens} and a prompt of {lengths[longest]} tokens ({longest.prompt_id} of "
+            f"{longest.problem_set}) are more than the model's context of {context}; set max_tokens="
+            f"{context - lengths[longest]} or less"
+        )
 
 
 @contextmanager

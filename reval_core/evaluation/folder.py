@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from reval_core.facts import Manifest
 from reval_core.files import publish_sealed, read_sealed
@@ -17,12 +20,17 @@ class EvaluationFolder(RunFolder):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.protocol = self.path / "evaluation.yaml"
-        """What was asked for last, in full."""
         self.current = self.path / "sittings.json"
-        """By policy and problem set: the sitting that was asked for last."""
+        """By policy: the settings and the sittings that were asked for last."""
         self.results = self.path / "results.json"
         self.table = self.path / "results.md"
+
+    def source(self) -> str | None:
+        """The model or run that was evaluated here last, if any was."""
+        if not self.protocol.exists():
+            return None
+        found: str = yaml.safe_load(self.protocol.read_text(encoding="utf-8"))["model"]
+        return found
 
     def sitting(self, key: str) -> int:
         """The number of the sitting that `key` names: the one that it has, or the next free one. From 1."""
@@ -34,17 +42,29 @@ class EvaluationFolder(RunFolder):
         publish_sealed((self.path / self.shard(number, 0)).with_name("sitting.json"), {"key": key})
         return number
 
-    def make_current(self, policy: str, sittings: Mapping[str, int]) -> None:
-        """From now on these are the policy's sittings for these sets. Earlier ones are kept, and not shown."""
+    def make_current(self, policy: str, settings: str, name: str, number: int) -> None:
+        """From now on this is the policy's sitting for a problem set, under settings that a digest names.
+
+        Those under other settings, and earlier ones for the set, are kept and not shown.
+        """
         known = self._current()
-        publish_sealed(self.current, {**known, policy: {**known.get(policy, {}), **sittings}})
+        before = known.get(policy, {})
+        others = before["sittings"] if before.get("settings") == settings else {}
+        publish_sealed(
+            self.current, {**known, policy: {"settings": settings, "sittings": {**others, name: number}}}
+        )
 
     def manifests(self, stages: Sequence[str] = STAGES) -> list[Manifest]:
         """Those of the current sittings: no two are of the same policy and problem set."""
-        shown = {number for sittings in self._current().values() for number in sittings.values()}
-        return [one for one in super().manifests(stages) if one.round in shown]
+        return self.manifests_of(
+            {number for one in self._current().values() for number in one["sittings"].values()}, stages
+        )
 
-    def _current(self) -> dict[str, dict[str, int]]:
+    def manifests_of(self, sittings: Collection[int], stages: Sequence[str] = STAGES) -> list[Manifest]:
+        """Those of these sittings, whether they are current or not."""
+        return [one for one in super().manifests(stages) if one.round in sittings]
+
+    def _current(self) -> dict[str, Any]:
         return read_sealed(self.current) if self.current.exists() else {}
 
 

@@ -23,7 +23,8 @@ def find_results(
     folder: EvaluationFolder, subject: Subject, protocol: Protocol, sittings: Sequence[Sitting]
 ) -> dict[str, Any]:
     """All figures of these sittings, as JSON. Intervals are of 95%, over problems."""
-    values = [_by_problem(_read(folder, sitting)) for sitting in sittings]
+    voted = protocol.reward.function is None
+    values = [_by_problem(_read(folder, sitting), voted) for sitting in sittings]
     names = [name for name in values[0] if "@" in name]
     return {
         "model": subject.name,
@@ -34,6 +35,7 @@ def find_results(
         "temperature": protocol.temperature,
         "max_tokens": protocol.max_tokens,
         "seed": protocol.seed,
+        "protocol": protocol.model_dump(mode="json"),
         "benchmarks": [
             _figures(folder, sitting, found, protocol.seed) for sitting, found in zip(sittings, values, strict=True)
         ],
@@ -62,8 +64,11 @@ def _read(folder: EvaluationFolder, sitting: Sitting) -> pa.Table:
     return rows.sort_by([("prompt_id", "ascending"), ("sample", "ascending")])
 
 
-def _by_problem(rows: pa.Table) -> dict[str, np.ndarray]:
-    """Each metric's value for each problem, [P]; the share of right ones first."""
+def _by_problem(rows: pa.Table, voted: bool) -> dict[str, np.ndarray]:
+    """Each metric's value for each problem, [P]; the share of right ones first.
+
+    `voted` says whether responses have answers to vote with: where a user's function judges, nothing is extracted.
+    """
     problems = len(pc.unique(rows.column("prompt_id")))
     samples = len(rows) // problems
 
@@ -76,7 +81,7 @@ def _by_problem(rows: pa.Table) -> dict[str, np.ndarray]:
     return {
         f"avg@{samples}": avg_at_k(correct),
         **{f"pass@{k}": pass_at_k(correct, k) for k in _counts(samples)},
-        f"maj@{samples}": maj_at_k(table(rows.column("extracted")).tolist(), correct),
+        **({f"maj@{samples}": maj_at_k(table(rows.column("extracted")).tolist(), correct)} if voted else {}),
         "tokens": table(rows.column("response_length")).mean(axis=1),
         "truncated": (verdict == "truncated").mean(axis=1),
         "unparsed": (verdict == "unparsed").mean(axis=1),
@@ -133,7 +138,8 @@ def results_markdown(results: dict[str, Any]) -> str:
 def results_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The table of an evaluation: its columns, and a row a problem set, the average last if there are several."""
     samples = results["samples"]
-    metrics = [f"avg@{samples}", f"pass@{samples}", f"maj@{samples}"] if samples > 1 else ["avg@1"]
+    metrics = [f"avg@{samples}", *([f"pass@{samples}", f"maj@{samples}"] if samples > 1 else [])]
+    metrics = [name for name in metrics if name in results["average"]]
     names = ["problem set", "n", metrics[0], "95%", *metrics[1:], "tokens", "cut off"]
     shown = [(one["name"], str(one["problems"]), one) for one in results["benchmarks"]]
     if len(shown) > 1:

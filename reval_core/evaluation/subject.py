@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from reval_core.replay import Policy
 
 _READ_BY_TRANSFORMERS = {".safetensors", ".json", ".model", ".txt", ".jinja", ".py"}
+
+
+_OF_THE_LEARNER = {"optimizer.safetensors", "learner.json", "checksums.json"}
+"""What lies beside the model in a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,12 @@ def find_subject(source: str, round: int | None = None) -> Subject:
 
 
 def _of_model(source: str) -> Subject:
-    folder = Path(source).absolute() if Path(source).is_dir() else _from_hub(source)
-    files = sorted(path for path in folder.iterdir() if path.suffix in _READ_BY_TRANSFORMERS)
+    folder = Path(source).resolve() if Path(source).is_dir() else _from_hub(source)
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix in _READ_BY_TRANSFORMERS and path.name not in _OF_THE_LEARNER
+    )
     if not any(path.suffix == ".safetensors" for path in files):
         raise InputError(
             f"{source}: holds neither a run (config.yaml) nor a model's weights (*.safetensors); give one of both"
@@ -67,8 +76,15 @@ def _of_model(source: str) -> Subject:
 
         return load_model(folder, model)
 
-    identity = digest([(path.name, file_digest(path)) for path in files])
-    return Subject(Path(source).name, str(folder), 0, identity, Model(path=str(folder)), load, habits={})
+    identity = digest([_content(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files])
+    name = folder.name if Path(source).is_dir() else Path(source).name
+    return Subject(name, str(folder), 0, identity, Model(path=str(folder)), load, habits={})
+
+
+@cache
+def _content(path: Path, written: int, size: int) -> tuple[str, str]:
+    """A file's name and digest, which of large weights takes a while."""
+    return path.name, file_digest(path)
 
 
 def _from_hub(source: str) -> Path:
@@ -120,6 +136,8 @@ def _habits(config: Config) -> dict[str, Any]:
     """How a run asks its own held-out problems."""
     values = config.model_dump(mode="json")
     habits = {
+        "seed": config.seed,
+        "precision": config.learner.precision,
         "benchmarks": values["problems"]["held_out"],
         "prompt": values["problems"]["prompt"],
         "verification": values["verification"],
@@ -127,4 +145,4 @@ def _habits(config: Config) -> dict[str, Any]:
     }
     if isinstance(config.rollouts, Rollouts):
         habits |= {name: values["rollouts"][name] for name in ("temperature", "max_tokens", "stop")}
-    return {name: value for name, value in habits.items() if value}
+    return {name: value for name, value in habits.items() if value not in (None, [])}

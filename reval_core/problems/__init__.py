@@ -1,6 +1,6 @@
 """Problems with known answers: where they come from, their order in a run, and how they become prompts."""
 
-from reval_core.problems.loading import check_contamination, load_held_out, load_problems, load_train
+from reval_core.problems.loading import check_contamination, load_held_out, load_problems, load_sets, load_train
 from reval_core.problems.order import PromptOrder
 from reval_core.problems.problem import Problem, problems_digest
 from reval_core.problems.prompts import prompt_text, prompt_tokens
@@ -11,6 +11,7 @@ __all__ = [
     "check_contamination",
     "load_held_out",
     "load_problems",
+    "load_sets",
     "load_train",
     "problems_digest",
     "prompt_text",

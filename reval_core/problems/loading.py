@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from reval_core import arithmetic
@@ -39,26 +37,25 @@ def load_problems(source: ProblemSet, seed: int) -> list[Problem]:
 
 
 def load_held_out(settings: Problems, seed: int) -> list[Problem]:
-    """The problems of all held-out sets, one set after the other. No two have the same id.
+    """The problems of all held-out sets, one set after the other. Raises InputError if two have one name."""
+    return [
+        one for problems in load_sets(settings.held_out, seed, "problems.held_out").values() for one in problems
+    ]
 
-    Sets that share an id have the set's name put before each of theirs: files without ids are numbered by their
-    rows and would always clash, and nobody can mend a benchmark. The ids of other sets do not depend on it.
-    Raises InputError if they clash all the same, as those of a set that is given twice.
+
+def load_sets(sources: Sequence[ProblemSet], seed: int, field: str) -> dict[str, tuple[Problem, ...]]:
+    """The problems of several sets by the sets' names; an id is one problem's within its set.
+
+    Raises InputError, naming the settings' `field`, if two sets have one name.
     """
-    sets = [load_problems(source, seed) for source in settings.held_out]
-    times = Counter(problem.prompt_id for problems in sets for problem in problems)
-    found: list[Problem] = []
-    for problems in sets:
-        clash = any(times[one.prompt_id] > 1 for one in problems)
-        found += [
-            replace(one, prompt_id=f"{one.problem_set}/{one.prompt_id}") if clash else one for one in problems
-        ]
-    twice = next((name for name, count in Counter(one.prompt_id for one in found).items() if count > 1), None)
-    if twice is not None:
-        raise InputError(
-            f"problems.held_out: two problems are called {twice}; leave one set out, or give its file another name"
-        )
-    return found
+    sets: dict[str, tuple[Problem, ...]] = {}
+    for source in sources:
+        problems = tuple(load_problems(source, seed))
+        name = problems[0].problem_set
+        if name in sets:
+            raise InputError(f"{field}: two sets are called {name}; leave one out, or give its file another name")
+        sets[name] = problems
+    return sets
 
 
 def load_train(settings: Problems, seed: int) -> list[Problem]:

@@ -13,7 +13,7 @@ from reval_core.problems import problems_digest
 from reval_core.session import Policy, Session
 from reval_core.stages.rollouts import request_seed
 from reval_core.stages.stage import Outcome, publish, settings, stage
-from reval_core.stages.verification import claims_of
+from reval_core.stages.verification import claims_of, stop_if_unjudged
 from reval_core.user_code import code_identity
 from reval_core.verification import VERIFIER_VERSION, Judgement
 
@@ -44,9 +44,9 @@ def evaluation(session: Session, round: int, policy: Policy) -> Outcome:
     """
     samples = session.config.evaluation.samples
     asked = [(problem, sample) for problem in session.held_out for sample in range(samples)]
-    prompts = {problem.prompt_id: session.prompt(problem.problem)[1] for problem in session.held_out}
+    prompts = {problem: session.prompt(problem.problem)[1] for problem in session.held_out}
     requests = [
-        Request(prompts[problem.prompt_id], request_seed(session, "evaluation", 0, problem, sample))
+        Request(prompts[problem], request_seed(session, "evaluation", 0, problem, sample))
         for problem, sample in asked
     ]
     completions = _generate(session, policy, requests)
@@ -62,6 +62,7 @@ def evaluation(session: Session, round: int, policy: Policy) -> Outcome:
         "finish_reason": [completion.finish_reason for completion in completions],
     }
     judgements = session.verifier.judge(claims_of(rows))
+    stop_if_unjudged("the evaluation", session.config.verification, judgements)
     table = evaluation_table(rows, judgements, round=round, policy=policy.identity)
     accuracies = accuracy_by_set(table)
     accuracy = sum(accuracies.values()) / len(accuracies)

@@ -15,7 +15,7 @@ from reval_core.groups import Group, asked_and_written, finished_groups
 from reval_core.stages.evaluation import evaluation_table
 from reval_core.stages.shards import Shards
 from reval_core.stages.stage import Outcome, Stage, publish, settings
-from reval_core.stages.verification import claims_of
+from reval_core.stages.verification import claims_of, stop_if_unjudged
 from reval_core.trajectories import IDS_PER_ROUND, Asked, response_table
 from reval_core.user_code import code_identity
 from reval_core.verification import VERIFIER_VERSION
@@ -88,6 +88,8 @@ def _judge(examination: Examination, number: int, responses: Manifest) -> Outcom
     shards = [read_table(examination.folder.path / file.path, (*columns, "finish_reason")) for file in files]
     rows = pa.concat_tables(shards).to_pydict()
     judgements = examination.verifier.judge(claims_of(rows))
+    name = examination.sitting(number).name
+    stop_if_unjudged(f"the sitting of {name}", examination.protocol.verification, judgements)
     subject = examination.subject
     table = evaluation_table(rows, judgements, round=subject.round, policy=subject.identity)
     return Outcome([publish(examination, number, "evaluations", table)])

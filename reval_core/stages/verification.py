@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 
 from reval_core import rewards
+from reval_core.config import Verification
 from reval_core.errors import RunStopped
 from reval_core.facts import Manifest, read_table
 from reval_core.session import Session
 from reval_core.stages.stage import Outcome, publish, settings, stage
 from reval_core.user_code import code_identity
-from reval_core.verification import VERIFIER_VERSION, Claim, Judgement, Verdict
+from reval_core.verification import VERIFIER_VERSION, Claim, Judgement
 
 
 def _inputs(session: Session, round: int, rollouts: Manifest) -> list[Any]:
@@ -44,7 +45,7 @@ def verification(session: Session, round: int, rollouts: Manifest) -> Outcome:
     rows = pa.concat_tables(shards).to_pydict()
     judgements = _judge(session, rows)
     verdicts = [judgement.verdict for judgement in judgements]
-    _stop_if_unjudged(session, round, verdicts)
+    stop_if_unjudged(f"round {round}", session.config.verification, judgements)
     given, is_given = np.array(rows["given_reward"], dtype=float), np.array(verdicts) == "given"
     outcome = np.where(is_given, given, rewards.outcomes(judgements, session.config.reward))
     reward = np.where(is_given, given, rewards.rewards(outcome, rows["prompt_id"], session.config.reward))
@@ -80,13 +81,14 @@ def claims_of(rows: Mapping[str, Sequence[Any]]) -> list[Claim]:
     ]
 
 
-def _stop_if_unjudged(session: Session, round: int, verdicts: list[Verdict]) -> None:
-    limit = session.config.verification.unjudged_limit
+def stop_if_unjudged(work: str, settings: Verification, judgements: Sequence[Judgement]) -> None:
+    """Raise RunStopped if too many could not be judged: nothing is known of them, and wrong is not the word."""
+    verdicts = [judgement.verdict for judgement in judgements]
     unjudged = sum(verdict in ("timeout", "error") for verdict in verdicts)
-    if unjudged > limit * len(verdicts):
+    if unjudged > settings.unjudged_limit * len(verdicts):
         raise RunStopped(
-            f"round {round}: {unjudged} of {len(verdicts)} responses could not be judged "
+            f"{work}: {unjudged} of {len(verdicts)} responses could not be judged "
             f"({verdicts.count('timeout')} timeouts, {verdicts.count('error')} errors), more than "
-            f"verification.unjudged_limit ({limit:.0%}); raise verification.timeout_seconds or memory_mb, "
-            "or look at the responses with reval sql"
+            f"verification.unjudged_limit ({settings.unjudged_limit:.0%}); raise verification.timeout_seconds or "
+            "memory_mb, or look at the responses with reval sql"
         )

@@ -92,9 +92,11 @@ def evaluated(path: Path, sittings: Mapping[int, Outcomes], asked: Sequence[int]
     for number, outcomes in sittings.items():
         rows = evaluation_rows(path.name, outcomes, round)
         _publish(folder, "evaluation", number, "evaluations", rows)
-    folder.make_current(path.name, {str(number): number for number in sittings})
-    folder.protocol.write_text("temperature: 0.5\n", encoding="utf-8")
-    publish_json(folder.results, {"benchmarks": [{"sitting": number} for number in asked]})
+    for number in asked:
+        folder.make_current(path.name, "settings", str(number), number)
+    folder.protocol.write_text("temperature: 2.75\n", encoding="utf-8")  # asked since, and not finished
+    results = {"source": "m", "round": round, "protocol": {"temperature": 0.5}}
+    publish_json(folder.results, {**results, "benchmarks": [{"sitting": number} for number in asked]})
     return path
 
 
@@ -353,6 +355,8 @@ def test_an_evaluation_is_compared_by_what_it_was_asked_last(tmp_path: Path) -> 
     assert [part.run.avg.mean for part in found.parts[:2]] == pytest.approx([0.625, (1 + 0 + 2 / 3 + 2 / 3) / 4])
     page = page_of([tmp_path / "a", model], tmp_path / "page.html")
     assert "temperature" in page.text("code")
+    assert "0.5" in page.text("code")
+    assert "2.75" not in page.text("code")
     assert "On the way" in page.text("h2")
     again = evaluated(tmp_path / "again", {1: BETTER}, asked=(1,), round=0)
     assert "On the way" not in page_of([model, again], tmp_path / "page.html").text("h2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers.normalizers import Replace
 
 from flows.preparation import prepare_evaluation
 from flows.sittings import examine
 from reval_core import stages
 from reval_core.engines.transformers import TransformersEngine
-from reval_core.errors import InputError
+from reval_core.errors import InputError, RunStopped
 from reval_core.evaluation.examination import open_examination
 from reval_core.evaluation.folder import EvaluationFolder, published_facts
 from reval_core.evaluation.results import find_results, results_markdown, results_rows
@@ -62,7 +64,7 @@ def engine_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def evaluate(model: Path, out: Path, *overrides: str, round: int | None = None) -> dict[str, Any]:
+def evaluate(model: Path, out: Path | None, *overrides: str, round: int | None = None) -> dict[str, Any]:
     """The figures of an evaluation, without Prefect."""
     subject, protocol, folder = prepare_evaluation(str(model), None, [*ASKED, *overrides], round, out)
     with open_examination(folder, subject, protocol) as examination:
@@ -184,6 +186,101 @@ def test_tables_show_the_sitting_that_was_asked_for_last(trained, tmp_path, engi
     assert ask(tmp_path / "e", "SELECT count(*) FROM trajectories") == [(16,)]
 
 
+def test_tables_never_show_two_temperatures_of_a_policy(trained, tmp_path):
+    own = f"benchmarks=[{{path: '{own_problems(tmp_path)}'}}]"
+    evaluate(trained, tmp_path / "e")
+    evaluate(trained, tmp_path / "e", own)
+    query = "SELECT problem_set, count(*) FROM evaluations GROUP BY ALL ORDER BY ALL"
+    assert ask(tmp_path / "e", query) == [("1-digit sums", 52), ("own", 8)]
+    evaluate(trained, tmp_path / "e", own, "temperature=0.5")
+    assert ask(tmp_path / "e", query) == [("own", 8)]
+    assert ask(tmp_path / "e", "SELECT DISTINCT temperature FROM trajectories") == [(0.5,)]
+
+
+def test_an_evaluation_that_has_only_begun_hides_nothing(trained, tmp_path, monkeypatch):
+    evaluate(trained, tmp_path / "e")
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TransformersEngine, "generate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(trained, tmp_path / "e", "temperature=2")
+    assert ask(tmp_path / "e", "SELECT count(*) FROM evaluations") == [(52,)]
+
+
+def test_a_prompt_that_the_tokenizer_writes_otherwise_is_asked_again(model, tmp_path, engine_calls):
+    policy = tmp_path / "runs" / "policy"
+    run(policy, small_config(rounds=1, model={"path": str(model)}))
+    evaluate(policy, tmp_path / "e")
+    asked = sum(engine_calls)
+    tokenizer = load_tokenizer(model)
+    before = tokenizer._tokenizer.to_str()
+    try:
+        tokenizer._tokenizer.normalizer = Replace("=", "==")
+        tokenizer.save_pretrained(model)
+        evaluate(policy, tmp_path / "e")
+    finally:
+        (model / "tokenizer.json").write_text(before, encoding="utf-8")
+    assert sum(engine_calls) == asked + 52
+
+
+def test_a_run_is_asked_as_it_asks_itself(tmp_path):
+    files = {}
+    for name in ("a", "b"):
+        files[name] = tmp_path / f"{name}.jsonl"
+        rows = [f'{{"problem": "{n}+{n}=", "answer": "{2 * n}"}}' for n in range(1, 9)]
+        files[name].write_text("\n".join(rows), encoding="utf-8")
+    held_out = [{"path": str(path), "limit": 3} for path in files.values()]
+    config = small_config(rounds=1, seed=5, problems__held_out=held_out, problems__contaminated="keep")
+    run(tmp_path / "runs/r", config)
+    subject, protocol, folder = prepare_evaluation(str(tmp_path / "runs/r"), None, [], None, tmp_path / "e")
+    assert (protocol.seed, protocol.max_tokens, protocol.verification) == (5, 4, config.verification)
+    with open_examination(folder, subject, protocol) as examination:
+        list(examine(examination, stages))
+        find_results(folder, subject, protocol, examination.sittings)
+    query = "SELECT DISTINCT problem_set, prompt_id, problem FROM evaluations ORDER BY ALL"
+    assert len(ask(tmp_path / "e", query)) == 6
+    assert ask(tmp_path / "e", query) == ask(tmp_path / "runs/r", query)
+
+
+def test_majorities_are_left_out_where_a_function_judges(trained, tmp_path, monkeypatch):
+    (tmp_path / "grading.py").write_text(
+        "def score(problem, gold, response):\n    return response == gold\n", encoding="utf-8"
+    )
+    monkeypatch.chdir(tmp_path)
+    results = evaluate(trained, tmp_path / "e", "reward={function: 'grading:score'}")
+    assert 0 < results["benchmarks"][0]["avg@4"]["mean"] < 1
+    assert "maj@4" not in results["average"]
+    assert "maj@4" not in results_rows(results)[0]
+
+
+def test_an_evaluation_and_a_run_keep_out_of_each_other(trained, tmp_path):
+    with pytest.raises(InputError, match="holds a run; give another --out"):
+        prepare_evaluation(str(trained), None, [], None, trained)
+    evaluate(trained, tmp_path / "e")
+    with pytest.raises(InputError, match="holds an evaluation; give another --run-dir"):
+        run(tmp_path / "e", small_config())
+
+
+def test_two_models_of_one_name_are_told_apart(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    evaluate(model, None, SUMS, "limit=1")
+    other = tmp_path / "other" / model.name
+    shutil.copytree(model, other)
+    with pytest.raises(InputError, match=f"holds the evaluation of {model}; give another --out"):
+        prepare_evaluation(str(other), None, [*ASKED, SUMS], None, None)
+
+
+def test_responses_that_cannot_be_judged_stop_an_evaluation(trained, tmp_path, monkeypatch):
+    (tmp_path / "failing.py").write_text(
+        "def score(problem, gold, response):\n    raise OSError('the judge is down')\n", encoding="utf-8"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunStopped, match="the sitting of 1-digit sums: 52 of 52 responses could not be judged"):
+        evaluate(trained, tmp_path / "e", "reward={function: 'failing:score'}")
+
+
 def test_a_model_and_the_run_that_it_comes_from_answer_alike(trained, model, tmp_path):
     evaluate(trained, tmp_path / "run")
     evaluate(model, tmp_path / "model", SUMS)
@@ -223,7 +320,7 @@ def test_a_second_process_is_kept_out(trained, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["max_tokens=255"], "model's context of 256; lower max_tokens"),
+        (["max_tokens=255"], "model's context of 256; set max_tokens=252 or less"),
         (["prompt={chat: true}"], "prompt.chat: its tokenizer has no chat template"),
         (["stop=[ab]"], "is 2 tokens of this model"),
         (["benchmarks=[]"], "benchmarks"),
@@ -244,10 +341,11 @@ def test_subjects_that_are_none_are_refused(trained, model, tmp_path):
         (tmp_path, None, "holds neither a run"),
         (model, 3, "has no rounds"),
         (trained, 4, "policies of rounds 0 to 3"),
+        (model, None, "nothing is said of what to ask; give --benchmarks or --preset"),
         (tmp_path / "nowhere" / "at" / "all", None, "is no folder here"),
     ):
         with pytest.raises(InputError, match=words):
-            prepare_evaluation(str(source), None, [SUMS], round, tmp_path / "e")
+            prepare_evaluation(str(source), None, [], round, tmp_path / "e")
 
 
 def test_a_lost_shard_is_generated_again(trained, tmp_path):
