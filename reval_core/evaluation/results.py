@@ -24,8 +24,7 @@ def find_results(
 ) -> dict[str, Any]:
     """All figures of these sittings, as JSON. Intervals are of 95%, over problems."""
     voted = protocol.reward.function is None
-    values = [_by_problem(_read(folder, sitting), voted) for sitting in sittings]
-    names = [name for name in values[0] if "@" in name]
+    values = {sitting.name: _by_problem(_read(folder, sitting), voted) for sitting in sittings}
     return {
         "model": subject.name,
         "source": subject.source,
@@ -36,24 +35,19 @@ def find_results(
         "max_tokens": protocol.max_tokens,
         "seed": protocol.seed,
         "protocol": protocol.model_dump(mode="json"),
-        "benchmarks": [
-            _figures(folder, sitting, found, protocol.seed) for sitting, found in zip(sittings, values, strict=True)
-        ],
-        "average": {
-            name: asdict(
-                macro(
-                    {sitting.name: found[name] for sitting, found in zip(sittings, values, strict=True)},
-                    protocol.seed,
-                )
-            )
-            for name in names
-        }
-        | {
-            name: float(np.mean([found[name].mean() for found in values]))
-            for name in values[0]
-            if name not in names
-        },
+        "benchmarks": [_figures(folder, one, values[one.name], protocol.seed) for one in sittings],
+        "average": _average(values, protocol.seed),
     }
+
+
+def _average(values: dict[str, dict[str, np.ndarray]], seed: int) -> dict[str, Any]:
+    """The means of the sets' figures, each set of equal weight; metrics with their intervals."""
+    figures: dict[str, Any] = {}
+    for name in next(iter(values.values())):
+        by_set = {title: found[name] for title, found in values.items()}
+        mean = float(np.mean([found.mean() for found in by_set.values()]))
+        figures[name] = asdict(macro(by_set, seed)) if "@" in name else mean
+    return figures
 
 
 def _read(folder: EvaluationFolder, sitting: Sitting) -> pa.Table:
