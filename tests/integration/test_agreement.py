@@ -63,6 +63,13 @@ ATTACKS = [
     ("4210_5", r"\boxed{4210_6}"),
     (r"\{1,2\}", r"\boxed{1,2,3}"),
     (r"\{1,2\}", r"\boxed{1}, \boxed{2}, \boxed{3}"),
+    ("1", r"\boxed{1 half}"),
+    ("3", r"\boxed{3 quarters}"),
+    ("2", r"\boxed{2 divided by three}"),
+    ("2", r"\boxed{2 point five}"),
+    ("5", r"\boxed{5 below zero}"),
+    ("4", r"\boxed{4 maybe five}"),
+    ("4", r"\boxed{4 versus five}"),
 ]
 
 
