@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from reval_core.answers import alternatives, as_choice, as_integer, without_unit
+from reval_core.answers import alternatives, as_choice, as_integer, as_words, without_unit
 from reval_core.extraction import Method, extract, prepare_gold
 from reval_core.verification.undone import is_copied, is_number, is_undone
+
+# Shorter ones may be products of variables: ab.
+_LETTERS_OF_A_WORD = 3
 
 Verdict = Literal["correct", "wrong", "unparsed", "truncated", "timeout", "error", "given"]
 """What is known of a response. `given`: it was not judged, its reward came with it."""
@@ -98,10 +101,11 @@ def verdict_at_sight(claim: Claim, answer: str | None, lenient: bool) -> Verdict
     if answer in golds:
         return "correct"
     golds, answer = _without_units(golds, answer)
+    golds = tuple(gold for gold in golds if not _other_words(gold, answer))
     if not lenient:
         golds = _not_for_the_asking(claim, golds, answer)
-        if not golds:
-            return "wrong"
+    if not golds:
+        return "wrong"
     integer = as_integer(answer)
     if integer is not None:
         gold_integers = [as_integer(gold) for gold in golds]
@@ -124,6 +128,14 @@ def _not_for_the_asking(claim: Claim, golds: tuple[str, ...], answer: str) -> tu
     if is_copied(answer, claim.problem, golds):
         return ()
     return tuple(gold for gold in golds if not is_number(gold)) if is_undone(answer) else golds
+
+
+def _other_words(gold: str, answer: str) -> bool:
+    """Whether these are different words, which algebra would take for products of letters: `eat` for `tea`."""
+    words, stated = as_words(gold), as_words(answer)
+    if words is None or stated is None or words == stated:
+        return False
+    return any(len(word) >= _LETTERS_OF_A_WORD for word in words.split())
 
 
 def _choice_verdict(gold: str, answer: str) -> Verdict:

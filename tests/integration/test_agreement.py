@@ -70,6 +70,10 @@ ATTACKS = [
     ("5", r"\boxed{5 below zero}"),
     ("4", r"\boxed{4 maybe five}"),
     ("4", r"\boxed{4 versus five}"),
+    ("tea", r"\boxed{eat}"),
+    (r"\text{east}", r"\boxed{\text{seat}}"),
+    ("BAC", r"\boxed{CAB}"),
+    ("due east", r"\boxed{east due}"),
 ]
 
 
@@ -91,6 +95,9 @@ def test_listing_and_hedging_pay_nothing(verifiers: dict[Mode, Verifier], mode: 
         ("2.5", "2 1/2", "correct", "correct"),
         ("1000", "1000 radians per second", "correct", "correct"),
         (r"\text{No solution}", "no solution", "correct", "correct"),
+        ("BAC", r"\text{BAC}", "correct", "correct"),
+        ("ab", "ba", "correct", "correct"),
+        ("3abc", "3cab", "correct", "correct"),
         ("{1, 2}", r"\{2, 1\}", "correct", "correct"),
         (r"1 \pm \sqrt{2}", r"1 + \sqrt{2}, 1 - \sqrt{2}", "correct", "correct"),
         ("x_{1}=1,\\quadx_{2}=2", "2, 1", "correct", "correct"),
