@@ -76,11 +76,16 @@ class Grading:
 
 
 def extracted_answer(claim: Claim, methods: tuple[Method, ...]) -> str | None:
-    """The answer that the response states; of a choice also where only a letter is named."""
+    """The answer that the response states; of a choice also where only a letter is named, and then that letter.
+
+    Majority votes count answers by their text, so that `(B)` and ``\\text{B}`` must be one. Where no letter or
+    several are named, the answer stays as it is.
+    """
     if claim.gold_mode == "choice" and "choice" not in methods:
         last_resorts = [method for method in methods if method in ("tail", "whole")]
         methods = (*[method for method in methods if method not in last_resorts], "choice", *last_resorts)
-    return extract(claim.response, methods)
+    answer = extract(claim.response, methods)
+    return as_choice(answer) or answer if claim.gold_mode == "choice" and answer else answer
 
 
 def verdict_at_sight(claim: Claim, answer: str | None, lenient: bool) -> Verdict | Comparison:

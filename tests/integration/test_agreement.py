@@ -130,6 +130,25 @@ def test_choices(verifiers: dict[Mode, Verifier], gold: str, response: str, verd
 
 
 @pytest.mark.parametrize(
+    ("response", "extracted"),
+    [
+        (r"\boxed{B}", "B"),
+        (r"\boxed{(B)}", "B"),
+        (r"\boxed{\text{(B) 5 m/s}}", "B"),
+        ("The answer is B. Since it is late.", "B"),
+        (r"\boxed{B, C}", "B, C"),
+        (r"\boxed{5}", "5"),
+        ("I do not know what it should be", None),
+    ],
+)
+def test_a_choice_is_recorded_by_its_letter(
+    verifiers: dict[Mode, Verifier], response: str, extracted: str | None
+) -> None:
+    for verifier in verifiers.values():
+        assert verifier.judge([Claim("B", response, gold_mode="choice")])[0].extracted == extracted
+
+
+@pytest.mark.parametrize(
     ("mode", "stated", "agree", "overpaid"), [("strict", 128, 0.97, 1), ("lenient", 300, 0.95, 6)]
 )
 def test_agreement_on_the_public_cases(
