@@ -25,11 +25,19 @@ _CHOSEN = re.compile(
 _OTHER_CHOICE = re.compile(r"\([A-J]\)|(?:,|\b(?:and|or)\b|/)[\s\\a-z{*(]{0,9}[A-J](?![A-Za-z'])")
 _WITH_UNIT = re.compile(
     r"((?:\\?\$\s?)?[-+]?[0-9][0-9.,]{0,40}(?:/[0-9]{1,20})?)\s{1,3}"
-    r"([A-Za-z]{2,20}(?:\^\{?[23]\}?)?\.?(?:\s{1,3}[A-Za-z]{2,20}\.?){0,5})"
+    r"((?:[A-Za-z]{2,20}|a)(?:\^\{?[23]\}?)?\.?(?:\s{1,3}(?:[A-Za-z]{2,20}|a)\.?){0,5})"
 )
+_WORDS_WITHIN_UNITS = {"per", "of", "square", "cubic", "a"}
+_LONGEST_UNIT = 3
+# Prose that changes the number before it, or doubts it.
 _NO_UNIT = re.compile(
-    r"\b(?:and|or|not|to|pi|sqrt|mod|sin|cos|tan|log|ln|exp|plus|minus|times|over|squared|cubed|factorial|choose"
-    r"|base|dozen|hundred|thousand|(?:m|b|tr)illion|percent(?:age)?|pct)\b",
+    r"\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
+    r"|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|dozens?"
+    r"|hal(?:f|ves)|(?:third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth)s?"
+    r"|(?:hundred|thousand|(?:m|b|tr)illion)s?|percent(?:age)?|pct"
+    r"|and|or|not|maybe|perhaps|possibly|probably|if|but|versus|vs|except|without|than|less|fewer|more|below"
+    r"|above|under|over|divided|multiplied|times|by|plus|minus|point|to|from|between|through|until|squared"
+    r"|cubed|factorial|choose|base|pi|sqrt|root|mod|modulo|sin|cos|tan|log|ln|exp|negative|is|equals?)\b",
     re.IGNORECASE,
 )
 _CHARACTERS = str.maketrans(
@@ -105,9 +113,16 @@ def as_choice(text: str) -> str | None:
 
 
 def without_unit(text: str) -> str:
-    """A number without the plain words after it (``1000 radians per second``); other texts as they are."""
+    """A number without the unit in plain words after it (``1000 radians per second``); other texts as they are.
+
+    A unit has at most three words, not counting "per", "of" and the like, and none that changes the number (``1
+    half``, ``2 point five``, ``5 below zero``).
+    """
     match = _WITH_UNIT.fullmatch(text)
-    return text if match is None or _NO_UNIT.search(match[2]) else match[1]
+    if match is None or _NO_UNIT.search(match[2]):
+        return text
+    words = [word for word in match[2].split() if word.lower() not in _WORDS_WITHIN_UNITS]
+    return match[1] if 1 <= len(words) <= _LONGEST_UNIT else text
 
 
 def as_words(text: str) -> str | None:

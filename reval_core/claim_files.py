@@ -13,7 +13,7 @@ from reval_core.errors import InputError
 from reval_core.jsonl import read_objects
 from reval_core.verification.claims import Claim, GoldMode
 
-FIELDS = ("gold", "response", "gold_mode", "truncated", "expected")
+FIELDS = ("gold", "response", "gold_mode", "truncated", "expected", "problem")
 """What a column may hold. The first two must be there."""
 
 _OTHER_NAMES = {"gold": "answer", "expected": "label"}
@@ -104,6 +104,7 @@ def _row(row: Mapping[str, Any], place: str, columns: Mapping[str, str], gold_mo
         response=_text(value["response"], names["response"], place),
         truncated=_flag(value["truncated"], names["truncated"], place) or False,
         gold_mode=value["gold_mode"] or gold_mode,
+        problem="" if value["problem"] is None else _text(value["problem"], names["problem"], place),
     )
     return ClaimRow(place, claim, _flag(value["expected"], names["expected"], place))
 

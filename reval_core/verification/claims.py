@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from reval_core.answers import alternatives, as_choice, as_integer, without_unit
+from reval_core.answers import alternatives, as_choice, as_integer, as_words, without_unit
 from reval_core.extraction import Method, extract, prepare_gold
+from reval_core.verification.undone import is_copied, is_number, is_undone
+
+# Shorter ones may be products of variables: ab.
+_LETTERS_OF_A_WORD = 3
 
 Verdict = Literal["correct", "wrong", "unparsed", "truncated", "timeout", "error", "given"]
 """What is known of a response. `given`: it was not judged, its reward came with it."""
@@ -21,7 +25,7 @@ class Claim:
 
     `truncated` says that generation stopped at the length limit. `gold_mode` says what the gold asks for: ``all``
     answers that it lists, as a set; ``any`` one of them (all are accepted too); or the letter of a ``choice``.
-    `problem` is for functions that judge (`Grading`).
+    `problem` is for functions that judge (`Grading`), and so that its own formulas are not paid as answers.
     """
 
     gold: str
@@ -72,17 +76,23 @@ class Grading:
 
 
 def extracted_answer(claim: Claim, methods: tuple[Method, ...]) -> str | None:
-    """The answer that the response states; of a choice also where only a letter is named."""
+    """The answer that the response states; of a choice also where only a letter is named, and then that letter.
+
+    Majority votes count answers by their text, so that `(B)` and ``\\text{B}`` must be one. Where no letter or
+    several are named, the answer stays as it is.
+    """
     if claim.gold_mode == "choice" and "choice" not in methods:
         last_resorts = [method for method in methods if method in ("tail", "whole")]
         methods = (*[method for method in methods if method not in last_resorts], "choice", *last_resorts)
-    return extract(claim.response, methods)
+    answer = extract(claim.response, methods)
+    return as_choice(answer) or answer if claim.gold_mode == "choice" and answer else answer
 
 
 def verdict_at_sight(claim: Claim, answer: str | None, lenient: bool) -> Verdict | Comparison:
     """The verdict where no mathematics is needed for it, else the comparison that a worker has to make.
 
-    Texts that are equal and plain integers are decided here; a worker would decide them alike.
+    Texts that are equal and plain integers are decided here; a worker would decide them alike. Strictly, an answer
+    that leaves the work undone is wrong, though a worker would find it equal.
     """
     if claim.truncated:
         return "truncated"
@@ -96,6 +106,11 @@ def verdict_at_sight(claim: Claim, answer: str | None, lenient: bool) -> Verdict
     if answer in golds:
         return "correct"
     golds, answer = _without_units(golds, answer)
+    golds = tuple(gold for gold in golds if not _other_words(gold, answer))
+    if not lenient:
+        golds = _not_for_the_asking(claim, golds, answer)
+    if not golds:
+        return "wrong"
     integer = as_integer(answer)
     if integer is not None:
         gold_integers = [as_integer(gold) for gold in golds]
@@ -111,6 +126,21 @@ def _accepted_golds(claim: Claim) -> tuple[str, ...]:
     gold = prepare_gold(claim.gold)
     members = alternatives(gold) if claim.gold_mode == "any" else []
     return tuple(dict.fromkeys([gold, *members]))
+
+
+def _not_for_the_asking(claim: Claim, golds: tuple[str, ...], answer: str) -> tuple[str, ...]:
+    """The golds that the answer can still equal: none for a copied formula, no number for a computation."""
+    if is_copied(answer, claim.problem, golds):
+        return ()
+    return tuple(gold for gold in golds if not is_number(gold)) if is_undone(answer) else golds
+
+
+def _other_words(gold: str, answer: str) -> bool:
+    """Whether these are different words, which algebra would take for products of letters: `eat` for `tea`."""
+    words, stated = as_words(gold), as_words(answer)
+    if words is None or stated is None or words == stated:
+        return False
+    return any(len(word) >= _LETTERS_OF_A_WORD for word in words.split())
 
 
 def _choice_verdict(gold: str, answer: str) -> Verdict:

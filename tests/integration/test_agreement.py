@@ -63,6 +63,17 @@ ATTACKS = [
     ("4210_5", r"\boxed{4210_6}"),
     (r"\{1,2\}", r"\boxed{1,2,3}"),
     (r"\{1,2\}", r"\boxed{1}, \boxed{2}, \boxed{3}"),
+    ("1", r"\boxed{1 half}"),
+    ("3", r"\boxed{3 quarters}"),
+    ("2", r"\boxed{2 divided by three}"),
+    ("2", r"\boxed{2 point five}"),
+    ("5", r"\boxed{5 below zero}"),
+    ("4", r"\boxed{4 maybe five}"),
+    ("4", r"\boxed{4 versus five}"),
+    ("tea", r"\boxed{eat}"),
+    (r"\text{east}", r"\boxed{\text{seat}}"),
+    ("BAC", r"\boxed{CAB}"),
+    ("due east", r"\boxed{east due}"),
 ]
 
 
@@ -84,6 +95,9 @@ def test_listing_and_hedging_pay_nothing(verifiers: dict[Mode, Verifier], mode: 
         ("2.5", "2 1/2", "correct", "correct"),
         ("1000", "1000 radians per second", "correct", "correct"),
         (r"\text{No solution}", "no solution", "correct", "correct"),
+        ("BAC", r"\text{BAC}", "correct", "correct"),
+        ("ab", "ba", "correct", "correct"),
+        ("3abc", "3cab", "correct", "correct"),
         ("{1, 2}", r"\{2, 1\}", "correct", "correct"),
         (r"1 \pm \sqrt{2}", r"1 + \sqrt{2}, 1 - \sqrt{2}", "correct", "correct"),
         ("x_{1}=1,\\quadx_{2}=2", "2, 1", "correct", "correct"),
@@ -113,6 +127,25 @@ def test_modes(verifiers: dict[Mode, Verifier], gold: str, answer: str, strict: 
 def test_choices(verifiers: dict[Mode, Verifier], gold: str, response: str, verdict: Verdict) -> None:
     for verifier in verifiers.values():
         assert verifier.judge([Claim(gold, response, gold_mode="choice")])[0].verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("response", "extracted"),
+    [
+        (r"\boxed{B}", "B"),
+        (r"\boxed{(B)}", "B"),
+        (r"\boxed{\text{(B) 5 m/s}}", "B"),
+        ("The answer is B. Since it is late.", "B"),
+        (r"\boxed{B, C}", "B, C"),
+        (r"\boxed{5}", "5"),
+        ("I do not know what it should be", None),
+    ],
+)
+def test_a_choice_is_recorded_by_its_letter(
+    verifiers: dict[Mode, Verifier], response: str, extracted: str | None
+) -> None:
+    for verifier in verifiers.values():
+        assert verifier.judge([Claim("B", response, gold_mode="choice")])[0].extracted == extracted
 
 
 @pytest.mark.parametrize(

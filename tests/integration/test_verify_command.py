@@ -61,6 +61,15 @@ def test_other_files_names_and_modes(tmp_path: Path) -> None:
     assert [json.loads(line)["verdict"] for line in done.stdout.splitlines()] == ["correct", "wrong"]
 
 
+def test_a_problem_beside_the_response_may_not_be_copied(tmp_path: Path) -> None:
+    rows = [
+        {"gold": r"\frac{5}{2}", "response": r"\boxed{\frac{10}{4}}", "problem": problem}
+        for problem in (r"Simplify $\frac{10}{4}$.", "How much is it?", None)
+    ]
+    done = verify(jsonl(tmp_path, rows), "--json", "--mode", "strict")
+    assert [json.loads(line)["verdict"] for line in done.stdout.splitlines()] == ["wrong", "correct", "correct"]
+
+
 def test_a_summary_with_agreement(tmp_path: Path) -> None:
     rows = [
         {"gold": "5", "response": "5", "label": True},

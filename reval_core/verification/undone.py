@@ -1,0 +1,111 @@
+r"""Answers that leave the work undone: ``37+45`` for 82, or the problem's own formula.
+
+Computer algebra would finish them, and a policy that is paid for copying a formula learns to copy. Text only.
+"""
+
+import re
+
+from reval_core.answers import as_integer
+
+_DECIMAL = re.compile(r"[+-]?(?:\\?\$)?[0-9][0-9,]*\.[0-9]*|[+-]?\.[0-9]+")
+_AFTER_NUMBER = re.compile(r"(?:\\?%|\^\{?\\circ\}?|\\(?:text|mathrm)\s*\{[A-Za-z .]*\}|\s)+$")
+# Not the sign of a lower limit: \sum_{i=1}.
+_SIDES = re.compile(r"(?:=|\\approx(?![a-z])|\\equiv(?![a-z]))(?![^{}]{0,80}\})")
+# A text of letters holds units: what looks like an operator in it ("foot-pounds", "m/s") is none.
+_LETTERS = re.compile(
+    r"\\(?:text|mathrm|mbox|textrm)\s*\{(?:[A-Za-z .,/()~]|(?<=[A-Za-z])-(?=[A-Za-z]))*\}"
+    r"(?:\s*\^\s*\{?-?[0-9]\}?)?"
+)
+_DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?")
+_SCIENTIFIC = re.compile(
+    r"[0-9][0-9.,]*\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*(?:\{\s*[+-]?\s*[0-9]+\s*\}|[+-]?[0-9]+)"
+)
+_LAYOUT = re.compile(r"\\(?:left|right|displaystyle|big|Big)(?![A-Za-z])")
+_THIN_SPACE = re.compile(r"\\[,;:! ]|~|\\q?quad(?![A-Za-z])")
+_FUNCTION = (
+    r"\\?(?<![A-Za-z])(?:gcd|lcm|min|max|log|ln|exp|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|det)(?![a-z])"
+    r"|\\(?:sum|prod|i*int|oint|lim|[dt]?binom|choose|div|mod|bmod|lfloor|lceil|vert|begin)(?![A-Za-z])"
+    r"|\||(?<=[0-9A-Za-z)}])\s*!"
+)
+_SIGN = r"(?<=[0-9A-Za-z)}\].!%])\s*(?:[+-]|\\pm(?![a-z])|\\mp(?![a-z]))"
+_PRODUCT = r"(?:\\times|\\cdot|\\ast|\*)(?![A-Za-z])\s*[0-9(\\{.+-]"
+_SIDE_BY_SIDE = (
+    r"\)\s*\(|[0-9]\s*\(\s*[-0-9.]|\)\s*[0-9]"
+    r"|\}\s*\\[dt]?frac(?![a-z])|\\sqrt\s*(?:\{[^{}]*\}|[0-9])\s*\\sqrt(?![a-z])"
+)
+_UNDONE = re.compile("|".join((_FUNCTION, _SIGN, _PRODUCT, _SIDE_BY_SIDE)))
+_FORMULA = re.compile("|".join((_UNDONE.pattern, r"\^|\\sqrt(?![a-z])|\\times|\\cdot|/|\\[dt]?frac(?![a-z])")))
+_FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{\s*([0-9]{1,30})\s*\}|([0-9]))\s*(?:\{\s*([0-9]{1,30})\s*\}|([0-9]))")
+# What may stand between the signs of a formula that is the same: spaces, delimiters, braces, the size of brackets.
+_NOTHING = re.compile(r"(?:\s|[${}]|\\[()\[\],;:! ]|\\(?:left|right|displaystyle)(?![A-Za-z]))+")
+_SAME_COMMAND = re.compile(r"\\[dt](?=frac|binom)")
+
+
+def is_number(gold: str) -> bool:
+    r"""Whether a prepared gold is a plain integer or decimal, also with percent, degrees or a unit after it."""
+    number = _AFTER_NUMBER.sub("", gold)
+    return as_integer(number) is not None or _DECIMAL.fullmatch(number) is not None
+
+
+def is_undone(answer: str) -> bool:
+    r"""Whether an answer to a question for a number is a computation: a sum, a difference, a product, a function.
+
+    Of ``37+45 = 82`` the last side counts. Fractions, roots, powers, π, percent, scientific notation and
+    units are ways to write a number.
+    """
+    return any(_UNDONE.search(_plain(side)) for side in _sides(answer)[-1:])
+
+
+def is_copied(answer: str, problem: str, golds: tuple[str, ...]) -> bool:
+    """Whether an answer is a formula that stands in the problem's text and is not how a gold is written.
+
+    Spaces, delimiters, braces, units and the spelling of a fraction do not count.
+    """
+    if not problem or _FORMULA.search(_plain(answer)) is None:
+        return False
+    stated = _sides(answer)[-1:]
+    if any(_signs(side)[0] == _signs(gold)[0] for side in (answer, *stated) for gold in golds):
+        return False
+    return _stands_in(_signs(answer)[0], problem)
+
+
+def _sides(answer: str) -> list[str]:
+    return [side for side in _SIDES.split(answer) if side.strip()]
+
+
+def _plain(text: str) -> str:
+    """A formula without units, layout and scientific notation, whose signs are no operations."""
+    text = _DEGREES.sub(" ", _LETTERS.sub(" ", _LAYOUT.sub("", text)))
+    return _SCIENTIFIC.sub("1", _THIN_SPACE.sub(" ", text))
+
+
+def _stands_in(signs: str, problem: str) -> bool:
+    """Whether the signs stand in the problem as a formula of their own, not as a part of a longer one."""
+    text, gaps = _signs(problem)
+    start = text.find(signs)
+    while start >= 0:
+        end = start + len(signs)
+        before, after = text[start - 1 : start], text[end : end + 1]
+        apart_before = start in gaps or not (before.isalnum() or before == "\\")
+        apart_after = end in gaps or not after.isalnum()
+        if apart_before and apart_after and before not in set("+-*/^_") and after not in set("+-*/^_!"):
+            return True
+        start = text.find(signs, start + 1)
+    return False
+
+
+def _signs(text: str) -> tuple[str, set[int]]:
+    """A text without spaces, delimiters and braces, and the places in it where some stood."""
+    kept: list[str] = []
+    gaps: set[int] = set()
+    length = 0
+    text = _LETTERS.sub(" ", _FRACTION.sub(_with_slash, text))
+    for piece in _NOTHING.split(_SAME_COMMAND.sub(r"\\", text)):
+        gaps.add(length)
+        kept.append(piece)
+        length += len(piece)
+    return "".join(kept), gaps
+
+
+def _with_slash(fraction: re.Match[str]) -> str:
+    return f"{fraction[1] or fraction[2]}/{fraction[3] or fraction[4]}"

@@ -1,0 +1,153 @@
+"""Answers that leave the work undone: what is a computation, and what is copied from the problem."""
+
+import time
+
+import pytest
+
+from reval_core.answers import tidy
+from reval_core.verification import Claim, Verdict
+from reval_core.verification.claims import verdict_at_sight
+
+# Each of them is 12 for the algebra, and no worker is asked.
+COMPUTATIONS = [
+    "5+7",
+    "15 − 3",
+    "(5+7)",
+    r"\{5+7\}",
+    "[5+7]",
+    "x = 5 + 7",
+    "12 = 5+7",
+    r"5+7 \text{ cm}",
+    r"x \approx 5+7",
+    "3*4",
+    r"3 \times 4",
+    "3·4",
+    "(3)(4)",
+    r"3\left(4\right)",
+    r"\sqrt{72}\sqrt{2}",
+    r"\frac{1}{2}\frac{24}{1}",
+    r"1.2 \times 10",
+    r"24 \div 2",
+    r"3^{1+1}+3",
+    r"2^{2+1}+4",
+    r"90^\circ - 78^\circ",
+    r"\gcd(24,36)",
+    "gcd(24, 36)",
+    r"\operatorname{lcm}(3,4)",
+    r"\max(12,3)",
+    r"112 \mod 100",
+    r"\lfloor 12.5 \rfloor",
+    r"\left|-12\right|",
+    r"\dbinom{12}{1}",
+    r"{12 \choose 1}",
+    r"\log_2 4096",
+    r"e^{\ln 12}",
+    r"\frac{12!}{11!}",
+    r"\sum_{i=1}^{12} 1",
+    r"\int_0^{12} 1 dx",
+    r"\lim_{x\to12} x",
+    r"\begin{vmatrix} 12 \end{vmatrix}",
+]
+
+NUMBERS = [
+    "12",
+    "-12",
+    r"x = 12",
+    "5 + 7 = 12",
+    r"\frac{24}{2}",
+    "24/2",
+    r"\sqrt{144}",
+    r"2\sqrt{36}",
+    r"4\pi",
+    r"12^{1}",
+    r"10^{-3}",
+    r"12\%",
+    r"12^\circ",
+    r"1.2 \times 10^{1}",
+    r"1.2 \cdot 10^{-1} \text{ m}^{-1}",
+    r"12 \text{ N}\cdot\text{m}",
+    r"12 \text{ foot-pounds}",
+    r"12 \text{ m/s}^2",
+    r"2 1/2",
+    r"2\frac{1}{2}",
+    r"1,\!657",
+    r"12 \pmod{100}",
+]
+
+
+def at_sight(gold: str, answer: str, problem: str = "", lenient: bool = False) -> Verdict | None:
+    """The verdict, or None where a worker is asked."""
+    found = verdict_at_sight(Claim(gold, "", problem=problem), tidy(answer), lenient)
+    return found if isinstance(found, str) else None
+
+
+@pytest.mark.parametrize("gold", ["12", r"\$12", "12.5", r"12\%", r"12^\circ", r"12 \text{ cm}", "1,012"])
+def test_a_computation_is_no_number(gold: str) -> None:
+    assert [one for one in COMPUTATIONS if at_sight(gold, one) != "wrong"] == []
+    assert [one for one in COMPUTATIONS if at_sight(gold, one, lenient=True) == "wrong"] == []
+
+
+@pytest.mark.parametrize("gold", ["12.5", "13.0"])
+def test_other_ways_to_write_a_number_are_compared(gold: str) -> None:
+    assert [one for one in NUMBERS if at_sight(gold, one) == "wrong" and not one.strip("-").isdigit()] == []
+
+
+@pytest.mark.parametrize("gold", [r"\frac{1}{2}", "x+1", r"2+\sqrt{3}", r"12\sqrt{3}", "(1, 2)"])
+def test_golds_that_are_no_numbers_may_need_an_operation(gold: str) -> None:
+    assert [one for one in COMPUTATIONS if at_sight(gold, one) == "wrong"] == []
+
+
+@pytest.mark.parametrize(
+    ("problem", "gold", "answer"),
+    [
+        ("Factor $ab+5b+2a+10$.", "(a+5)(b+2)", "ab + 5b + 2a + 10"),
+        (r"Simplify $\sqrt{242}$.", r"11\sqrt2", r"\sqrt{ 242 }"),
+        (r"Compute \[\frac{10}{4}.\]", r"\frac{5}{2}", r"\dfrac{10}{4}"),
+        (r"Write $\frac{9}{2}$ as a decimal.", "4.5", "9/2"),
+        (r"Find $2^{10}$.", "1024", "2^{10}"),
+        (r"If $f(x) = 2\sin x \cos x$, simplify $f$.", r"\sin 2x", r"2 \sin x \cos x"),
+        (r"Write \(y - 3 = 2x\) in slope-intercept form.", "y = 2x + 3", "y-3=2x"),
+        ("Expand (x+1)^2.", "x^2+2x+1", "(x+1)^2"),
+        (r"Evaluate $\left(\frac{1}{3}\right)^2$", r"\frac{1}{9}", r"(\frac13)^2"),
+    ],
+)
+def test_the_formula_of_the_problem_is_no_answer(problem: str, gold: str, answer: str) -> None:
+    assert at_sight(gold, answer, problem) == "wrong"
+    assert at_sight(gold, answer) is None, "another problem"
+    assert at_sight(gold, answer, problem, lenient=True) is None
+
+
+@pytest.mark.parametrize(
+    ("problem", "gold", "answer"),
+    [
+        (r"Is it $\frac12$ or $1$?", r"\frac{1}{2}", "1/2"),
+        (r"Is it $\frac12$ m or $1$ m?", r"\frac{1}{2}", r"\frac12 \text{ m}"),
+        (r"Is $x = \frac12$?", r"\frac{1}{2}", r"x = \frac{1}{2}"),
+        ("Factor $x^2+x+1+y$", "1+x", "x+1"),
+        ("Factor $2x+1+y$", "1+x", "x+1"),
+        ("Factor $x+1+y$", "1+x", "x+1"),
+        ("Take x = 5 for granted.", "5.0", "x = 5"),
+        (r"An angle of $45^\circ$ is given.", "45.0", r"45^\circ"),
+        ("It holds $12 m^2$.", "12.0", r"12 \text{ m}^2"),
+        (r"Is $-3$ in $[-5, 2]$?", r"[-5.0, 2]", "[-5, 2]"),
+    ],
+)
+def test_values_may_stand_in_the_problem(problem: str, gold: str, answer: str) -> None:
+    assert at_sight(gold, answer, problem) in (None, "correct")
+
+
+def test_any_gold_that_is_no_number_still_counts() -> None:
+    claim = Claim("3, 1+x", "", gold_mode="any")
+    found = verdict_at_sight(claim, "x+1", lenient=False)
+    assert not isinstance(found, str)
+    assert found.golds == ("3, 1+x", "1+x")
+    assert verdict_at_sight(Claim("3, 4", "", gold_mode="any"), "2+1", lenient=False) != "correct"
+
+
+def test_hostile_answers_take_no_time() -> None:
+    started = time.process_time()
+    for piece in ("1+", "{", "(", " ", r"\left", r"\text{", r"\sqrt{", "9", "9,", r"\frac", "$", "^", ")", "!"):
+        at_sight("12", piece * 600, piece * 5000)
+        at_sight("x", piece * 600, piece * 5000)
+        at_sight(piece * 600, "x+1", "x+1")
+    assert time.process_time() - started < 2.0
