@@ -135,7 +135,9 @@ def _round_line(session: Session, round: int) -> str:
         f"{sum(value for name, value in row.items() if name.endswith('_seconds')):.1f} s",
     ]
     if row["held_out_accuracy"] is not None:
-        parts.append(f"[bold]held-out accuracy {row['held_out_accuracy']:.3f}[/bold]")
+        target = session.config.evaluation.target
+        reached = ", the target" if target is not None and row["held_out_accuracy"] >= target else ""
+        parts.append(f"[bold]held-out accuracy {row['held_out_accuracy']:.3f}{reached}[/bold]")
     if row["stored_delta_abs"] is not None:
         parts.append(f"[bold]|Δ| over all {row['stored_delta_abs']:.3f}[/bold]")
     return "  ".join(parts)
