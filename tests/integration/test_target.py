@@ -35,7 +35,8 @@ def test_it_ends_there_again_when_it_is_started_again(tmp_path: Path) -> None:
     assert not folder.is_finished(config)
     first = run(folder.path, config)
     again = run(folder.path, config)
-    assert first is not None and again is not None
+    assert first is not None
+    assert again is not None
     assert {**again, "wall_seconds": 0} == {**first, "wall_seconds": 0}
     assert rounds_on_record(folder, "recording") == [1]
 
@@ -45,7 +46,8 @@ def test_a_target_out_of_reach_changes_no_policy(tmp_path: Path) -> None:
         run(tmp_path / name, small_config(**EASY, **target))
         for name, target in (("near", {"evaluation__target": 1.0}), ("plain", {}))
     )
-    assert near is not None and plain is not None
+    assert near is not None
+    assert plain is not None
     assert near["rounds"] == plain["rounds"] == 4
     assert near["policy_digest"] == plain["policy_digest"]
 
@@ -61,7 +63,8 @@ def test_a_batch_of_its_own_changes_no_training(tmp_path: Path) -> None:
     together, apart = (
         run(tmp_path / str(batch), small_config(rounds=1, evaluation__batch=batch)) for batch in (None, 3)
     )
-    assert together is not None and apart is not None
+    assert together is not None
+    assert apart is not None
     assert together["policy_digest"] == apart["policy_digest"]
 
 
