@@ -176,10 +176,17 @@ class Config(Section):
                 f"replay.sampling: {self.objective.kind} without a beta has no residual to prioritise by; "
                 "take uniform or fresh"
             )
-        train = self.problems.train
-        if self.model.warm_start is not None and (train is None or train.arithmetic is None):
-            raise ValueError("model.warm_start: demonstrations are made for arithmetic problems only")
+        self._check_warm_start()
         return self
+
+    def _check_warm_start(self) -> None:
+        warm_start = self.model.warm_start
+        shown = warm_start and (warm_start.problems or (self.problems.train,))
+        if shown and any(one is None or one.arithmetic is None for one in shown):
+            raise ValueError(
+                "model.warm_start: demonstrations are made for arithmetic problems only; say of which in "
+                "model.warm_start.problems"
+            )
 
     def _check_generation(self, rollouts: Rollouts) -> None:
         for name in ("train", "held_out"):
