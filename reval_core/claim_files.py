@@ -52,14 +52,18 @@ def read_claims(path: Path, columns: Mapping[str, str], gold_mode: GoldMode) -> 
 
     A column that `columns` does not name has its field's name; the gold may also stand in `answer`, and whether the
     response should be right in `label`. `gold_mode` is that of rows that have none.
-    Raises InputError naming file, row and column of the first row that cannot be used.
+    Raises InputError naming file, row and column of the first row that cannot be used, or a column that no row has.
     """
     readers = {".jsonl": _jsonl, ".json": _json}
-    rows = readers.get(path.suffix, _parquet)(path)
-    found = [_row(row, place, columns, gold_mode) for place, row in rows]
-    if not found:
+    rows = list(readers.get(path.suffix, _parquet)(path))
+    if not rows:
         raise InputError(f"{path}: holds no response; put one object with a gold and a response on each row")
-    return found
+    there = dict.fromkeys(name for _, row in rows for name in row)
+    for field, column in columns.items():
+        if column not in there:
+            names = ", ".join(map(repr, there)) or "none"
+            raise InputError(f"{path}: has no column {column!r} for {field}; it has {names}: mend --column")
+    return [_row(row, place, columns, gold_mode) for place, row in rows]
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -50,10 +50,11 @@ def test_one_object_a_row_in_order(tmp_path: Path) -> None:
 
 
 def test_other_files_names_and_modes(tmp_path: Path) -> None:
-    rows = [{"answer": 5, "completion": r"\boxed{5}"}, {"answer": "1, 2", "completion": "so 2"}]
+    rows = [{"answer": 5, "completion": r"\boxed{5}"}, {"answer": "1, 2", "completion": "so 2", "cut": False}]
     listed = tmp_path / "rows.json"
     listed.write_text(json.dumps(rows))
-    done = verify(listed, "--json", "--column", "response=completion", "--gold-mode", "any", "--mode", "strict")
+    names = ["--column", "response=completion", "--column", "truncated=cut"]  # the latter on one row only
+    done = verify(listed, "--json", *names, "--gold-mode", "any", "--mode", "strict")
     assert [json.loads(line)["verdict"] for line in done.stdout.splitlines()] == ["correct", "unparsed"]
     table = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"gold": ["5", "6"], "response": ["it is 5", "it is 5"]}), table)
@@ -108,6 +109,10 @@ def test_files_and_options_that_cannot_be_used(tmp_path: Path) -> None:
         ((tmp_path / "empty.jsonl",), "holds no response"),
         ((tmp_path / "one.json",), "must hold a list"),
         ((jsonl(tmp_path, ROWS), "--column", "respnse=x"), "did you mean 'response'?"),
+        (
+            (jsonl(tmp_path, ROWS), "--column", "expected=label2"),
+            "rows.jsonl: has no column 'label2' for expected; it has 'gold', 'response', 'gold_mode', 'truncated'",
+        ),
     ]:
         done = verify(*arguments)
         assert (done.returncode, done.stdout) == (2, "")
