@@ -278,6 +278,11 @@ def test_the_right_option_stands_in_every_place(tmp_path: Path) -> None:
         ({"answer": "E"}, "answer: 'E' is none of the 4 options"),
         ({"answer": 4}, "answer: '4' is none of the 4 options"),
         ({"answer": "B", "correct_option_index": 2}, "is option number 1, but correct_option_index says 2"),
+        (
+            {"answer": 3, "options": [2, 3, 4, 5]},
+            "answer: 3 is the number of option '5', counted from 0, and the text of another; write",
+        ),
+        ({"answer": 2, "options": ["1", "2", "3", "4"]}, "answer: 2 is the number of option '3', counted from 0"),
         ({"answer": "A", "options": ["x", "x "]}, "options: two are the same"),
         ({"answer": "A", "options": ["x"]}, "options: must be 2 to 10, not 1"),
         ({"answer": "A", "options": "x, y"}, "options: must be a list, not str"),
@@ -287,6 +292,23 @@ def test_options_without_a_right_one_are_refused(tmp_path: Path, change: dict[st
     with pytest.raises(InputError) as caught:
         loaded(written(tmp_path / "a.json", [CHOICES | change]))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "right"),
+    [
+        ({"answer": "3", "options": [2, 3, 4, 5]}, "3"),
+        ({"answer": "D", "options": [2, 3, 4, 5]}, "5"),
+        ({"answer": 4, "options": [2, 3, 4, 5]}, "4"),
+        ({"answer": 1, "options": [0, 1, 2, 3]}, "1"),
+        ({"answer": 1, "options": [2, 3, 4, 5]}, "3"),
+        ({"correct_option_index": 3, "options": [2, 3, 4, 5]}, "5"),
+        ({"answer": 3, "correct_option_index": 3, "options": [2, 3, 4, 5]}, "5"),
+    ],
+)
+def test_a_number_among_options_that_are_numbers(tmp_path: Path, row: dict[str, Any], right: str) -> None:
+    (problem,) = loaded(written(tmp_path / "a.json", [{"question": "How many?"} | row]))
+    assert f"({problem.answer}) {right}" in problem.problem.split("\n")
 
 
 def test_rows_that_cannot_be_used_are_left_out_where_that_is_said(tmp_path: Path) -> None:
