@@ -305,7 +305,8 @@ def verify(
 ) -> None:
     """Judge the responses in FILE.
 
-    FILE is JSONL, JSON or Parquet with gold and response on each row. With --json, one object a row, in its order.
+    FILE is JSONL, JSON, CSV, Parquet or Arrow with gold and response on each row. With --json, one object a row, in
+    its order.
     """
     from flows.verifying import verify_file
 
