@@ -106,6 +106,34 @@ def evaluate(
 
 
 @cli.command()
+@click.argument("figures", nargs=-1, metavar="[FIGURE]...")
+@click.option("--all", "everything", is_flag=True, help="All figures.")
+@click.option("--seeds", type=click.IntRange(min=1), help="Runs of each kind; 3 if the figure says nothing else.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("reproduction"), help="Where runs and the page go."
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Runs at a time; as many as there are cores.")
+@_JSON
+def reproduce(
+    figures: tuple[str, ...], everything: bool, seeds: int | None, out: Path, workers: int | None, as_json: bool
+) -> None:
+    """Reproduce FIGUREs of the paper in small, or list them.
+
+    Given again, it goes on where it was, and does no run twice.
+    """
+    from flows.reproducing import reproduce_here, show_figures
+    from reval_core.reproduction.plan import known_figures
+
+    if figures and everything:
+        raise InputError("reval reproduce: give figures or --all, not both")
+    wanted = tuple(known_figures()) if everything else figures
+    if wanted:
+        reproduce_here(wanted, seeds, out, workers, as_json)
+    else:
+        show_figures(out, as_json=as_json)
+
+
+@cli.command()
 @_RUN
 @_JSON
 def check(run: Path, as_json: bool) -> None:
