@@ -93,7 +93,7 @@ def show_plan_elsewhere(
         return
     click.echo(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     if sizes is not None:
-        _print_sizes(folder, sizes, stages, rows, f"{gpus} × {gpu_gigabytes:g} GB")
+        _print_sizes(folder, sizes, rows, f"{gpus} × {gpu_gigabytes:g} GB")
     _print_list("Good to know", notes)
     _print_list("Not checked here", unchecked)
 
@@ -198,26 +198,25 @@ def _rows(stages: Sequence[StageMemory], sizes: Forecast | None, gpu_bytes: floa
         yield {"stage": stage, "memory": {}, "memory_bytes": 0, "fits": True, "remedy": None, "disk_bytes": used}
 
 
-def _print_sizes(
-    folder: RunFolder, sizes: Forecast, stages: Sequence[StageMemory], rows: Sequence[dict[str, Any]], machine: str
-) -> None:
+def _print_sizes(folder: RunFolder, sizes: Forecast, rows: Sequence[dict[str, Any]], machine: str) -> None:
     facts = {
         "run folder": short(folder.path),
         "parameters": f"{sizes.parameters:,}",
         "trajectories": f"{sizes.trajectories:,}",
         "updates": f"{sizes.updates:,}",
-        "disk, at most": f"{sizes.disk_bytes / GIGABYTE:,.1f} GB",
+        "disk, at most": f"{sizes.disk_bytes / GIGABYTE:,.1f} GB with the store",
     }
     print_facts("What the run would do", facts)
     click.echo(f"\nGB at the peak of each stage on the first GPU of {machine}, and on disk in the whole run\n")
-    there = {part for one in stages for part in one.parts}
-    lines = [[part, *(_gigabytes(row["memory"].get(part, 0)) for row in rows)] for part in PARTS if part in there]
+    shown = [row for row in rows if row["memory"]]
+    there = {part for row in shown for part in row["memory"]}
+    lines = [[part, *(_gigabytes(row["memory"].get(part, 0)) for row in shown)] for part in PARTS if part in there]
     lines += [
-        ["in all", *(_gigabytes(row["memory_bytes"]) for row in rows)],
-        ["fits", *("" if not row["memory"] else "yes" if row["fits"] else "NO" for row in rows)],
-        ["disk", *(_gigabytes(row["disk_bytes"]) for row in rows)],
+        ["in all", *(_gigabytes(row["memory_bytes"]) for row in shown)],
+        ["fits", *("yes" if row["fits"] else "NO" for row in shown)],
+        ["disk", *(_gigabytes(row["disk_bytes"]) for row in shown)],
     ]
-    print_table(["", *(row["stage"] for row in rows)], lines)
+    print_table(["", *(row["stage"] for row in shown)], lines)
     for row in rows:
         if not row["fits"]:
             click.echo(f"{row['stage']} does not fit: {row['remedy']}")

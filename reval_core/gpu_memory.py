@@ -190,10 +190,7 @@ def _generating(
     if parts["cache"] <= 0:
         return parts | {"cache": 0}, "raise engine.gpu_memory_utilization: its share does not hold the weights"
     lower = "engine.gpu_memory_utilization" if vllm.kv_cache_gib is None else "engine.kv_cache_gib"
-    return (
-        parts,
-        f"lower {lower} or learner.micro_batch_tokens, or generate on other GPUs (engine.kind: vllm-server)",
-    )
+    return parts, f"lower {lower} or learner.micro_batch_tokens, or take engine.kind: vllm-server on other GPUs"
 
 
 def _vllm_cache(engine: VllmEngine, sizes: Sizes, gpu_bytes: int) -> int:
