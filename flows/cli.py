@@ -34,12 +34,39 @@ def cli() -> None:
 @_RUN_DIR
 @_OVERRIDE
 @click.option("--dry-run", is_flag=True, help="Check everything and show what the run would do; change nothing.")
+@click.option(
+    "--gpus",
+    type=click.IntRange(min=1),
+    help="With --dry-run: plan for another machine, with so many GPUs. What is not here is named, not refused.",
+)
+@click.option(
+    "--gpu-memory",
+    "gpu_gigabytes",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GB",
+    help="The memory of each of those GPUs; 80 if not given.",
+)
 @_JSON
-def train(config: Path, run_dir: Path | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+def train(
+    config: Path,
+    run_dir: Path | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    gpus: int | None,
+    gpu_gigabytes: float | None,
+    as_json: bool,
+) -> None:
     """Train as CONFIG says, in the foreground.
 
     Given again, it goes on with a run that was interrupted.
     """
+    if gpus is not None or gpu_gigabytes is not None:
+        if gpus is None or not dry_run:
+            raise InputError("--gpus and --gpu-memory plan for another machine: give --dry-run --gpus N")
+        from flows.planning import show_plan_elsewhere
+
+        show_plan_elsewhere(config, overrides, run_dir, gpus, gpu_gigabytes or 80.0, as_json)
+        return
     if dry_run:
         from flows.show import show_plan
 
