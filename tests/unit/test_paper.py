@@ -20,7 +20,7 @@ from reval_core.models import count_parameters
 CONFIGS = Path(__file__).parents[2] / "configs"
 PAPER = CONFIGS / "paper"
 BENCHMARKS = ("aime24", "aime25", "amc", "math500", "minerva", "olympiadbench", "gpqa")
-SMALL, LARGE = "deepseek-r1-distill-1.5b", "qwen2.5-math-7b"
+SMALL, LARGE = "dpsk-r1-distill-1.5b", "qwen2.5-math-7b"
 
 
 def paper(name: str) -> Config:
