@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Verdict = Literal["reproduced", "in part", "not"]
+Verdict = Literal["reproduced", "in part", "not", "searched"]
 
 
 @dataclass(frozen=True)

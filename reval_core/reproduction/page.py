@@ -30,7 +30,12 @@ _STYLE = """
 }
 """
 
-_SAID = {"reproduced": ("reproduced", "yes"), "in part": ("in part", "part"), "not": ("not reproduced", "no")}
+_SAID = {
+    "reproduced": ("reproduced", "yes"),
+    "in part": ("in part", "part"),
+    "not": ("not reproduced", "no"),
+    "searched": ("searched", "part"),
+}
 
 
 def write_page(out: Path) -> None:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from reval_core.reproduction.finding import Finding
-from reval_core.reproduction.measures.rounds_to_target import fewer_rounds, more_updates
+from reval_core.reproduction.measures.rounds_to_target import best_settings, fewer_rounds, more_updates
 from reval_core.reproduction.plan import Figure
 from reval_core.reproduction.records import Record
 
 _MEASURES: dict[str, Callable[[Sequence[Record]], Finding]] = {
     "fig2": more_updates,
     "fig3": fewer_rounds,
+    "search": best_settings,
 }
 
 

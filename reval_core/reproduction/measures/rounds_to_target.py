@@ -80,6 +80,18 @@ def more_updates(records: Sequence[Record]) -> Finding:
     )
 
 
+def best_settings(records: Sequence[Record]) -> Finding:
+    """The search: of each method the settings that take the fewest rounds."""
+    limit = records[0].config.rounds
+    counts = {arm: rounds_to_target(records, arm) for arm in arms(records)}
+    order = sorted(counts, key=lambda arm: typical(counts[arm], limit))
+    best = {kind: _best(records, counts, limit, kind) for kind in ("grpo", "reval")}
+    listed = "; ".join(f"{arm}: {typical(counts[arm], limit):.1f} rounds" for arm in best.values())
+    numbers = {"best_arms": best, "rounds": counts, "limit": limit}
+    tables = [rounds_table(records, {arm: counts[arm] for arm in order}, limit)]
+    return Finding("searched", f"Fewest rounds to 95%: {listed}.", numbers, [], tables, [ROUNDS])
+
+
 def rounds_to_target(records: Sequence[Record], arm: str) -> Counts:
     """An arm's rounds to the run's target accuracy, by prompt and seed; None where it never got there."""
     target = records[0].config.evaluation.target

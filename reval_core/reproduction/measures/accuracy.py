@@ -1,0 +1,186 @@
+"""Figures 4, 7, 8, 9 and Table 1: what held-out accuracy runs reach under different settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from reval_core.reproduction.finding import Chart, Finding, Line, Table, verdict
+from reval_core.reproduction.records import EVALUATED, ROUNDS, Record, arms, of
+from reval_core.reproduction.statistics import Estimate, difference, mean_over_seeds
+
+
+def methods(records: Sequence[Record]) -> Finding:
+    """Table 1 and Figure 4: GRPO, TBRM and ReVal on what was practised and on what was not."""
+    final = {arm: _final(of(records, arm)) for arm in arms(records)}
+    average = {arm: _over_sets(found) for arm, found in final.items()}
+    ahead = {arm: difference(average["ReVal"], average[arm]) for arm in ("GRPO", "TBRM")}
+    best = max(average, key=lambda arm: float(np.mean(average[arm])))
+    says = (
+        f"Mean over the problem sets after the last round: {_listed(average)}. ReVal is {_points(ahead['GRPO'])} "
+        f"points ahead of GRPO and {_points(ahead['TBRM'])} ahead of TBRM; best is {best}."
+    )
+    numbers = {
+        "accuracy": {arm: {name: float(np.mean(one)) for name, one in found.items()} for arm, found in final.items()},
+        "average": {arm: mean_over_seeds(found).to_json() for arm, found in average.items()},
+        "ahead_of": {arm: found.to_json() for arm, found in ahead.items()},
+    }
+    charts = [accuracy_chart(records, name) for name in records[0].evaluated]
+    table = _sets_table(records, final)
+    return Finding(
+        verdict(ahead["GRPO"].value > 0, ahead["TBRM"].value > 0), says, numbers, charts, [table], [EVALUATED]
+    )
+
+
+def reference_resets(records: Sequence[Record]) -> Finding:
+    """Figure 7: the reference is reset never, often, at the right interval, or late."""
+    return _one_is_best(records, "right", "Resets at the right interval")
+
+
+def strengths(records: Sequence[Record]) -> Finding:
+    """Figure 8: β over two decades: a large one is timid, a small one collapses."""
+    found = _practised(records)
+    middle = max(found, key=lambda arm: float(np.mean(found[arm])))
+    order = list(found)
+    inside = middle not in (order[0], order[-1])
+    kl = {arm: float(np.mean([one.rounds[-1]["kl"] for one in of(records, arm)])) for arm in order}
+    falls = kl[order[-1]] < kl[order[0]]
+    says = (
+        f"Accuracy on held-out problems after the last round: {_listed(found)}. The KL to the reference goes from "
+        f"{kl[order[0]]:.2f} ({order[0]}) to {kl[order[-1]]:.2f} ({order[-1]})."
+    )
+    numbers = {"accuracy": _estimates(found), "kl": kl, "best": middle}
+    return Finding(
+        verdict(inside, falls),
+        says,
+        numbers,
+        [accuracy_chart(records), rounds_chart(records, "kl", "KL to the reference, nats a response")],
+        [accuracy_table(records, found)],
+        [EVALUATED, ROUNDS],
+    )
+
+
+def reward_designs(records: Sequence[Record]) -> Finding:
+    """Figure 9: rewards centred by the group's mean are best, ±1 is worst."""
+    found = _practised(records)
+    order = sorted(found, key=lambda arm: -float(np.mean(found[arm])))
+    says = f"Accuracy on held-out problems after the last round: {_listed(found)}. From best to worst: {', '.join(order)}."
+    return Finding(
+        verdict(order[0] == "centred", order[-1] == "±1"),
+        says,
+        {"accuracy": _estimates(found), "order": order},
+        [accuracy_chart(records)],
+        [accuracy_table(records, found)],
+        [EVALUATED],
+    )
+
+
+def accuracy_chart(records: Sequence[Record], problem_set: str | None = None) -> Chart:
+    """Accuracy over rounds on one problem set, the one practised if none is named."""
+    name = problem_set or next(iter(records[0].evaluated))
+    lines = []
+    for arm in arms(records):
+        curves = [one.evaluated[name] for one in of(records, arm)]
+        shared = sorted(set.intersection(*(set(curve) for curve in curves)))
+        lines.append(_line(arm, shared, np.array([[curve[at] for at in shared] for curve in curves])))
+    return Chart(f"Accuracy on held-out {name}", lines, percent=True)
+
+
+def rounds_chart(records: Sequence[Record], column: str, title: str, log: bool = False) -> Chart:
+    """A column of the table `rounds`, round by round."""
+    lines = []
+    for arm in arms(records):
+        found = of(records, arm)
+        last = min(len(one.rounds) for one in found)
+        values = np.array([[one.rounds[at][column] for at in range(last)] for one in found], float)
+        lines.append(_line(arm, [row["round"] for row in found[0].rounds[:last]], values))
+    return Chart(title, lines, log=log)
+
+
+def accuracy_table(records: Sequence[Record], found: dict[str, list[float]]) -> Table:
+    """The last accuracy of each arm, seed by seed."""
+    rows = [
+        [arm, _percent(mean_over_seeds(values)), ", ".join(f"{100 * one:.1f}" for one in values)]
+        for arm, values in found.items()
+    ]
+    return Table("Held-out accuracy after the last round, %", ["", "mean (95% interval)", "seed by seed"], rows)
+
+
+def _one_is_best(records: Sequence[Record], name: str, title: str) -> Finding:
+    found = _practised(records)
+    ahead = {arm: difference(found[name], values) for arm, values in found.items() if arm != name}
+    listed = ", ".join(f"{_points(one)} points over {arm}" for arm, one in ahead.items())
+    says = f"Accuracy on held-out problems after the last round: {_listed(found)}. {title}: {listed}."
+    numbers = {
+        "accuracy": _estimates(found),
+        "ahead_of": {arm: one.to_json() for arm, one in ahead.items()},
+    }
+    return Finding(
+        verdict(*(one.value > 0 for one in ahead.values())),
+        says,
+        numbers,
+        [accuracy_chart(records)],
+        [accuracy_table(records, found)],
+        [EVALUATED],
+    )
+
+
+def _final(found: Sequence[Record]) -> dict[str, list[float]]:
+    """By problem set, each run's accuracy after its last round."""
+    return {
+        name: [one.evaluated[name][max(one.evaluated[name])] for one in found] for name in found[0].evaluated
+    }
+
+
+def _practised(records: Sequence[Record]) -> dict[str, list[float]]:
+    """By arm, each run's last accuracy on held-out problems of the kind that was practised."""
+    final = {arm: _final(of(records, arm)) for arm in arms(records)}
+    return {arm: found[_first_set(records)] for arm, found in final.items()}
+
+
+def _first_set(records: Sequence[Record]) -> str:
+    held_out = records[0].config.problems.held_out[0].arithmetic
+    assert held_out is not None, "what is practised is arithmetic"
+    from reval_core.arithmetic import set_name
+
+    return set_name(held_out.digits, held_out.operators)
+
+
+def _over_sets(found: dict[str, list[float]]) -> list[float]:
+    """Each run's mean over the problem sets."""
+    means: list[float] = np.mean(list(found.values()), axis=0).tolist()
+    return means
+
+
+def _line(arm: str, x: Sequence[int], values: np.ndarray) -> Line:
+    return Line(arm, x, values.mean(0).tolist(), values.min(0).tolist(), values.max(0).tolist())
+
+
+def _sets_table(records: Sequence[Record], final: dict[str, dict[str, list[float]]]) -> Table:
+    names = list(records[0].evaluated)
+    start = {name: records[0].evaluated[name][0] for name in names}
+    rows = [["before", *(f"{100 * start[name]:.1f}" for name in names), f"{100 * np.mean(list(start.values())):.1f}"]]
+    for arm, found in final.items():
+        cells = [_percent(mean_over_seeds(found[name])) for name in names]
+        rows.append([arm, *cells, _percent(mean_over_seeds(_over_sets(found)))])
+    return Table("Accuracy after the last round, % (95% interval over seeds)", ["", *names, "mean"], rows)
+
+
+def _estimates(found: dict[str, list[float]]) -> dict[str, object]:
+    return {arm: mean_over_seeds(values).to_json() for arm, values in found.items()}
+
+
+def _listed(found: dict[str, list[float]]) -> str:
+    return ", ".join(f"{arm} {100 * float(np.mean(values)):.1f}%" for arm, values in found.items())
+
+
+def _points(found: Estimate) -> str:
+    return f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+
+
+def _percent(found: Estimate) -> str:
+    return f"{100 * found.value:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
+
+
+_Statistic = Callable[[Sequence[float]], Estimate]
