@@ -46,7 +46,7 @@ def train_rounds(session: Session, stages: Any) -> Iterator[int]:
             evaluation = evaluate(round)
             best = max(best, (goodness(evaluation), round))
             done.append(evaluation)
-        reset = config.reference.reset_every is not None and round % config.reference.reset_every == 0
+        reset = config.reference.reset_after(round, draws.info["residual_left"])
         if reset:
             reference = policy
         if reset or best[1] == round or _due(session, "checkpoint", round, config.checkpoints.every):

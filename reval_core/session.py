@@ -168,7 +168,7 @@ class Session:
         """Delete the checkpoints that nothing needs any more, now that newer ones are on record."""
         standing = set(checkpoint_rounds(self.folder.checkpoints))
         if len(standing) > self.config.checkpoints.keep:
-            manifests = self.folder.manifests(("checkpoint", "evaluation"))
+            manifests = self.folder.manifests(("sampling", "checkpoint", "evaluation"))
             for round in standing - wanted_checkpoints(manifests, self.config):
                 remove_folder(self.folder.checkpoint(round))
 
