@@ -166,7 +166,7 @@ class Config(Section):
         else:
             self._check_stored(self.rollouts)
         self._check_attention()
-        if self.objective.beta is None:
+        if self.objective.beta is None and not isinstance(self.objective, ResidualObjective):
             self._check_without_residual()
         train = self.problems.train
         if self.model.warm_start is not None and (train is None or train.arithmetic is None):

@@ -13,8 +13,10 @@ from reval_core.user_code import check_call
 class ResidualObjective(Section):
     """What the objectives that square a residual have in common. The options are off by default."""
 
-    beta: float = Field(gt=0)
+    beta: float | None = Field(None, gt=0)
     """β, the scale of the reward and the strength of the KL to the reference."""
+    beta_times_length: float | None = Field(None, gt=0, exclude_if=not_given)
+    """In place of beta: β is this over the mean tokens of the first responses. The paper's is 10 to 12."""
     huber: float | None = Field(None, gt=0)
     """Beyond this |Δ| the loss grows as a line. Departs from least squares: an outlier pulls no harder."""
     clip: float | None = Field(None, gt=0)
@@ -26,6 +28,10 @@ class ResidualObjective(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.beta is None and self.beta_times_length is None:
+            raise ValueError("beta: is missing; give it, or beta_times_length")
+        if self.beta is not None and self.beta_times_length is not None:
+            raise ValueError("beta_times_length: takes the place of beta; give one of the two")
         if self.huber is not None and self.clip is not None and self.huber >= self.clip:
             raise ValueError("huber: has no effect at or beyond clip; give one of the two, or a smaller one")
         return self

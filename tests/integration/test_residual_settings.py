@@ -1,4 +1,4 @@
-"""Runs whose K and whose resets go by the residual: what they leave, and that they go on bit for bit."""
+"""Runs whose K, resets and β go by what is found on the way: what they leave, and that they go on bit for bit."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ import pytest
 
 from flows.rounds import train_rounds
 from reval_core import stages
+from reval_core.beta import with_beta
 from reval_core.check import check_run
 from reval_core.checkpoints import checkpoint_rounds
 from reval_core.config import Config
+from reval_core.draws import DrawReader
+from reval_core.pruning import prune
+from reval_core.replay import recorded_policy, replay
+from reval_core.report import write_report
 from reval_core.run_folder import RunFolder
 from reval_core.session import open_session
 from reval_core.store import sql_views
@@ -22,7 +27,7 @@ from tests.runs import run, small_config
 
 CONFIG = small_config(
     rounds=4,
-    objective__beta=1.0,
+    objective={"kind": "reval", "beta_times_length": 3.5},
     reward__kind="signed",
     learner__updates=6,
     learner__least_updates=2,
@@ -140,3 +145,86 @@ def test_where_least_and_most_are_one_the_weights_are_those_of_a_fixed_k(tmp_pat
     plain = run(tmp_path / "plain", small_config(rounds=2))
     following = run(tmp_path / "following", small_config(rounds=2, learner__least_updates=2))
     assert plain["policy_digest"] == following["policy_digest"]
+
+
+def mean_length(folder: RunFolder, round: int) -> float:
+    """The mean tokens of a round's responses."""
+    query = "SELECT avg(response_length) FROM trajectories WHERE round = $round"
+    views = sql_views(folder.path, folder.manifests())
+    (length,) = views.execute(query, {"round": round}).fetchone()
+    return float(length)
+
+
+def test_beta_comes_from_the_length_and_is_that_of_a_run_that_names_it(finished: RunFolder, tmp_path: Path) -> None:
+    beta = finished.manifest("consistency", 1).info["beta"]
+    assert beta == pytest.approx(3.5 / mean_length(finished, round=1), rel=1e-12)
+    assert {one.info["beta"] for one in finished.manifests(("consistency",))} == {beta}
+    named = RunFolder(tmp_path / "named")
+    run(named.path, CONFIG.model_copy(update={"objective": small_config(objective__beta=beta).objective}))
+    keys = [
+        [(one.stage, one.round, one.key) for one in folder.manifests(("consistency", "sampling", "learning"))]
+        for folder in (finished, named)
+    ]
+    assert keys[0] == keys[1]
+    assert tables(named) == tables(finished)
+
+
+@pytest.mark.parametrize(
+    ("stage", "when"),
+    [("rollouts", "before"), ("rollouts", "after"), ("consistency", "before"), ("learning", "after")],
+)
+def test_a_run_broken_off_around_the_finding_of_beta_ends_as_one_that_was_not(
+    finished: RunFolder, tmp_path: Path, stage: str, when: str
+) -> None:
+    path = tmp_path / "run"
+    broken_off(path, CONFIG, stage, 1, when)
+    run(path, CONFIG)
+    assert tables(RunFolder(path)) == tables(finished)
+
+
+@pytest.mark.parametrize("round", [1, 3])
+def test_a_policy_is_rebuilt_outside_of_the_run(finished: RunFolder, tmp_path: Path, round: int) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(finished.path, path)
+    folder = RunFolder(path)
+    for number in checkpoint_rounds(folder.checkpoints):
+        if number > 0:
+            shutil.rmtree(folder.checkpoint(number))
+    policy = recorded_policy(folder, round)
+    assert policy is not None
+    assert replay(folder, CONFIG, DrawReader(folder), policy).policy == policy.identity
+
+
+def test_a_stored_run_takes_all_of_its_trajectories(finished: RunFolder, tmp_path: Path) -> None:
+    stored = small_config(
+        rounds=1,
+        rollouts={"source": "stored", "run": str(finished.path), "batch": 32},
+        objective={"kind": "reval", "beta_times_length": 3.5},
+        replay={"capacity": 400, "first": "buffer"},
+        reward__kind="signed",
+    )
+    run(tmp_path / "run", stored)
+    folder = RunFolder(tmp_path / "run")
+    (length,) = (
+        sql_views(folder.path, folder.manifests()).sql("SELECT avg(response_length) FROM trajectories").fetchone()
+    )
+    assert folder.manifest("consistency", 0).info["beta"] == pytest.approx(3.5 / length, rel=1e-12)
+
+
+def test_the_report_says_what_beta_came_to(finished: RunFolder, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(finished.path, path)
+    text = write_report(RunFolder(path)).read_text(encoding="utf-8")
+    assert "<dt>β</dt>" in text
+    assert "Residual left" in text
+
+
+def test_a_pruned_run_still_knows_its_beta(finished: RunFolder, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(finished.path, path)
+    folder = RunFolder(path)
+    known = with_beta(CONFIG, folder).objective
+    folder.summary.write_text("{}")
+    prune(folder, CONFIG)
+    assert folder.pruned_to() >= 1, "round 1 is still there: the test shows nothing"
+    assert with_beta(CONFIG, folder).objective == known

@@ -649,6 +649,7 @@ def configs(draw: st.DrawFn) -> Config:
     objective = draw(
         st.one_of(
             st.fixed_dictionaries({"kind": st.sampled_from(["reval", "tbrm", "regression"]), "beta": rates}),
+            st.fixed_dictionaries({"kind": st.just("reval"), "beta_times_length": rates}),
             st.fixed_dictionaries({"kind": st.just("grpo")}, optional={"clip_high": rates}),
         )
     )

@@ -90,6 +90,12 @@ def test_the_checkpoint_of_a_reference_that_was_reset_by_the_residual_stays() ->
     assert wanted_checkpoints(manifests, config) == {0, 2, 5}
 
 
+@pytest.mark.parametrize("setting", [{"learner__least_updates": 1}, {"reference__reset_below": 0.3}])
+def test_what_goes_by_the_residual_needs_no_figure_for_beta(setting: dict[str, float]) -> None:
+    objective = {"kind": "reval", "beta_times_length": 11}
+    assert small_config(objective=objective, replay__sampling="prioritised", **setting).objective.beta is None
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -97,6 +103,9 @@ def test_the_checkpoint_of_a_reference_that_was_reset_by_the_residual_stays() ->
         ({"learner__least_updates": 0}, "greater than or equal to 1"),
         ({"reference": {"reset_every": 2, "reset_below": 0.3}}, "takes the place of reset_every"),
         ({"reference__reset_below": 1.0}, "less than 1"),
+        ({"objective": {"kind": "reval"}}, "beta: is missing; give it, or beta_times_length"),
+        ({"objective__beta_times_length": 11}, "takes the place of beta; give one of the two"),
+        ({"objective": {"kind": "grpo", "beta_times_length": 11}}, "Extra inputs are not permitted"),
         (
             {"objective": {"kind": "grpo"}, "learner__least_updates": 1},
             "learner.least_updates: grpo without",
