@@ -34,12 +34,39 @@ def cli() -> None:
 @_RUN_DIR
 @_OVERRIDE
 @click.option("--dry-run", is_flag=True, help="Check everything and show what the run would do; change nothing.")
+@click.option(
+    "--gpus",
+    type=click.IntRange(min=1),
+    help="With --dry-run: plan for another machine, with so many GPUs. What is not here is named, not refused.",
+)
+@click.option(
+    "--gpu-memory",
+    "gpu_gigabytes",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GB",
+    help="The memory of each of those GPUs; 80 if not given.",
+)
 @_JSON
-def train(config: Path, run_dir: Path | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+def train(
+    config: Path,
+    run_dir: Path | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    gpus: int | None,
+    gpu_gigabytes: float | None,
+    as_json: bool,
+) -> None:
     """Train as CONFIG says, in the foreground.
 
     Given again, it goes on with a run that was interrupted.
     """
+    if gpus is not None or gpu_gigabytes is not None:
+        if gpus is None or not dry_run:
+            raise InputError("--gpus and --gpu-memory plan for another machine: give --dry-run --gpus N")
+        from flows.planning import show_plan_elsewhere
+
+        show_plan_elsewhere(config, overrides, run_dir, gpus, gpu_gigabytes or 80.0, as_json)
+        return
     if dry_run:
         from flows.show import show_plan
 
@@ -103,6 +130,34 @@ def evaluate(
     protocol = protocol_file(preset) if preset else None
     act = show_evaluation_plan if dry_run else evaluate_here
     act(model, protocol, [*given, *overrides], round, out, as_json)
+
+
+@cli.command()
+@click.argument("figures", nargs=-1, metavar="[FIGURE]...")
+@click.option("--all", "everything", is_flag=True, help="All figures.")
+@click.option("--seeds", type=click.IntRange(min=1), help="Runs of each kind; 3 if the figure says nothing else.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("reproduction"), help="Where runs and the page go."
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Runs at a time; as many as there are cores.")
+@_JSON
+def reproduce(
+    figures: tuple[str, ...], everything: bool, seeds: int | None, out: Path, workers: int | None, as_json: bool
+) -> None:
+    """Reproduce FIGUREs of the paper in small, or list them.
+
+    Given again, it goes on where it was, and does no run twice.
+    """
+    from flows.reproducing import reproduce_here, show_figures
+    from reval_core.reproduction.plan import known_figures
+
+    if figures and everything:
+        raise InputError("reval reproduce: give figures or --all, not both")
+    wanted = tuple(known_figures()) if everything else figures
+    if wanted:
+        reproduce_here(wanted, seeds, out, workers, as_json)
+    else:
+        show_figures(out, as_json=as_json)
 
 
 @cli.command()
@@ -305,7 +360,8 @@ def verify(
 ) -> None:
     """Judge the responses in FILE.
 
-    FILE is JSONL, JSON or Parquet with gold and response on each row. With --json, one object a row, in its order.
+    FILE is JSONL, JSON, CSV, Parquet or Arrow with gold and response on each row. With --json, one object a row, in
+    its order.
     """
     from flows.verifying import verify_file
 

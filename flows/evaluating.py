@@ -124,6 +124,6 @@ def _show(results: dict[str, Any], folder: Path) -> None:
     click.echo()
     print_table(names, rows)
     click.echo(f"All figures: {short(folder)}/results.json, results.md. Every response:")
-    policy = f"policy LIKE '{results['policy'][:12]}%'"
     click.echo(f"  reval sql {short(folder)} \\")
-    click.echo(f'    "SELECT problem_set, verdict, count(*) FROM evaluations WHERE {policy} GROUP BY ALL"')
+    click.echo('    "SELECT problem_set, verdict, count(*) FROM evaluations')
+    click.echo(f"     WHERE policy LIKE '{results['policy'][:12]}%' GROUP BY ALL\"")

@@ -29,7 +29,7 @@ def train_here(config: Path, run_dir: Path | None, overrides: Sequence[str], as_
         train(str(config), list(overrides), str(run_dir) if run_dir else None)
 
     delivered = run_flow(flow)
-    if not delivered and folder.manifest("recording", settings.rounds) is None:
+    if not delivered and not folder.is_finished(settings):
         raise RunStopped(f"Prefect's server stopped answering; start it again, then reval resume {folder.path}")
     show_summary(folder, as_json)
     if not delivered:

@@ -27,18 +27,11 @@ def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tup
     Raises InputError, one line, for the first thing that would stop the run. Changes nothing on disk.
     """
     check_launch()
-    settings = load_config(config, overrides)
-    if isinstance(settings.rollouts, ImportedRollouts):
-        raise InputError(
-            f"{config}: rollouts.source: import is what reval import writes into its own folder; to train on that, "
-            "take source: stored, with run: that folder"
-        )
-    folder = RunFolder(run_dir or Path("runs") / config.stem)
-    folder.check(settings)
+    settings, folder = checked_settings(config, overrides, run_dir)
     if isinstance(settings.rollouts, Rollouts):
-        _check_problems(config, settings, settings.rollouts)
+        check_problems(config, settings, settings.rollouts)
     else:
-        _check_stored(config, settings, settings.rollouts, folder)
+        check_stored(config, settings, settings.rollouts, folder)
     # Everything that can be refused without them is refused before torch and transformers take their seconds.
     from reval_core.engines.choice import check_installed
     from reval_core.models import check_model
@@ -47,6 +40,19 @@ def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tup
     check_model(settings.model)
     _check_engine(settings)
     check_space(folder, run_forecast(settings, folder).disk_bytes, "lower rounds or checkpoints.keep")
+    return settings, folder
+
+
+def checked_settings(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tuple[Config, RunFolder]:
+    """The settings of a run and its folder, by themselves. Raises InputError, one line, for the first fault."""
+    settings = load_config(config, overrides)
+    if isinstance(settings.rollouts, ImportedRollouts):
+        raise InputError(
+            f"{config}: rollouts.source: import is what reval import writes into its own folder; to train on that, "
+            "take source: stored, with run: that folder"
+        )
+    folder = RunFolder(run_dir or Path("runs") / config.stem)
+    folder.check(settings)
     return settings, folder
 
 
@@ -116,7 +122,8 @@ def _check_engine(settings: Config) -> None:
         api_key(settings.engine.api_key_variable)
 
 
-def _check_problems(config: Path, settings: Config, rollouts: Rollouts) -> None:
+def check_problems(config: Path, settings: Config, rollouts: Rollouts) -> None:
+    """See that the problem sets can be read, and that they are enough and apart. Raises InputError."""
     train = load_train(settings.problems, settings.seed)
     load_held_out(settings.problems, settings.seed)
     if len(train) < rollouts.prompts:
@@ -128,7 +135,8 @@ def _check_problems(config: Path, settings: Config, rollouts: Rollouts) -> None:
         check_contamination(train, settings.problems, settings.seed)
 
 
-def _check_stored(config: Path, settings: Config, rollouts: StoredRollouts, folder: RunFolder) -> None:
+def check_stored(config: Path, settings: Config, rollouts: StoredRollouts, folder: RunFolder) -> None:
+    """See that the stored run can be learned from with these settings. Raises InputError."""
     from reval_core.stored import check_stored_run, stored_run
 
     stored = stored_run(folder, rollouts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -59,11 +59,12 @@ def check_file(
     if set_name is not None and set_name not in REGISTERED:
         raise InputError(f"--set {set_name}: is no registered set; known are {', '.join(REGISTERED)}")
     source = ProblemSet(path=str(file), set=cast("SetName | None", set_name), columns=_columns(columns))
-    check = check_set(source, known_tests(against))
+    tests, left_out = known_tests(against)
+    check = check_set(source, tests)
     if as_json:
-        print_json(_as_json(check))
+        print_json(_as_json(check, left_out))
     else:
-        _show(check)
+        _show(check, left_out)
     if not check.trainable:
         sys.exit(1)
 
@@ -79,7 +80,7 @@ def _columns(options: Sequence[str]) -> dict[ProblemField, str]:
     return names
 
 
-def _as_json(check: Check) -> dict[str, Any]:
+def _as_json(check: Check, left_out: Mapping[str, str]) -> dict[str, Any]:
     return {
         "file": check.origin,
         "rows": check.rows,
@@ -88,6 +89,7 @@ def _as_json(check: Check) -> dict[str, Any]:
         "golds": check.kinds,
         "characters": dict(zip(("shortest", "median", "longest"), check.lengths, strict=True)),
         "compared_with": check.tests,
+        "left_out": left_out,
         "copy_of": check.copies,
         "overlaps": [
             {"prompt_id": one.train.prompt_id, "test_set": one.test.problem_set, "test_id": one.test.prompt_id}
@@ -98,7 +100,7 @@ def _as_json(check: Check) -> dict[str, Any]:
     }
 
 
-def _show(check: Check) -> None:
+def _show(check: Check, left_out: Mapping[str, str]) -> None:
     usable = check.rows - sum(map(len, check.faults.values()))
     click.echo(f"{short(Path(check.origin))}: {check.rows:,} rows, {usable:,} problems")
     if check.faults or check.notes:
@@ -114,6 +116,8 @@ def _show(check: Check) -> None:
         click.echo("golds: " + ", ".join(f"{count:,} {kind}" for kind, count in check.kinds.items()))
     shortest, median, longest = (f"{length:,}" for length in check.lengths)
     click.echo(f"problems: {shortest} to {longest} characters, median {median}")
+    for name, why in left_out.items():
+        click.echo(f"not compared with {name}: {why.partition(';')[0]}")
     _show_overlaps(check)
     click.echo(_verdict(check))
 
@@ -122,7 +126,7 @@ def _show_overlaps(check: Check) -> None:
     for name in check.copies:
         click.echo(f"holds the very problems of {name}, and is not compared with it")
     if not check.tests and not check.copies:
-        click.echo("compared with no test set: none was found (reval problems list)")
+        click.echo("compared with no test set: no whole one was found (reval problems list)")
     if not check.tests:
         return
     table = _table("test set", **{"size": "right", "rows": "right", "by text": "right", "by 13 words": "right"})

@@ -94,6 +94,43 @@ class Progress:
         self._bar.line(line + (f"  [dim]({kept})[/dim]" if kept else ""))
 
 
+class UnitBar:
+    """Prints the figures of a reproduction, with a bar over the runs of the one at work."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False, soft_wrap=True, stderr=True)
+        self._bars = Bars(
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("runs"),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._bar = self._bars.add_task("prompts", total=None)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+
+    def begin(self, figure: str, runs: int) -> None:
+        """Show the bar of a figure that has so many runs."""
+        self._bars.reset(self._bar, description=figure, total=runs)
+
+    def step(self) -> None:
+        """One more of its runs is done."""
+        self._bars.advance(self._bar)
+
+    def line(self, figure: str, found: dict[str, Any], seconds: float) -> None:
+        """Print what a figure came to."""
+        self._console.print(f"{figure}: [bold]{found['verdict']}[/bold] in {seconds:.0f} s. {found['says']}")
+
+
 @contextmanager
 def shown_warnings() -> Iterator[None]:
     """Show reval's own warnings on the terminal, where Prefect's logging would swallow them with its own lines."""
@@ -135,7 +172,9 @@ def _round_line(session: Session, round: int) -> str:
         f"{sum(value for name, value in row.items() if name.endswith('_seconds')):.1f} s",
     ]
     if row["held_out_accuracy"] is not None:
-        parts.append(f"[bold]held-out accuracy {row['held_out_accuracy']:.3f}[/bold]")
+        target = session.config.evaluation.target
+        reached = ", the target" if target is not None and row["held_out_accuracy"] >= target else ""
+        parts.append(f"[bold]held-out accuracy {row['held_out_accuracy']:.3f}{reached}[/bold]")
     if row["stored_delta_abs"] is not None:
         parts.append(f"[bold]|Δ| over all {row['stored_delta_abs']:.3f}[/bold]")
     return "  ".join(parts)

@@ -12,6 +12,7 @@ from reval_core.checkpoints import goodness
 from reval_core.config import StoredRollouts
 from reval_core.facts import Manifest
 from reval_core.imports import Material
+from reval_core.run_folder import reaches_target
 from reval_core.session import Policy, Session
 from reval_core.stored import keep_stored_run, stored_run
 
@@ -19,7 +20,8 @@ from reval_core.stored import keep_stored_run, stored_run
 def train_rounds(session: Session, stages: Any) -> Iterator[int]:
     """Run a whole training run, giving each round's number once the round is on record (0 for the start).
 
-    What earlier attempts have published is not done again.
+    It ends early where the policy reaches `evaluation.target`. What earlier attempts have published is not done
+    again.
     """
     config = session.config
     stored = isinstance(config.rollouts, StoredRollouts)
@@ -42,14 +44,16 @@ def train_rounds(session: Session, stages: Any) -> Iterator[int]:
         policy = Policy.of(before)
         done = [*fresh, draws, before]
 
-        if _due(session, "evaluation", round, config.evaluation.every) or _evaluated(session, round):
+        reached = False
+        if _evaluation_due(session, round):
             evaluation = evaluate(round)
             best = max(best, (goodness(evaluation), round))
+            reached = reaches_target(evaluation, config)
             done.append(evaluation)
         reset = config.reference.reset_after(round, draws.info["residual_left"])
         if reset:
             reference = policy
-        if reset or best[1] == round or _due(session, "checkpoint", round, config.checkpoints.every):
+        if reset or reached or best[1] == round or _due(session, "checkpoint", round, config.checkpoints.every):
             stages.checkpoint(session, round, policy)
             session.drop_checkpoints()
         if reset:
@@ -60,6 +64,8 @@ def train_rounds(session: Session, stages: Any) -> Iterator[int]:
         if not stored:
             session.stop_if_collapsed(round)
         yield round
+        if reached:
+            return
 
 
 def _fresh(session: Session, stages: Any, round: int, policy: Policy, reference: Policy) -> list[Manifest]:
@@ -95,7 +101,12 @@ def _due(session: Session, stage: str, round: int, every: int) -> bool:
     return last or round % every == 0 or session.folder.manifest(stage, round) is not None
 
 
-def _evaluated(session: Session, round: int) -> bool:
-    """Whether a round is on record with an evaluation, as the last one before a run was made longer is."""
+def _evaluation_due(session: Session, round: int) -> bool:
+    """Whether a round is evaluated: as it is due, near the target, or on record with an evaluation.
+
+    That is the last round before a run was made longer.
+    """
+    if _due(session, "evaluation", round, session.config.evaluation.every) or session.nears_target(round):
+        return True
     recorded = session.folder.manifest("recording", round)
     return recorded is not None and "evaluation" in recorded.info["stages"]

@@ -6,6 +6,7 @@ held-out problem can ever stand in a demonstration.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Sequence
@@ -28,7 +29,8 @@ def set_name(digits: int, operators: str) -> str:
     return f"{digits}-digit {' and '.join(_WORDS[operator] for operator in operators)}"
 
 
-def problems(digits: int, operators: str, split: Literal["train", "held_out"]) -> list[tuple[str, str]]:
+@functools.lru_cache(maxsize=8)  # of three digits there are 810,000, and each is hashed
+def problems(digits: int, operators: str, split: Literal["train", "held_out"]) -> tuple[tuple[str, str], ...]:
     """Every problem such as ("37+45=", "82") with operands of exactly `digits` digits, of one split."""
     operands = range(0 if digits == 1 else 10 ** (digits - 1), 10**digits)
     everything = (
@@ -37,7 +39,7 @@ def problems(digits: int, operators: str, split: Literal["train", "held_out"]) -
         for a in operands
         for b in operands
     )
-    return [(text, answer) for text, answer in everything if _held_out(text) == (split == "held_out")]
+    return tuple((text, answer) for text, answer in everything if _held_out(text) == (split == "held_out"))
 
 
 def demonstrations(
@@ -62,7 +64,7 @@ def plausible_mistake(problem: str, answer: str, rng: np.random.Generator) -> st
     while True:
         slip = _SLIPS[int(rng.choice(len(_SLIPS), p=_SLIP_SHARES))]
         wrong = slip(problem, int(answer), rng)
-        if wrong is not None and wrong >= 0 and wrong != int(answer):
+        if wrong is not None and (wrong >= 0 or int(answer) < 0) and wrong != int(answer):
             return str(wrong)
 
 

@@ -1,22 +1,23 @@
-"""Files of responses with known answers, for judging: JSONL, JSON or Parquet, a claim on each row."""
+"""Files of responses with known answers, for judging: a claim on each row."""
 
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from reval_core.errors import InputError
-from reval_core.jsonl import read_objects
+from reval_core.problems.files import Row, read_rows
 from reval_core.verification.claims import Claim, GoldMode
 
 FIELDS = ("gold", "response", "gold_mode", "truncated", "expected", "problem")
 """What a column may hold. The first two must be there."""
 
 _OTHER_NAMES = {"gold": "answer", "expected": "label"}
+# CSV holds text only, and an empty cell where there is nothing.
+_FLAGS = {"": None, "true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 _EXAMPLE = '{"gold": …, "response": …}'
 
 
@@ -48,55 +49,26 @@ def claim_columns(mapping: Sequence[str]) -> dict[str, str]:
 
 
 def read_claims(path: Path, columns: Mapping[str, str], gold_mode: GoldMode) -> list[ClaimRow]:
-    """All rows of a file: JSONL or JSON where its name ends so, else Parquet.
+    """All rows of a file, of any kind that `read_rows` reads.
 
     A column that `columns` does not name has its field's name; the gold may also stand in `answer`, and whether the
     response should be right in `label`. `gold_mode` is that of rows that have none.
-    Raises InputError naming file, row and column of the first row that cannot be used.
+    Raises InputError naming file, row and column of the first row that cannot be used, or a column that no row has.
     """
-    readers = {".jsonl": _jsonl, ".json": _json}
-    rows = readers.get(path.suffix, _parquet)(path)
-    found = [_row(row, place, columns, gold_mode) for place, row in rows]
-    if not found:
-        raise InputError(f"{path}: holds no response; put one object with a gold and a response on each row")
-    return found
+    rows = read_rows(path, _EXAMPLE)
+    there = dict.fromkeys(name for row in rows for name in row.values)
+    for field, column in columns.items():
+        if column not in there:
+            names = ", ".join(map(repr, there)) or "none"
+            raise InputError(f"{path}: has no column {column!r} for {field}; it has {names}: mend --column")
+    return [_claim(row, columns, gold_mode) for row in rows]
 
 
-def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, row in read_objects(path, _EXAMPLE):
-        yield f"{path}:{number}", row
-
-
-def _json(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}); give a list of objects") from error
-    if not isinstance(rows, list):
-        raise InputError(f"{path}: must hold a list of objects like {_EXAMPLE}")
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise InputError(f"{path}: item {number}: not a JSON object; write {_EXAMPLE}")
-        yield f"{path}: item {number}", row
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    import pyarrow.parquet as pq
-    from pyarrow import ArrowException
-
-    try:
-        table = pq.read_table(path)
-    except (OSError, ArrowException) as error:
-        why = str(error).splitlines()[0]
-        raise InputError(f"{path}: cannot be read as Parquet ({why}); give .jsonl, .json or .parquet") from error
-    for number, row in enumerate(table.to_pylist(), start=1):
-        yield f"{path}: row {number}", row
-
-
-def _row(row: Mapping[str, Any], place: str, columns: Mapping[str, str], gold_mode: GoldMode) -> ClaimRow:
-    names = {field: columns.get(field) or _name(field, row) for field in FIELDS}
-    value = {field: row.get(name) for field, name in names.items()}
-    if value["gold_mode"] is not None and value["gold_mode"] not in get_args(GoldMode):
+def _claim(row: Row, columns: Mapping[str, str], gold_mode: GoldMode) -> ClaimRow:
+    place = row.place
+    names = {field: columns.get(field) or _name(field, row.values) for field in FIELDS}
+    value = {field: row.values.get(name) for field, name in names.items()}
+    if value["gold_mode"] and value["gold_mode"] not in get_args(GoldMode):
         modes = ", ".join(get_args(GoldMode))
         raise InputError(f"{place}: {names['gold_mode']}: {value['gold_mode']!r} is no mode; take one of {modes}")
     claim = Claim(
@@ -124,8 +96,7 @@ def _text(value: Any, column: str, place: str) -> str:
 
 
 def _flag(value: Any, column: str, place: str) -> bool | None:
-    if value is None or isinstance(value, bool):
-        return value
-    if value in (0, 1):
-        return bool(value)
+    flag = "" if value is None else str(value).lower()
+    if flag in _FLAGS:
+        return _FLAGS[flag]
     raise InputError(f"{place}: {column}: must be true or false, not {value!r}")

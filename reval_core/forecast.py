@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from reval_core.config import Config, Rollouts, RolloutSource
+from reval_core.config import Config, ProblemSet, Rollouts, RolloutSource
 from reval_core.models import count_parameters
+from reval_core.problems.registered import REGISTERED
 from reval_core.stored import StoredRun
 
 _FLOAT = 4
 # Measured on the demo: a trajectory's row in all tables together, without its tokens, compressed.
 _BYTES_PER_TRAJECTORY = 160
 _BYTES_PER_DRAW = 40
-# Ids, two log-probs, a residual and a flag a token, as written.
-_BYTES_PER_TOKEN = 16
+# As written: ids and engine's log-probs a token, with the text; then a residual and the policy's log-prob.
+_ROLLOUT_BYTES_PER_TOKEN = 8
+_SCORE_BYTES_PER_TOKEN = 8
+_BYTES_PER_TOKEN = _ROLLOUT_BYTES_PER_TOKEN + _SCORE_BYTES_PER_TOKEN
+# An evaluation keeps the text alone: at most 4 characters a token, as written.
+_TEXT_BYTES_PER_TOKEN = 4
+# The store's rows (benchmarks/baselines/store.json: 231 MB a million trajectories).
+_STORE_BYTES_PER_TRAJECTORY = 231
 
 
 @dataclass(frozen=True)
@@ -23,13 +31,13 @@ class Forecast:
     parameters: int
     trajectories: int
     updates: int
-    checkpoint_bytes: int
-    rollout_bytes: int
+    stage_bytes: Mapping[str, int]
+    """The disk that each stage takes in the whole run, at most."""
 
     @property
     def disk_bytes(self) -> int:
         """All that the run folder will hold at its largest."""
-        return self.checkpoint_bytes + self.rollout_bytes
+        return sum(self.stage_bytes.values())
 
 
 def forecast(config: Config, stored: StoredRun | None = None) -> Forecast:
@@ -43,11 +51,36 @@ def forecast(config: Config, stored: StoredRun | None = None) -> Forecast:
     checkpoints = trained * _FLOAT * 3 * (config.checkpoints.keep + 4)
     if config.model.lora is not None:
         checkpoints += parameters * _FLOAT  # the base, once
-    rows = trajectories * _BYTES_PER_TRAJECTORY + tokens * _BYTES_PER_TOKEN
-    draws = updates * config.rollouts.trajectories * _BYTES_PER_DRAW
-    if stored is not None:  # each evaluation leaves a row for each of them
-        draws += (2 + config.rounds // config.evaluation.every) * stored.rows * _BYTES_PER_DRAW
-    return Forecast(parameters, trajectories, updates, checkpoints, rows + draws)
+    evaluations = 2 + config.rounds // config.evaluation.every
+    if stored is None:
+        evaluated = evaluations * _evaluation_bytes(config)
+    else:  # each evaluation leaves a row for each of them
+        evaluated = evaluations * stored.rows * _BYTES_PER_DRAW
+    stages = {
+        "rollouts": trajectories * _BYTES_PER_TRAJECTORY + tokens * _ROLLOUT_BYTES_PER_TOKEN,
+        "consistency": tokens * _SCORE_BYTES_PER_TOKEN,
+        "learning": updates * config.rollouts.trajectories * _BYTES_PER_DRAW,
+        "evaluation": evaluated,
+        "checkpoint": checkpoints,
+        "store": trajectories * _STORE_BYTES_PER_TRAJECTORY,
+    }
+    return Forecast(parameters, trajectories, updates, stages)
+
+
+def _evaluation_bytes(config: Config) -> int:
+    """One evaluation, as far as the sizes of its sets are known without reading them."""
+    if not isinstance(config.rollouts, Rollouts):
+        return 0
+    problems = sum(_problems(source) for source in config.problems.held_out)
+    response = _BYTES_PER_TRAJECTORY + config.rollouts.max_tokens * _TEXT_BYTES_PER_TOKEN
+    return problems * config.evaluation.samples * response
+
+
+def _problems(source: ProblemSet) -> int:
+    """The most problems of a set, as far as that is known: its limit, or what a registered set should have."""
+    sizes = REGISTERED[source.set].sizes if source.set else ()
+    known = [size for size in (max(sizes, default=None), source.limit) if size is not None]
+    return min(known, default=0)
 
 
 def import_bytes(config: Config, rows: int, tokens: int) -> int:

@@ -21,6 +21,9 @@ Settings = TypeVar("Settings", bound=BaseModel)
 TAGS = ("kind", "source")
 """The keys that tell the sections of a union apart."""
 
+EXTENDS = "extends"
+"""The key with another file, whose settings lie under a file's own."""
+
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """The settings of a run in a YAML file, with overrides such as `learner.lr=1e-4` laid over them.
@@ -36,9 +39,12 @@ def load_settings(
 ) -> Settings:
     """The settings of this kind: `base`, over it those in a YAML file, and over them the overrides.
 
+    A file may stand on another, which it names from its own folder (`extends: other.yaml`). Their sections are
+    merged key by key, but a section of another `kind` or `source`, a list and a value take the other's place.
+
     Raises InputError with one line for the first thing that is wrong.
     """
-    given, places = ({}, {}) if path is None else _read(path)
+    given, places = ({}, {}) if path is None else _read_chain(path)
     values = {**(base or {}), **given}
     for override in overrides:
         field = _lay_over(values, override)
@@ -50,6 +56,40 @@ def load_settings(
         return kind.model_validate(values)
     except ValidationError as error:
         raise InputError(_complaint(error, kind, places, str(path or "settings"))) from error
+
+
+def _read_chain(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[Field, str]]:
+    """What a YAML file says together with the one that it extends, and where each key stands."""
+    own, places = _read(path)
+    if EXTENDS not in own:
+        return own, places
+    place, name = places.pop((EXTENDS,)), own.pop(EXTENDS)
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{place}: {EXTENDS}: must be a file, named from this one's folder, not {name!r}")
+    other, chain = path.parent / name, (*above, path.resolve())
+    if other.resolve() in chain:
+        raise InputError(f"{place}: {EXTENDS}: {other} comes back to itself; let one of them stand alone")
+    if not other.is_file():
+        raise InputError(f"{place}: {EXTENDS}: there is no file {other}")
+    values, below = _read_chain(other, chain)
+    for field in _lay_section_over(values, own):
+        below = {known: where for known, where in below.items() if known[: len(field)] != field}
+    return values, below | places
+
+
+def _lay_section_over(values: dict[str, Any], own: dict[str, Any], field: Field = ()) -> Iterator[Field]:
+    """Lay a section over `values`, and give every field that is replaced as a whole."""
+    for key, value in own.items():
+        below, inner = values.get(key), (*field, str(key))
+        if isinstance(value, dict) and isinstance(below, dict) and not _of_another_kind(value, below):
+            yield from _lay_section_over(below, value, inner)
+        else:
+            values[key] = value
+            yield inner
+
+
+def _of_another_kind(section: dict[str, Any], other: dict[str, Any]) -> bool:
+    return any(tag in section and section[tag] != other.get(tag) for tag in TAGS)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[Field, str]]:

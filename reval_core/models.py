@@ -116,6 +116,11 @@ def context_length(settings: Model) -> int | None:
     return limit if isinstance(limit, int) else None
 
 
+def architecture(settings: Model) -> PreTrainedConfig:
+    """The sizes of a model's language part, as transformers names them. Raises InputError if there is no model."""
+    return _config(settings).get_text_config()
+
+
 def head_size(settings: Model) -> int:
     """The width of an attention head."""
     config = _config(settings)

@@ -39,7 +39,7 @@ class Plan:
 
 def plan(folder: RunFolder, config: Config) -> Plan:
     """What could go. Raises InputError if the run is not finished."""
-    if folder.manifest("recording", config.rounds) is None or not folder.summary.exists():
+    if not folder.is_finished(config) or not folder.summary.exists():
         raise InputError(f"{folder.path}: is not finished; only a finished run can be pruned (reval resume)")
     last = max(0, _oldest_live(folder, config) - 1)
     paths = {folder.path / file.path for one in _prunable(folder, last) for file in one.files}

@@ -160,6 +160,15 @@ class RunFolder:
         """Where a stage stands in the order of a run."""
         return round, STAGES.index(stage)
 
+    def is_finished(self, config: Config) -> bool:
+        """Whether the last round is on record: the config's, or the one whose policy reached the target."""
+        if self.manifest("recording", config.rounds) is not None:
+            return True
+        evaluations = self.manifests(("evaluation",)) if config.evaluation.target is not None else []
+        return any(
+            reaches_target(one, config) and self.manifest("recording", one.round) is not None for one in evaluations
+        )
+
     def check(self, config: Config) -> None:
         """Raise InputError if another config made this folder, or its config can no longer be read.
 
@@ -261,6 +270,12 @@ class Attempt:
     def touch(self) -> None:
         """Note that work went on until now."""
         publish_json(self._path, {"started_at": self._started, "last_seen_at": time.time(), "pid": os.getpid()})
+
+
+def reaches_target(evaluation: Manifest, config: Config) -> bool:
+    """Whether an evaluation ends the run: its accuracy is `evaluation.target` or more."""
+    target = config.evaluation.target
+    return target is not None and bool(evaluation.info["accuracy"] >= target)
 
 
 def wall_seconds(folder: RunFolder) -> float:

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from reval_core.engines.base import Completion, Engine, Enough, Request
 
 
+_NEAR = 0.2
+"""How near `evaluation.target` the share of right rollouts must come for the policy to be evaluated."""
+
+
 class Session:
     """Everything that a run's stages share. Open it with `open_session`."""
 
@@ -102,9 +106,16 @@ class Session:
         return self.engine
 
     def generate(
-        self, policy: Policy, requests: Sequence[Request], enough: Enough | None = None
+        self,
+        policy: Policy,
+        requests: Sequence[Request],
+        enough: Enough | None = None,
+        batch: int | None = None,
     ) -> Iterator[tuple[int, Completion]]:
-        """The place of each request and its completion by `policy`, as they end, or as `enough` cuts them off."""
+        """The place of each request and its completion by `policy`, as they end, or as `enough` cuts them off.
+
+        An engine that does not stream is given `batch` requests at a time, or a shard's.
+        """
         if not requests:
             return
         engine, settings = self.generating(), self.config.generation
@@ -116,7 +127,7 @@ class Session:
             # In the precision that the policy learns in, where the engine shares its model.
             with learner.autocast():
                 engine.load(learner.model, policy.identity)
-                yield from in_batches(engine, requests, sampling, settings.batch, enough)
+                yield from in_batches(engine, requests, sampling, batch or settings.batch, enough)
         finally:
             engine.rest()
 
@@ -183,6 +194,16 @@ class Session:
         other = now - self._round_started - self.worked_seconds
         self._round_started, self.worked_seconds = now, 0.0
         return other
+
+    def nears_target(self, round: int) -> bool:
+        """Whether the round's own rollouts come so near the accuracy that ends the run that it is measured."""
+        target = self.config.evaluation.target
+        if target is None:
+            return False
+        (row,) = self.store.query(
+            "SELECT avg(correct::INTEGER) AS accuracy FROM verdicts WHERE round = $round", round=round
+        ).to_pylist()
+        return row["accuracy"] is not None and row["accuracy"] >= target - _NEAR
 
     def stop_if_collapsed(self, round: int) -> None:
         """Raise RunStopped if the accuracy of the last rounds has collapsed, naming the last good checkpoint."""

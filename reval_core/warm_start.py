@@ -19,7 +19,7 @@ from reval_core.scoring import score
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-WARM_START_VERSION = "2"
+WARM_START_VERSION = "3"
 """Raised when a change of this code or of the demonstrations changes the weights that come out."""
 
 
@@ -32,7 +32,7 @@ def fit(
     seed: int,
     tick: Tick = lambda done, total: None,
 ) -> None:
-    """Fit `model` in place to demonstrations of arithmetic problems; `prompts` has each one's tokens by its id.
+    """Fit `model` in place to demonstrations of arithmetic problems; `prompts` has each one's tokens by its text.
 
     The loss is the mean of −log π(a_h|s_h) over the tokens of the answers, the end of sequence included.
     """

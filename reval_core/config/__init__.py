@@ -91,6 +91,11 @@ class Evaluation(Section):
     """Rounds between two evaluations. Policy 0 and the last policy are always evaluated."""
     samples: int = Field(8, ge=1)
     """Responses a problem. Over stored trajectories nothing is sampled."""
+    batch: int | None = Field(None, ge=1)
+    """Responses that the transformers engine generates together; as many as in a shard if not given."""
+    target: float | None = Field(None, gt=0, le=1)
+    """The run ends at the first evaluation that reaches this accuracy. Each round whose own rollouts come within
+    0.2 of it is evaluated."""
 
 
 class Checkpoints(Section):
@@ -168,10 +173,17 @@ class Config(Section):
         self._check_attention()
         if self.objective.beta is None and not isinstance(self.objective, ResidualObjective):
             self._check_without_residual()
-        train = self.problems.train
-        if self.model.warm_start is not None and (train is None or train.arithmetic is None):
-            raise ValueError("model.warm_start: demonstrations are made for arithmetic problems only")
+        self._check_warm_start()
         return self
+
+    def _check_warm_start(self) -> None:
+        warm_start = self.model.warm_start
+        shown = warm_start and (warm_start.problems or (self.problems.train,))
+        if shown and any(one is None or one.arithmetic is None for one in shown):
+            raise ValueError(
+                "model.warm_start: demonstrations are made for arithmetic problems only; say of which in "
+                "model.warm_start.problems"
+            )
 
     def _check_without_residual(self) -> None:
         kind = self.objective.kind
@@ -220,6 +232,8 @@ class Config(Section):
 
     def _check_stored(self, rollouts: StoredRollouts | ImportedRollouts) -> None:
         objective, replay = self.objective, self.replay
+        if self.evaluation.target is not None:
+            raise ValueError("evaluation.target: no accuracy is measured over stored trajectories")
         if objective.kind == "grpo":
             raise ValueError(
                 "objective.kind: grpo weighs by the probabilities of the policy that wrote a response, which are "

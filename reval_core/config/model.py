@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from reval_core.config.problems import ProblemSets
 from reval_core.config.section import Section
 
 
@@ -45,6 +46,11 @@ class WarmStart(Section):
     """Peak learning rate: a linear warm-up over the first 15% of the steps, then a cosine."""
     right: float = Field(0.3, ge=0, le=1)
     """The share of demonstrations that carry the right answer; the rest carry plausible mistakes."""
+    problems: ProblemSets = ()
+    """Arithmetic that is demonstrated, one set or a list; what is trained on if not given."""
+    seed: int | None = Field(None, ge=0)
+    """Of the first weights and the demonstrations; the run's own if not given. Runs that share it share
+    policy 0."""
 
 
 class Lora(Section):

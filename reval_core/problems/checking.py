@@ -80,24 +80,34 @@ def check_set(source: ProblemSet, tests: Mapping[str, Sequence[Problem]]) -> Che
     )
 
 
-def known_tests(names: Sequence[str]) -> dict[str, list[Problem]]:
-    """Test sets by their names: registered sets or files; all registered ones that are found if none is named.
+def known_tests(names: Sequence[str]) -> tuple[dict[str, list[Problem]], dict[str, str]]:
+    """Test sets by their names, and why others are left out: registered sets or files, those that are named.
 
+    If none is named, all registered ones that are found; one that is no whole set, or cannot be read, is left out.
     Raises InputError for one that is named and cannot be read, or if two have one name.
     """
-    if names:
-        sources = [_named(name) for name in names]
-    else:
-        there = (name for name, one in REGISTERED.items() if one.split == "test" and find_set(name) is not None)
-        sources = [ProblemSet(set=name, unusable="drop") for name in there]
+    if not names:
+        return _registered_tests()
     found: dict[str, list[Problem]] = {}
-    for source in sources:
+    for source in map(_named, names):
         problems = load_problems(source, seed=0)
         name = problems[0].problem_set
         if name in found:
             raise InputError(f"--against: two sets are called {name}; give one file another name")
         found[name] = problems
-    return found
+    return found, {}
+
+
+def _registered_tests() -> tuple[dict[str, list[Problem]], dict[str, str]]:
+    found: dict[str, list[Problem]] = {}
+    left_out: dict[str, str] = {}
+    for name, one in REGISTERED.items():
+        if one.split == "test" and find_set(name) is not None:
+            try:
+                found[name] = load_problems(ProblemSet(set=name, unusable="drop"), seed=0)
+            except InputError as error:
+                left_out[name] = str(error)
+    return found, left_out
 
 
 def _named(name: str) -> ProblemSet:

@@ -33,7 +33,8 @@ def options_of(values: Mapping[str, Any], listed: Any, answer: Any) -> tuple[lis
 
     `listed` is the row's list of options, and `answer` the letter, the number from 0 or the text of the right one.
     GPQA's own files have a column for each wrong option in place of a list.
-    Raises Unusable if the answer is none of the options, or letter and number disagree.
+    Raises Unusable if the answer is none of the options, if letter and number disagree, or if a number may be meant
+    as another option's text.
     """
     if listed is None and all(values.get(name) is not None for name in OTHER_OPTIONS):
         return [plain_text(one, "options") for one in (answer, *map(values.get, OTHER_OPTIONS))], 0
@@ -44,6 +45,11 @@ def options_of(values: Mapping[str, Any], listed: Any, answer: Any) -> tuple[lis
     options = [plain_text(one, "options") for one in listed]
     right = _number_of(answer, options)
     said = values.get("correct_option_index")
+    if said is None and isinstance(answer, int) and str(answer) in options and options[right] != str(answer):
+        raise Unusable(
+            f"answer: {answer} is the number of option {options[right][:40]!r}, counted from 0, and the text of "
+            f'another; write "{answer}" for the text, or the letter of the right one'
+        )
     if said is not None and said != right:
         raise Unusable(f"answer: {answer!r} is option number {right}, but correct_option_index says {said!r}")
     return options, right

@@ -1,11 +1,12 @@
-"""The rows of a problem file: JSONL, JSON, CSV, Parquet or Arrow, by the ending of its name."""
+"""The rows of a file of problems or responses: JSONL, JSON, CSV, Parquet or Arrow, by the ending of its name."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +31,25 @@ class Row:
     values: Mapping[str, Any]
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path, example: str = _EXAMPLE) -> list[Row]:
     """All rows of a file. A `.json` file is a list of objects, or one object a line.
 
+    `example` is what a row should look like, for complaints.
     Raises InputError naming the file, and the line or row where one cannot be read.
     """
-    readers = {".jsonl": _lines, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".arrow": _arrow}
+    readers: dict[str, Callable[[Path], Iterator[Row]]] = {
+        ".jsonl": partial(_lines, example=example),
+        ".json": partial(_json, example=example),
+        ".csv": _csv,
+        ".parquet": _parquet,
+        ".arrow": _arrow,
+    }
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path}: cannot be read by its name; it must end in {', '.join(readers)}")
     rows = list(reader(path))
     if not rows:
-        raise InputError(f"{path}: holds no problem; give a file with a problem and its answer on each row")
+        raise InputError(f"{path}: holds no row; give a file with one like {example}")
     return rows
 
 
@@ -57,18 +65,18 @@ def numbered(values: Iterable[Mapping[str, Any]], path: Path | str) -> Iterator[
         yield Row(f"{path}: row {number}", number, one)
 
 
-def _lines(path: Path) -> Iterator[Row]:
-    for number, values in read_objects(path, _EXAMPLE):
+def _lines(path: Path, example: str) -> Iterator[Row]:
+    for number, values in read_objects(path, example):
         yield Row(f"{path}:{number}", number, values)
 
 
-def _json(path: Path) -> Iterator[Row]:
+def _json(path: Path, example: str) -> Iterator[Row]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 ({error}); give a JSON file") from error
     if not text.lstrip().startswith("["):
-        yield from _lines(path)
+        yield from _lines(path, example)
         return
     try:
         rows = json.loads(text)
@@ -77,10 +85,10 @@ def _json(path: Path) -> Iterator[Row]:
             f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); mend it"
         ) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or as many brackets
-        raise InputError(f"{path}: cannot be read ({error}); take out what no problem needs") from error
+        raise InputError(f"{path}: cannot be read ({error}); take out what is not needed") from error
     for row in numbered(rows, path):
         if not isinstance(row.values, dict):
-            raise InputError(f"{row.place}: not a JSON object; write {_EXAMPLE}")
+            raise InputError(f"{row.place}: not a JSON object; write {example}")
         yield row
 
 

@@ -107,13 +107,19 @@ def _accuracy_in_words(run: Run) -> str:
 
 def _unfinished(run: Run) -> str:
     planned = run.settings["rounds"]
-    if run.rounds >= planned or run.source == "import":
+    if run.rounds >= planned or run.source == "import" or _reached_target(run):
         return ""
     text = f"The run is not finished: {run.rounds} of {planned} rounds are on record"
     if not run.manifests:
         return f"{text}."
     latest = max(run.manifests, key=lambda manifest: manifest.ended_at)
     return f"{text}, and the last stage to end was {latest.stage.replace('_', ' ')} of round {latest.round}."
+
+
+def _reached_target(run: Run) -> bool:
+    target = run.settings["evaluation"].get("target")
+    accuracies = [one.info["accuracy"] for one in run.manifests if one.stage == "evaluation"] if target else []
+    return bool(accuracies) and accuracies[-1] >= target
 
 
 def _settings(run: Run) -> Html:

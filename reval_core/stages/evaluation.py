@@ -26,6 +26,7 @@ def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
         *map(settings, (config.rollouts, config.problems.prompt, config.verification)),
         config.engine.kind,
         config.evaluation.samples,
+        *([config.evaluation.batch] if config.evaluation.batch else []),
         config.seed,
         config.reward.function,
         config.reward.settings,
@@ -98,7 +99,7 @@ def accuracy_by_set(evaluations: pa.Table) -> dict[str, float]:
 def _generate(session: Session, policy: Policy, requests: list[Request]) -> list[Completion]:
     """One completion a request, in order."""
     completions: dict[int, Completion] = {}
-    for place, completion in session.generate(policy, requests):
+    for place, completion in session.generate(policy, requests, batch=session.config.evaluation.batch):
         completions[place] = completion
         session.tick(len(completions), len(requests))
     return [completions[place] for place in range(len(requests))]

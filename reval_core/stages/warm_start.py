@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reval_core.adapters import add_adapters
 from reval_core.checkpoints import save_first_checkpoint
+from reval_core.config import WarmStart
 from reval_core.errors import Damaged
 from reval_core.facts import Manifest
 from reval_core.files import check_folder, digest, publish_folder
 from reval_core.models import check_scoring, load_model, make_tiny_model, save_model
-from reval_core.problems import problems_digest
+from reval_core.problems import Problem, load_problems, problems_digest
 from reval_core.session import Session
 from reval_core.stages.stage import Outcome, settings, stage
 from reval_core.warm_start import WARM_START_VERSION, fit
@@ -33,7 +35,9 @@ def _fitted(session: Session) -> list[Any]:
     """What the model depends on before it is given adapters."""
     model, machine = session.config.model.model_copy(update={"lora": None}), session.machine
     versions = [machine[name] for name in ("threads", "torch", "transformers", "device")]
-    made = [problems_digest(session.train), session.config.seed, versions]
+    # Problems of its own are arithmetic, and so follow from the settings and WARM_START_VERSION.
+    own = model.warm_start is not None and model.warm_start.problems
+    made = [None if own else problems_digest(session.train), _seed(session), versions]
     return [settings(model), made if model.path is None or model.warm_start else None, WARM_START_VERSION]
 
 
@@ -71,18 +75,33 @@ def _policy_zero(session: Session) -> tuple[PreTrainedModel, bool]:
     if _is_sound(kept):
         return load_model(kept, config.model), True
     model = _raw_model(session)
-    prompts = {problem.prompt_id: session.prompt(problem.problem)[1] for problem in session.train}
+    problems = _shown(session, config.model.warm_start)
+    prompts = {problem.problem: session.prompt(problem.problem)[1] for problem in problems}
     fit(
         model.to(session.device),
         session.tokenizer,
-        session.train,
+        problems,
         prompts,
         config.model.warm_start,
-        config.seed,
+        _seed(session),
         session.tick,
     )
     publish_folder(kept, lambda partial: save_model(model, session.tokenizer, partial))
     return model, False
+
+
+def _shown(session: Session, settings: WarmStart) -> Sequence[Problem]:
+    """What is demonstrated."""
+    if not settings.problems:
+        return session.train
+    return [one for source in settings.problems for one in load_problems(source, _seed(session))]
+
+
+def _seed(session: Session) -> int:
+    """The seed of policy 0."""
+    config = session.config
+    own = config.model.warm_start.seed if config.model.warm_start else None
+    return config.seed if own is None else own
 
 
 def _is_sound(kept: Path) -> bool:
@@ -100,6 +119,6 @@ def _is_sound(kept: Path) -> bool:
 def _raw_model(session: Session) -> PreTrainedModel:
     settings = session.config.model
     if settings.tiny is not None:
-        return make_tiny_model(settings.tiny, session.config.seed)
+        return make_tiny_model(settings.tiny, _seed(session))
     assert settings.path is not None
     return load_model(settings.path, settings)

@@ -3,8 +3,9 @@
 `reval_core.verification.crew` starts it as a script, so that it does not import the caller's ``__main__``. It takes
 orders over one inherited socket and answers each: ``fork`` comes with a socket for the new worker and is answered
 with its process id, ``end`` kills a worker and is answered when it is gone. Only `end` reaps, so a process id stays
-the worker's own until then. When the socket closes, which is also what happens when the caller dies by any means,
-it ends all workers and itself.
+the worker's own until then. What a user's function has started ends with the response that it was started for
+(`reval_core.verification.descendants`). When the socket closes, which is also what happens when the caller dies by
+any means, it ends all workers and itself.
 
 A worker takes one JSON task after another from its socket and answers with JSON, or may be killed at any moment.
 """
@@ -50,8 +51,15 @@ def main(descriptor: int, root: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller decides
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     logging.disable(logging.CRITICAL)  # math-verify logs whatever it cannot parse
+    from reval_core.verification.descendants import adopt_orphans, descendants, end_descendants
+
     orders = socket.socket(fileno=descriptor)
-    work = _prepare(json.loads(orders.recv(1 << 16)))
+    job = json.loads(orders.recv(1 << 16))
+    foreign = job["function"] is not None  # math-verify starts no processes
+    if foreign:
+        adopt_orphans()
+    work = _prepare(job)
+    for_all = descendants()  # what the user's module has started when it was imported
     orders.send(b"ready")
     gc.collect()
     gc.freeze()  # so that forked workers do not write to the pages they share
@@ -66,6 +74,8 @@ def main(descriptor: int, root: str) -> None:
             if worker == 0:
                 os.setpgid(0, 0)  # what a task starts is killed with its worker
                 orders.close()
+                if foreign:
+                    adopt_orphans()
                 _work(sockets[0], int(number), float(rest[0]), work)
             with contextlib.suppress(OSError):  # the worker has done it
                 os.setpgid(worker, worker)
@@ -75,13 +85,16 @@ def main(descriptor: int, root: str) -> None:
         else:
             _end(int(number))
             workers.discard(int(number))
+            if foreign:
+                end_descendants(spared={*workers, *for_all})
             orders.send(b"ended")
     for worker in workers:
         _end(worker)
+    end_descendants()
 
 
 def _end(worker: int) -> None:
-    """Kill a worker with all that it has started, and wait until it is gone."""
+    """Kill a worker with its process group, and wait until it is gone."""
     with contextlib.suppress(OSError):
         os.killpg(worker, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):
@@ -92,9 +105,16 @@ def _prepare(job: dict[str, Any]) -> Work:
     """What answers a task of this job, with everything imported that it needs."""
     if job["function"] is not None:
         from reval_core.user_code import load_function
+        from reval_core.verification.descendants import end_descendants
 
         function = load_function(job["function"])
-        return lambda task: _graded(function, task["values"], job["settings"])
+
+        def grade(task: dict[str, Any]) -> dict[str, Any]:
+            report = _graded(function, task["values"], job["settings"])
+            end_descendants()
+            return report
+
+        return grade
     from reval_core.verification import comparison
 
     for gold, answer in _WARM_UP:

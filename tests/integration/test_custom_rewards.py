@@ -1,5 +1,6 @@
 """Functions of a user's own that judge, in the same guarded workers."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from reval_core.user_code import code_identity
 from reval_core.verification import Claim, Verifier, VerifierUnavailable
 
 MODULE = '''
-import os, re, subprocess, sys, time
+import os, re, subprocess, sys, threading, time
 
 def matches(problem, gold, response, ignore_case=False):
     """1 if the gold, a pattern, matches the response whole."""
@@ -44,7 +45,30 @@ def hostile(problem, gold, response):
 
 def without_values():
     return 1
+
+def leaves_behind(problem, gold, response):
+    """Start what sleeps, write its process id to the file `gold`, and return, or be late, or die."""
+    def start(*command, **options):
+        with open(gold, "a") as file:
+            file.write(f"{subprocess.Popen(command, **options).pid}\\n")
+    if response == "daemon":
+        subprocess.run(["sh", "-c", f"setsid sleep 77 & echo $! >> {gold}"])
+    elif response == "afterwards":
+        threading.Timer(0.3, start, ["sleep", "77"], {"start_new_session": True}).start()
+    else:
+        start("sleep", "77", start_new_session=response != "child")
+    if response == "late":
+        time.sleep(60)
+    if response == "dead":
+        os._exit(3)
+    return 1
+
+if os.environ.get("OWN_REWARDS_SERVER"):
+    server = subprocess.Popen(["sleep", "77"], start_new_session=True)
+    open(os.environ["OWN_REWARDS_SERVER"], "w").write(str(server.pid))
 '''
+
+NEW_SESSIONS = pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives orphans to a subreaper")
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +129,59 @@ def test_a_function_that_misbehaves_costs_its_item_only(module: str, tmp_path: P
     while state.exists() and state.read_text().split()[2] != "Z" and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def running(told: Path) -> list[str]:
+    """Which of the processes whose ids stand in a file are there; one that is no more than a zombie is too."""
+    return [number for number in told.read_text().split() if Path("/proc", number).exists()]
+
+
+@NEW_SESSIONS
+@pytest.mark.parametrize("response", ["child", "session", "daemon"])
+def test_nothing_outlives_the_response_that_it_was_started_for(module: str, tmp_path: Path, response: str) -> None:
+    told = tmp_path / "started"
+    claims = [Claim(str(told), response, problem=str(number)) for number in range(4)]
+    with Verifier(workers=2, timeout_seconds=20, function=f"{module}:leaves_behind") as v:
+        assert [one.verdict for one in v.judge(claims)] == ["correct"] * 4
+        assert len(told.read_text().split()) == 4
+        assert running(told) == []
+
+
+@NEW_SESSIONS
+@pytest.mark.parametrize(("response", "verdict"), [("late", "timeout"), ("dead", "error")])
+def test_what_a_killed_or_dead_worker_has_started_goes_with_it(
+    module: str, tmp_path: Path, response: str, verdict: str
+) -> None:
+    told = tmp_path / "started"
+    with Verifier(workers=1, timeout_seconds=2, function=f"{module}:leaves_behind") as v:
+        assert [one.verdict for one in v.judge([Claim(str(told), response)])] == [verdict]
+        assert len(told.read_text().split()) == 1
+        assert running(told) == []
+
+
+@NEW_SESSIONS
+def test_closing_ends_what_was_started_after_the_response(module: str, tmp_path: Path) -> None:
+    told = tmp_path / "started"
+    with Verifier(workers=1, timeout_seconds=20, function=f"{module}:leaves_behind") as v:
+        assert v.judge([Claim(str(told), "afterwards")])[0].verdict == "correct"
+        deadline = time.monotonic() + 20
+        while not (told.exists() and told.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(running(told)) == 1
+    assert running(told) == []
+
+
+@NEW_SESSIONS
+def test_what_the_module_starts_is_there_for_all_calls(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, server = tmp_path / "started", tmp_path / "server"
+    monkeypatch.setenv("OWN_REWARDS_SERVER", str(server))
+    with Verifier(workers=1, timeout_seconds=2, function=f"{module}:leaves_behind") as v:
+        found = v.judge([Claim(str(told), "late"), Claim(str(told), "session")])
+        assert [one.verdict for one in found] == ["timeout", "correct"]
+        assert len(running(server)) == 1
+    assert running(server) == []
 
 
 @pytest.mark.parametrize(

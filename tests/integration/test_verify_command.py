@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from reval_core.claim_files import read_claims
+
 ROOT = Path(__file__).parents[2]
 
 ROWS: list[dict[str, Any]] = [
@@ -50,15 +52,40 @@ def test_one_object_a_row_in_order(tmp_path: Path) -> None:
 
 
 def test_other_files_names_and_modes(tmp_path: Path) -> None:
-    rows = [{"answer": 5, "completion": r"\boxed{5}"}, {"answer": "1, 2", "completion": "so 2"}]
+    rows = [{"answer": 5, "completion": r"\boxed{5}"}, {"answer": "1, 2", "completion": "so 2", "cut": False}]
     listed = tmp_path / "rows.json"
     listed.write_text(json.dumps(rows))
-    done = verify(listed, "--json", "--column", "response=completion", "--gold-mode", "any", "--mode", "strict")
+    names = ["--column", "response=completion", "--column", "truncated=cut"]  # the latter on one row only
+    done = verify(listed, "--json", *names, "--gold-mode", "any", "--mode", "strict")
     assert [json.loads(line)["verdict"] for line in done.stdout.splitlines()] == ["correct", "unparsed"]
     table = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"gold": ["5", "6"], "response": ["it is 5", "it is 5"]}), table)
     done = verify(table, "--json")
     assert [json.loads(line)["verdict"] for line in done.stdout.splitlines()] == ["correct", "wrong"]
+
+
+def test_csv_arrow_and_json_lines_are_read_too(tmp_path: Path) -> None:
+    cells = "gold,response,gold_mode,truncated,expected\n5,it is 5,,false,True\n5,6,any,,0\n5,5,,TRUE,\n"
+    (tmp_path / "rows.csv").write_text(cells)
+    rows = [{"gold": "5", "response": "it is 5"}, {"gold": "5", "response": "6"}]
+    (tmp_path / "rows.json").write_text("\n".join(map(json.dumps, rows)))
+    table = pa.Table.from_pylist(rows)
+    with pa.ipc.new_file(tmp_path / "rows.arrow", table.schema) as file:
+        file.write(table)
+    found = {
+        name: [
+            (one.claim.response, one.claim.truncated, one.claim.gold_mode, one.expected)
+            for one in read_claims(tmp_path / name, {}, "all")
+        ]
+        for name in ("rows.csv", "rows.json", "rows.arrow")
+    }
+    assert found["rows.csv"] == [
+        ("it is 5", False, "all", True),
+        ("6", False, "any", False),
+        ("5", True, "all", None),
+    ]
+    plain = [("it is 5", False, "all", None), ("6", False, "all", None)]
+    assert found["rows.json"] == found["rows.arrow"] == plain
 
 
 def test_a_problem_beside_the_response_may_not_be_copied(tmp_path: Path) -> None:
@@ -102,12 +129,17 @@ def test_bad_rows_are_refused_before_anything_is_judged(tmp_path: Path, line: st
 
 def test_files_and_options_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
-    (tmp_path / "one.json").write_text("{}")
+    (tmp_path / "one.json").write_text('[{"gold": "5", "response": "5"}, 5]')
     for arguments, complaint in [
         ((tmp_path / "no.parquet",), "cannot be read as Parquet"),
-        ((tmp_path / "empty.jsonl",), "holds no response"),
-        ((tmp_path / "one.json",), "must hold a list"),
+        ((tmp_path / "empty.jsonl",), 'holds no row; give a file with one like {"gold": …, "response": …}'),
+        ((tmp_path / "one.json",), 'one.json: row 2: not a JSON object; write {"gold": …, "response": …}'),
+        ((tmp_path / "rows.txt",), "cannot be read by its name"),
         ((jsonl(tmp_path, ROWS), "--column", "respnse=x"), "did you mean 'response'?"),
+        (
+            (jsonl(tmp_path, ROWS), "--column", "expected=label2"),
+            "rows.jsonl: has no column 'label2' for expected; it has 'gold', 'response', 'gold_mode', 'truncated'",
+        ),
     ]:
         done = verify(*arguments)
         assert (done.returncode, done.stdout) == (2, "")

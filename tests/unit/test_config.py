@@ -35,7 +35,7 @@ from reval_core.extraction import Method
 from reval_core.loading import load_config
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs/paper").glob("*.yaml")])
 CUSTOM = "tests.models:margin_objective"
 OBJECTIVES = {
     Reval: "kind: reval, beta: 1",
@@ -613,6 +613,62 @@ def test_held_out_is_one_set_or_several(tmp_path: Path, monkeypatch: pytest.Monk
     )
     assert none.problems.held_out == ()
     assert Problems(held_out=one.problems.held_out[0]) == Problems(held_out=one.problems.held_out)
+
+
+def extended(folder: Path, base: str, own: str) -> Config:
+    (folder / "base.yaml").write_text(base, encoding="utf-8")
+    return load(folder, f"extends: base.yaml\n{own}")
+
+
+def test_a_file_that_extends_another_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
+    config = extended(
+        tmp_path, RUN, "rounds: 5\nlearner: {lr: 0.5}\nmodel: {tiny: {layers: 3}}\nreplay: {capacity: 9}"
+    )
+    changed = ("rounds=5", "learner.lr=0.5", "model.tiny.layers=3", "replay.capacity=9")
+    assert config == load(tmp_path, RUN, *changed)
+    assert "extends" not in config.model_dump()
+
+
+def test_a_section_of_another_kind_takes_the_place_of_the_one_below(tmp_path: Path) -> None:
+    assert extended(tmp_path, RUN, "objective: {kind: grpo}").objective == Grpo(kind="grpo")
+    assert extended(tmp_path, RUN, "objective: {kind: tbrm, beta: 2}").objective == Tbrm(kind="tbrm", beta=2)
+    assert extended(tmp_path, RUN, "objective: {kind: reval, huber: 3}").objective == Reval(
+        kind="reval", beta=0.05, huber=3
+    )
+
+
+def test_files_extend_each_other_in_a_row_and_each_from_its_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "base.yaml").write_text(RUN, encoding="utf-8")
+    (tmp_path / "inner/middle.yaml").write_text("extends: ../base.yaml\nseed: 1\nrounds: 7", encoding="utf-8")
+    config = load(tmp_path, "extends: inner/middle.yaml\nseed: 2")
+    assert (config.seed, config.rounds, config.learner.updates) == (2, 7, 2)
+
+
+@pytest.mark.parametrize(
+    ("base", "own", "message"),
+    [
+        (RUN.replace("lr: 1.0e-4", "lr: -1"), "seed: 1", "base.yaml:19: learner.lr: input should be greater"),
+        (RUN, "seed: 1\nlearner: {lr: -1}", "run.yaml:3: learner.lr: input should be greater"),
+        (RUN, "learner: {rl: 1}", "run.yaml:2: learner.rl: unknown key; did you mean 'lr'?"),
+        (RUN.replace("seed", "sede"), "rounds: 1", "base.yaml:1: sede: unknown key"),
+        (RUN, "seed: 1\nobjective: {kind: tbrm}", "run.yaml:3: objective.beta: is missing"),
+        (RUN, "seed: 1\nrollouts: {samples: 5}", "base.yaml:16: replay.capacity: 16 is less than one round"),
+        (RUN, "extends: base.yaml", "run.yaml:2: extends: stands twice"),
+        ("extends: run.yaml", "seed: 1", "base.yaml:1: extends: run.yaml comes back to itself"),
+        ("extends: no.yaml", "seed: 1", "base.yaml:1: extends: there is no file no.yaml"),
+        (
+            "extends: [a]",
+            "seed: 1",
+            "base.yaml:1: extends: must be a file, named from this one's folder, not ['a']",
+        ),
+        ("seed: [", "seed: 1", "base.yaml:1: is not YAML"),
+    ],
+)
+def test_a_complaint_names_the_file_that_says_it(tmp_path: Path, base: str, own: str, message: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        extended(tmp_path, base, own)
+    assert str(refusal.value).replace(f"{tmp_path}/", "").startswith(message)
 
 
 paths = st.from_regex(r"/[a-z]{1,8}/[a-z]{1,8}\.jsonl", fullmatch=True)

@@ -132,6 +132,26 @@ def test_a_copy_of_a_test_set_is_not_compared_with_itself(reval: Reval, tmp_path
     assert (code, json.loads(out)["copy_of"]) == (0, ["aime25"])
 
 
+def test_a_part_of_a_registered_set_is_left_out_unless_it_is_named(reval: Reval, tmp_path: Path) -> None:
+    aime(tmp_path)
+    lines(tmp_path / "data/gsm8k_test.jsonl", {"question": "1+1", "answer": "#### 2"})
+    (tmp_path / "data/math500.parquet").write_bytes(b"PAR1")
+    file = lines(tmp_path / "a.jsonl", {"problem": "1+1", "answer": 2})
+    code, out, _ = reval("check", file)
+    assert code == 0
+    assert "not compared with gsm8k: data/gsm8k_test.jsonl: has 1 rows and GSM8K has 1319\n" in out
+    assert "not compared with math500: data/math500.parquet: cannot be read as Parquet" in out
+    found = json.loads(reval("check", file, "--json")[1])
+    assert found["compared_with"] == {"aime25": 30}
+    assert list(found["left_out"]) == ["gsm8k", "math500"]
+    assert "has 1 rows and GSM8K has 1319" in found["left_out"]["gsm8k"]
+    (tmp_path / "data/aime25.jsonl").unlink()
+    assert "compared with no test set: no whole one was found" in reval("check", file)[1]
+    code, out, complaint = reval("check", file, "--against", "gsm8k")
+    assert (code, out) == (2, "")
+    assert "data/gsm8k_test.jsonl: has 1 rows and GSM8K has 1319" in complaint
+
+
 def test_columns_and_test_sets_can_be_named(reval: Reval, tmp_path: Path) -> None:
     file = lines(tmp_path / "a.jsonl", {"q": "1+1", "a": {"b": 2}})
     other = lines(tmp_path / "other.jsonl", {"problem": "1 + 1", "answer": 2})

@@ -70,8 +70,8 @@ def test_a_json_file_may_have_one_object_a_line(tmp_path: Path) -> None:
     ("name", "content", "words"),
     [
         ("a.txt", b"", "a.txt: cannot be read by its name; it must end in .jsonl, .json, .csv, .parquet, .arrow"),
-        ("a.json", b"[]", "a.json: holds no problem"),
-        ("a.json", b"", "a.json: holds no problem"),
+        ("a.json", b"[]", "a.json: holds no row"),
+        ("a.json", b"", "a.json: holds no row"),
         ("a.json", b'[{"problem": "1",\n "answer": }]', "a.json:2: not JSON (Expecting value at column 12)"),
         ("a.json", b'[{"problem": "1", "answer": "1"}, 5]', "a.json: row 2: not a JSON object"),
         ("a.json", b"[" * 100_000, "a.json: cannot be read"),
@@ -79,7 +79,7 @@ def test_a_json_file_may_have_one_object_a_line(tmp_path: Path) -> None:
         ("a.csv", b"problem,answer\n1,2,3\n", "a.csv: row 1: has more fields than the first line names"),
         ("a.csv", b'problem,answer\n1,"2\n', "a.csv:2: not CSV (unexpected end of data)"),
         ("a.csv", b"problem,answer\n1\n", "a.csv: row 1: answer: is missing"),
-        ("a.csv", b"problem,answer\n", "a.csv: holds no problem"),
+        ("a.csv", b"problem,answer\n", "a.csv: holds no row"),
         ("a.csv", b"problem,answer\n\xff,1", "a.csv: cannot be read as UTF-8"),
         ("a.parquet", b"PAR1", "a.parquet: cannot be read as Parquet"),
         ("a.arrow", b"ARROW1", "a.arrow: cannot be read as Arrow"),
@@ -278,6 +278,11 @@ def test_the_right_option_stands_in_every_place(tmp_path: Path) -> None:
         ({"answer": "E"}, "answer: 'E' is none of the 4 options"),
         ({"answer": 4}, "answer: '4' is none of the 4 options"),
         ({"answer": "B", "correct_option_index": 2}, "is option number 1, but correct_option_index says 2"),
+        (
+            {"answer": 3, "options": [2, 3, 4, 5]},
+            "answer: 3 is the number of option '5', counted from 0, and the text of another; write",
+        ),
+        ({"answer": 2, "options": ["1", "2", "3", "4"]}, "answer: 2 is the number of option '3', counted from 0"),
         ({"answer": "A", "options": ["x", "x "]}, "options: two are the same"),
         ({"answer": "A", "options": ["x"]}, "options: must be 2 to 10, not 1"),
         ({"answer": "A", "options": "x, y"}, "options: must be a list, not str"),
@@ -287,6 +292,23 @@ def test_options_without_a_right_one_are_refused(tmp_path: Path, change: dict[st
     with pytest.raises(InputError) as caught:
         loaded(written(tmp_path / "a.json", [CHOICES | change]))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "right"),
+    [
+        ({"answer": "3", "options": [2, 3, 4, 5]}, "3"),
+        ({"answer": "D", "options": [2, 3, 4, 5]}, "5"),
+        ({"answer": 4, "options": [2, 3, 4, 5]}, "4"),
+        ({"answer": 1, "options": [0, 1, 2, 3]}, "1"),
+        ({"answer": 1, "options": [2, 3, 4, 5]}, "3"),
+        ({"correct_option_index": 3, "options": [2, 3, 4, 5]}, "5"),
+        ({"answer": 3, "correct_option_index": 3, "options": [2, 3, 4, 5]}, "5"),
+    ],
+)
+def test_a_number_among_options_that_are_numbers(tmp_path: Path, row: dict[str, Any], right: str) -> None:
+    (problem,) = loaded(written(tmp_path / "a.json", [{"question": "How many?"} | row]))
+    assert f"({problem.answer}) {right}" in problem.problem.split("\n")
 
 
 def test_rows_that_cannot_be_used_are_left_out_where_that_is_said(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_an_original_and_its_copy_hold_the_same_problems_and_golds(
     original = load_problems(ProblemSet(set=known, path=str(DATA / name)), seed=0)
     assert golds(original) == golds(copy)
     assert {one.gold_mode for one in original} == {REGISTERED[known].gold_mode}
-    assert check_set(ProblemSet(path=str(DATA / name)), known_tests([known])).copies == [known]
+    assert check_set(ProblemSet(path=str(DATA / name)), known_tests([known])[0]).copies == [known]
 
 
 def test_a_copy_with_other_pictures_and_an_erratum_is_found_by_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_all_registered_sets_but_gpqa_are_found(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("REVAL_DATA", os.pathsep.join(map(str, (DATA / "original", DATA))))
     assert [name for name in REGISTERED if find_set(name) is None] == ["gpqa"]
     assert find_set("minerva") == DATA / "original/deepscaler_minerva.json"
-    tests = known_tests([])
+    tests, _ = known_tests([])
     assert {name: len(problems) for name, problems in tests.items()} == {
         name: one.sizes[0] for name, one in REGISTERED.items() if one.split == "test" and name != "gpqa"
     }

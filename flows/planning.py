@@ -1,0 +1,233 @@
+"""What a run would take on another machine: its settings checked as far as that can be done here, and its sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flows.preparation import check_problems, check_stored, checked_settings
+from flows.show import print_facts, print_json, print_table, short
+from reval_core.config import Config, Model, ProblemSet, Rollouts, VllmEngine, VllmServerEngine
+from reval_core.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from reval_core.forecast import Forecast
+    from reval_core.gpu_memory import StageMemory
+
+GIGABYTE = 10**9
+
+PARTS = (
+    "weights",
+    "moments",
+    "gradients",
+    "copies",
+    "activations",
+    "head",
+    "reference",
+    "freed",
+    "engine",
+    "cache",
+    "other",
+)
+"""What memory is held for, in the order in which it is shown; reval_core.gpu_memory says what each is."""
+
+ARCHITECTURES = "architectures"
+"""The folder beside a config with the config.json of models that are not here, under the models' names."""
+
+
+def show_plan_elsewhere(
+    config: Path, overrides: Sequence[str], run_dir: Path | None, gpus: int, gpu_gigabytes: float, as_json: bool
+) -> None:
+    """Print what a run would take, stage by stage, on a machine with so many GPUs of so many GB.
+
+    Raises InputError for what is wrong; what cannot be looked at here is named.
+    """
+    import yaml
+
+    settings, folder = checked_settings(config, overrides, run_dir)
+    unchecked = list(_unchecked(config, settings, folder))
+    model = known_model(config, settings.model)
+    if model is None:
+        unchecked.append(
+            f"memory and disk: the sizes of {settings.model.path} are not known; put its config.json into "
+            f"{_architecture(config, settings.model)}"
+        )
+    stages, sizes, notes = [], None, list(_uses(settings, gpus))
+    if model is not None:
+        from reval_core.forecast import forecast
+        from reval_core.gpu_memory import Sizes, responses_at_once, stage_memory
+
+        sized = settings.model_copy(update={"model": model})
+        numbers, gpu_bytes = Sizes.of(model), int(gpu_gigabytes * GIGABYTE)
+        stages, sizes = stage_memory(sized, numbers, gpus, gpu_bytes), forecast(sized)
+        if (at_once := responses_at_once(sized, numbers, gpu_bytes)) is not None:
+            notes.append(
+                f"vLLM's cache holds {at_once[0]} responses of full length at once ({at_once[1]:,} tokens)"
+            )
+        if isinstance(settings.rollouts, Rollouts) and _too_long(settings.rollouts, numbers.context):
+            notes.append(
+                f"rollouts.max_tokens: {settings.rollouts.max_tokens} leaves no room for a prompt in the model's "
+                f"context of {numbers.context}"
+            )
+    rows = list(_rows(stages, sizes, gpu_gigabytes * GIGABYTE))
+    resolved = settings.model_dump(mode="json")
+    if as_json:
+        print_json(
+            {
+                "run_dir": str(folder.path),
+                "gpus": gpus,
+                "gpu_bytes": int(gpu_gigabytes * GIGABYTE),
+                "parameters": sizes and sizes.parameters,
+                "trajectories": sizes and sizes.trajectories,
+                "updates": sizes and sizes.updates,
+                "disk_bytes": sizes and sizes.disk_bytes,
+                "stages": rows,
+                "notes": notes,
+                "unchecked": unchecked,
+                "config": resolved,
+            }
+        )
+        return
+    click.echo(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+    if sizes is not None:
+        _print_sizes(folder, sizes, rows, f"{gpus} × {gpu_gigabytes:g} GB")
+    _print_list("Good to know", notes)
+    _print_list("Not checked here", unchecked)
+
+
+def known_model(config: Path, model: Model) -> Model | None:
+    """The model, or one of the same sizes by a config.json in `architectures` beside the config. None without."""
+    if model.path is None or Path(model.path).is_dir():
+        return model
+    file = _architecture(config, model)
+    return model.model_copy(update={"path": str(file)}) if file.is_file() else None
+
+
+def _architecture(config: Path, model: Model) -> Path:
+    return config.parent / ARCHITECTURES / f"{Path(str(model.path)).name}.json"
+
+
+def _unchecked(config: Path, settings: Config, folder: RunFolder) -> Iterator[str]:
+    """What is not on this machine, and so was not looked at. Raises InputError for what is here and is wrong."""
+    rollouts = settings.rollouts
+    if isinstance(rollouts, Rollouts):
+        yield from _unchecked_problems(config, settings, rollouts)
+    elif Path(rollouts.run).is_dir():
+        check_stored(config, settings, rollouts, folder)
+    else:
+        yield f"rollouts.run: {short(Path(rollouts.run))} is not here"
+    from reval_core.engines.choice import vllm_installed
+    from reval_core.models import check_model
+
+    if settings.engine.kind in ("vllm", "auto") and not vllm_installed():
+        yield "engine: vLLM is not installed here; a GPU takes the build of pip install 'reval[vllm]'"
+    path = settings.model.path
+    if path is None or Path(path).is_dir():
+        check_model(settings.model)
+    else:
+        yield f"model.path: {path} is no folder here, and was not looked for on the hub"
+
+
+def _unchecked_problems(config: Path, settings: Config, rollouts: Rollouts) -> Iterator[str]:
+    from reval_core.problems import load_problems
+
+    problems = settings.problems
+    sources = [one for one in (problems.train, *problems.held_out, *problems.never_train_on) if one is not None]
+    missing = [one for one in sources if not _is_here(one)]
+    if not missing:
+        check_problems(config, settings, rollouts)
+        return
+    for source in sources:
+        if source not in missing:
+            load_problems(source, settings.seed)
+    named = [one.set or (one.hub.name if one.hub else str(one.path)) for one in missing]
+    yield f"problems: {', '.join(dict.fromkeys(named))} not here, so rows and contamination are not looked at"
+
+
+def _is_here(source: ProblemSet) -> bool:
+    from reval_core.problems.registered import find_set
+
+    if source.path is not None:
+        return Path(source.path).is_file()
+    if source.hub is not None:
+        return False
+    return source.set is None or find_set(source.set) is not None
+
+
+def _uses(settings: Config, gpus: int) -> Iterator[str]:
+    """What a run does with several GPUs, and what it does not."""
+    engine = settings.engine
+    if isinstance(engine, VllmEngine) and engine.tensor_parallel_size > gpus:
+        yield f"engine.tensor_parallel_size: {engine.tensor_parallel_size} is more than the {gpus} GPUs"
+    if gpus == 1:
+        return
+    yield (
+        f"{gpus} GPUs learn together under accelerate launch --multi_gpu --num_processes {gpus} (DDP): each holds "
+        "the whole learner and takes its share of every update's micro-batches; weights are not divided, since a "
+        "run refuses FSDP"
+    )
+    if isinstance(engine, VllmServerEngine):
+        yield f"the {len(engine.urls)} servers of engine.urls generate, on GPUs that are not counted here"
+    elif isinstance(settings.rollouts, Rollouts):
+        yield (
+            "generation, scoring, evaluation and checkpoints use the first GPU; the others wait, unless "
+            "engine.tensor_parallel_size spreads vLLM or engine.kind: vllm-server takes GPUs of its own"
+        )
+
+
+def _too_long(rollouts: Rollouts, context: int | None) -> bool:
+    return context is not None and rollouts.max_tokens >= context
+
+
+def _rows(stages: Sequence[StageMemory], sizes: Forecast | None, gpu_bytes: float) -> Iterator[dict[str, Any]]:
+    disk = dict(sizes.stage_bytes) if sizes is not None else {}
+    for one in stages:
+        fits = one.total <= gpu_bytes
+        yield {
+            "stage": one.stage,
+            "memory": one.parts,
+            "memory_bytes": one.total,
+            "fits": fits,
+            "remedy": None if fits else one.remedy,
+            "disk_bytes": disk.pop(one.stage, 0),
+        }
+    for stage, used in disk.items():
+        yield {"stage": stage, "memory": {}, "memory_bytes": 0, "fits": True, "remedy": None, "disk_bytes": used}
+
+
+def _print_sizes(folder: RunFolder, sizes: Forecast, rows: Sequence[dict[str, Any]], machine: str) -> None:
+    facts = {
+        "run folder": short(folder.path),
+        "parameters": f"{sizes.parameters:,}",
+        "trajectories": f"{sizes.trajectories:,}",
+        "updates": f"{sizes.updates:,}",
+        "disk, at most": f"{sizes.disk_bytes / GIGABYTE:,.1f} GB with the store",
+    }
+    print_facts("What the run would do", facts)
+    click.echo(f"\nGB at the peak of each stage on the first GPU of {machine}, and on disk in the whole run\n")
+    shown = [row for row in rows if row["memory"]]
+    there = {part for row in shown for part in row["memory"]}
+    lines = [[part, *(_gigabytes(row["memory"].get(part, 0)) for row in shown)] for part in PARTS if part in there]
+    lines += [
+        ["in all", *(_gigabytes(row["memory_bytes"]) for row in shown)],
+        ["fits", *("yes" if row["fits"] else "NO" for row in shown)],
+        ["disk", *(_gigabytes(row["disk_bytes"]) for row in shown)],
+    ]
+    print_table(["", *(row["stage"] for row in shown)], lines)
+    for row in rows:
+        if not row["fits"]:
+            click.echo(f"{row['stage']} does not fit: {row['remedy']}")
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / GIGABYTE:.1f}" if size else ""
+
+
+def _print_list(title: str, lines: Sequence[str]) -> None:
+    if lines:
+        click.echo(f"\n{title}")
+        for line in lines:
+            click.echo(f"  {line}")

@@ -1,0 +1,98 @@
+"""The flow `reval-reproduce`: figures of the paper in small, or the rest of a reproduction that was interrupted."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.futures import as_completed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.progress import UnitBar, shown_warnings
+from flows.units import find_prompts, finish_run, is_finished, known_prompts
+from reval_core.files import digest, publish_json
+from reval_core.reproduction.measures import measure
+from reval_core.reproduction.page import write_page
+from reval_core.reproduction.plan import Unit, load_figure, units
+from reval_core.reproduction.records import Record
+from tasks.units import submit
+
+
+# Its threads only wait: how much is done at a time is the process pool's to say.
+@flow(name="reval-reproduce", persist_result=False, task_runner=ThreadPoolTaskRunner(max_workers=1000))
+def reproduce(
+    figures: list[str], seeds: int | None = None, out: str = "reproduction", workers: int | None = None
+) -> dict[str, Any]:
+    """Make figures, each from its runs, and the page of all figures that are there; give what was found.
+
+    Given again, it makes the runs that are missing and goes on with those that were interrupted.
+    """
+    settings = {name: load_figure(name) for name in figures}
+    place = Path(out)
+    found = {}
+    with shown_warnings(), _processes(workers or os.cpu_count() or 1) as executor, UnitBar() as bar:
+        for name, figure in settings.items():
+            started = time.monotonic()
+            if figure.prompts is not None:
+                _find(executor, figure.prompts, place)
+            planned = units(figure, place, seeds)
+            bar.begin(name, len(planned))
+            _finish(executor, planned, place, bar)
+            found[name] = measure(name, figure, [Record(unit) for unit in planned])
+            publish_json(place / "figures" / f"{name}.json", found[name])
+            write_page(place)
+            bar.line(name, found[name], time.monotonic() - started)
+    return found
+
+
+def _find(executor: Executor, search: str, out: Path) -> None:
+    """See that the prompts of a one-prompt study are there."""
+    known = known_prompts(search, str(out))
+    given = (search, str(out))
+    submit(executor, find_prompts, given, f"prompts {search}", search, out / "cache", known is not None).result()
+
+
+def _finish(executor: Executor, planned: list[Unit], out: Path, bar: UnitBar) -> None:
+    """See that all runs are finished, several at a time."""
+    futures = []
+    for unit in planned:
+        settings = unit.config.model_dump(mode="json")
+        given = (settings, str(unit.path))
+        title = str(unit.path.relative_to(out / "runs"))
+        futures.append(
+            submit(executor, finish_run, given, title, digest(*given), out / "cache", is_finished(*given))
+        )
+    for future in as_completed(futures):
+        future.result()
+        bar.step()
+
+
+@contextmanager
+def _processes(workers: int) -> Iterator[Executor]:
+    """Processes that do runs, until the end of the block; what they have not begun by then is left."""
+    executor = ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=_leave_with, initargs=(os.getpid(),)
+    )
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _leave_with(parent: int) -> None:
+    """End this process when its parent is gone: a killed reproduction must not hold its runs' folders."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,67 @@
+"""`reval reproduce`: make figures of the paper in the foreground and print what they came to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from flows.foreground import leave_undelivered, run_flow
+from flows.show import print_json, print_table, short
+from reval_core.errors import InputError, RunStopped
+from reval_core.files import read_json
+from reval_core.reproduction.plan import known_figures, load_figure, units
+
+
+def reproduce_here(
+    figures: Sequence[str], seeds: int | None, out: Path, workers: int | None, as_json: bool
+) -> None:
+    """Make figures in this process and those that it starts, and print what was measured."""
+    for name in figures:
+        units(load_figure(name), out, seeds)  # whatever is wrong is said before Prefect takes its seconds to start
+    results: dict[str, object] = {}
+
+    def flow() -> None:
+        from flows.reproduce import reproduce
+
+        results.update(reproduce(list(figures), seeds, str(out), workers))
+
+    delivered = run_flow(flow)
+    if not results:
+        raise RunStopped("Prefect's server stopped answering; start it again and give the same command")
+    if as_json:
+        print_json({name: _in_short(out, name) for name in figures})
+    else:
+        show_figures(out, figures)
+        click.echo(f"Page  {short((out / 'index.html').absolute())}")
+    if not delivered:
+        leave_undelivered()
+
+
+def show_figures(out: Path, names: Sequence[str] = (), as_json: bool = False) -> None:
+    """Print what there is to reproduce, and what came of it where it was."""
+    found = {name: _made(out, name) for name in names or known_figures()}
+    if as_json:
+        print_json({name: one and _in_short(out, name) for name, one in found.items()})
+        return
+    rows = []
+    for name, one in found.items():
+        figure = load_figure(name)
+        rows.append([name, figure.title, f"{figure.minutes:g} min", one["verdict"] if one else ""])
+    print_table(["figure", "what it shows", "takes", "verdict"], rows)
+
+
+def _made(out: Path, name: str) -> dict[str, object]:
+    path = out / "figures" / f"{name}.json"
+    return read_json(path) if path.exists() else {}
+
+
+def _in_short(out: Path, name: str) -> dict[str, object]:
+    """The verdict and the measured numbers."""
+    found = _made(out, name)
+    if not found:
+        raise InputError(f"{name}: was not made in {out}")
+    numbers = found["numbers"]
+    assert isinstance(numbers, dict)
+    return {"verdict": found["verdict"], "says": found["says"], **numbers}

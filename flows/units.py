@@ -1,0 +1,85 @@
+"""The pieces of a reproduction that run in worker processes: a whole run, or the search for its prompts.
+
+A short run does not pay for a Prefect task a stage; its folder resumes it all the same.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flows.rounds import train_rounds
+from flows.sittings import examine
+from reval_core import stages
+from reval_core.config import Config, ProblemSet
+from reval_core.config.protocol import Protocol
+from reval_core.evaluation.examination import open_examination
+from reval_core.evaluation.folder import EvaluationFolder, published_facts
+from reval_core.evaluation.subject import Subject, find_subject
+from reval_core.files import publish_json, read_json
+from reval_core.reproduction.plan import load_base, load_search, prompt_file
+from reval_core.reproduction.prompts import Asked, nearest, write_prompts
+from reval_core.run_folder import RunFolder
+from reval_core.session import open_session
+from reval_core.store import sql_views
+from reval_core.summary import summarise
+
+_RATES = """
+    SELECT prompt_id, problem, gold AS answer, avg(correct::INTEGER) AS rate, count(*) AS samples
+    FROM evaluations GROUP BY ALL ORDER BY prompt_id
+"""
+
+
+def finish_run(settings: dict[str, Any], path: str) -> dict[str, Any]:
+    """Do a run, or the rest of it, and give its summary."""
+    config, folder = Config.model_validate(settings), RunFolder(Path(path))
+    with open_session(folder, config) as session:
+        for _ in train_rounds(session, stages):
+            pass
+        summary = summarise(folder)
+        publish_json(folder.summary, summary)
+    return summary
+
+
+def is_finished(settings: dict[str, Any], path: str) -> bool:
+    """Whether nothing of a run is left to do."""
+    folder = RunFolder(Path(path))
+    return folder.summary.exists() and folder.is_finished(Config.model_validate(settings))
+
+
+def find_prompts(name: str, out: str) -> dict[str, Any]:
+    """Search the prompts of a one-prompt study, publish a file for each level, and give what was found."""
+    search, place = load_search(name), Path(out) / "prompts" / name
+    config = load_base(search.base)
+    folder = RunFolder(place / "policy-0")
+    with open_session(folder, config) as session:
+        stages.warm_start(session, 0)
+    subject = find_subject(str(folder.checkpoint(0)))
+    scouted = _asked(place / "scouted", subject, search.protocol(search.problems, search.scout_samples, config))
+    candidates = {one for rate in search.levels.values() for one in nearest(scouted, rate, search.candidates)}
+    write_prompts(place / "candidates.jsonl", sorted(candidates, key=lambda one: one.prompt_id))
+    again = ProblemSet(path=str(place / "candidates.jsonl"))
+    measured = _asked(place / "measured", subject, search.protocol(again, search.samples, config))
+    found = {level: nearest(measured, rate, 1)[0] for level, rate in search.levels.items()}
+    for level, one in found.items():
+        write_prompts(prompt_file(Path(out), name, level), [one])
+    summary = {level: vars(one) for level, one in found.items()}
+    publish_json(place / "summary.json", summary)
+    return summary
+
+
+def known_prompts(name: str, out: str) -> dict[str, Any] | None:
+    """What an earlier search has found."""
+    summary = Path(out) / "prompts" / name / "summary.json"
+    return read_json(summary) if summary.exists() else None
+
+
+def _asked(place: Path, subject: Subject, protocol: Protocol) -> list[Asked]:
+    """How often the policy solves each problem of the protocol."""
+    folder = EvaluationFolder(place)
+    with open_examination(folder, subject, protocol) as examination:
+        for _ in examine(examination, stages):
+            pass
+    with sql_views(folder.path, published_facts(folder.path)) as views:
+        rows = views.sql(_RATES).to_arrow_table().to_pylist()
+    return [Asked(**row) for row in rows]

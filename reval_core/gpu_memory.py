@@ -1,0 +1,243 @@
+"""What each stage of a run holds on a GPU, reckoned from the settings and the model's sizes. All figures are bytes.
+
+With P parameters, T of them trained, L layers of width d, a width A of all heads and G of all key-value heads, a
+feed-forward width F, a vocabulary of W tokens and micro-batches of n places (`learner.micro_batch_tokens`):
+
+    weights      4 P            float32, on every GPU
+    moments      8 T            AdamW's two, from the first update on
+    gradients    4 T            while learning; with several GPUs as much again, for what they exchange
+    copies       2 (P − E)      bfloat16 alone: autocast's copies of all weights but the E of embedding and head
+    a layer      n (20 d + 8 A + 8 F) in bfloat16, n (24 d + 16 A + 16 F) in float32: what its backward pass needs
+    activations  L layers; with checkpointing 4 n d L and the one layer that is made again
+    head         n (2048 · 6 + 12 d) + 4 W d   a slice of logits, its gradient, hidden states, the head's gradient
+    keys, values 2 L G e a token in numbers of e bytes
+
+A layer's figure counts what torch keeps of Llama's and Qwen's layers under an attention that makes no [n, n] matrix
+(sdpa, flash). An update's largest micro-batch is taken as full. benchmarks/memory.py compares with measurements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from reval_core.config import Config, Model, Rollouts, TransformersEngine, VllmEngine, VllmServerEngine
+from reval_core.head import SLICE
+from reval_core.models import architecture, count_parameters
+
+FLOAT, HALF = 4, 2
+
+CONTEXT = 1_000_000_000
+"""What CUDA and torch's libraries take before any tensor: assumed, a process. vLLM is another process."""
+
+ENGINE_WORK = 2_000_000_000
+"""vLLM's own buffers and captured graphs, beside weights and cache: assumed."""
+
+PROMPT = 1024
+"""The tokens of a prompt where `engine.max_model_len` does not say: assumed."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a model."""
+
+    parameters: int
+    trained: int
+    layers: int
+    width: int
+    attention: int
+    """A: heads × head size."""
+    keys: int
+    """G: key-value heads × head size."""
+    feed_forward: int
+    vocabulary: int
+    tied: bool
+    """Whether the head is the embedding."""
+    context: int | None
+    """The most tokens that it reads, if it says."""
+
+    @classmethod
+    def of(cls, model: Model) -> Sizes:
+        """The sizes of a model, by its config alone. Raises InputError if there is none."""
+        numbers = architecture(model)
+        parameters, trained = count_parameters(model)
+        heads = numbers.num_attention_heads
+        head = getattr(numbers, "head_dim", None) or numbers.hidden_size // heads
+        return cls(
+            parameters=parameters,
+            trained=trained,
+            layers=numbers.num_hidden_layers,
+            width=numbers.hidden_size,
+            attention=heads * head,
+            keys=(getattr(numbers, "num_key_value_heads", None) or heads) * head,
+            feed_forward=numbers.intermediate_size,
+            vocabulary=numbers.vocab_size,
+            tied=bool(numbers.tie_word_embeddings),
+            context=getattr(numbers, "max_position_embeddings", None),
+        )
+
+    def cache_a_token(self, bytes_each: int) -> int:
+        """The keys and values of one token."""
+        return 2 * self.layers * self.keys * bytes_each
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """What a stage holds at its peak on the first GPU, which has more to hold than any other."""
+
+    stage: str
+    parts: dict[str, int] = field(default_factory=dict)
+    remedy: str = ""
+    """The setting that helps where it does not fit."""
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return sum(self.parts.values())
+
+
+def stage_memory(config: Config, sizes: Sizes, gpus: int, gpu_bytes: int) -> list[StageMemory]:
+    """The peak of each stage on the first of so many GPUs of `gpu_bytes` each."""
+    standing = {"weights": FLOAT * sizes.parameters, "moments": 2 * FLOAT * sizes.trained}
+    other = CONTEXT * (2 if config.engine.kind in ("vllm", "auto") else 1)
+    standing |= {"other": other}
+    learning = _learning(config, sizes, gpus, standing)
+    scoring = _scoring(config, sizes, standing)
+    saving = StageMemory(
+        "checkpoint",
+        # reval_core.checkpoints copies the moments where they are before it writes them.
+        {**standing, "moments": 2 * standing["moments"]},
+        f"a checkpoint copies AdamW's moments on the GPU: {_smaller(config, sizes)}",
+    )
+    if not isinstance(config.rollouts, Rollouts):
+        return [scoring, learning, saving]
+    kept = max(one.total for one in (learning, scoring, saving)) - sum(standing.values())
+    generating = _generating(config, sizes, gpu_bytes, standing, kept)
+    return [
+        StageMemory("rollouts", *generating),
+        scoring,
+        learning,
+        StageMemory("evaluation", *generating),
+        saving,
+    ]
+
+
+def responses_at_once(config: Config, sizes: Sizes, gpu_bytes: int) -> tuple[int, int] | None:
+    """How many of vLLM's responses its cache holds at full length, and that length in tokens.
+
+    None for another engine.
+    """
+    engine = config.engine
+    if not isinstance(engine, VllmEngine) or not isinstance(config.rollouts, Rollouts):
+        return None
+    length = engine.max_model_len or _longest(config.rollouts, sizes)
+    token = sizes.cache_a_token(_engine_bytes(engine)) // engine.tensor_parallel_size
+    return min(engine.max_num_seqs, max(0, _vllm_cache(engine, sizes, gpu_bytes)) // (token * length)), length
+
+
+def layer_bytes(config: Config, sizes: Sizes) -> int:
+    """What one layer keeps for its backward pass over a full micro-batch."""
+    wide, rest = (20, 8) if _half(config) else (24, 16)
+    a_token = wide * sizes.width + rest * (sizes.attention + sizes.feed_forward)
+    return config.learner.micro_batch_tokens * a_token
+
+
+def _learning(config: Config, sizes: Sizes, gpus: int, standing: dict[str, int]) -> StageMemory:
+    learner, layer = config.learner, layer_bytes(config, sizes)
+    boundaries = FLOAT * learner.micro_batch_tokens * sizes.width * sizes.layers
+    gradients = FLOAT * sizes.trained
+    parts = {
+        **standing,
+        "gradients": gradients if gpus == 1 else 2 * gradients,
+        "copies": _copies(config, sizes),
+        "activations": boundaries + layer if learner.gradient_checkpointing else sizes.layers * layer,
+        "head": _head(config, sizes, backward=True),
+    }
+    remedies = [] if learner.gradient_checkpointing else ["set learner.gradient_checkpointing: true"]
+    if learner.micro_batch_tokens > 8192:
+        remedies.append("lower learner.micro_batch_tokens")
+    remedies.append(_smaller(config, sizes))
+    return StageMemory("learning", parts, ", or ".join(remedies))
+
+
+def _scoring(config: Config, sizes: Sizes, standing: dict[str, int]) -> StageMemory:
+    """The policy and, where it is another one, the reference: its weights are a second model unless adapters."""
+    parts = {
+        **standing,
+        "copies": _copies(config, sizes),
+        "activations": layer_bytes(config, sizes),
+        "head": _head(config, sizes, backward=False),
+        "reference": 0 if config.model.lora is not None else FLOAT * sizes.parameters,
+    }
+    return StageMemory("consistency", parts, f"lower learner.micro_batch_tokens, or {_smaller(config, sizes)}")
+
+
+def _generating(
+    config: Config, sizes: Sizes, gpu_bytes: int, standing: dict[str, int], kept: int
+) -> tuple[dict[str, int], str]:
+    """What generation holds, and the setting that helps. `kept` is what torch has freed and not given back."""
+    parts, engine = {**standing}, config.engine
+    if isinstance(engine, VllmServerEngine):
+        return parts, _smaller(config, sizes)
+    if isinstance(engine, TransformersEngine):
+        cached = HALF if _half(config) else FLOAT
+        length = _longest(config.generation, sizes)
+        parts["cache"] = config.generation.batch * length * sizes.cache_a_token(cached)
+        parts["copies"] = _copies(config, sizes)
+        return parts, "lower rollouts.prompts_per_shard, or take engine.kind: vllm"
+    vllm = engine if isinstance(engine, VllmEngine) else VllmEngine(kind="vllm")
+    weights = _engine_weights(vllm, sizes)
+    parts |= {"freed": kept, "engine": weights + ENGINE_WORK, "cache": _vllm_cache(vllm, sizes, gpu_bytes)}
+    if parts["cache"] <= 0:
+        return parts | {"cache": 0}, "raise engine.gpu_memory_utilization: its share does not hold the weights"
+    lower = "engine.gpu_memory_utilization" if vllm.kv_cache_gib is None else "engine.kv_cache_gib"
+    return parts, f"lower {lower} or learner.micro_batch_tokens, or take engine.kind: vllm-server on other GPUs"
+
+
+def _vllm_cache(engine: VllmEngine, sizes: Sizes, gpu_bytes: int) -> int:
+    """vLLM's cache of keys and values on one GPU; not above 0 where its share of the memory has no room for one."""
+    if engine.kv_cache_gib is not None:
+        return int(engine.kv_cache_gib * 2**30)
+    return int(engine.gpu_memory_utilization * gpu_bytes) - _engine_weights(engine, sizes) - ENGINE_WORK
+
+
+def _engine_weights(engine: VllmEngine, sizes: Sizes) -> int:
+    return _engine_bytes(engine) * sizes.parameters // engine.tensor_parallel_size
+
+
+def _engine_bytes(engine: VllmEngine) -> int:
+    return FLOAT if engine.dtype == "float32" else HALF
+
+
+def _longest(rollouts: Rollouts, sizes: Sizes) -> int:
+    """The most tokens of a prompt and its response."""
+    length = rollouts.max_tokens + PROMPT
+    return length if sizes.context is None else min(length, sizes.context)
+
+
+def _copies(config: Config, sizes: Sizes) -> int:
+    embedded = sizes.vocabulary * sizes.width * (1 if sizes.tied else 2)
+    return HALF * (sizes.parameters - embedded) if _half(config) else 0
+
+
+def _head(config: Config, sizes: Sizes, backward: bool) -> int:
+    places = config.learner.micro_batch_tokens
+    forward = places * (min(SLICE, sizes.vocabulary) * FLOAT + 4 * sizes.width)
+    if not backward:
+        return forward
+    more = places * (min(SLICE, sizes.vocabulary) * HALF + 8 * sizes.width)
+    trained = config.model.lora is None  # adapters leave the head alone
+    return forward + more + (FLOAT * sizes.vocabulary * sizes.width if trained else 0)
+
+
+def _half(config: Config) -> bool:
+    return config.learner.precision == "bfloat16"
+
+
+def _smaller(config: Config, sizes: Sizes) -> str:
+    if config.model.lora is not None:
+        return "take a smaller model"
+    standing = 4 * FLOAT * sizes.parameters
+    return (
+        f"train adapters (model.lora): weights, gradients and moments alone are {standing / 1e9:,.0f} GB, whole on "
+        "every GPU"
+    )

@@ -1,0 +1,33 @@
+"""What is measured in each figure's runs."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from reval_core.reproduction.finding import Finding
+from reval_core.reproduction.measures.rounds_to_target import fewer_rounds, more_updates
+from reval_core.reproduction.plan import Figure
+from reval_core.reproduction.records import Record
+
+_MEASURES: dict[str, Callable[[Sequence[Record]], Finding]] = {
+    "fig2": more_updates,
+    "fig3": fewer_rounds,
+}
+
+
+def measure(name: str, figure: Figure, records: Sequence[Record]) -> dict[str, Any]:
+    """What a figure came to, with the claim beside it and the runs that it is made of, as plain values."""
+    finding = _MEASURES[name](records)
+    return {
+        "figure": name,
+        "title": figure.title,
+        "paper": figure.paper,
+        "claim": figure.claim,
+        **finding.to_json(),
+        "seeds": sorted({one.seed for one in records}),
+        "runs": [{"arm": one.arm, "prompt": one.level, "seed": one.seed, "path": str(one.path)} for one in records],
+        "run_seconds": sum(sum(row["seconds"] for row in one.rounds) for one in records),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }

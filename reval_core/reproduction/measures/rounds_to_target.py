@@ -1,0 +1,166 @@
+"""Figures 2 and 3: rounds of generation until one prompt is solved, by GRPO and by ReVal with K updates a round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from reval_core.reproduction.finding import Chart, Finding, Line, Table, verdict
+from reval_core.reproduction.records import EVALUATED, ROUNDS, Record, arms, levels, of
+from reval_core.reproduction.statistics import Counts, Estimate, speed_up, typical
+
+PAPER_MEAN = 4.3
+"""The paper's mean speed-up over its three prompts."""
+
+
+def fewer_rounds(records: Sequence[Record]) -> Finding:
+    """Figure 3: GRPO's rounds over ReVal's, at one learning rate and each at its best."""
+    limit = records[0].config.rounds
+    counts = {arm: rounds_to_target(records, arm) for arm in arms(records)}
+    best = {kind: _best(records, counts, limit, kind) for kind in ("grpo", "reval")}
+    rates = {}
+    for rate in sorted({one.config.learner.lr for one in records}):
+        pair = [_best(records, counts, limit, kind, rate) for kind in ("grpo", "reval")]
+        if all(pair):
+            rates[f"{rate:g}"] = speed_up(counts[pair[0]], counts[pair[1]], limit)
+    grpo_rate = next(one for one in records if one.arm == best["grpo"]).config.learner.lr
+    same, overall = rates[f"{grpo_rate:g}"], speed_up(counts[best["grpo"]], counts[best["reval"]], limit)
+    says = (
+        f"At one learning rate ({grpo_rate:g}, GRPO's best) GRPO takes {_times(same)} as many rounds as ReVal; each "
+        f"at its best ({best['grpo']} against {best['reval']}) {_times(overall)}. The paper's mean is {PAPER_MEAN}×."
+    )
+    numbers = {
+        "same_rate": same.value,
+        "best": overall.value,
+        "intervals": {"same_rate": [same.low, same.high], "best": [overall.low, overall.high]},
+        "same_rate_by_rate": {rate: found.to_json() for rate, found in rates.items()},
+        "rounds": counts,
+        "best_arms": best,
+        "limit": limit,
+        "never_there": {
+            arm: sum(one is None for found in by.values() for one in found) for arm, by in counts.items()
+        },
+        "costs": costs(records),
+    }
+    return Finding(
+        verdict(same.value >= PAPER_MEAN, overall.value >= 4.0),
+        says,
+        numbers,
+        [_curves(records, level, list(best.values())) for level in levels(records)],
+        [rounds_table(records, counts, limit), cost_table(records)],
+        [ROUNDS, EVALUATED],
+    )
+
+
+def more_updates(records: Sequence[Record]) -> Finding:
+    """Figure 2: the more updates a round, the fewer rounds."""
+    limit = records[0].config.rounds
+    counts = {arm: rounds_to_target(records, arm) for arm in arms(records)}
+    reval = sorted(
+        (one for one in counts if _of_kind(records, one, "reval")), key=lambda arm: _updates(records, arm)
+    )
+    steps = {str(_updates(records, arm)): typical(counts[arm], limit) for arm in reval}
+    (grpo,) = (arm for arm in counts if _of_kind(records, arm, "grpo"))
+    falls = all(later < earlier for earlier, later in zip(steps.values(), list(steps.values())[1:], strict=False))
+    ahead = typical(counts[grpo], limit) > max(list(steps.values())[-2:])
+    listed = ", ".join(f"K = {updates}: {rounds:.1f}" for updates, rounds in steps.items())
+    says = (
+        f"Rounds to 95%, the geometric mean over three prompts: {listed}; GRPO {typical(counts[grpo], limit):.1f}."
+    )
+    numbers = {"rounds_by_updates": steps, "grpo_rounds": typical(counts[grpo], limit), "rounds": counts}
+    return Finding(
+        verdict(falls, ahead),
+        says,
+        numbers,
+        [_curves(records, level, [grpo, *reval]) for level in levels(records)],
+        [rounds_table(records, counts, limit)],
+        [ROUNDS, EVALUATED],
+    )
+
+
+def rounds_to_target(records: Sequence[Record], arm: str) -> Counts:
+    """An arm's rounds to the run's target accuracy, by prompt and seed; None where it never got there."""
+    target = records[0].config.evaluation.target
+    assert target is not None, "runs of this study end at a target"
+    return {level: [one.rounds_to(target) for one in of(records, arm, level)] for level in levels(records)}
+
+
+def rounds_table(records: Sequence[Record], counts: dict[str, Counts], limit: int) -> Table:
+    """Every run's rounds to the target, by arm and prompt."""
+    names = levels(records)
+    rows = [
+        [arm, *(", ".join(_shown(one, limit) for one in by[level]) for level in names), f"{typical(by, limit):.1f}"]
+        for arm, by in counts.items()
+    ]
+    return Table("Rounds to 95%, seed by seed", ["", *names, "typical"], rows)
+
+
+def costs(records: Sequence[Record]) -> dict[str, dict[str, float]]:
+    """What an arm spent until it was there: medians over its runs. Updates are no less part of the price."""
+    names = ("updates", "tokens", "generation_seconds", "learning_seconds")
+    return {
+        arm: {name: float(np.median([one.spent(name) for one in of(records, arm)])) for name in names}
+        for arm in arms(records)
+    }
+
+
+def cost_table(records: Sequence[Record]) -> Table:
+    """Updates, tokens and seconds beside the rounds."""
+    rows = [
+        [arm, f"{cost['updates']:.0f}", f"{cost['tokens']:,.0f}", f"{cost['generation_seconds']:.1f}",
+         f"{cost['learning_seconds']:.1f}"]
+        for arm, cost in costs(records).items()
+    ]  # fmt: skip
+    columns = ["", "updates", "generated tokens", "s generating", "s learning"]
+    return Table("What it cost until then, the median over runs", columns, rows)
+
+
+def _best(
+    records: Sequence[Record], counts: dict[str, Counts], limit: int, kind: str, rate: float | None = None
+) -> str:
+    """The arm of a kind that takes the fewest rounds, of those at one learning rate or of all; empty if none."""
+    known = [
+        arm
+        for arm in counts
+        if _of_kind(records, arm, kind) and rate in (None, of(records, arm)[0].config.learner.lr)
+    ]
+    return min(known, key=lambda arm: typical(counts[arm], limit), default="")
+
+
+def _of_kind(records: Sequence[Record], arm: str, kind: str) -> bool:
+    return of(records, arm)[0].config.objective.kind == kind
+
+
+def _updates(records: Sequence[Record], arm: str) -> int:
+    return of(records, arm)[0].config.learner.updates
+
+
+def _curves(records: Sequence[Record], level: str, names: Sequence[str]) -> Chart:
+    """The share of right rollouts, round by round; where a run has ended, it stays where it got."""
+    chosen = {arm: of(records, arm, level) for arm in names}
+    last = max(len(one.rounds) for found in chosen.values() for one in found)
+    lines = []
+    for arm, found in chosen.items():
+        longest = max(len(one.rounds) for one in found)
+        values = np.array([_held(one, longest) for one in found])
+        x = list(range(longest))
+        lines.append(Line(arm, x, values.mean(0).tolist(), values.min(0).tolist(), values.max(0).tolist()))
+    rate = f"{records[0].level}"
+    assert rate
+    return Chart(f"{level} prompt, first {last} rounds", lines, "round", percent=True)
+
+
+def _held(record: Record, rounds: int) -> list[float]:
+    """The share of right rollouts of each policy, of a run that ended earlier continued with its last."""
+    values = [float(row["accuracy"]) for row in record.rounds]
+    return values + [values[-1]] * (rounds - len(values))
+
+
+def _shown(rounds: Any, limit: int) -> str:
+    return f"> {limit}" if rounds is None else str(rounds)
+
+
+def _times(found: Estimate) -> str:
+    return f"{found.value:.1f}× (95% interval {found.low:.1f} to {found.high:.1f})"

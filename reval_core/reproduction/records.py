@@ -1,0 +1,78 @@
+"""What a run of a figure left, as the figure reads it: SQL over the run's published facts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from reval_core.evaluation.folder import published_facts
+from reval_core.reproduction.plan import Unit
+from reval_core.store import sql_views
+
+# Each is asked of each run by itself, as `reval sql RUN` would.
+ROUNDS = """
+SELECT
+    round, accuracy, held_out_accuracy, kl, delta_abs, response_length, tokens, updates, largest_gradient,
+    rollouts_seconds + verification_seconds AS generation_seconds,
+    consistency_seconds + sampling_seconds + learning_seconds AS learning_seconds,
+    rollouts_seconds + verification_seconds + consistency_seconds + sampling_seconds + learning_seconds
+        + evaluation_seconds + other_seconds AS seconds
+FROM rounds JOIN (
+    SELECT round, count(*) AS updates, max(grad_norm) AS largest_gradient FROM updates GROUP BY round
+) USING (round)
+ORDER BY round
+""".strip()
+EVALUATED = """
+SELECT round, problem_set, avg(correct::INTEGER) AS accuracy
+FROM evaluations GROUP BY ALL ORDER BY ALL
+""".strip()
+
+
+class Record:
+    """A finished run of a figure."""
+
+    def __init__(self, unit: Unit) -> None:
+        self.arm, self.level, self.seed = unit.arm, unit.level, unit.seed
+        self.config, self.path = unit.config, unit.path
+
+    @cached_property
+    def rounds(self) -> list[dict[str, Any]]:
+        """A row a round."""
+        return self._ask(ROUNDS)
+
+    @cached_property
+    def evaluated(self) -> dict[str, dict[int, float]]:
+        """Accuracy by problem set and round; 0 is before training."""
+        found: dict[str, dict[int, float]] = {}
+        for row in self._ask(EVALUATED):
+            found.setdefault(row["problem_set"], {})[row["round"]] = row["accuracy"]
+        return found
+
+    def rounds_to(self, accuracy: float) -> int | None:
+        """The first round whose policy was measured to be so good; None if none was."""
+        return next((row["round"] for row in self.rounds if (row["held_out_accuracy"] or 0.0) >= accuracy), None)
+
+    def spent(self, name: str, rounds: int | None = None) -> float:
+        """The sum of a column over the first so many rounds, or over all."""
+        return float(sum(row[name] for row in self.rounds[:rounds]))
+
+    def _ask(self, query: str) -> list[dict[str, Any]]:
+        with sql_views(self.path, published_facts(self.path)) as views:
+            rows: list[dict[str, Any]] = views.sql(query).to_arrow_table().to_pylist()
+        return rows
+
+
+def of(records: Sequence[Record], arm: str, level: str | None = None) -> list[Record]:
+    """The runs of an arm, on one prompt or on whatever it was run."""
+    return [one for one in records if one.arm == arm and (level is None or one.level == level)]
+
+
+def arms(records: Sequence[Record]) -> list[str]:
+    """The names of all arms, in their order."""
+    return list(dict.fromkeys(one.arm for one in records))
+
+
+def levels(records: Sequence[Record]) -> list[str]:
+    """The prompts that the runs were made on, in their order."""
+    return list(dict.fromkeys(one.level for one in records if one.level is not None))

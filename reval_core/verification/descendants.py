@@ -1,0 +1,69 @@
+"""The processes that a user's function has left running: found by their parents' ids in ``/proc``, and ended.
+
+A subreaper inherits every process below it whose own parent has ended, also one in a session of its own, so that
+none gets away. Only Linux has this; elsewhere these functions do and find nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Collection
+
+_PR_SET_CHILD_SUBREAPER = 36
+# For processes that another user owns, or that start others faster than they are found.
+_PATIENCE_SECONDS = 1.0
+_LOOK_AGAIN_SECONDS = 0.001
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of all processes below it whose own parent ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_descendants(spared: Collection[int] = ()) -> None:
+    """Kill and reap all processes below this one, but the children `spared` and what is below those."""
+    late = time.monotonic() + _PATIENCE_SECONDS
+    while (found := descendants(spared)) and time.monotonic() < late:
+        for process in found:
+            with contextlib.suppress(OSError):  # it has ended, or is another user's
+                os.kill(process, signal.SIGKILL)
+        for process in found:
+            with contextlib.suppress(ChildProcessError):  # not a child until its parent is gone
+                os.waitpid(process, os.WNOHANG)
+        time.sleep(_LOOK_AGAIN_SECONDS)
+
+
+def descendants(spared: Collection[int] = ()) -> list[int]:
+    """The ids of all processes below this one, but the children `spared` and what is below those."""
+    if not _has_children():
+        return []
+    children = defaultdict(list)
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+                children[int(file.read().rpartition(b")")[2].split()[1])].append(int(name))
+    found: list[int] = []
+    parents = [os.getpid()]
+    while parents:
+        below = [child for child in children[parents.pop()] if child not in spared]
+        found += below
+        parents += below
+    return found
+
+
+def _has_children() -> bool:
+    """Whether there is anything to look for, told without a walk through all processes."""
+    if sys.platform != "linux":
+        return False
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True

@@ -1,0 +1,77 @@
+"""`evaluation.target`: a run that ends once its policy is good enough."""
+
+from pathlib import Path
+
+from reval_core.pruning import plan
+from reval_core.report import write_report
+from reval_core.run_folder import RunFolder
+from tests.runs import run, small_config
+
+# Policy 0 of the small run is right a third of the time: rounds 1 and 2 are near 0.3, and reach 0.05 at once.
+EASY = {"rounds": 4, "evaluation__every": 4}
+
+
+def rounds_on_record(folder: RunFolder, stage: str) -> list[int]:
+    return [one.round for one in folder.manifests((stage,))]
+
+
+def test_a_run_ends_where_its_policy_reaches_the_target(tmp_path: Path) -> None:
+    config = small_config(**EASY, evaluation__target=0.05)
+    folder = RunFolder(tmp_path / "run")
+    summary = run(folder.path, config)
+    assert summary is not None
+    assert summary["rounds"] == 1
+    assert summary["final_accuracy"] >= 0.05
+    assert rounds_on_record(folder, "checkpoint")[-1] == 1, "what reached it is kept"
+    assert folder.is_finished(config)
+    write_report(folder)
+    assert "not finished" not in folder.report.read_text()
+
+
+def test_it_ends_there_again_when_it_is_started_again(tmp_path: Path) -> None:
+    config = small_config(**EASY, evaluation__target=0.05)
+    folder = RunFolder(tmp_path / "run")
+    run(folder.path, config, until=0)
+    assert not folder.is_finished(config)
+    first = run(folder.path, config)
+    again = run(folder.path, config)
+    assert first is not None
+    assert again is not None
+    assert {**again, "wall_seconds": 0} == {**first, "wall_seconds": 0}
+    assert rounds_on_record(folder, "recording") == [1]
+
+
+def test_a_target_out_of_reach_changes_no_policy(tmp_path: Path) -> None:
+    near, plain = (
+        run(tmp_path / name, small_config(**EASY, **target))
+        for name, target in (("near", {"evaluation__target": 1.0}), ("plain", {}))
+    )
+    assert near is not None
+    assert plain is not None
+    assert near["rounds"] == plain["rounds"] == 4
+    assert near["policy_digest"] == plain["policy_digest"]
+
+
+def test_rounds_near_the_target_are_evaluated(tmp_path: Path) -> None:
+    for target, evaluated in ((0.99, [0, 4]), (0.6, [0, 1, 4])):  # round 1 is right in 13 of 32, later ones less
+        folder = RunFolder(tmp_path / str(target))
+        run(folder.path, small_config(**EASY, evaluation__target=target))
+        assert rounds_on_record(folder, "evaluation") == evaluated
+
+
+def test_a_batch_of_its_own_changes_no_training(tmp_path: Path) -> None:
+    together, apart = (
+        run(tmp_path / str(batch), small_config(rounds=1, evaluation__batch=batch)) for batch in (None, 3)
+    )
+    assert together is not None
+    assert apart is not None
+    assert together["policy_digest"] == apart["policy_digest"]
+
+
+def test_a_finished_run_can_be_pruned(tmp_path: Path) -> None:
+    from reval_core.files import publish_json
+
+    config = small_config(**EASY, evaluation__target=0.05)
+    folder = RunFolder(tmp_path / "run")
+    publish_json(folder.summary, run(folder.path, config))
+    assert plan(folder, config).last_round >= 0

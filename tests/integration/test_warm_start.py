@@ -1,0 +1,52 @@
+"""Policy 0 of a warm start: what it is fitted to, and who shares it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reval_core import arithmetic, stages
+from reval_core.config import Config
+from reval_core.run_folder import RunFolder
+from reval_core.session import open_session
+from tests.runs import small_config
+
+
+def policy_zero(path: Path, config: Config) -> str:
+    with open_session(RunFolder(path), config) as session:
+        return str(stages.warm_start(session, 0).info["content"])
+
+
+def test_runs_with_one_seed_of_the_warm_start_share_policy_0(tmp_path: Path) -> None:
+    shared = [
+        policy_zero(tmp_path / str(seed), small_config(seed=seed, model__warm_start__seed=5)) for seed in (1, 2)
+    ]
+    assert shared[0] == shared[1]
+    assert policy_zero(tmp_path / "own", small_config(seed=1)) != shared[0]
+    assert policy_zero(tmp_path / "same", small_config(seed=5)) == shared[0]
+
+
+def test_a_run_on_a_file_is_fitted_to_arithmetic_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "one.jsonl"
+    file.write_text(json.dumps({"problem": "3+4=", "answer": "7"}) + "\n")
+    shown = [{"arithmetic": {"digits": 1}, "limit": 30}, {"arithmetic": {"digits": 1, "operators": "-"}}]
+    config = small_config(problems__train={"path": str(file)}, model__warm_start__problems=shown)
+    first = policy_zero(tmp_path / "first", config)
+    other = small_config(problems__train={"path": str(file)}, model__warm_start__problems=shown[:1])
+    assert policy_zero(tmp_path / "other", other) != first
+
+
+def test_it_takes_arithmetic_alone(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"arithmetic problems only; say of which in model.warm_start.problems"):
+        small_config(problems__train={"path": "own.jsonl"})
+    with pytest.raises(ValueError, match=r"arithmetic problems only"):
+        small_config(model__warm_start__problems={"path": "own.jsonl"})
+
+
+def test_mistakes_in_differences_have_the_sign_of_the_answer_or_come_near() -> None:
+    rng = np.random.default_rng(0)
+    negative = [int(arithmetic.plausible_mistake("12-62=", "-50", rng)) for _ in range(400)]
+    assert np.median(negative) < -30
+    positive = [int(arithmetic.plausible_mistake("62-12=", "50", rng)) for _ in range(400)]
+    assert min(positive) >= 0
