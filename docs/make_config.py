@@ -40,7 +40,7 @@ Made by `docs/make_config.py` from `reval_core/config/`; change the settings the
 
 A config is a YAML file, such as [`configs/demo.yaml`](../configs/demo.yaml). Nested keys are written with dots here
 and on the command line: `reval train CONFIG --set learner.lr=1e-4` lays one value over the file. A key that is not
-listed here is an error. `reval train CONFIG --dry-run` prints every key with the value that it will have.
+listed here is an error. `reval train CONFIG --dry-run` prints every key at work with its value.
 
 A file may stand on another, named from its own folder: `extends: other.yaml`. What it says goes before what the
 other says, key by key; a section of another `kind` or `source` and a list replace the other's. The run folder's

@@ -50,7 +50,7 @@ def train_rounds(session: Session, stages: Any) -> Iterator[int]:
             best = max(best, (goodness(evaluation), round))
             reached = reaches_target(evaluation, config)
             done.append(evaluation)
-        reset = config.reference.reset_every is not None and round % config.reference.reset_every == 0
+        reset = config.reference.reset_after(round, draws.info["residual_left"])
         if reset:
             reference = policy
         if reset or reached or best[1] == round or _due(session, "checkpoint", round, config.checkpoints.every):

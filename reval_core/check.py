@@ -54,7 +54,7 @@ _ROWS = {
         LEFT JOIN residuals r USING (round, "update", trajectory_id)
         WHERE d.round <= $learned GROUP BY ALL HAVING count(r.trajectory_id) <> 1""",
     "a round has more or fewer updates than were asked for": """
-        SELECT round FROM updates GROUP BY round HAVING count(*) <> $updates""",
+        SELECT round FROM updates GROUP BY round HAVING count(*) NOT BETWEEN $least_updates AND $updates""",
     "an evaluation is not of every problem and sample": """
         SELECT round FROM evaluations GROUP BY round
         HAVING count(*) <> (SELECT max(n) FROM (SELECT count(*) AS n FROM evaluations GROUP BY round))""",
@@ -101,6 +101,7 @@ def _rows(folder: RunFolder, config: Config) -> Finding:
         "trajectories": config.rollouts.trajectories,
         "fewer": isinstance(config.rollouts, Rollouts) and config.rollouts.cut_off,
         "updates": config.learner.updates,
+        "least_updates": config.learner.least_updates or config.learner.updates,
         "judged": _last_round(manifests, "verification"),
         "scored": _last_round(manifests, "consistency"),
         "learned": _last_round(manifests, "learning"),

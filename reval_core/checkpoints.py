@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,11 +127,14 @@ def goodness(evaluation: Manifest) -> float:
 
 def reference_round(manifests: Sequence[Manifest], config: Config) -> int:
     """The round whose policy is the reference now. Its checkpoint is saved just before the reset."""
-    every = config.reference.reset_every
-    if every is None:
-        return 0
     saved = [manifest.round for manifest in manifests if manifest.stage == "checkpoint"]
-    return max((number for number in saved if number % every == 0), default=0)
+    left = residuals_left(manifests)
+    return max((number for number in saved if config.reference.reset_after(number, left.get(number))), default=0)
+
+
+def residuals_left(manifests: Iterable[Manifest]) -> dict[int, float | None]:
+    """The share of the residual that each round began with, which resets may go by."""
+    return {one.round: one.info.get("residual_left") for one in manifests if one.stage == "sampling"}
 
 
 def checkpoint_rounds(folder: Path) -> list[int]:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from reval_core.errors import Damaged
 from reval_core.files import digest, file_digest, publish_file, publish_sealed, read_sealed
 
-SCHEMA_VERSION = "5"
+SCHEMA_VERSION = "6"
 
 Table = str
 """The name of a table: a key of `SCHEMAS`."""
@@ -168,6 +168,7 @@ SCHEMAS: dict[Table, pa.Schema] = {
         ("delta_abs", pa.float64()),
         ("drawn_delta_abs", pa.float64()),
         ("stored_delta_abs", pa.float64()),
+        ("residual_left", pa.float64()),
         ("kl", pa.float64()),
         ("entropy", pa.float64()),
         ("engine_gap", pa.float64()),

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from reval_core.checkpoints import reference_round, wanted_checkpoints
+from reval_core.checkpoints import reference_round, residuals_left, wanted_checkpoints
 from reval_core.config import Config, ImportedRollouts, Rollouts
 from reval_core.errors import Damaged
 from reval_core.facts import Manifest, read_manifest
@@ -102,22 +102,22 @@ def _missing_manifests(
     """Stages that have left nothing although something later stands."""
     present = {(manifest.round, manifest.stage) for manifest in manifests}
     last = max((folder.place(stage, round) for round, stage in present), default=(0, 0))
+    left = residuals_left(manifests)
     for round in range(last[0] + 1):
-        for stage in _due(config, round):
+        for stage in _due(config, round, config.reference.reset_after(round, left.get(round))):
             path = folder.manifest_path(stage, round)
             missing = (round, stage) not in present and folder.place(stage, round) < last
             if missing and str(path.relative_to(folder.path)) not in known:
                 yield _damage(folder, path, "is gone")
 
 
-def _due(config: Config, round: int) -> list[str]:
+def _due(config: Config, round: int, reset: bool) -> list[str]:
     """The stages that every finished round has; a last or a best round may have more."""
     made = ["rollouts", "verification", "consistency"]
     generates = isinstance(config.rollouts, Rollouts)
     if round == 0:
         imports = isinstance(config.rollouts, ImportedRollouts)
         return ["warm_start", *([] if generates else made), *([] if imports else ["evaluation"])]
-    reset = config.reference.reset_every is not None and round % config.reference.reset_every == 0
     sometimes = {
         "evaluation": round % config.evaluation.every == 0,
         "checkpoint": reset or round % config.checkpoints.every == 0,

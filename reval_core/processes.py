@@ -81,6 +81,7 @@ def follow(folder: RunFolder, run: Config) -> None:
     """Do as the first process tells, until it is done."""
     import torch
 
+    from reval_core.beta import with_beta
     from reval_core.checkpoints import load_learner
 
     learner: Learner | None = None
@@ -89,7 +90,7 @@ def follow(folder: RunFolder, run: Config) -> None:
             case "restore", checkpoint, threads:
                 torch.set_num_threads(threads)
                 learner = None  # before a second model is loaded
-                learner = load_learner(checkpoint, folder.base, run)
+                learner = load_learner(checkpoint, folder.base, with_beta(run, folder))
             case "learn", draws:
                 assert learner is not None, "the first process learns with a learner that it has announced"
                 try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from reval_core import processes
+from reval_core.beta import with_beta
 from reval_core.checkpoints import checkpoint_rounds, load_learner
 from reval_core.config import Config
 from reval_core.draws import DrawReader
@@ -71,7 +72,7 @@ def replay(
     processes.tell("restore", checkpoint, torch.get_num_threads())
     try:
         with processes.together():
-            learner = load_learner(checkpoint, folder.base, config)
+            learner = load_learner(checkpoint, folder.base, with_beta(config, folder))
     except Damaged as error:
         note_checkpoints(folder, [first])
         raise Damaged(f"{error}; reval resume makes it again") from error

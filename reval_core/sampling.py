@@ -82,6 +82,21 @@ def draw_round(store: Store, settings: Replay, round: int, batch: int, updates: 
     return pa.concat_tables(_as_draw(rows, round, update) for update, rows in enumerate(draws, start=1))
 
 
+def residual_left(store: Store, beta: float) -> float:
+    """ρ, the share of the residual that is left: mean |Δ(τ)| over mean |r(τ)/β|, both over the live buffer.
+
+    The residuals are those on record last: of the update that a trajectory was fed to last, or from when it was
+    scored. Without V in Δ or with ReVal's, mean |r/β| is what mean |Δ| would be were the policy the reference, so ρ
+    is 1 then. Where every reward is 0, ρ is 0 if every residual is, else 1: all that there is is left.
+    """
+    rows = store.query("SELECT delta, reward FROM buffer")
+    # fsum rounds once, at the end: the order of the rows, which a database made again may change, does not matter.
+    deltas, rewards = (math.fsum(np.abs(rows.column(name).to_numpy())) for name in ("delta", "reward"))
+    if rewards == 0:
+        return float(deltas > 0)
+    return deltas * beta / rewards
+
+
 def effective_sample_size(weights: np.ndarray) -> float:
     """(Σw)² / Σw²: how many equally weighted trajectories are worth as much."""
     return float(weights.sum() ** 2 / np.square(weights).sum())

@@ -13,6 +13,7 @@ import torch
 
 from reval_core import processes
 from reval_core.adapters import swapped_adapters
+from reval_core.beta import with_beta
 from reval_core.checkpoints import checkpoint_rounds, checkpoint_state, wanted_checkpoints
 from reval_core.config import Config, Reward, Rollouts, Verification
 from reval_core.draws import DrawReader
@@ -162,8 +163,12 @@ class Session:
                 yield model
 
     def take_in(self, manifest: Manifest) -> None:
-        """Let the store hold what a stage has published."""
+        """Let the store hold what a stage has published. From the first rollouts on, β is known."""
         self.store.ingest(manifest)
+        if manifest.stage == "rollouts":
+            known = with_beta(self.config, self.folder)
+            if known is not self.config:
+                self.config, self._learner = known, None  # whose objective had no β yet
 
     def rewind(self, stage: str, round: int) -> None:
         """Before a stage that is made again: let the store hold only what was published before it.
@@ -179,7 +184,7 @@ class Session:
         """Delete the checkpoints that nothing needs any more, now that newer ones are on record."""
         standing = set(checkpoint_rounds(self.folder.checkpoints))
         if len(standing) > self.config.checkpoints.keep:
-            manifests = self.folder.manifests(("checkpoint", "evaluation"))
+            manifests = self.folder.manifests(("sampling", "checkpoint", "evaluation"))
             for round in standing - wanted_checkpoints(manifests, self.config):
                 remove_folder(self.folder.checkpoint(round))
 

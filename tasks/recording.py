@@ -18,8 +18,8 @@ _record = as_task(stages.recording, retries=1)
 _ARTIFACT_EVERY = 10
 
 _SHOWN = """
-    round, accuracy, held_out_accuracy, reward, delta_abs, drawn_delta_abs, stored_delta_abs, kl, entropy,
-    response_length, grad_norm
+    round, accuracy, held_out_accuracy, reward, delta_abs, drawn_delta_abs, stored_delta_abs, residual_left, kl,
+    entropy, response_length, grad_norm
 """
 
 

@@ -12,8 +12,16 @@ import pyarrow as pa
 from reval_core.store import Store
 
 
-def buffer_of(folder: Path, deltas: Sequence[float], rounds: Sequence[int] | None = None) -> Store:
-    """A store whose buffer holds trajectories 0, 1, … with these residuals, of these rounds (all of round 1)."""
+def buffer_of(
+    folder: Path,
+    deltas: Sequence[float],
+    rounds: Sequence[int] | None = None,
+    rewards: Sequence[float] | None = None,
+) -> Store:
+    """A store whose buffer holds trajectories 0, 1, … with these residuals.
+
+    They are of round 1 and have the reward 1, if nothing else is given.
+    """
     count = len(deltas)
     store = Store(folder, folder / "replay.duckdb", capacity=max(1000, count))
     store.build([])
@@ -25,7 +33,7 @@ def buffer_of(folder: Path, deltas: Sequence[float], rounds: Sequence[int] | Non
             "shard": np.zeros(count, dtype=int),
             "row": np.arange(count),
             "shard_digest": ["digest"] * count,
-            "reward": np.ones(count),
+            "reward": np.array(rewards if rewards is not None else [1.0] * count),
             "advantage": np.zeros(count),
             "reference": ["reference"] * count,
             "log_ref": np.zeros(count),

@@ -171,11 +171,8 @@ class Config(Section):
         else:
             self._check_stored(self.rollouts)
         self._check_attention()
-        if self.objective.beta is None and self.replay.sampling == "prioritised":
-            raise ValueError(
-                f"replay.sampling: {self.objective.kind} without a beta has no residual to prioritise by; "
-                "take uniform or fresh"
-            )
+        if self.objective.beta is None and not isinstance(self.objective, ResidualObjective):
+            self._check_without_residual()
         self._check_warm_start()
         return self
 
@@ -186,6 +183,21 @@ class Config(Section):
             raise ValueError(
                 "model.warm_start: demonstrations are made for arithmetic problems only; say of which in "
                 "model.warm_start.problems"
+            )
+
+    def _check_without_residual(self) -> None:
+        kind = self.objective.kind
+        if self.replay.sampling == "prioritised":
+            raise ValueError(
+                f"replay.sampling: {kind} without a beta has no residual to prioritise by; take uniform or fresh"
+            )
+        if self.learner.least_updates is not None:
+            raise ValueError(
+                f"learner.least_updates: {kind} without a beta has no residual for K to follow; leave it out"
+            )
+        if self.reference.reset_below is not None:
+            raise ValueError(
+                f"reference.reset_below: {kind} without a beta has no residual that could fade; take reset_every"
             )
 
     def _check_generation(self, rollouts: Rollouts) -> None:

@@ -6,15 +6,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from reval_core.config.section import Section
+from reval_core.config.section import Section, not_given
 from reval_core.user_code import check_call
 
 
 class ResidualObjective(Section):
     """What the objectives that square a residual have in common. The options are off by default."""
 
-    beta: float = Field(gt=0)
+    beta: float | None = Field(None, gt=0)
     """β, the scale of the reward and the strength of the KL to the reference."""
+    beta_times_length: float | None = Field(None, gt=0, exclude_if=not_given)
+    """In place of beta: β is this over the mean tokens of the first responses. The paper's is 10 to 12."""
     huber: float | None = Field(None, gt=0)
     """Beyond this |Δ| the loss grows as a line. Departs from least squares: an outlier pulls no harder."""
     clip: float | None = Field(None, gt=0)
@@ -26,6 +28,10 @@ class ResidualObjective(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.beta is None and self.beta_times_length is None:
+            raise ValueError("beta: is missing; give it, or beta_times_length")
+        if self.beta is not None and self.beta_times_length is not None:
+            raise ValueError("beta_times_length: takes the place of beta; give one of the two")
         if self.huber is not None and self.clip is not None and self.huber >= self.clip:
             raise ValueError("huber: has no effect at or beyond clip; give one of the two, or a smaller one")
         return self
@@ -130,7 +136,9 @@ class Learner(Section):
     """The K updates of a round."""
 
     updates: int = Field(ge=1)
-    """K, the gradient updates a round."""
+    """K, the gradient updates a round; with `least_updates` the most."""
+    least_updates: int | None = Field(None, ge=1, exclude_if=not_given)
+    """K follows the residual: `updates` times the share of it that is left, and at least this."""
     lr: float = Field(gt=0)
     """AdamW's learning rate at its highest."""
     warmup_updates: int = Field(0, ge=0)
@@ -166,7 +174,16 @@ class Learner(Section):
             raise ValueError("betas: must hold two numbers from 0 to below 1")
         if (self.schedule == "constant") != (self.decay_updates is None):
             raise ValueError("decay_updates: belongs to schedule: linear or cosine, which need it")
+        if self.least_updates is not None and self.least_updates > self.updates:
+            raise ValueError(f"least_updates: {self.least_updates} is more than updates, the most ({self.updates})")
         return self
+
+    def updates_with(self, residual_left: float | None) -> int:
+        """K_t, the updates of a round that begins with this share of the residual (None without a β)."""
+        if self.least_updates is None:
+            return self.updates
+        assert residual_left is not None, "an objective without a beta is refused at load"
+        return max(self.least_updates, round(self.updates * min(1.0, residual_left)))
 
 
 class Reference(Section):
@@ -174,3 +191,20 @@ class Reference(Section):
 
     reset_every: int | None = Field(None, ge=1)
     """Every so many rounds the current policy becomes the reference; never if not given."""
+    reset_below: float | None = Field(None, gt=0, lt=1)
+    """Or after each round that began with less than this share of the residual left."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.reset_every is not None and self.reset_below is not None:
+            raise ValueError("reset_below: takes the place of reset_every; give one of the two")
+        return self
+
+    def reset_after(self, round: int, residual_left: float | None) -> bool:
+        """Whether the policy after a round becomes the reference; the round began with this share of the residual.
+
+        A share of 0 is no reason: there is nothing to learn from, and the reference is where it should be.
+        """
+        if self.reset_every is not None:
+            return round % self.reset_every == 0
+        return self.reset_below is not None and 0 < (residual_left or 0) < self.reset_below

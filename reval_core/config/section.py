@@ -21,3 +21,8 @@ class Section(BaseModel):
             if field is not None and field.annotation is not bool and any(isinstance(one, bool) for one in inner):
                 raise ValueError(f"{name}: true and false are no values here")
         return values
+
+
+def not_given(value: Any) -> bool:
+    """Leaves an optional key out of what is written and digested, so that runs without it keep their keys."""
+    return value is None

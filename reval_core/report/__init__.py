@@ -60,6 +60,9 @@ def _head(run: Run) -> Html:
         "wall time": duration(wall_seconds(run.folder)),
         "engine": ", ".join(engines) or "–",
     }
+    scored = run.of("consistency")
+    if scored and run.settings["objective"].get("beta_times_length"):  # the settings do not say what it came to
+        tiles["β"] = number(scored[0].info["beta"])
     cards = [tag("div", tag("dt", title), tag("dd", value)) for title, value in tiles.items()]
     for checkpoint in run.of("checkpoint")[-1:]:
         title = f"digest of the policy after round {checkpoint.round}"

@@ -77,8 +77,8 @@ GAIN = """
 """
 
 _CURVES = """
-    SELECT round, delta_abs, drawn_delta_abs, kl, entropy, response_length, truncated, grad_norm, staleness,
-           effective_sample_size
+    SELECT round, delta_abs, drawn_delta_abs, residual_left, kl, entropy, response_length, truncated, grad_norm,
+           staleness, effective_sample_size
     FROM rounds
     ORDER BY round
 """
@@ -146,6 +146,7 @@ class Curve:
 CURVES = (
     Curve("delta_abs", "Mean |Δ|", "nats"),
     Curve("drawn_delta_abs", "Mean |Δ| of draws", "nats, before each update"),
+    Curve("residual_left", "Residual left", "of |r/β|", percent=True),
     Curve("kl", "KL to the reference", "nats a response"),
     Curve("entropy", "Entropy", "nats a token"),
     Curve("response_length", "Response length", "tokens"),

@@ -65,7 +65,10 @@ def scoring_settings(config: Config) -> list[Any]:
 def consistency(
     session: Session, round: int, rollouts: Manifest, verdicts: Manifest, policy: Policy, reference: Policy
 ) -> Outcome:
-    """Score the round's fresh trajectories under the policy that wrote them and under the reference."""
+    """Score the round's fresh trajectories under the policy that wrote them and under the reference.
+
+    `info["beta"]` is the β that their residuals go by; None where the objective has none.
+    """
     files = rollouts.files_of("trajectories")
     shards = pa.concat_tables(read_table(session.folder.path / file.path, TOKEN_COLUMNS) for file in files)
     reward = read_table(session.folder.path / verdicts.file("verdicts").path, ("reward",)).column("reward")
@@ -75,7 +78,7 @@ def consistency(
         gaps = table.column("engine_gap").to_numpy()
         worst = np.argsort(-gaps, kind="stable")[:_SAMPLED].tolist()  # NaN comes last
         stop_if_apart(session, round, table, policy, partial(_sample, session, shards, policy, worst))
-    return Outcome([publish(session, round, "scores", table)])
+    return Outcome([publish(session, round, "scores", table)], {"beta": session.config.objective.beta})
 
 
 def score_trajectories(

@@ -67,6 +67,7 @@ def recording(session: Session, round: int, manifests: Sequence[Manifest]) -> Ou
     row |= {
         "round": round,
         "held_out_accuracy": info.get("evaluation", {}).get("accuracy"),
+        "residual_left": info["sampling"]["residual_left"],
         "stored_delta_abs": info.get("evaluation", {}).get("delta_abs"),
         "other_seconds": other,
         "rollout_tokens_per_second": _rate(

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from reval_core.check import check_run
+from reval_core.config import Config
 from reval_core.run_folder import RunFolder
 from reval_core.summary import summarise
-from tests.faults.zygote import CONFIG
+from tests.faults.zygote import BEYOND, CONFIG
 from tests.integration.test_training import tables
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,7 @@ KILLS = 100
 SHORT = 5
 
 Start = Callable[..., int]
-"""(path, kill=…, trace=…, tamper=…) -> the exit status of a run in a process of its own."""
+"""(path, config=…, kill=…, trace=…, tamper=…) -> the exit status of a run in a process of its own."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,14 @@ def undisturbed(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Undis
     return Undisturbed(folder / "run", (folder / "moments").read_text().splitlines())
 
 
+@pytest.fixture(scope="module")
+def beyond(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """A run in which K, the reset and β go by what it finds."""
+    folder = tmp_path_factory.mktemp("beyond")
+    assert start(folder / "run", config="beyond", trace=str(folder / "moments")) == 0
+    return Undisturbed(folder / "run", (folder / "moments").read_text().splitlines())
+
+
 def chosen(moments: list[str], number: int) -> str:
     """The number-th of the moments to strike at: stages by turns, a seeded moment within each."""
     stages = sorted({moment.split("/")[0] for moment in moments})
@@ -70,12 +79,12 @@ def shards(path: Path) -> dict[str, int]:
     return {note.stem + note.parent.name: note.with_suffix(".parquet").stat().st_mtime_ns for note in notes}
 
 
-def assert_same_end(path: Path, undisturbed: Undisturbed) -> None:
+def assert_same_end(path: Path, undisturbed: Undisturbed, config: Config = CONFIG) -> None:
     """The weights, every row of every table, and all that `reval check` looks at."""
     hurt, whole = RunFolder(path), RunFolder(undisturbed.path)
     assert summarise(hurt)["policy_digest"] == summarise(whole)["policy_digest"]
     assert tables(hurt) == tables(whole)
-    findings = list(check_run(hurt, CONFIG))
+    findings = list(check_run(hurt, config))
     assert [finding.part for finding in findings] == ["files", "rows", "database", "replay"]
     assert [problem for finding in findings for problem in finding.problems] == []
     assert not list(path.rglob("*.partial"))
@@ -92,6 +101,21 @@ def test_a_killed_run_ends_as_one_that_was_not(start, undisturbed, tmp_path, num
     assert start(path) == 0, moment
     assert {name: shards(path)[name] for name in finished} == finished, f"{moment}: a finished shard was made again"
     assert_same_end(path, undisturbed)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        *("consistency", "learning", "reference_reset"),
+        *(pytest.param(stage, marks=pytest.mark.full) for stage in ("rollouts", "sampling", "checkpoint")),
+    ],
+)
+def test_a_killed_run_that_goes_by_what_it_finds_ends_as_one_that_was_not(start, beyond, tmp_path, stage):
+    path, rng = tmp_path / "run", random.Random(stage)
+    moment = rng.choice([moment for moment in beyond.moments if moment.split("/")[0] == stage])
+    assert start(path, config="beyond", kill=moment) == -9, f"{moment} was not reached"
+    assert start(path, config="beyond") == 0, moment
+    assert_same_end(path, beyond, BEYOND)
 
 
 def test_a_run_killed_three_times_ends_as_one_that_was_not(start, undisturbed, tmp_path):

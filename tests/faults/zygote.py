@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,6 +30,23 @@ CONFIG = small_config(
 )
 """Three rounds in two shards each, with a reset, checkpoints that are deleted, and a buffer that overflows."""
 
+BEYOND = small_config(
+    rollouts__prompts=8,
+    rollouts__prompts_per_shard=4,
+    model__warm_start__steps=20,
+    objective={"kind": "reval", "beta_times_length": 3.5},
+    reward__kind="signed",
+    replay__capacity=80,
+    learner__updates=6,
+    learner__least_updates=2,
+    reference__reset_below=0.95,
+    checkpoints__keep=1,
+    verification__workers=1,
+)
+"""The same where β comes from the length, and K and the reset from the residual."""
+
+CONFIGS = {"plain": CONFIG, "beyond": BEYOND}
+
 
 def main() -> None:
     torch.set_num_threads(1)
@@ -45,12 +63,13 @@ def main() -> None:
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def _run(path: Path, request: dict[str, object]) -> int:
+def _run(path: Path, request: dict[str, Any]) -> int:
+    config = CONFIGS[request.pop("config", "plain")]
     # Nothing is shared with any other run, not even the fitted model of the warm start.
     os.environ["XDG_CACHE_HOME"] = str(path.parent / "cache")
     try:
         with strike(**request):
-            run(path, CONFIG)
+            run(path, config)
     except BaseException:
         traceback.print_exc()
         return 1

@@ -45,7 +45,9 @@ def three_updates(objective: config.Reval | config.Grpo) -> dict[str, Any]:
 
 def whole_run(path: Path) -> None:
     """A small run in all processes."""
-    settings = small_config(rounds=2, reference__reset_every=1)
+    settings = small_config(
+        rounds=2, reference__reset_every=1, objective={"kind": "reval", "beta_times_length": 0.25}
+    )
     if processes.is_first():
         run(path, settings)
     else:

@@ -46,7 +46,9 @@ def test_two_processes_learn_what_one_learns(launch, kind, tmp_path):
 
 def test_a_run_in_two_processes_learns_what_one_learns_and_goes_on_in_two_alone(tmp_path):
     in_two_processes(DDP, "run", str(tmp_path / "two"))
-    settings = small_config(rounds=2, reference__reset_every=1)
+    settings = small_config(
+        rounds=2, reference__reset_every=1, objective={"kind": "reval", "beta_times_length": 0.25}
+    )
     run(tmp_path / "one", settings)
     one, two = (
         read_table(folder.path / folder.facts(1, "updates"))

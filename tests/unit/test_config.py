@@ -204,7 +204,12 @@ def out_of_range(field: FieldInfo) -> list[float]:
         ("  capacity: 16", "  capacity: 7", "run.yaml:16: replay.capacity: ", "(4 prompts × 2 samples = 8)"),
         ("  capacity: 16", "  capacity: 16\n  sampling: new", "run.yaml:17: replay.sampling: ", "'prioritised'"),
         ("  capacity: 16", "  capacity: 16\n  capcity: 1", "run.yaml:17: replay.capcity: ", "mean 'capacity'?"),
-        ("  updates: 2", "  zzz: 0.9\n  updates: 2", "run.yaml:18: learner.zzz: ", "known here: updates, lr, "),
+        (
+            "  updates: 2",
+            "  zzz: 0.9\n  updates: 2",
+            "run.yaml:18: learner.zzz: ",
+            "known here: updates, least_",
+        ),
         ("  updates: 2", "  betas: 0.9\n  updates: 2", "run.yaml:18: learner.betas: ", "not 0.9"),
         ("  updates: 2", "  betas: [0.9]\n  updates: 2", "run.yaml:18: learner.betas.1: ", "is missing"),
         ("  updates: 2", "  betas: [0, x]\n  updates: 2", "run.yaml:18: learner.betas.1: ", "not 'x'"),
@@ -700,11 +705,14 @@ def configs(draw: st.DrawFn) -> Config:
     objective = draw(
         st.one_of(
             st.fixed_dictionaries({"kind": st.sampled_from(["reval", "tbrm", "regression"]), "beta": rates}),
+            st.fixed_dictionaries({"kind": st.just("reval"), "beta_times_length": rates}),
             st.fixed_dictionaries({"kind": st.just("grpo")}, optional={"clip_high": rates}),
         )
     )
     prompts, samples = draw(st.integers(1, 100)), draw(st.integers(2, 16))
-    kinds = ["uniform", "fresh"] + ["prioritised"] * (objective["kind"] != "grpo")
+    with_beta = objective["kind"] != "grpo"
+    kinds = ["uniform", "fresh"] + ["prioritised"] * with_beta
+    resets = [{}, {"reset_every": None}, {"reset_every": 3}] + [{"reset_below": 0.3}] * with_beta
     return Config.model_validate(
         {
             "seed": draw(st.integers(0, 2**70)),
@@ -721,8 +729,9 @@ def configs(draw: st.DrawFn) -> Config:
             "objective": objective,
             "replay": {"capacity": prompts * samples + draw(counts), "sampling": draw(st.sampled_from(kinds))}
             | section(importance_exponent=st.tuples(shares, shares), priority_exponent=rates),
-            "learner": {"updates": draw(counts), "lr": draw(rates)} | section(weight_decay=rates),
-            "reference": section(reset_every=maybe(counts)),
+            "learner": {"updates": draw(counts), "lr": draw(rates)}
+            | section(weight_decay=rates, **{"least_updates": st.just(1)} if with_beta else {}),
+            "reference": draw(st.sampled_from(resets)),
             "tracking": section(uri=maybe(texts), experiment=texts),
         }
     )
