@@ -15,7 +15,7 @@ from reval_core.errors import InputError
 from reval_core.loading import load_config, load_settings
 from reval_core.reproduction.prompts import PromptSearch
 
-PAPER = Path(__file__).parents[2] / "configs" / "paper"
+SMALL = Path(__file__).parents[2] / "configs" / "paper" / "small"
 """The configs of the runs; beside them one YAML a figure in `figures/`, one a search for prompts in `prompts/`."""
 
 
@@ -31,9 +31,9 @@ class Figure(Section):
     minutes: float
     """What all of its runs took on two cores, as measured."""
     base: str
-    """The config that its runs start from, in `configs/paper/`."""
+    """The config that its runs start from, in `configs/paper/small/`."""
     prompts: str | None = None
-    """The search that finds the prompts of a one-prompt study, in `configs/paper/prompts/`."""
+    """The search that finds the prompts of a one-prompt study, in `configs/paper/small/prompts/`."""
     levels: tuple[str, ...] = ()
     """Which of its prompts each arm is run on; all of them if not given."""
     seeds: int = Field(3, ge=1)
@@ -57,24 +57,24 @@ class Unit:
 
 def known_figures() -> list[str]:
     """The figures that there are, the paper's first and in its order."""
-    return sorted((path.stem for path in (PAPER / "figures").glob("*.yaml")), key=_order)
+    return sorted((path.stem for path in (SMALL / "figures").glob("*.yaml")), key=_order)
 
 
 def load_figure(name: str) -> Figure:
     """The settings of a figure. Raises InputError for a name that is none, and for settings that are wrong."""
     if name not in known_figures():
         raise InputError(f"no figure is called {name!r}; there are {', '.join(known_figures())}")
-    return load_settings(PAPER / "figures" / f"{name}.yaml", Figure)
+    return load_settings(SMALL / "figures" / f"{name}.yaml", Figure)
 
 
 def load_search(name: str) -> PromptSearch:
     """The settings of a search for prompts."""
-    return load_settings(PAPER / "prompts" / f"{name}.yaml", PromptSearch)
+    return load_settings(SMALL / "prompts" / f"{name}.yaml", PromptSearch)
 
 
 def load_base(name: str, overrides: Sequence[str] = ()) -> Config:
     """The config that runs start from."""
-    return load_config(PAPER / f"{name}.yaml", overrides)
+    return load_config(SMALL / f"{name}.yaml", overrides)
 
 
 def units(figure: Figure, out: Path, seeds: int | None = None) -> list[Unit]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from reval_core.arithmetic import set_name
 from reval_core.reproduction.finding import Chart, Finding, Line, Table, verdict
 from reval_core.reproduction.records import EVALUATED, ROUNDS, Record, arms, of
 from reval_core.reproduction.statistics import Estimate, difference, mean_over_seeds
@@ -22,7 +23,9 @@ def methods(records: Sequence[Record]) -> Finding:
         f"points ahead of GRPO and {_points(ahead['TBRM'])} ahead of TBRM; best is {best}."
     )
     numbers = {
-        "accuracy": {arm: {name: float(np.mean(one)) for name, one in found.items()} for arm, found in final.items()},
+        "accuracy": {
+            arm: {name: float(np.mean(one)) for name, one in found.items()} for arm, found in final.items()
+        },
         "average": {arm: mean_over_seeds(found).to_json() for arm, found in average.items()},
         "ahead_of": {arm: found.to_json() for arm, found in ahead.items()},
     }
@@ -65,7 +68,10 @@ def reward_designs(records: Sequence[Record]) -> Finding:
     """Figure 9: rewards centred by the group's mean are best, ±1 is worst."""
     found = _practised(records)
     order = sorted(found, key=lambda arm: -float(np.mean(found[arm])))
-    says = f"Accuracy on held-out problems after the last round: {_listed(found)}. From best to worst: {', '.join(order)}."
+    says = (
+        f"Accuracy on held-out problems after the last round: {_listed(found)}. "
+        f"From best to worst: {', '.join(order)}."
+    )
     return Finding(
         verdict(order[0] == "centred", order[-1] == "±1"),
         says,
@@ -128,9 +134,7 @@ def _one_is_best(records: Sequence[Record], name: str, title: str) -> Finding:
 
 def _final(found: Sequence[Record]) -> dict[str, list[float]]:
     """By problem set, each run's accuracy after its last round."""
-    return {
-        name: [one.evaluated[name][max(one.evaluated[name])] for one in found] for name in found[0].evaluated
-    }
+    return {name: [one.evaluated[name][max(one.evaluated[name])] for one in found] for name in found[0].evaluated}
 
 
 def _practised(records: Sequence[Record]) -> dict[str, list[float]]:
@@ -142,8 +146,6 @@ def _practised(records: Sequence[Record]) -> dict[str, list[float]]:
 def _first_set(records: Sequence[Record]) -> str:
     held_out = records[0].config.problems.held_out[0].arithmetic
     assert held_out is not None, "what is practised is arithmetic"
-    from reval_core.arithmetic import set_name
-
     return set_name(held_out.digits, held_out.operators)
 
 
@@ -160,7 +162,9 @@ def _line(arm: str, x: Sequence[int], values: np.ndarray) -> Line:
 def _sets_table(records: Sequence[Record], final: dict[str, dict[str, list[float]]]) -> Table:
     names = list(records[0].evaluated)
     start = {name: records[0].evaluated[name][0] for name in names}
-    rows = [["before", *(f"{100 * start[name]:.1f}" for name in names), f"{100 * np.mean(list(start.values())):.1f}"]]
+    rows = [
+        ["before", *(f"{100 * start[name]:.1f}" for name in names), f"{100 * np.mean(list(start.values())):.1f}"]
+    ]
     for arm, found in final.items():
         cells = [_percent(mean_over_seeds(found[name])) for name in names]
         rows.append([arm, *cells, _percent(mean_over_seeds(_over_sets(found)))])
@@ -181,6 +185,3 @@ def _points(found: Estimate) -> str:
 
 def _percent(found: Estimate) -> str:
     return f"{100 * found.value:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
-
-
-_Statistic = Callable[[Sequence[float]], Estimate]

@@ -43,7 +43,10 @@ def no_reward(records: Sequence[Record]) -> Finding:
 
 def gradients(records: Sequence[Record]) -> Finding:
     """Figure 11: with a small β the regression's gradient explodes where ReVal's does not."""
-    largest = {arm: [max(row["largest_gradient"] for row in one.rounds) for one in of(records, arm)] for arm in arms(records)}
+    largest = {
+        arm: [max(row["largest_gradient"] for row in one.rounds) for one in of(records, arm)]
+        for arm in arms(records)
+    }
     middle = {arm: float(np.median(found)) for arm, found in largest.items()}
     names = list(middle)
     betas = {arm: of(records, arm)[0].config.objective.beta for arm in names}
@@ -62,13 +65,17 @@ def gradients(records: Sequence[Record]) -> Finding:
          f"{100 * float(np.mean(accuracy[arm])):.1f}"]
         for arm in names
     ]  # fmt: skip
-    table = Table("Largest gradient norm, before clipping", ["", "median", "seed by seed", "last accuracy, %"], rows)
+    table = Table(
+        "Largest gradient norm, before clipping", ["", "median", "seed by seed", "last accuracy, %"], rows
+    )
     return Finding(
         verdict(ratio > 10, worse),
         says,
         {"largest_gradient": middle, "regression_to_reval": ratio, "seed_by_seed": largest, "accuracy": accuracy},
         [
-            rounds_chart(records, "largest_gradient", "Largest gradient norm of a round, before clipping", log=True),
+            rounds_chart(
+                records, "largest_gradient", "Largest gradient norm of a round, before clipping", log=True
+            ),
             accuracy_chart(records),
         ],
         [table],
