@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from flows.foreground import leave_undelivered, run_flow
-from flows.show import print_json, print_table, short
+from flows.show import print_json, print_rows, short
 from reval_core.errors import InputError, RunStopped
 from reval_core.files import read_json
 from reval_core.reproduction.plan import known_figures, load_figure, units
@@ -49,7 +49,7 @@ def show_figures(out: Path, names: Sequence[str] = (), as_json: bool = False) ->
     for name, one in found.items():
         figure = load_figure(name)
         rows.append([name, figure.title, f"{figure.minutes:g} min", one["verdict"] if one else ""])
-    print_table(["figure", "what it shows", "takes", "verdict"], rows)
+    print_rows(["figure", "what it shows", "takes", "verdict"], rows)
 
 
 def _made(out: Path, name: str) -> dict[str, object]:

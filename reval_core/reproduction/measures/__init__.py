@@ -7,13 +7,24 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from reval_core.reproduction.finding import Finding
+from reval_core.reproduction.measures import one_rollout
+from reval_core.reproduction.measures.accuracy import methods, reference_resets, reward_designs, strengths
 from reval_core.reproduction.measures.rounds_to_target import best_settings, fewer_rounds, more_updates
+from reval_core.reproduction.measures.stability import gradients, no_reward
 from reval_core.reproduction.plan import Figure
 from reval_core.reproduction.records import Record
 
 _MEASURES: dict[str, Callable[[Sequence[Record]], Finding]] = {
     "fig2": more_updates,
     "fig3": fewer_rounds,
+    "fig4": methods,
+    "fig5": one_rollout.fewer_rounds,
+    "fig6": one_rollout.less_time,
+    "fig7": reference_resets,
+    "fig8": strengths,
+    "fig9": reward_designs,
+    "fig10": no_reward,
+    "fig11": gradients,
     "search": best_settings,
 }
 

@@ -84,7 +84,7 @@ def reward_designs(records: Sequence[Record]) -> Finding:
 
 def accuracy_chart(records: Sequence[Record], problem_set: str | None = None) -> Chart:
     """Accuracy over rounds on one problem set, the one practised if none is named."""
-    name = problem_set or next(iter(records[0].evaluated))
+    name = problem_set or practised_set(records)
     lines = []
     for arm in arms(records):
         curves = [one.evaluated[name] for one in of(records, arm)]
@@ -140,10 +140,11 @@ def _final(found: Sequence[Record]) -> dict[str, list[float]]:
 def _practised(records: Sequence[Record]) -> dict[str, list[float]]:
     """By arm, each run's last accuracy on held-out problems of the kind that was practised."""
     final = {arm: _final(of(records, arm)) for arm in arms(records)}
-    return {arm: found[_first_set(records)] for arm, found in final.items()}
+    return {arm: found[practised_set(records)] for arm, found in final.items()}
 
 
-def _first_set(records: Sequence[Record]) -> str:
+def practised_set(records: Sequence[Record]) -> str:
+    """The name of the held-out problems of the kind that was practised: the first set."""
     held_out = records[0].config.problems.held_out[0].arithmetic
     assert held_out is not None, "what is practised is arithmetic"
     return set_name(held_out.digits, held_out.operators)

@@ -28,8 +28,8 @@ def fewer_rounds(records: Sequence[Record]) -> Finding:
     grpo_rate = next(one for one in records if one.arm == best["grpo"]).config.learner.lr
     same, overall = rates[f"{grpo_rate:g}"], speed_up(counts[best["grpo"]], counts[best["reval"]], limit)
     says = (
-        f"At one learning rate ({grpo_rate:g}, GRPO's best) GRPO takes {_times(same)} as many rounds as ReVal; each "
-        f"at its best ({best['grpo']} against {best['reval']}) {_times(overall)}. The paper's mean is {PAPER_MEAN}×."
+        f"At one learning rate ({grpo_rate:g}, GRPO's best) GRPO takes {_times(same)} as many rounds as ReVal; "
+        f"each at its best ({best['grpo']} against {best['reval']}) {_times(overall)}. The paper has {PAPER_MEAN}×."
     )
     numbers = {
         "same_rate": same.value,

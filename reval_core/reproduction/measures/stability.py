@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from reval_core.reproduction.finding import Finding, Table, verdict
-from reval_core.reproduction.measures.accuracy import accuracy_chart, rounds_chart
+from reval_core.reproduction.measures.accuracy import accuracy_chart, practised_set, rounds_chart
 from reval_core.reproduction.records import EVALUATED, ROUNDS, Record, arms, of
 from reval_core.reproduction.statistics import mean_over_seeds
 
@@ -88,5 +88,5 @@ def _last_kl(record: Record) -> float:
 
 
 def _last_accuracy(record: Record) -> float:
-    curve = next(iter(record.evaluated.values()))
+    curve = record.evaluated[practised_set([record])]
     return curve[max(curve)]
