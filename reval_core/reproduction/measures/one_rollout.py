@@ -38,8 +38,8 @@ def less_time(records: Sequence[Record]) -> Finding:
     here = _seconds(spent["GRPO"]) / _seconds(spent[ours])
     says = (
         f"At the paper's costs ({PAPER_SECONDS['generation']} s a round, {PAPER_SECONDS['update']} s an update) "
-        f"{ours} reaches GRPO's best level {faster:.1f} times faster. Here, where {_share(spent['GRPO'])} of GRPO's "
-        f"seconds and {_share(spent[ours])} of ReVal's are generation, it is {here:.2f} times."
+        f"{ours} reaches GRPO's best level {faster:.1f} times faster. Here, where {_share(spent['GRPO'])} of the "
+        f"seconds with GRPO and {_share(spent[ours])} of those with ReVal are generation, it is {here:.2f} times."
     )
     numbers = {"level": level, "until_level": spent, "faster_at_paper_costs": faster, "faster_here": here}
     return _finding(records, faster > 1, says, numbers, spent)

@@ -1,0 +1,166 @@
+"""`reval reproduce` through Prefect and real processes: prompts, runs, the page, and going on after a kill."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from reval_core.files import read_json
+from reval_core.reproduction import plan
+from tests.conftest import SMALL
+
+ROOT = Path(__file__).parents[2]
+
+
+def configs(folder: Path) -> Path:
+    """A study of seconds, laid out as configs/paper/small."""
+    base: dict[str, Any] = copy.deepcopy(SMALL)
+    base["rounds"] = 4
+    base["model"]["warm_start"] |= {"seed": 0, "problems": {"arithmetic": {"digits": 1, "operators": "+"}}}
+    base["problems"]["contaminated"] = "keep"
+    base["rollouts"] = {"prompts": 1, "samples": 16, "max_tokens": 4}
+    base["replay"] = {"capacity": 64}
+    base["evaluation"] = {"every": 100, "samples": 64, "batch": 64, "target": 0.95}
+    search = {
+        "base": "base",
+        "problems": {"arithmetic": {"digits": 1, "operators": "+"}, "limit": 12},
+        "scout_samples": 8,
+        "candidates": 2,
+        "samples": 32,
+        "levels": {"hard": 0.1, "easy": 0.7},
+    }
+    figure = {
+        "title": "Rounds",
+        "paper": "Figure 3",
+        "claim": "Fewer.",
+        "minutes": 0.1,
+        "base": "base",
+        "prompts": "search",
+        "seeds": 1,
+        "arms": {
+            "GRPO": ["objective={kind: grpo}", "replay.capacity=16", "learner.updates=1"],
+            "ReVal": ["learner.updates=4"],
+        },
+    }
+    for name, values in (("base", base), ("prompts/search", search), ("figures/fig3", figure)):
+        path = folder / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(values))
+    return folder
+
+
+# Worker processes import the script that the first process runs, and so find the same study.
+_SCRIPT = """
+from pathlib import Path
+
+from reval_core.reproduction import plan
+
+plan.SMALL = Path({folder!r})
+
+if __name__ == "__main__":
+    from flows.cli import main
+
+    main()
+"""
+
+
+def start(folder: Path, out: Path, **how: Any) -> subprocess.Popen[str]:
+    """`reval reproduce fig3 --json` on the study of seconds."""
+    script = folder / "reproduce.py"
+    script.write_text(_SCRIPT.format(folder=str(folder)))
+    arguments = ["reproduce", "fig3", "--json", "--out", str(out), "--workers", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(folder / "prefect")}
+    return subprocess.Popen(
+        [sys.executable, str(script), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+        **how,
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
+    """The study's configs, where it was made, and what was printed. It was killed once on the way."""
+    folder = configs(tmp_path_factory.mktemp("configs"))
+    out = tmp_path_factory.mktemp("made") / "out"
+    first = start(folder, out)
+    deadline = time.monotonic() + 300
+    while not list(out.glob("runs/*/*/*/config.yaml")) and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    time.sleep(3)  # its processes see that it is gone
+    assert not (out / "figures").exists()
+    second = start(folder, out)
+    printed, complaints = second.communicate(timeout=400)
+    assert second.returncode == 0, complaints
+    return folder, out, json.loads(printed)
+
+
+def test_a_killed_reproduction_goes_on_and_ends(made: tuple[Path, Path, dict[str, Any]]) -> None:
+    _, out, printed = made
+    assert set(printed) == {"fig3"}
+    assert set(printed["fig3"]) >= {"verdict", "same_rate", "best", "intervals"}
+    found = read_json(out / "figures" / "fig3.json")
+    assert [(run["arm"], run["prompt"], run["seed"]) for run in found["runs"]] == [
+        (arm, level, 0) for level in ("hard", "easy") for arm in ("GRPO", "ReVal")
+    ]
+    assert all((Path(run["path"]) / "summary.json").exists() for run in found["runs"])
+
+
+def test_prompts_are_chosen_by_their_measured_rates(made: tuple[Path, Path, dict[str, Any]]) -> None:
+    _, out, _ = made
+    found = read_json(out / "prompts" / "search" / "summary.json")
+    assert found["hard"]["rate"] < found["easy"]["rate"]
+    assert {one["samples"] for one in found.values()} == {32}
+    asked = json.loads((out / "prompts" / "search" / "hard.jsonl").read_text())
+    assert asked["problem"] == found["hard"]["problem"]
+
+
+def test_the_page_stands_alone(made: tuple[Path, Path, dict[str, Any]]) -> None:
+    _, out, _ = made
+    page = (out / "index.html").read_text()
+    assert "Rounds" in page
+    assert "<svg" in page
+    assert "SELECT" in page
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+def test_a_second_start_does_only_what_is_missing(made: tuple[Path, Path, dict[str, Any]]) -> None:
+    folder, out, printed = made
+    before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*/*/summary.json")}
+    lost = sorted(before)[0].parent
+    shutil.rmtree(lost)
+    again = start(folder, out)
+    text, complaints = again.communicate(timeout=400)
+    assert again.returncode == 0, complaints
+    after = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*/*/summary.json")}
+    assert {path for path in after if after[path] != before[path]} == {lost / "summary.json"}
+    numbers = {key: value for key, value in printed["fig3"].items() if key != "costs"}
+    assert {key: value for key, value in json.loads(text)["fig3"].items() if key != "costs"} == {
+        **numbers,
+        "says": json.loads(text)["fig3"]["says"],
+    }
+
+
+def test_plan_is_the_study_that_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "SMALL", configs(tmp_path / "study"))
+    assert plan.known_figures() == ["fig3"]
+    planned = plan.units(plan.load_figure("fig3"), tmp_path / "out", seeds=2)
+    assert len(planned) == 8
+    assert planned[0].path == tmp_path / "out/runs/base/hard/updates1-objective-kind-grpo-capacity16-seed0"

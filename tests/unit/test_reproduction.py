@@ -1,0 +1,193 @@
+"""The paper's figures in small: their plans, the numbers that are made of runs, and the verdicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reval_core.config import Config
+from reval_core.errors import InputError
+from reval_core.reproduction.finding import verdict
+from reval_core.reproduction.measures import _MEASURES
+from reval_core.reproduction.measures.rounds_to_target import fewer_rounds, more_updates
+from reval_core.reproduction.measures.stability import no_reward
+from reval_core.reproduction.plan import known_figures, load_figure, load_search, units
+from reval_core.reproduction.prompts import Asked, nearest
+from reval_core.reproduction.records import Record
+from reval_core.reproduction.statistics import difference, mean_over_seeds, speed_up, typical
+from tests.runs import small_config
+
+
+class Made(Record):
+    """A run whose rounds and evaluations are given."""
+
+    def __init__(
+        self,
+        arm: str,
+        level: str | None,
+        seed: int,
+        config: Config,
+        rounds: list[dict[str, Any]],
+        evaluated: dict[str, dict[int, float]] | None = None,
+    ) -> None:
+        self.arm, self.level, self.seed, self.config = arm, level, seed, config
+        self.path = Path("none")
+        self.rounds = rounds
+        self.evaluated = evaluated or {}
+
+
+def one_prompt(arm: str, level: str, seed: int, rounds: int | None, **changes: Any) -> Made:
+    """A run that gets to 95% in so many rounds, of at most 120."""
+    config = small_config(rounds=120, evaluation__target=0.95, **changes)
+    rows = [
+        {
+            "round": number,
+            "accuracy": number / (rounds or 121),
+            "held_out_accuracy": 0.96 if number == rounds else None,
+            "updates": config.learner.updates,
+            "tokens": 100,
+            "generation_seconds": 0.5,
+            "learning_seconds": 1.0,
+        }
+        for number in range(1, (rounds or 120) + 1)
+    ]
+    return Made(arm, level, seed, config, rows)
+
+
+def study(counts: dict[str, tuple[dict[str, Any], dict[str, list[int | None]]]]) -> list[Made]:
+    return [
+        one_prompt(arm, level, seed, rounds, **changes)
+        for arm, (changes, by_level) in counts.items()
+        for level, found in by_level.items()
+        for seed, rounds in enumerate(found)
+    ]
+
+
+GRPO = {"objective": {"kind": "grpo"}, "replay__capacity": 64, "learner__lr": 3e-4}
+COUNTS: dict[str, tuple[dict[str, Any], dict[str, list[int | None]]]] = {
+    "GRPO": (GRPO, {"hard": [12, 18, 15], "easy": [16, 17, 23]}),
+    "slow GRPO": ({**GRPO, "learner__lr": 1e-4}, {"hard": [44, 59, 30], "easy": [65, 45, None]}),
+    "K8": ({"learner__updates": 8, "learner__lr": 3e-4}, {"hard": [5, 4, 7], "easy": [4, 4, 4]}),
+    "slow K8": ({"learner__updates": 8, "learner__lr": 1e-4}, {"hard": [10, 19, 8], "easy": [8, 8, 8]}),
+}
+
+
+@pytest.mark.parametrize("name", known_figures())
+def test_every_figure_is_planned(name: str, tmp_path: Path) -> None:
+    figure = load_figure(name)
+    planned = units(figure, tmp_path)
+    assert len({unit.path for unit in planned}) == len(planned)
+    assert {unit.arm for unit in planned} == set(figure.arms)
+    assert len({unit.seed for unit in planned}) == figure.seeds
+    assert all(unit.config.threads == 1 for unit in planned), "two runs at a time share two cores"
+    assert len(units(figure, tmp_path, seeds=1)) == len(planned) // figure.seeds
+
+
+def test_every_figure_is_measured() -> None:
+    assert set(_MEASURES) == set(known_figures())
+
+
+def test_runs_in_one_folder_are_one_run(tmp_path: Path) -> None:
+    known: dict[Path, Any] = {}
+    for name in known_figures():
+        for unit in units(load_figure(name), tmp_path):
+            settings = unit.config.model_dump(mode="json")
+            assert known.setdefault(unit.path, settings) == settings
+    shared = {unit.path for unit in units(load_figure("fig2"), tmp_path)}
+    assert shared & {unit.path for unit in units(load_figure("fig3"), tmp_path)}, "figures 2 and 3 share runs"
+
+
+def test_searches_take_other_seeds_than_the_figures_that_follow_them(tmp_path: Path) -> None:
+    searched = {unit.seed for unit in units(load_figure("search"), tmp_path)}
+    assert not searched & {unit.seed for unit in units(load_figure("fig3"), tmp_path, seeds=50)}
+
+
+def test_an_unknown_figure_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(InputError, match=r"no figure is called 'fig33'; there are fig2, fig3"):
+        load_figure("fig33")
+
+
+def test_the_prompts_are_those_of_the_paper() -> None:
+    assert load_search("sums").levels == {"hard": 0.10, "medium": 0.40, "easy": 0.68}
+
+
+def test_the_nearest_prompts_are_candidates() -> None:
+    asked = [Asked(name, name, "1", rate, 32) for name, rate in (("a", 0.5), ("b", 0.1), ("c", 0.45), ("d", 0.3))]
+    assert [one.prompt_id for one in nearest(asked, 0.4, 2)] == ["c", "a"]
+
+
+def test_typical_is_the_geometric_mean_over_prompts_of_medians_over_seeds() -> None:
+    assert typical({"hard": [12, 18, 15], "easy": [60, 16, 21]}, 120) == pytest.approx((15 * 21) ** 0.5)
+
+
+def test_a_run_that_never_gets_there_counts_as_the_limit() -> None:
+    assert typical({"hard": [20, None, None]}, 120) == pytest.approx(120)
+    assert typical({"hard": [20, 30, None]}, 120) == pytest.approx(30)
+
+
+def test_a_speed_up_has_an_interval_around_it() -> None:
+    baseline = {"hard": [12, 18, 15], "easy": [16, 17, 23]}
+    found = speed_up(baseline, {"hard": [5, 4, 7], "easy": [4, 4, 4]}, 120)
+    assert found.value == pytest.approx((15 * 17) ** 0.5 / (5 * 4) ** 0.5)
+    assert found.low < found.value < found.high
+    assert speed_up(baseline, baseline, 120).value == pytest.approx(1)
+    assert speed_up(baseline, baseline, 120).low < 1, "the two sides are redrawn by themselves"
+
+
+def test_means_and_differences_come_with_intervals_over_seeds() -> None:
+    values = [0.5, 0.6, 0.7]
+    found = mean_over_seeds(values)
+    assert found.value == pytest.approx(0.6)
+    assert 0.5 <= found.low < 0.6 < found.high <= 0.7
+    ahead = difference(values, [0.4, 0.5, 0.6])
+    assert (ahead.value, ahead.low, ahead.high) == pytest.approx((0.1, 0.1, 0.1)), "seeds are paired"
+
+
+def test_fewer_rounds_are_counted_at_one_rate_and_at_the_best() -> None:
+    found = fewer_rounds(study(COUNTS))
+    best = (15 * 17) ** 0.5 / (5 * 4) ** 0.5
+    assert found.numbers["best_arms"] == {"grpo": "GRPO", "reval": "K8"}
+    assert found.numbers["best"] == pytest.approx(best)
+    assert found.numbers["same_rate"] == pytest.approx(best), "GRPO's best rate"
+    slow = found.numbers["same_rate_by_rate"]["0.0001"]["value"]
+    assert slow == pytest.approx((44 * 65) ** 0.5 / (10 * 8) ** 0.5)
+    assert found.numbers["never_there"] == {"GRPO": 0, "slow GRPO": 1, "K8": 0, "slow K8": 0}
+    assert found.verdict == "not", f"{best:.2f} is under 4"
+    assert found.numbers["costs"]["K8"]["updates"] == 8 * np.median([5, 4, 7, 4, 4, 4])
+
+
+def test_a_ratio_that_reaches_the_papers_is_a_reproduction() -> None:
+    quick = {**COUNTS, "K8": (COUNTS["K8"][0], {"hard": [3, 3, 3], "easy": [3, 3, 3]})}
+    assert fewer_rounds(study(quick)).verdict == "reproduced"
+
+
+def test_more_updates_must_mean_fewer_rounds_each_time() -> None:
+    arms = {"GRPO": COUNTS["GRPO"]} | {
+        f"K{k}": ({"learner__updates": k}, {"hard": [rounds], "easy": [rounds]})
+        for k, rounds in ((1, 20), (2, 12), (4, 8), (8, 5))
+    }
+    assert more_updates(study(arms)).verdict == "reproduced"
+    assert more_updates(study({**arms, "K4": (arms["K4"][0], {"hard": [13], "easy": [13]})})).verdict == "in part"
+
+
+@pytest.mark.parametrize(
+    ("tbrm", "reval", "said"),
+    [(0.5, 0.0, "reproduced"), (0.5, 0.2, "in part"), (1e-3, 0.0, "in part"), (0.0, 0.2, "not")],
+)
+def test_without_reward_only_one_of_the_two_may_move(tbrm: float, reval: float, said: str) -> None:
+    config = small_config()
+    records = [
+        Made(arm, "medium", seed, config, [{"round": n, "kl": kl} for n in range(1, 61)])
+        for arm, kl in (("TBRM", tbrm), ("ReVal", reval))
+        for seed in range(3)
+    ]
+    found = no_reward(records)
+    assert found.verdict == said
+    assert (found.numbers["tbrm_kl"], found.numbers["reval_kl"]) == pytest.approx((tbrm, reval))
+
+
+def test_a_verdict_is_in_part_where_only_a_part_holds() -> None:
+    assert [verdict(True, True), verdict(True, False), verdict(False, False)] == ["reproduced", "in part", "not"]
