@@ -17,11 +17,11 @@ from prefect.futures import as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.progress import UnitBar, shown_warnings
-from flows.units import find_prompts, finish_run, is_finished, known_prompts
+from flows.units import find_prompts, finish_run, has_start, is_finished, known_prompts, make_start
 from reval_core.files import digest, publish_json
 from reval_core.reproduction.measures import measure
-from reval_core.reproduction.page import write_page
-from reval_core.reproduction.plan import Unit, load_figure, units
+from reval_core.reproduction.page import write_results
+from reval_core.reproduction.plan import Figure, Unit, load_figure, units
 from reval_core.reproduction.records import Record
 from tasks.units import submit
 
@@ -41,23 +41,27 @@ def reproduce(
     with shown_warnings(), _processes(workers or os.cpu_count() or 1) as executor, UnitBar() as bar:
         for name, figure in settings.items():
             started = time.monotonic()
-            if figure.prompts is not None:
-                _find(executor, figure.prompts, place)
+            _prepare(executor, figure, place)
             planned = units(figure, place, seeds)
             bar.begin(name, len(planned))
             _finish(executor, planned, place, bar)
             found[name] = measure(name, figure, [Record(unit) for unit in planned])
             publish_json(place / "figures" / f"{name}.json", found[name])
-            write_page(place)
+            write_results(place)
             bar.line(name, found[name], time.monotonic() - started)
     return found
 
 
-def _find(executor: Executor, search: str, out: Path) -> None:
-    """See that the prompts of a one-prompt study are there."""
-    known = known_prompts(search, str(out))
-    given = (search, str(out))
-    submit(executor, find_prompts, given, f"prompts {search}", search, out / "cache", known is not None).result()
+def _prepare(executor: Executor, figure: Figure, out: Path) -> None:
+    """See that the policy that a figure's runs start from is there, and the prompts of a one-prompt study."""
+    cache = out / "cache"
+    given = (figure.base, str(out))
+    title = f"policy 0 of {figure.base}"
+    submit(executor, make_start, given, title, digest("start", *given), cache, has_start(*given)).result()
+    if figure.prompts is not None:
+        given = (figure.prompts, str(out))
+        title, known = f"prompts {figure.prompts}", known_prompts(*given) is not None
+        submit(executor, find_prompts, given, title, digest("prompts", *given), cache, known).result()
 
 
 def _finish(executor: Executor, planned: list[Unit], out: Path, bar: UnitBar) -> None:

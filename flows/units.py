@@ -47,14 +47,22 @@ def is_finished(settings: dict[str, Any], path: str) -> bool:
     return folder.summary.exists() and folder.is_finished(Config.model_validate(settings))
 
 
+def make_start(base: str, out: str) -> dict[str, Any]:
+    """Make the policy that all runs of a base start from, so that the first of them need not each fit it."""
+    with open_session(_start(base, out), load_base(base)) as session:
+        return stages.warm_start(session, 0).to_json()
+
+
+def has_start(base: str, out: str) -> bool:
+    """Whether that policy is there."""
+    return _start(base, out).checkpoint(0).exists()
+
+
 def find_prompts(name: str, out: str) -> dict[str, Any]:
     """Search the prompts of a one-prompt study, publish a file for each level, and give what was found."""
     search, place = load_search(name), Path(out) / "prompts" / name
     config = load_base(search.base)
-    folder = RunFolder(place / "policy-0")
-    with open_session(folder, config) as session:
-        stages.warm_start(session, 0)
-    subject = find_subject(str(folder.checkpoint(0)))
+    subject = find_subject(str(_start(search.base, out).checkpoint(0)))
     scouted = _asked(place / "scouted", subject, search.protocol(search.problems, search.scout_samples, config))
     candidates = {one for rate in search.levels.values() for one in nearest(scouted, rate, search.candidates)}
     write_prompts(place / "candidates.jsonl", sorted(candidates, key=lambda one: one.prompt_id))
@@ -72,6 +80,10 @@ def known_prompts(name: str, out: str) -> dict[str, Any] | None:
     """What an earlier search has found."""
     summary = Path(out) / "prompts" / name / "summary.json"
     return read_json(summary) if summary.exists() else None
+
+
+def _start(base: str, out: str) -> RunFolder:
+    return RunFolder(Path(out) / "starts" / base)
 
 
 def _asked(place: Path, subject: Subject, protocol: Protocol) -> list[Asked]:

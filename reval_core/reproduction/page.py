@@ -10,6 +10,7 @@ from reval_core.comparison.style import STYLE as RUN_COLOURS
 from reval_core.files import publish_file, read_json
 from reval_core.report.charts import Scale, Series, line_chart, rounds_scale, value_scale
 from reval_core.report.page import Html, duration, folded, join, number, page, percent, section, sql_note, tag
+from reval_core.reproduction.markdown import results_markdown
 from reval_core.reproduction.plan import known_figures
 
 _STYLE = """
@@ -38,12 +39,14 @@ _SAID = {
 }
 
 
-def write_page(out: Path) -> None:
-    """Publish `index.html` over all figures that have been made in a folder."""
+def write_results(out: Path) -> None:
+    """Publish `index.html` and `results.md` over all figures that have been made in a folder."""
     found = [read_json(path) for name in known_figures() if (path := out / "figures" / f"{name}.json").exists()]
     body = tag("main", _head(found), *map(_finding, found), _footer())
     text = page("ReVal's figures in small · reval", body, RUN_COLOURS + _STYLE)
     publish_file(out / "index.html", lambda partial: partial.write_text(text, encoding="utf-8"))
+    table = results_markdown(found)
+    publish_file(out / "results.md", lambda partial: partial.write_text(table, encoding="utf-8"))
 
 
 def _head(found: Sequence[Mapping[str, Any]]) -> Html:
@@ -78,7 +81,7 @@ def _finding(found: Mapping[str, Any]) -> Html:
     seeds = len(found["seeds"])
     about = (
         f"{len(found['runs'])} runs, {seeds} {'seed' if seeds == 1 else 'seeds'}, {duration(found['run_seconds'])} "
-        f"of one core, {found['date']}"
+        f"of one core, {found['date']}, commit {found['commit']}"
     )
     where = found["paper"] or "past the paper"
     shown = section(

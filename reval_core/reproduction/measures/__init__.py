@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import subprocess
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from reval_core.reproduction.finding import Finding
@@ -41,5 +43,15 @@ def measure(name: str, figure: Figure, records: Sequence[Record]) -> dict[str, A
         "seeds": sorted({one.seed for one in records}),
         "runs": [{"arm": one.arm, "prompt": one.level, "seed": one.seed, "path": str(one.path)} for one in records],
         "run_seconds": sum(sum(row["seconds"] for row in one.rounds) for one in records),
+        "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
+
+
+def _commit() -> str:
+    """The commit of the code, where it is a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,34 @@
+"""The results of a reproduction as Markdown, for a document that is kept with the code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+
+def results_markdown(found: Sequence[Mapping[str, Any]]) -> str:
+    """Verdicts in one table, then each figure's claim, what was measured, and its tables."""
+    rows = [[f"[{one['figure']}](#{one['figure']})", one["title"], one["verdict"]] for one in found]
+    parts = [
+        _table(["figure", "what it shows", "verdict"], rows),
+        *(part for one in found for part in _finding(one)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _finding(found: Mapping[str, Any]) -> Iterator[str]:
+    yield f"### {found['figure']}"
+    yield f"**{found['title']}** ({found['paper'] or 'past the paper'}). {found['claim']}"
+    yield f"*{found['verdict']}.* {found['says']}"
+    for table in found["tables"]:
+        yield f"{table['title']}:"
+        yield _table(table["columns"], table["rows"])
+    yield (
+        f"{len(found['runs'])} runs, seeds {', '.join(map(str, found['seeds']))}, "
+        f"{found['run_seconds'] / 60:.0f} minutes of one core; {found['date']}, commit {found['commit']}."
+    )
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
