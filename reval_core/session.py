@@ -38,10 +38,6 @@ if TYPE_CHECKING:
     from reval_core.engines.base import Completion, Engine, Enough, Request
 
 
-_NEAR = 0.2
-"""How near `evaluation.target` the share of right rollouts must come for the policy to be evaluated."""
-
-
 class Session:
     """Everything that a run's stages share. Open it with `open_session`."""
 
@@ -203,7 +199,7 @@ class Session:
         (row,) = self.store.query(
             "SELECT avg(correct::INTEGER) AS accuracy FROM verdicts WHERE round = $round", round=round
         ).to_pylist()
-        return row["accuracy"] is not None and row["accuracy"] >= target - _NEAR
+        return row["accuracy"] is not None and row["accuracy"] >= target - self.config.evaluation.near
 
     def stop_if_collapsed(self, round: int) -> None:
         """Raise RunStopped if the accuracy of the last rounds has collapsed, naming the last good checkpoint."""

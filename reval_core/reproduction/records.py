@@ -13,7 +13,7 @@ from reval_core.store import sql_views
 # Each is asked of each run by itself, as `reval sql RUN` would.
 ROUNDS = """
 SELECT
-    round, accuracy, held_out_accuracy, kl, delta_abs, response_length, tokens, updates, largest_gradient,
+    round, accuracy, held_out_accuracy, kl, residual_left, tokens, updates, largest_gradient,
     rollouts_seconds + verification_seconds AS generation_seconds,
     consistency_seconds + sampling_seconds + learning_seconds AS learning_seconds,
     rollouts_seconds + verification_seconds + consistency_seconds + sampling_seconds + learning_seconds

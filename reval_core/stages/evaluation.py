@@ -27,6 +27,7 @@ def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
         config.engine.kind,
         config.evaluation.samples,
         *([config.evaluation.batch] if config.evaluation.batch else []),
+        *([config.evaluation.target] if config.evaluation.target else []),
         config.seed,
         config.reward.function,
         config.reward.settings,
@@ -35,16 +36,38 @@ def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
     ]
 
 
+_PROMISING = 0.1
+"""How near the target the first responses must come for all to be asked for."""
+
+
 @stage(inputs=_inputs)
 def evaluation(session: Session, round: int, policy: Policy) -> Outcome:
-    """Ask every held-out problem `evaluation.samples` times.
+    """Ask every held-out problem `evaluation.samples` times; less often where `evaluation.target` is out of reach.
 
     `info["accuracy"]` is the share that is right; of several problem sets, the mean of their shares.
 
     The seeds do not depend on the round, so two evaluations differ by their policies alone.
     """
-    samples = session.config.evaluation.samples
-    asked = [(problem, sample) for problem in session.held_out for sample in range(samples)]
+    samples, target = session.config.evaluation.samples, session.config.evaluation.target
+    first = samples if target is None else min(samples, session.config.generation.samples)
+    rows, judgements = _answered(session, policy, range(first))
+    if target is not None and first < samples and _share_right(judgements) >= target - _PROMISING:
+        more, judged = _answered(session, policy, range(first, samples))
+        rows, judgements = {name: [*rows[name], *more[name]] for name in rows}, [*judgements, *judged]
+    stop_if_unjudged("the evaluation", session.config.verification, judgements)
+    table = evaluation_table(rows, judgements, round=round, policy=policy.identity)
+    accuracies = accuracy_by_set(table)
+    accuracy = sum(accuracies.values()) / len(accuracies)
+    return Outcome(
+        [publish(session, round, "evaluations", table)], {"accuracy": accuracy, "accuracy_by_set": accuracies}
+    )
+
+
+def _answered(
+    session: Session, policy: Policy, samples: Sequence[int]
+) -> tuple[dict[str, list[Any]], list[Judgement]]:
+    """These samples of every held-out problem, as columns, and their judgements."""
+    asked = [(problem, sample) for problem in session.held_out for sample in samples]
     prompts = {problem: session.prompt(problem.problem)[1] for problem in session.held_out}
     requests = [
         Request(prompts[problem], request_seed(session, "evaluation", 0, problem, sample))
@@ -62,14 +85,11 @@ def evaluation(session: Session, round: int, policy: Policy) -> Outcome:
         "response_length": [len(completion.tokens) for completion in completions],
         "finish_reason": [completion.finish_reason for completion in completions],
     }
-    judgements = session.verifier.judge(claims_of(rows))
-    stop_if_unjudged("the evaluation", session.config.verification, judgements)
-    table = evaluation_table(rows, judgements, round=round, policy=policy.identity)
-    accuracies = accuracy_by_set(table)
-    accuracy = sum(accuracies.values()) / len(accuracies)
-    return Outcome(
-        [publish(session, round, "evaluations", table)], {"accuracy": accuracy, "accuracy_by_set": accuracies}
-    )
+    return rows, session.verifier.judge(claims_of(rows))
+
+
+def _share_right(judgements: Sequence[Judgement]) -> float:
+    return sum(judgement.verdict == "correct" for judgement in judgements) / len(judgements)
 
 
 def evaluation_table(

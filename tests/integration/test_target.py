@@ -5,6 +5,7 @@ from pathlib import Path
 from reval_core.pruning import plan
 from reval_core.report import write_report
 from reval_core.run_folder import RunFolder
+from reval_core.session import open_session
 from tests.runs import run, small_config
 
 # Policy 0 of the small run is right a third of the time: rounds 1 and 2 are near 0.3, and reach 0.05 at once.
@@ -75,3 +76,13 @@ def test_a_finished_run_can_be_pruned(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     publish_json(folder.summary, run(folder.path, config))
     assert plan(folder, config).last_round >= 0
+
+
+def test_all_samples_are_asked_for_only_near_the_target(tmp_path: Path) -> None:
+    for target, asked in ((0.05, 8), (0.99, 4)):
+        config = small_config(**EASY, evaluation__target=target, evaluation__samples=8)
+        folder = RunFolder(tmp_path / str(target))
+        run(folder.path, config)
+        with open_session(folder, config) as session:
+            (row,) = session.store.query("SELECT count(*) AS rows FROM evaluations WHERE round = 0").to_pylist()
+            assert row["rows"] == asked * len(session.held_out)

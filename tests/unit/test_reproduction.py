@@ -111,7 +111,7 @@ def test_an_unknown_figure_is_refused_with_those_that_there_are() -> None:
 
 
 def test_the_prompts_are_those_of_the_paper() -> None:
-    assert load_search("sums").levels == {"hard": 0.10, "medium": 0.40, "easy": 0.68}
+    assert load_search("arithmetic").levels == {"hard": 0.10, "medium": 0.40, "easy": 0.68}
 
 
 def test_the_nearest_prompts_are_candidates() -> None:

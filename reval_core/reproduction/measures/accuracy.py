@@ -43,7 +43,7 @@ def reference_resets(records: Sequence[Record]) -> Finding:
 
 def strengths(records: Sequence[Record]) -> Finding:
     """Figure 8: β over two decades: a large one is timid, a small one collapses."""
-    found = _practised(records)
+    found = practised(records)
     middle = max(found, key=lambda arm: float(np.mean(found[arm])))
     order = list(found)
     inside = middle not in (order[0], order[-1])
@@ -53,7 +53,7 @@ def strengths(records: Sequence[Record]) -> Finding:
         f"Accuracy on held-out problems after the last round: {_listed(found)}. The KL to the reference goes from "
         f"{kl[order[0]]:.2f} ({order[0]}) to {kl[order[-1]]:.2f} ({order[-1]})."
     )
-    numbers = {"accuracy": _estimates(found), "kl": kl, "best": middle}
+    numbers = {"accuracy": estimates(found), "kl": kl, "best": middle}
     return Finding(
         verdict(inside, falls),
         says,
@@ -66,7 +66,7 @@ def strengths(records: Sequence[Record]) -> Finding:
 
 def reward_designs(records: Sequence[Record]) -> Finding:
     """Figure 9: rewards centred by the group's mean are best, ±1 is worst."""
-    found = _practised(records)
+    found = practised(records)
     order = sorted(found, key=lambda arm: -float(np.mean(found[arm])))
     says = (
         f"Accuracy on held-out problems after the last round: {_listed(found)}. "
@@ -75,7 +75,7 @@ def reward_designs(records: Sequence[Record]) -> Finding:
     return Finding(
         verdict(order[0] == "centred", order[-1] == "±1"),
         says,
-        {"accuracy": _estimates(found), "order": order},
+        {"accuracy": estimates(found), "order": order},
         [accuracy_chart(records)],
         [accuracy_table(records, found)],
         [EVALUATED],
@@ -114,12 +114,12 @@ def accuracy_table(records: Sequence[Record], found: dict[str, list[float]]) -> 
 
 
 def _one_is_best(records: Sequence[Record], name: str, title: str) -> Finding:
-    found = _practised(records)
+    found = practised(records)
     ahead = {arm: difference(found[name], values) for arm, values in found.items() if arm != name}
     listed = ", ".join(f"{_points(one)} points over {arm}" for arm, one in ahead.items())
     says = f"Accuracy on held-out problems after the last round: {_listed(found)}. {title}: {listed}."
     numbers = {
-        "accuracy": _estimates(found),
+        "accuracy": estimates(found),
         "ahead_of": {arm: one.to_json() for arm, one in ahead.items()},
     }
     return Finding(
@@ -137,7 +137,7 @@ def _final(found: Sequence[Record]) -> dict[str, list[float]]:
     return {name: [one.evaluated[name][max(one.evaluated[name])] for one in found] for name in found[0].evaluated}
 
 
-def _practised(records: Sequence[Record]) -> dict[str, list[float]]:
+def practised(records: Sequence[Record]) -> dict[str, list[float]]:
     """By arm, each run's last accuracy on held-out problems of the kind that was practised."""
     final = {arm: _final(of(records, arm)) for arm in arms(records)}
     return {arm: found[practised_set(records)] for arm, found in final.items()}
@@ -172,7 +172,8 @@ def _sets_table(records: Sequence[Record], final: dict[str, dict[str, list[float
     return Table("Accuracy after the last round, % (95% interval over seeds)", ["", *names, "mean"], rows)
 
 
-def _estimates(found: dict[str, list[float]]) -> dict[str, object]:
+def estimates(found: dict[str, list[float]]) -> dict[str, object]:
+    """The mean of each arm's runs, with its interval."""
     return {arm: mean_over_seeds(values).to_json() for arm, values in found.items()}
 
 

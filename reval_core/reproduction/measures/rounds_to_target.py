@@ -28,8 +28,8 @@ def fewer_rounds(records: Sequence[Record]) -> Finding:
     grpo_rate = next(one for one in records if one.arm == best["grpo"]).config.learner.lr
     same, overall = rates[f"{grpo_rate:g}"], speed_up(counts[best["grpo"]], counts[best["reval"]], limit)
     says = (
-        f"At one learning rate ({grpo_rate:g}, GRPO's best) GRPO takes {_times(same)} as many rounds as ReVal; "
-        f"each at its best ({best['grpo']} against {best['reval']}) {_times(overall)}. The paper has {PAPER_MEAN}×."
+        f"At one learning rate ({grpo_rate:g}, GRPO's best) GRPO takes {times(same)} as many rounds as ReVal; "
+        f"each at its best ({best['grpo']} against {best['reval']}) {times(overall)}. The paper has {PAPER_MEAN}×."
     )
     numbers = {
         "same_rate": same.value,
@@ -48,7 +48,7 @@ def fewer_rounds(records: Sequence[Record]) -> Finding:
         verdict(same.value >= PAPER_MEAN, overall.value >= 4.0),
         says,
         numbers,
-        [_curves(records, level, list(best.values())) for level in levels(records)],
+        [curves(records, level, list(best.values())) for level in levels(records)],
         [rounds_table(records, counts, limit), cost_table(records)],
         [ROUNDS, EVALUATED],
     )
@@ -74,7 +74,7 @@ def more_updates(records: Sequence[Record]) -> Finding:
         verdict(falls, ahead),
         says,
         numbers,
-        [_curves(records, level, [grpo, *reval]) for level in levels(records)],
+        [curves(records, level, [grpo, *reval]) for level in levels(records)],
         [rounds_table(records, counts, limit)],
         [ROUNDS, EVALUATED],
     )
@@ -111,7 +111,7 @@ def rounds_table(records: Sequence[Record], counts: dict[str, Counts], limit: in
 
 def costs(records: Sequence[Record]) -> dict[str, dict[str, float]]:
     """What an arm spent until it was there: medians over its runs. Updates are no less part of the price."""
-    names = ("updates", "tokens", "generation_seconds", "learning_seconds")
+    names = ("updates", "tokens", "generation_seconds", "learning_seconds", "seconds")
     return {
         arm: {name: float(np.median([one.spent(name) for one in of(records, arm)])) for name in names}
         for arm in arms(records)
@@ -149,7 +149,7 @@ def _updates(records: Sequence[Record], arm: str) -> int:
     return of(records, arm)[0].config.learner.updates
 
 
-def _curves(records: Sequence[Record], level: str, names: Sequence[str]) -> Chart:
+def curves(records: Sequence[Record], level: str, names: Sequence[str]) -> Chart:
     """The share of right rollouts, round by round; where a run has ended, it stays where it got."""
     chosen = {arm: of(records, arm, level) for arm in names}
     last = max(len(one.rounds) for found in chosen.values() for one in found)
@@ -157,22 +157,22 @@ def _curves(records: Sequence[Record], level: str, names: Sequence[str]) -> Char
     for arm, found in chosen.items():
         longest = max(len(one.rounds) for one in found)
         values = np.array([_held(one, longest) for one in found])
-        x = list(range(longest))
+        x = list(range(longest + 1))
         lines.append(Line(arm, x, values.mean(0).tolist(), values.min(0).tolist(), values.max(0).tolist()))
-    rate = f"{records[0].level}"
-    assert rate
     return Chart(f"{level} prompt, first {last} rounds", lines, "round", percent=True)
 
 
 def _held(record: Record, rounds: int) -> list[float]:
-    """The share of right rollouts of each policy, of a run that ended earlier continued with its last."""
+    """The share of right rollouts of each policy, the last one's as it was evaluated, and held from there on."""
     values = [float(row["accuracy"]) for row in record.rounds]
-    return values + [values[-1]] * (rounds - len(values))
+    values.append(float(record.rounds[-1]["held_out_accuracy"]))
+    return values + [values[-1]] * (rounds + 1 - len(values))
 
 
 def _shown(rounds: Any, limit: int) -> str:
     return f"> {limit}" if rounds is None else str(rounds)
 
 
-def _times(found: Estimate) -> str:
+def times(found: Estimate) -> str:
+    """A ratio with its interval, in words."""
     return f"{found.value:.1f}× (95% interval {found.low:.1f} to {found.high:.1f})"
