@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,10 +37,6 @@ def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
     ]
 
 
-_PROMISING = 0.1
-"""How near the target the first responses must come for all to be asked for."""
-
-
 @stage(inputs=_inputs)
 def evaluation(session: Session, round: int, policy: Policy) -> Outcome:
     """Ask every held-out problem `evaluation.samples` times; less often where `evaluation.target` is out of reach.
@@ -49,11 +46,12 @@ def evaluation(session: Session, round: int, policy: Policy) -> Outcome:
     The seeds do not depend on the round, so two evaluations differ by their policies alone.
     """
     samples, target = session.config.evaluation.samples, session.config.evaluation.target
-    first = samples if target is None else min(samples, session.config.generation.samples)
-    rows, judgements = _answered(session, policy, range(first))
-    if target is not None and first < samples and _share_right(judgements) >= target - _PROMISING:
-        more, judged = _answered(session, policy, range(first, samples))
+    asked = samples if target is None else min(samples, session.config.generation.samples)
+    rows, judgements = _answered(session, policy, range(asked))
+    while target is not None and asked < samples and _may_be(target, judgements):
+        more, judged = _answered(session, policy, range(asked, min(2 * asked, samples)))
         rows, judgements = {name: [*rows[name], *more[name]] for name in rows}, [*judgements, *judged]
+        asked = min(2 * asked, samples)
     stop_if_unjudged("the evaluation", session.config.verification, judgements)
     table = evaluation_table(rows, judgements, round=round, policy=policy.identity)
     accuracies = accuracy_by_set(table)
@@ -88,8 +86,10 @@ def _answered(
     return rows, session.verifier.judge(claims_of(rows))
 
 
-def _share_right(judgements: Sequence[Judgement]) -> float:
-    return sum(judgement.verdict == "correct" for judgement in judgements) / len(judgements)
+def _may_be(target: float, judgements: Sequence[Judgement]) -> bool:
+    """Whether these verdicts leave room for such an accuracy: are within three standard errors of it."""
+    share = sum(judgement.verdict == "correct" for judgement in judgements) / len(judgements)
+    return share >= target - 3 * math.sqrt(target * (1 - target) / len(judgements))
 
 
 def evaluation_table(
