@@ -95,8 +95,8 @@ class Evaluation(Section):
     """Responses that the transformers engine generates together; as many as in a shard if not given."""
     target: float | None = Field(None, gt=0, le=1)
     """The run ends at the first evaluation that reaches this accuracy. An evaluation asks for `rollouts.samples`
-    responses a problem first, and for twice as many, up to `samples`, while those do not rule the target out (by three
-    standard errors)."""
+    responses a problem first, and for twice as many, up to `samples`, while those do not rule the target out (by
+    three standard errors)."""
     near: float = Field(0.2, ge=0, le=1)
     """With a target: rounds whose own rollouts come so near to it are evaluated, whatever `every` says."""
 
