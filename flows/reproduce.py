@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +81,16 @@ def _finish(executor: Executor, planned: list[Unit], out: Path, bar: UnitBar) ->
 
 @contextmanager
 def _processes(workers: int) -> Iterator[Executor]:
-    """Processes that do runs, until the end of the block; what they have not begun by then is left."""
+    """Processes that do runs, until the end of the block. Where it is left early they end at once: runs go on."""
     executor = ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=_leave_with, initargs=(os.getpid(),)
     )
     try:
         yield executor
+    except BaseException:
+        for process in active_children():
+            process.terminate()
+        raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 

@@ -66,12 +66,16 @@ def study(counts: dict[str, tuple[dict[str, Any], dict[str, list[int | None]]]])
     ]
 
 
-GRPO = {"objective": {"kind": "grpo"}, "replay__capacity": 64, "learner__lr": 3e-4}
+GRPO = {"objective": {"kind": "grpo"}, "replay__capacity": 64, "learner__updates": 1}
+QUICK, SLOW = {"learner__lr": 3e-4}, {"learner__lr": 1e-4}
 COUNTS: dict[str, tuple[dict[str, Any], dict[str, list[int | None]]]] = {
-    "GRPO": (GRPO, {"hard": [12, 18, 15], "easy": [16, 17, 23]}),
-    "slow GRPO": ({**GRPO, "learner__lr": 1e-4}, {"hard": [44, 59, 30], "easy": [65, 45, None]}),
-    "K8": ({"learner__updates": 8, "learner__lr": 3e-4}, {"hard": [5, 4, 7], "easy": [4, 4, 4]}),
-    "slow K8": ({"learner__updates": 8, "learner__lr": 1e-4}, {"hard": [10, 19, 8], "easy": [8, 8, 8]}),
+    "GRPO": ({**GRPO, **QUICK}, {"hard": [12, 18, 15], "easy": [16, 17, 23]}),
+    "slow GRPO": ({**GRPO, **SLOW}, {"hard": [44, 59, 30], "easy": [65, 45, None]}),
+    "K8": ({"learner__updates": 8, **QUICK}, {"hard": [5, 4, 7], "easy": [4, 4, 4]}),
+    "slow K8": ({"learner__updates": 8, **SLOW}, {"hard": [10, 19, 8], "easy": [8, 8, 8]}),
+    "GRPO at its best": ({**GRPO, **QUICK}, {"hard": [8, 8, 9], "easy": [8, 7, 8]}),
+    "GRPO at its best with two updates": ({**GRPO, **QUICK}, {"hard": [16, 16, 16], "easy": [16, 16, 16]}),
+    "ReVal at its best": ({"learner__updates": 32, **QUICK}, {"hard": [2, 2, 2], "easy": [2, 2, 2]}),
 }
 
 
@@ -148,20 +152,21 @@ def test_means_and_differences_come_with_intervals_over_seeds() -> None:
 
 def test_fewer_rounds_are_counted_at_one_rate_and_at_the_best() -> None:
     found = fewer_rounds(study(COUNTS))
-    best = (15 * 17) ** 0.5 / (5 * 4) ** 0.5
-    assert found.numbers["best_arms"] == {"grpo": "GRPO", "reval": "K8"}
-    assert found.numbers["best"] == pytest.approx(best)
-    assert found.numbers["same_rate"] == pytest.approx(best), "GRPO's best rate"
-    slow = found.numbers["same_rate_by_rate"]["0.0001"]["value"]
-    assert slow == pytest.approx((44 * 65) ** 0.5 / (10 * 8) ** 0.5)
-    assert found.numbers["never_there"] == {"GRPO": 0, "slow GRPO": 1, "K8": 0, "slow K8": 0}
-    assert found.verdict == "not", f"{best:.2f} is under 4"
+    quick, slow = (15 * 17) ** 0.5 / (5 * 4) ** 0.5, (44 * 65) ** 0.5 / (10 * 8) ** 0.5
+    by_rate = found.numbers["same_rate_by_rate"]
+    assert by_rate["0.0003"]["value"] == pytest.approx(quick)
+    assert by_rate["0.0001"]["value"] == pytest.approx(slow)
+    assert found.numbers["same_rate"] == pytest.approx((quick * slow) ** 0.5)
+    assert found.numbers["best"] == pytest.approx(8 / 2)
+    assert found.numbers["best_with_two_updates"] == pytest.approx(16 / 2)
+    assert found.numbers["never_there"]["slow GRPO"] == 1
     assert found.numbers["costs"]["K8"]["updates"] == 8 * np.median([5, 4, 7, 4, 4, 4])
+    assert found.verdict == "reproduced"
 
 
-def test_a_ratio_that_reaches_the_papers_is_a_reproduction() -> None:
-    quick = {**COUNTS, "K8": (COUNTS["K8"][0], {"hard": [3, 3, 3], "easy": [3, 3, 3]})}
-    assert fewer_rounds(study(quick)).verdict == "reproduced"
+def test_a_ratio_under_the_papers_is_a_reproduction_in_part() -> None:
+    late = {**COUNTS, "ReVal at its best": (COUNTS["ReVal at its best"][0], {"hard": [3], "easy": [2]})}
+    assert fewer_rounds(study(late)).verdict == "in part"
 
 
 def test_more_updates_must_mean_fewer_rounds_each_time() -> None:
