@@ -39,8 +39,8 @@ def fewer_rounds(records: Sequence[Record]) -> Finding:
     updates = _updates(records, next(iter(pairs.values()))[1])
     says = (
         f"At the same learning rate, the mean over {len(pairs)} rates, GRPO takes {times(same)} as many rounds as "
-        f"ReVal with K = {updates}. Each at its best it is {times(overall)}, or {times(usual)} if GRPO makes no more "
-        f"than two updates a round. The paper has {PAPER_MEAN}×."
+        f"ReVal with K = {updates}. Each at its best it is {times(overall)}, or {times(usual)} if GRPO makes at "
+        f"most two updates a round. The paper has {PAPER_MEAN}×."
     )
     numbers = {
         "same_rate": same.value,
