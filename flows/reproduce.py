@@ -17,11 +17,11 @@ from prefect.futures import as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.progress import UnitBar, shown_warnings
-from flows.units import find_prompts, finish_run, has_start, is_finished, known_prompts, make_start
+from flows.units import find_prompts, finish_run, has_prompts, has_start, is_finished, make_start
 from reval_core.files import digest, publish_json
 from reval_core.reproduction.measures import measure
 from reval_core.reproduction.page import write_results
-from reval_core.reproduction.plan import Figure, Unit, load_figure, units
+from reval_core.reproduction.plan import Figure, Unit, load_base, load_figure, load_search, units
 from reval_core.reproduction.records import Record
 from tasks.units import submit
 
@@ -54,14 +54,14 @@ def reproduce(
 
 def _prepare(executor: Executor, figure: Figure, out: Path) -> None:
     """See that the policy that a figure's runs start from is there, and the prompts of a one-prompt study."""
-    cache = out / "cache"
+    cache, base = out / "cache", load_base(figure.base).model_dump(mode="json")
     given = (figure.base, str(out))
-    title = f"policy 0 of {figure.base}"
-    submit(executor, make_start, given, title, digest("start", *given), cache, has_start(*given)).result()
+    key = digest("start", base, *given)
+    submit(executor, make_start, given, f"policy 0 of {figure.base}", key, cache, has_start(*given)).result()
     if figure.prompts is not None:
         given = (figure.prompts, str(out))
-        title, known = f"prompts {figure.prompts}", known_prompts(*given) is not None
-        submit(executor, find_prompts, given, title, digest("prompts", *given), cache, known).result()
+        key = digest("prompts", base, load_search(figure.prompts).model_dump(mode="json"), *given)
+        submit(executor, find_prompts, given, f"prompts {given[0]}", key, cache, has_prompts(*given)).result()
 
 
 def _finish(executor: Executor, planned: list[Unit], out: Path, bar: UnitBar) -> None:

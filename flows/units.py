@@ -16,7 +16,7 @@ from reval_core.config.protocol import Protocol
 from reval_core.evaluation.examination import open_examination
 from reval_core.evaluation.folder import EvaluationFolder, published_facts
 from reval_core.evaluation.subject import Subject, find_subject
-from reval_core.files import publish_json, read_json
+from reval_core.files import publish_json
 from reval_core.reproduction.plan import load_base, load_search, prompt_file
 from reval_core.reproduction.prompts import Asked, nearest, write_prompts
 from reval_core.run_folder import RunFolder
@@ -76,10 +76,9 @@ def find_prompts(name: str, out: str) -> dict[str, Any]:
     return summary
 
 
-def known_prompts(name: str, out: str) -> dict[str, Any] | None:
-    """What an earlier search has found."""
-    summary = Path(out) / "prompts" / name / "summary.json"
-    return read_json(summary) if summary.exists() else None
+def has_prompts(name: str, out: str) -> bool:
+    """Whether an earlier search has found them all."""
+    return all(prompt_file(Path(out), name, level).exists() for level in load_search(name).levels)
 
 
 def _start(base: str, out: str) -> RunFolder:

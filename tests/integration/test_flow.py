@@ -183,7 +183,7 @@ def test_the_deployments_of_prefect_yaml_name_flows_that_load():
         flow = load_flow_from_entrypoint(f"{ROOT / file}:{name}")
         names.append(flow.name)
         assert set(deployment["parameters"]) == set(flow.parameters.properties)
-    assert names == ["reval-train", "reval-evaluate"]
+    assert names == ["reval-train", "reval-evaluate", "reval-reproduce"]
 
 
 def test_an_evaluation_prints_a_table_or_json_and_is_kept_in_mlflow(tmp_path, capsys, caplog, monkeypatch):
