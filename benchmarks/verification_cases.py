@@ -1,8 +1,8 @@
 """One case of the verification benchmark, in a process of its own; prints JSON as its last line.
 
-plain COUNT              math-verify called in a loop, without a pool or a deadline
-pool WORKERS COUNT       the verifier with so many workers
-hostile WORKERS COUNT    the same with every hundredth claim hostile
+plain COUNT                    math-verify called in a loop, without a pool or a deadline
+pool WORKERS FIRST COUNT       the verifier with so many workers, on COUNT pairs from FIRST on
+hostile WORKERS FIRST COUNT    the same with every hundredth claim hostile
 """
 
 from __future__ import annotations
@@ -70,8 +70,9 @@ def main() -> None:
     if name == "plain":
         found = plain(int(numbers[0]))
     else:
-        claims = verification_pairs.claims(int(numbers[1]))
-        found = pool(int(numbers[0]), verification_pairs.with_hostile(claims) if name == "hostile" else claims)
+        workers, first, count = map(int, numbers)
+        claims = verification_pairs.claims(first + count)[first:]
+        found = pool(workers, verification_pairs.with_hostile(claims) if name == "hostile" else claims)
     print(json.dumps(found))
 
 
