@@ -43,7 +43,7 @@ def reproduce(
             started = time.monotonic()
             _prepare(executor, figure, place)
             planned = units(figure, place, seeds)
-            bar.begin(name, len(planned))
+            bar.begin(name, len({unit.path for unit in planned}))
             _finish(executor, planned, place, bar)
             found[name] = measure(name, figure, [Record(unit) for unit in planned])
             publish_json(place / "figures" / f"{name}.json", found[name])
@@ -65,9 +65,9 @@ def _prepare(executor: Executor, figure: Figure, out: Path) -> None:
 
 
 def _finish(executor: Executor, planned: list[Unit], out: Path, bar: UnitBar) -> None:
-    """See that all runs are finished, several at a time."""
+    """See that all runs are finished, several at a time. Arms with the same settings share theirs."""
     futures = []
-    for unit in planned:
+    for unit in {unit.path: unit for unit in planned}.values():
         settings = unit.config.model_dump(mode="json")
         given = (settings, str(unit.path))
         title = str(unit.path.relative_to(out / "runs"))

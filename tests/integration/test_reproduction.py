@@ -21,6 +21,15 @@ from reval_core.reproduction import plan
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).parents[2]
+GRPO = ["objective={kind: grpo}", "replay.capacity=16"]
+# The last two stand for the same runs.
+ARMS = {
+    "GRPO": [*GRPO, "learner.updates=1"],
+    "ReVal": ["learner.updates=4"],
+    "GRPO at its best": [*GRPO, "learner.updates=2"],
+    "GRPO at its best with two updates": [*GRPO, "learner.updates=2"],
+    "ReVal at its best": ["learner.updates=4"],
+}
 
 
 def configs(folder: Path) -> Path:
@@ -48,10 +57,7 @@ def configs(folder: Path) -> Path:
         "base": "base",
         "prompts": "search",
         "seeds": 1,
-        "arms": {
-            "GRPO": ["objective={kind: grpo}", "replay.capacity=16", "learner.updates=1"],
-            "ReVal": ["learner.updates=4"],
-        },
+        "arms": ARMS,
     }
     for name, values in (("base", base), ("prompts/search", search), ("figures/fig3", figure)):
         path = folder / f"{name}.yaml"
@@ -117,7 +123,7 @@ def test_a_killed_reproduction_goes_on_and_ends(made: tuple[Path, Path, dict[str
     assert set(printed["fig3"]) >= {"verdict", "same_rate", "best", "intervals"}
     found = read_json(out / "figures" / "fig3.json")
     assert [(run["arm"], run["prompt"], run["seed"]) for run in found["runs"]] == [
-        (arm, level, 0) for level in ("hard", "easy") for arm in ("GRPO", "ReVal")
+        (arm, level, 0) for level in ("hard", "easy") for arm in ARMS
     ]
     assert all((Path(run["path"]) / "summary.json").exists() for run in found["runs"])
 
@@ -162,5 +168,5 @@ def test_plan_is_the_study_that_it_says(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(plan, "SMALL", configs(tmp_path / "study"))
     assert plan.known_figures() == ["fig3"]
     planned = plan.units(plan.load_figure("fig3"), tmp_path / "out", seeds=2)
-    assert len(planned) == 8
+    assert len(planned) == 2 * 2 * len(ARMS)
     assert planned[0].path == tmp_path / "out/runs/base/hard/updates1-objective-kind-grpo-capacity16-seed0"

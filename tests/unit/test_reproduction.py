@@ -12,7 +12,7 @@ from reval_core.config import Config
 from reval_core.errors import InputError
 from reval_core.reproduction.finding import verdict
 from reval_core.reproduction.measures import _MEASURES
-from reval_core.reproduction.measures.rounds_to_target import fewer_rounds, more_updates
+from reval_core.reproduction.measures.rounds_to_target import best_settings, fewer_rounds, more_updates
 from reval_core.reproduction.measures.stability import no_reward
 from reval_core.reproduction.plan import known_figures, load_figure, load_search, units
 from reval_core.reproduction.prompts import Asked, nearest
@@ -51,6 +51,7 @@ def one_prompt(arm: str, level: str, seed: int, rounds: int | None, **changes: A
             "tokens": 100,
             "generation_seconds": 0.5,
             "learning_seconds": 1.0,
+            "seconds": 1.5,
         }
         for number in range(1, (rounds or 120) + 1)
     ]
@@ -105,7 +106,7 @@ def test_runs_in_one_folder_are_one_run(tmp_path: Path) -> None:
 
 
 def test_searches_take_other_seeds_than_the_figures_that_follow_them(tmp_path: Path) -> None:
-    searched = {unit.seed for unit in units(load_figure("search"), tmp_path)}
+    searched = {unit.seed for unit in units(load_figure("search-one-prompt"), tmp_path)}
     assert not searched & {unit.seed for unit in units(load_figure("fig3"), tmp_path, seeds=50)}
 
 
@@ -167,6 +168,22 @@ def test_fewer_rounds_are_counted_at_one_rate_and_at_the_best() -> None:
 def test_a_ratio_under_the_papers_is_a_reproduction_in_part() -> None:
     late = {**COUNTS, "ReVal at its best": (COUNTS["ReVal at its best"][0], {"hard": [3], "easy": [2]})}
     assert fewer_rounds(study(late)).verdict == "in part"
+
+
+def test_the_search_chooses_by_medians_over_seeds_and_prompts() -> None:
+    arms = {
+        "one lucky seed": ({**GRPO, "learner__updates": 8}, {"hard": [1, None, None], "easy": [1, None, None]}),
+        "steady": ({**GRPO, "learner__updates": 4}, {"hard": [6, 7, 8], "easy": [6, 7, 8]}),
+        "few": (GRPO, {"hard": [20, 20, 20], "easy": [20, 20, 20]}),
+        "K8": COUNTS["K8"],
+        "slow K8": COUNTS["slow K8"],
+    }
+    found = best_settings(study(arms))
+    assert found.numbers["best_arms"] == {
+        "GRPO at its best": "steady",
+        "GRPO at its best with two updates": "few",
+        "ReVal at its best": "K8",
+    }
 
 
 def test_more_updates_must_mean_fewer_rounds_each_time() -> None:
