@@ -134,7 +134,7 @@ def evaluate(
 
 @cli.command()
 @click.argument("figures", nargs=-1, metavar="[FIGURE]...")
-@click.option("--all", "everything", is_flag=True, help="All figures; the search only by its name.")
+@click.option("--all", "everything", is_flag=True, help="All figures; searches by their names only.")
 @click.option("--seeds", type=click.IntRange(min=1), help="Runs of each kind; 3 if the figure says nothing else.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("reproduction"), help="Where runs and the page go."
@@ -148,12 +148,11 @@ def reproduce(
 
     Given again, it goes on where it was, and does no run twice.
     """
-    from flows.reproducing import reproduce_here, show_figures
-    from reval_core.reproduction.plan import known_figures
+    from flows.reproducing import all_figures, reproduce_here, show_figures
 
     if figures and everything:
         raise InputError("reval reproduce: give figures or --all, not both")
-    wanted = tuple(name for name in known_figures() if name != "search") if everything else figures
+    wanted = all_figures() if everything else figures
     if wanted:
         reproduce_here(wanted, seeds, out, workers, as_json)
     else:

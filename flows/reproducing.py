@@ -11,7 +11,16 @@ from flows.foreground import leave_undelivered, run_flow
 from flows.show import print_json, print_rows, short
 from reval_core.errors import InputError, RunStopped
 from reval_core.files import read_json
-from reval_core.reproduction.plan import known_figures, load_figure, units
+from reval_core.reproduction.plan import absent_model, known_figures, load_figure, units
+
+
+def all_figures() -> list[str]:
+    """What `--all` makes: the figures, without the searches and without those whose model is not here."""
+    names = [name for name in known_figures() if not name.startswith("search-")]
+    absent = {name: path for name in names if (path := absent_model(name))}
+    for name, path in absent.items():
+        click.echo(f"{name} is left out: there is no {path}; `make smollm2` makes it", err=True)
+    return [name for name in names if name not in absent]
 
 
 def reproduce_here(
@@ -20,6 +29,8 @@ def reproduce_here(
     """Make figures in this process and those that it starts, and print what was measured."""
     for name in figures:
         units(load_figure(name), out, seeds)  # whatever is wrong is said before Prefect takes its seconds to start
+        if path := absent_model(name):
+            raise InputError(f"{name}: there is no {path}; `make smollm2` makes it")
     results: dict[str, object] = {}
 
     def flow() -> None:

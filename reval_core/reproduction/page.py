@@ -67,7 +67,7 @@ def _head(found: Sequence[Mapping[str, Any]]) -> Html:
         tag(
             "p",
             "Off-Policy Value-Based Reinforcement Learning for Large Language Models (arXiv 2603.23355) makes "
-            "its claims with models of 1.5 and 7 billion parameters. Here each is tried with a model of half a "
+            "its claims with models of 1.5 and 7 billion parameters. Here each is tried with a model of under a "
             "million on arithmetic, by the same code. What holds in small need not hold at size, nor the other "
             "way round.",
             class_="summary",

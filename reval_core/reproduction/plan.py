@@ -77,6 +77,12 @@ def load_base(name: str, overrides: Sequence[str] = ()) -> Config:
     return load_config(SMALL / f"{name}.yaml", overrides)
 
 
+def absent_model(name: str) -> str | None:
+    """The folder of the model that a figure's runs start from, if it is not there."""
+    path = load_base(load_figure(name).base).model.path
+    return None if path is None or Path(path).exists() else path
+
+
 def units(figure: Figure, out: Path, seeds: int | None = None) -> list[Unit]:
     """The runs of a figure, arm after arm within a seed, so that what is there early compares all arms.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reval_core.reproduction.finding import Finding
-from reval_core.reproduction.measures import beyond, one_rollout
+from reval_core.reproduction.measures import accuracy, beyond, one_rollout
 from reval_core.reproduction.measures.accuracy import methods, reference_resets, reward_designs, strengths
 from reval_core.reproduction.measures.rounds_to_target import best_settings, fewer_rounds, more_updates
 from reval_core.reproduction.measures.stability import gradients, no_reward
@@ -32,7 +32,9 @@ _MEASURES: dict[str, Callable[[Sequence[Record]], Finding]] = {
     "beyond-resets": beyond.more_accurate_than_the_first,
     "beyond-sampling": beyond.fewer_rounds_than_the_first,
     "beyond-updates": beyond.fewer_rounds_than_the_first,
-    "search": best_settings,
+    "real-model": beyond.fewer_rounds_than_the_first,
+    "search-arithmetic": accuracy.best_settings,
+    "search-one-prompt": best_settings,
 }
 
 

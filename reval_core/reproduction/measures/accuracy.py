@@ -36,6 +36,19 @@ def methods(records: Sequence[Record]) -> Finding:
     )
 
 
+def best_settings(records: Sequence[Record]) -> Finding:
+    """The search: of each method the settings that are best after the last round, by the mean over the sets."""
+    final = {arm: _final(of(records, arm)) for arm in arms(records)}
+    average = {arm: float(np.mean(_over_sets(found))) for arm, found in final.items()}
+    best: dict[str, str] = {}
+    for arm in sorted(average, key=lambda arm: -average[arm]):
+        best.setdefault(of(records, arm)[0].config.objective.kind, arm)
+    listed = "; ".join(f"{arm} ({100 * average[arm]:.1f}%)" for arm in best.values())
+    says = f"Best of each method, by the mean over the problem sets after the last round: {listed}."
+    numbers = {"best_arms": best, "average": average}
+    return Finding("searched", says, numbers, [], [_sets_table(records, final)], [EVALUATED])
+
+
 def reference_resets(records: Sequence[Record]) -> Finding:
     """Figure 7: the reference is reset never, often, at the right interval, or late."""
     return _one_is_best(records, "right", "Resets at the right interval")

@@ -13,7 +13,7 @@ from reval_core.reproduction.statistics import mean_over_seeds
 
 _NO_KL = 1e-3
 _LAST = 10
-"""Rounds at the end that a KL is averaged over: it is estimated from a round's 64 responses."""
+"""Rounds at the end that a KL is averaged over: it is estimated from a round's 16 responses."""
 
 
 def no_reward(records: Sequence[Record]) -> Finding:
