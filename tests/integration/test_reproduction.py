@@ -62,7 +62,7 @@ def configs(folder: Path) -> Path:
     for name, values in (("base", base), ("prompts/search", search), ("figures/fig3", figure)):
         path = folder / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(values))
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
     return folder
 
 
