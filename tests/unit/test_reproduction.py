@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flows.reproducing import all_figures, reproduce_here
 from reval_core.config import Config
 from reval_core.errors import InputError
 from reval_core.reproduction.finding import verdict
@@ -113,6 +114,19 @@ def test_searches_take_other_seeds_than_the_figures_that_follow_them(tmp_path: P
 def test_an_unknown_figure_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(InputError, match=r"no figure is called 'fig33'; there are fig2, fig3"):
         load_figure("fig33")
+
+
+def test_all_leaves_out_the_searches_and_a_model_that_is_not_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = all_figures()
+    assert set(known_figures()) - set(made) == {"real-model", "search-arithmetic", "search-one-prompt"}
+    assert "real-model is left out: there is no models/smollm2-135m-instruct" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"real-model: there is no .*`make smollm2` makes it"):
+        reproduce_here(["real-model"], None, tmp_path / "out", None, as_json=False)
+    (tmp_path / "models/smollm2-135m-instruct").mkdir(parents=True)
+    assert "real-model" in all_figures()
 
 
 def test_the_prompts_are_those_of_the_paper() -> None:
