@@ -1,4 +1,4 @@
-"""Put the results of a reproduction into docs/reproduction.md: `python docs/make_reproduction.py [reproduction]`."""
+"""Put a reproduction's results into docs/reproduction.md: `python docs/make_reproduction.py [reproduction]`."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def no_reward(records: Sequence[Record]) -> Finding:
     rounds = len(records[0].rounds)
     says = (
         f"After {rounds} rounds in which every reward was 0, the KL to the reference is {tbrm.value:.3f} "
-        f"({tbrm.low:.3f} to {tbrm.high:.3f}) with TBRM and {reval.value:.1e} with ReVal."
+        f"({tbrm.low:.3f} to {tbrm.high:.3f}) with TBRM and {reval.value:.2g} with ReVal."
     )
     numbers = {
         "tbrm_kl": tbrm.value,
