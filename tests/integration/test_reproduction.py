@@ -22,12 +22,12 @@ from tests.conftest import SMALL
 
 ROOT = Path(__file__).parents[2]
 GRPO = ["objective={kind: grpo}", "replay.capacity=16"]
-# The last two stand for the same runs.
+# Some stand for the same runs.
 ARMS = {
     "GRPO": [*GRPO, "learner.updates=1"],
     "ReVal": ["learner.updates=4"],
     "GRPO at its best": [*GRPO, "learner.updates=2"],
-    "GRPO at its best with two updates": [*GRPO, "learner.updates=2"],
+    "GRPO at its steadiest": [*GRPO, "learner.updates=2"],
     "ReVal at its best": ["learner.updates=4"],
 }
 
