@@ -218,7 +218,10 @@ def _line(one: Series, x: Scale, y: Scale) -> list[Html]:
     )
     # A stroke of no length with round caps is a dot, and stays round however the drawing is stretched.
     dots = "".join(f"M{_c(across)} {_up(up)}h.01" for across, up in known)
-    parts = [_path("spans", spans), _path(f"{one.style} many" if len(known) > MANY else one.style, path)]
+    parts = [
+        _path(f"spans {one.style}", spans),
+        _path(f"{one.style} many" if len(known) > MANY else one.style, path),
+    ]
     if one.marked or len(known) == 1:
         parts.append(_path(f"dots {one.style}" if one.style != "line" else "dots", dots))
     return parts

@@ -20,6 +20,7 @@ _STYLE = """
 .claims td:last-child { white-space: nowrap; font-weight: 600; }
 .claim { border-left: 3px solid var(--line); padding-left: 1rem; color: var(--soft); }
 .finding figure { margin-top: 2.2rem; }
+.finding .spans { opacity: .3; }
 .finding h3 { margin-bottom: .3rem; }
 .finding .plot.named { margin-right: 10.5rem; }
 .finding .end { max-width: 10rem; }

@@ -26,9 +26,9 @@ GRPO = ["objective={kind: grpo}", "replay.capacity=16"]
 ARMS = {
     "GRPO": [*GRPO, "learner.updates=1"],
     "ReVal": ["learner.updates=4"],
-    "GRPO at its best": [*GRPO, "learner.updates=2"],
-    "GRPO at its steadiest": [*GRPO, "learner.updates=2"],
-    "ReVal at its best": ["learner.updates=4"],
+    "GRPO best": [*GRPO, "learner.updates=2"],
+    "GRPO steady": [*GRPO, "learner.updates=2"],
+    "ReVal best": ["learner.updates=4"],
 }
 
 

@@ -34,7 +34,6 @@ _MEASURES: dict[str, Callable[[Sequence[Record]], Finding]] = {
     "beyond-updates": beyond.fewer_rounds_than_the_first,
     "real-model": beyond.fewer_rounds_than_the_first,
     "search-arithmetic": accuracy.best_settings,
-    "search-eight-rollouts": best_settings,
     "search-one-prompt": best_settings,
 }
 

@@ -13,37 +13,39 @@ from reval_core.reproduction.statistics import Counts, Estimate, speed_up, typic
 
 PAPER_MEAN = 4.3
 """The paper's mean speed-up over its three prompts."""
+DRAWN = 40
+"""Rounds that a chart shows at most: runs that go on longer mostly never get there."""
+CHOSEN = ("GRPO best", "GRPO steady", "ReVal best")
+"""The arms whose settings the search chose: the quickest, and GRPO's quickest of those that never collapsed."""
 
 
 def fewer_rounds(records: Sequence[Record]) -> Finding:
     """Figure 3: GRPO's rounds over ReVal's, at the same learning rates and each at its best.
 
     At one rate GRPO makes one update a round, as the paper runs it, and ReVal the same number at every rate. The
-    arms "at its best" and "at its steadiest" were chosen by the search, on other seeds than these; where GRPO's
-    two differ, ReVal is held against the one that turned out better.
+    arms in `CHOSEN` were chosen by the search, on other seeds than these. ReVal is held against that one of
+    GRPO's two that turns out better.
     """
     limit = records[0].config.rounds
     counts = {arm: rounds_to_target(records, arm) for arm in arms(records)}
-    pairs = _pairs(records, [arm for arm in counts if "at its" not in arm])
+    pairs = _pairs(records, [arm for arm in counts if arm not in CHOSEN])
     same = speed_up(
         {f"{rate} {level}": found for rate, (grpo, _) in pairs.items() for level, found in counts[grpo].items()},
         {f"{rate} {level}": found for rate, (_, reval) in pairs.items() for level, found in counts[reval].items()},
         limit,
     )
-    rival = min(
-        (arm for arm in counts if arm.startswith("GRPO at its")), key=lambda arm: typical(counts[arm], limit)
-    )
-    overall = speed_up(counts[rival], counts["ReVal at its best"], limit)
+    rival = better_grpo(counts, limit)
+    overall = speed_up(counts[rival], counts[CHOSEN[2]], limit)
     by_rate = {
         rate: speed_up(counts[grpo], counts[reval], limit).to_json() for rate, (grpo, reval) in pairs.items()
     }
     first = next(iter(pairs.values()))
     updates = _updates(records, first[1])
-    drawn = [*first, *(arm for arm in counts if "at its" in arm)]
+    drawn = [*first, *(arm for arm in counts if arm in CHOSEN)]
     says = (
         f"At the same learning rate, the mean over {len(pairs)} rates, GRPO takes {times(same)} as many rounds as "
-        f"ReVal with K = {updates}. {rival} takes {times(overall)} as many as ReVal at its best. The paper has "
-        f"{PAPER_MEAN}×."
+        f"ReVal with K = {updates}. Each at its best it is {times(overall)}; of GRPO's two settings that is "
+        f"“{rival}”. The paper has {PAPER_MEAN}×."
     )
     numbers = {
         "same_rate": same.value,
@@ -113,13 +115,18 @@ def best_settings(records: Sequence[Record]) -> Finding:
     order = sorted(counts, key=lambda arm: typical(counts[arm], limit))
     grpo = [arm for arm in order if _of_kind(records, arm, "grpo")]
     steady = [arm for arm in grpo if all(None not in found for found in counts[arm].values())]
-    best = {"GRPO at its best": grpo[0], "ReVal at its best": next(arm for arm in order if arm not in grpo)}
+    best = {CHOSEN[0]: grpo[0], CHOSEN[2]: next(arm for arm in order if arm not in grpo)}
     if steady:
-        best["GRPO at its steadiest"] = steady[0]
+        best[CHOSEN[1]] = steady[0]
     listed = "; ".join(f"{title}: {arm} ({typical(counts[arm], limit):.1f})" for title, arm in best.items())
     numbers = {"best_arms": best, "rounds": counts, "limit": limit}
     tables = [rounds_table(records, {arm: counts[arm] for arm in order}, limit)]
     return Finding("searched", f"Fewest rounds to 95%. {listed}.", numbers, [], tables, [ROUNDS])
+
+
+def better_grpo(counts: dict[str, Counts], limit: int) -> str:
+    """That one of the two settings chosen for GRPO which turned out to take fewer rounds."""
+    return min(CHOSEN[:2], key=lambda arm: typical(counts[arm], limit))
 
 
 def rounds_to_target(records: Sequence[Record], arm: str) -> Counts:
@@ -170,14 +177,20 @@ def _updates(records: Sequence[Record], arm: str) -> int:
 def curves(records: Sequence[Record], level: str, names: Sequence[str]) -> Chart:
     """The share of right rollouts, round by round; where a run has ended, it stays where it got."""
     chosen = {arm: of(records, arm, level) for arm in names}
-    last = max(len(one.rounds) for found in chosen.values() for one in found)
+    last = min(DRAWN, max(len(one.rounds) for found in chosen.values() for one in found))
     lines = []
     for arm, found in chosen.items():
-        longest = max(len(one.rounds) for one in found)
-        values = np.array([_held(one, longest) for one in found])
+        longest = min(last, max(len(one.rounds) for one in found))
+        values = np.array([_held(one, longest)[: longest + 1] for one in found])
         x = list(range(longest + 1))
-        lines.append(Line(arm, x, values.mean(0).tolist(), values.min(0).tolist(), values.max(0).tolist()))
-    return Chart(f"{level} prompt, first {last} rounds", lines, "round", percent=True)
+        low, high = (_thinned(side.tolist()) for side in (values.min(0), values.max(0)))
+        lines.append(Line(arm, x, values.mean(0).tolist(), low, high))
+    return Chart(f"Right rollouts of the {level} prompt, first {last} rounds", lines, "round", percent=True)
+
+
+def _thinned(values: Sequence[float]) -> list[float | None]:
+    """The ends of intervals, of every fifth round only after the tenth: a bar at each would be a fence."""
+    return [value if at <= 10 or at % 5 == 0 else None for at, value in enumerate(values)]
 
 
 def _held(record: Record, rounds: int) -> list[float]:
