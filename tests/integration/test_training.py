@@ -341,7 +341,7 @@ def test_the_run_stops_when_too_many_responses_cannot_be_judged(run_path):
         rows = pq.read_table(path)
         place = rows.schema.get_field_index("response")
         answers = rows.column("response").to_pylist()
-        answers[:5] = [f"{number}+1/{number + 2}" for number in range(5)]  # sums are judged by a worker
+        answers[:5] = [f"(({number})/(7))/(3)" for number in range(1, 6)]  # fractions of fractions take a worker
         reasons = pa.array(["stop"] * len(rows))
         rows = rows.set_column(place, "response", [answers])
         pq.write_table(
