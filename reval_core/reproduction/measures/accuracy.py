@@ -32,7 +32,7 @@ def methods(records: Sequence[Record]) -> Finding:
     charts = [accuracy_chart(records, name) for name in records[0].evaluated]
     table = _sets_table(records, final)
     return Finding(
-        verdict(ahead["GRPO"].value > 0, ahead["TBRM"].value > 0), says, numbers, charts, [table], [EVALUATED]
+        verdict(ahead["GRPO"].low > 0, ahead["TBRM"].low > 0), says, numbers, charts, [table], [EVALUATED]
     )
 
 
@@ -136,7 +136,7 @@ def _one_is_best(records: Sequence[Record], name: str, title: str) -> Finding:
         "ahead_of": {arm: one.to_json() for arm, one in ahead.items()},
     }
     return Finding(
-        verdict(*(one.value > 0 for one in ahead.values())),
+        verdict(*(one.low > 0 for one in ahead.values())),
         says,
         numbers,
         [accuracy_chart(records)],

@@ -45,7 +45,7 @@ def fewer_rounds_than_the_first(records: Sequence[Record]) -> Finding:
     }
     best = max(found.values(), key=lambda one: one.value)
     return Finding(
-        verdict(best.value > 1, best.low > 1),
+        verdict(best.low > 1),
         says,
         numbers,
         _charts(records, list(counts)),
@@ -100,7 +100,7 @@ def more_accurate_than_the_first(records: Sequence[Record]) -> Finding:
     best = max(ahead.values(), key=lambda one: one.value)
     charts = [accuracy_chart(records), rounds_chart(records, "residual_left", "ρ, the share of the residual left")]
     return Finding(
-        verdict(best.value > 0, best.low > 0),
+        verdict(best.low > 0),
         says,
         {"accuracy": estimates(found), "ahead": {arm: one.to_json() for arm, one in ahead.items()}},
         charts,
