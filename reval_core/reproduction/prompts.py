@@ -33,6 +33,7 @@ class PromptSearch(Section):
 
     def protocol(self, problems: ProblemSet, samples: int, config: Config) -> Protocol:
         """The evaluation that asks these problems as the run of `config` would."""
+        together = 16 * config.generation.trajectories
         return Protocol(
             benchmarks=(problems,),
             samples=samples,
@@ -40,7 +41,7 @@ class PromptSearch(Section):
             temperature=config.generation.temperature,
             max_tokens=config.generation.max_tokens,
             stop=config.generation.stop,
-            problems_per_shard=max(1, config.generation.trajectories * 16 // samples),
+            problems_per_shard=max(1, min(together, config.evaluation.batch or together) // samples),
             engine=config.engine,
             threads=config.threads,
             verification=config.verification,
