@@ -23,8 +23,8 @@ def fewer_rounds(records: Sequence[Record]) -> Finding:
     ours = _quickest(spent, "rounds")
     fewer = spent["GRPO"]["rounds"] / spent[ours]["rounds"]
     says = (
-        f"GRPO's best level, {100 * level:.1f}%, takes GRPO {spent['GRPO']['rounds']:.0f} rounds and {ours} "
-        f"{spent[ours]['rounds']:.0f}: {fewer:.1f} times fewer."
+        f"GRPO's best level, {100 * level:.1f}%, takes GRPO {spent['GRPO']['rounds']:.0f} rounds, and “{ours}” "
+        f"takes {spent[ours]['rounds']:.0f}: {fewer:.1f} times fewer."
     )
     numbers = {"level": level, "until_level": spent, "fewer_rounds": fewer}
     return _finding(records, fewer > 1, says, numbers, spent)
@@ -38,7 +38,7 @@ def less_time(records: Sequence[Record]) -> Finding:
     here = _seconds(spent["GRPO"]) / _seconds(spent[ours])
     says = (
         f"At the paper's costs ({PAPER_SECONDS['generation']} s a round, {PAPER_SECONDS['update']} s an update) "
-        f"{ours} reaches GRPO's best level {faster:.1f} times faster. Here, where {_share(spent['GRPO'])} of the "
+        f"“{ours}” reaches GRPO's best level {faster:.1f} times faster. Here, where {_share(spent['GRPO'])} of the "
         f"seconds with GRPO and {_share(spent[ours])} of those with ReVal are generation, it is {here:.2f} times."
     )
     numbers = {"level": level, "until_level": spent, "faster_at_paper_costs": faster, "faster_here": here}
