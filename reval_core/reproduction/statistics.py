@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +15,27 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its 95% interval over seeds."""
+    """A number and its 95% interval over seeds, which has no ends (±∞) where there is but one seed."""
 
     value: float
     low: float
     high: float
 
+    @property
+    def interval(self) -> list[float] | None:
+        """Both ends, if it has any."""
+        return [self.low, self.high] if math.isfinite(self.low) else None
+
     def to_json(self) -> dict[str, Any]:
         """Value and ends."""
-        return vars(self)
+        low, high = self.interval or (None, None)
+        return {"value": self.value, "low": low, "high": high}
+
+    def text(self, form: str) -> str:
+        """The number and its interval, each written as `form` says."""
+        if self.interval is None:
+            return f"{self.value:{form}} (one seed)"
+        return f"{self.value:{form}} ({self.low:{form}} to {self.high:{form}})"
 
 
 Counts = Mapping[str, Sequence[float | None]]
@@ -35,6 +47,11 @@ def typical(counts: Counts, limit: float) -> float:
     return math.exp(np.mean([math.log(np.median(_filled(found, limit))) for found in counts.values()]))
 
 
+def typical_over_seeds(counts: Counts, limit: float) -> Estimate:
+    """`typical` with its interval from redrawing the seeds within each prompt."""
+    return Estimate(typical(counts, limit), *_ends(np.exp(_drawn(counts, limit, 0)), _seeds(counts)))
+
+
 def speed_up(baseline: Counts, ours: Counts, limit: float) -> Estimate:
     """How many times more the baseline takes: the ratio of `typical`, with its interval from redrawing the seeds.
 
@@ -42,14 +59,16 @@ def speed_up(baseline: Counts, ours: Counts, limit: float) -> Estimate:
     the side never got there, and the ratio is as if it had just then.
     """
     drawn = [_drawn(side, limit, stream) for stream, side in enumerate((baseline, ours))]
-    ratios = np.exp(drawn[0] - drawn[1])
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return Estimate(typical(baseline, limit) / typical(ours, limit), float(low), float(high))
+    ends = _ends(np.exp(drawn[0] - drawn[1]), min(_seeds(baseline), _seeds(ours)))
+    return Estimate(typical(baseline, limit) / typical(ours, limit), *ends)
 
 
 def mean_over_seeds(values: Sequence[float]) -> Estimate:
     """The mean of one number a run, with its interval from redrawing the runs."""
-    return estimate(lambda found: found.mean(axis=-1), values)
+    given = np.asarray(values, float)
+    rng = np.random.default_rng(SEED)
+    means = given[rng.integers(len(given), size=(RESAMPLES, len(given)))].mean(axis=1)
+    return Estimate(float(given.mean()), *_ends(means, len(given)))
 
 
 def difference(ours: Sequence[float], baseline: Sequence[float]) -> Estimate:
@@ -57,13 +76,16 @@ def difference(ours: Sequence[float], baseline: Sequence[float]) -> Estimate:
     return mean_over_seeds(np.subtract(ours, baseline).tolist())
 
 
-def estimate(statistic: Callable[[np.ndarray], np.ndarray], values: Sequence[float]) -> Estimate:
-    """A statistic over the last axis of values, with its percentile interval from redrawing them."""
-    given = np.asarray(values, float)
-    rng = np.random.default_rng(SEED)
-    found = statistic(given[rng.integers(len(given), size=(RESAMPLES, len(given)))])
-    low, high = np.quantile(found, [0.025, 0.975])
-    return Estimate(float(statistic(given)), float(low), float(high))
+def _ends(drawn: np.ndarray, seeds: int) -> tuple[float, float]:
+    """The percentile interval of a redrawn statistic; one seed says nothing of others."""
+    if seeds == 1:
+        return -math.inf, math.inf
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _seeds(counts: Counts) -> int:
+    return min(map(len, counts.values()))
 
 
 def _drawn(side: Counts, limit: float, stream: int) -> np.ndarray:

@@ -166,6 +166,14 @@ def test_means_and_differences_come_with_intervals_over_seeds() -> None:
     assert (ahead.value, ahead.low, ahead.high) == pytest.approx((0.1, 0.1, 0.1)), "seeds are paired"
 
 
+def test_one_seed_has_no_interval() -> None:
+    for found in (speed_up({"hard": [12]}, {"hard": [6]}, 120), mean_over_seeds([2.0])):
+        assert found.interval is None
+        assert found.to_json() == {"value": 2.0, "low": None, "high": None}
+        assert found.text(".1f") == "2.0 (one seed)"
+    assert mean_over_seeds([2.0, 2.0]).text(".1f") == "2.0 (2.0 to 2.0)"
+
+
 def test_fewer_rounds_are_counted_at_one_rate_and_at_the_best() -> None:
     found = fewer_rounds(study(COUNTS))
     quick, slow = (15 * 17) ** 0.5 / (5 * 4) ** 0.5, (44 * 65) ** 0.5 / (10 * 8) ** 0.5

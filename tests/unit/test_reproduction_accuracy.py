@@ -56,12 +56,16 @@ def test_methods_are_compared_over_all_sets() -> None:
 
 
 def test_one_interval_must_be_best() -> None:
-    records = [
-        one for arm, last in (("never", 0.6), ("right", 0.9), ("late", 0.8)) for one in arithmetic(arm, [last])
-    ]
-    assert reference_resets(records).verdict == "reproduced"
-    late = [*records[:2], *arithmetic("late", [0.95])]
-    assert reference_resets(late).verdict == "in part"
+    def runs(late: float, seeds: int = 2) -> list[Made]:
+        final = {"never": 0.6, "right": 0.9, "late": late}
+        return [one for arm, last in final.items() for one in arithmetic(arm, [last] * seeds)]
+
+    assert reference_resets(runs(0.8)).verdict == "reproduced"
+    assert reference_resets(runs(0.95)).verdict == "in part"
+    alone = reference_resets(runs(0.8, seeds=1))
+    assert alone.verdict == "not", "one seed says nothing of others"
+    assert "+30.0 (one seed) points over never" in alone.says
+    assert alone.numbers["ahead_of"]["never"] == {"value": pytest.approx(0.3), "low": None, "high": None}
 
 
 def test_the_best_strength_lies_inside_and_the_kl_falls_with_it() -> None:
@@ -111,6 +115,9 @@ def test_rounds_and_costs_count_until_grpo_is_at_its_best() -> None:
     assert time.numbers["faster_at_paper_costs"] == pytest.approx(8 * (36.8 + 2.8) / (4 * (36.8 + 4 * 2.8)))
     assert time.numbers["faster_here"] == pytest.approx(2)
     assert (rounds.verdict, time.verdict) == ("reproduced", "reproduced")
+    mixed = [*records[:2], *arithmetic("ReVal", [1.2, 0.8], learner__updates=4)]
+    assert one_rollout.fewer_rounds(mixed).numbers["intervals"]["fewer_rounds"] == pytest.approx([1, 2])
+    assert one_rollout.fewer_rounds(mixed).verdict == "not", "one of two seeds is no sooner there"
 
 
 def test_what_goes_past_the_paper_is_held_against_its_own_choice() -> None:

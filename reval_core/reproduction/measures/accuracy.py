@@ -19,8 +19,8 @@ def methods(records: Sequence[Record]) -> Finding:
     ahead = {arm: difference(average["ReVal"], average[arm]) for arm in ("GRPO", "TBRM")}
     best = max(average, key=lambda arm: float(np.mean(average[arm])))
     says = (
-        f"Mean over the problem sets after the last round: {_listed(average)}. ReVal is {_points(ahead['GRPO'])} "
-        f"points ahead of GRPO and {_points(ahead['TBRM'])} ahead of TBRM; best is {best}."
+        f"Mean over the problem sets after the last round: {_listed(average)}. ReVal is {points(ahead['GRPO'])} "
+        f"points ahead of GRPO and {points(ahead['TBRM'])} ahead of TBRM; best is {best}."
     )
     numbers = {
         "accuracy": {
@@ -129,7 +129,7 @@ def accuracy_table(records: Sequence[Record], found: dict[str, list[float]]) -> 
 def _one_is_best(records: Sequence[Record], name: str, title: str) -> Finding:
     found = practised(records)
     ahead = {arm: difference(found[name], values) for arm, values in found.items() if arm != name}
-    listed = ", ".join(f"{_points(one)} points over {arm}" for arm, one in ahead.items())
+    listed = ", ".join(f"{points(one)} points over {arm}" for arm, one in ahead.items())
     says = f"Accuracy on held-out problems after the last round: {_listed(found)}. {title}: {listed}."
     numbers = {
         "accuracy": estimates(found),
@@ -194,9 +194,14 @@ def _listed(found: dict[str, list[float]]) -> str:
     return ", ".join(f"{arm} {100 * float(np.mean(values)):.1f}%" for arm, values in found.items())
 
 
-def _points(found: Estimate) -> str:
-    return f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+def points(found: Estimate) -> str:
+    """A difference of accuracies in points, with its interval."""
+    return _scaled(found).text("+.1f")
 
 
 def _percent(found: Estimate) -> str:
-    return f"{100 * found.value:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
+    return _scaled(found).text(".1f")
+
+
+def _scaled(found: Estimate) -> Estimate:
+    return Estimate(100 * found.value, 100 * found.low, 100 * found.high)

@@ -11,6 +11,7 @@ from reval_core.reproduction.measures.accuracy import (
     accuracy_chart,
     accuracy_table,
     estimates,
+    points,
     practised,
     rounds_chart,
 )
@@ -71,7 +72,7 @@ def all_together(records: Sequence[Record]) -> Finding:
         "best": found[best].value,
         "best_arm": best,
         "best_is_against": grpo,
-        "intervals": {"best": [found[best].low, found[best].high]},
+        "intervals": {"best": found[best].interval},
         "beside": beside,
         "speed_up": {arm: one.to_json() for arm, one in found.items()},
         "rounds": counts,
@@ -92,10 +93,7 @@ def more_accurate_than_the_first(records: Sequence[Record]) -> Finding:
     found = practised(records)
     first, *others = found
     ahead = {arm: difference(found[arm], found[first]) for arm in others}
-    listed = ", ".join(
-        f"{arm} {100 * one.value:+.1f} points ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
-        for arm, one in ahead.items()
-    )
+    listed = ", ".join(f"{arm} {points(one)} points" for arm, one in ahead.items())
     says = f"{first} reaches {100 * float(np.mean(found[first])):.1f}% on held-out problems; against it {listed}."
     best = max(ahead.values(), key=lambda one: one.value)
     charts = [accuracy_chart(records), rounds_chart(records, "residual_left", "ρ, the share of the residual left")]

@@ -8,41 +8,57 @@ import numpy as np
 
 from reval_core.reproduction.finding import Finding, Table, verdict
 from reval_core.reproduction.measures.accuracy import accuracy_chart, practised_set
+from reval_core.reproduction.measures.rounds_to_target import times
 from reval_core.reproduction.records import EVALUATED, ROUNDS, Record, arms, of
+from reval_core.reproduction.statistics import Estimate, speed_up
 
 PAPER_SECONDS = {"generation": 36.8, "update": 2.8}
 """What a round's generation and an update cost in the paper (§5.4)."""
 
+Runs = dict[str, list[dict[str, float]]]
+"""By arm, what each of its runs spent until it was as good as GRPO ever gets."""
 Spent = dict[str, dict[str, float]]
-"""By arm, the medians over its runs of what they spent until they were as good as GRPO ever gets."""
+"""By arm, the medians over its runs."""
 
 
 def fewer_rounds(records: Sequence[Record]) -> Finding:
     """Figure 5: generation rounds until GRPO's best level."""
-    level, spent = _until_level(records)
+    level, runs = _until_level(records)
+    spent = _medians(runs)
     ours = _quickest(spent, "rounds")
-    fewer = spent["GRPO"]["rounds"] / spent[ours]["rounds"]
+    fewer = _ratio(runs, ours, "rounds")
     says = (
         f"GRPO's best level, {100 * level:.1f}%, takes GRPO {spent['GRPO']['rounds']:.0f} rounds, and “{ours}” "
-        f"takes {spent[ours]['rounds']:.0f}: {fewer:.1f} times fewer."
+        f"takes {spent[ours]['rounds']:.0f}: a ratio of {times(fewer)}."
     )
-    numbers = {"level": level, "until_level": spent, "fewer_rounds": fewer}
-    return _finding(records, fewer > 1, says, numbers, spent)
+    numbers = {
+        "level": level,
+        "until_level": spent,
+        "fewer_rounds": fewer.value,
+        "intervals": {"fewer_rounds": fewer.interval},
+    }
+    return _finding(records, fewer.low > 1, says, numbers, spent)
 
 
 def less_time(records: Sequence[Record]) -> Finding:
     """Figure 6: seconds until GRPO's best level, at our costs and at the paper's."""
-    level, spent = _until_level(records)
+    level, runs = _until_level(records)
+    spent = _medians(runs)
     ours = _quickest(spent, "paper_seconds")
-    faster = spent["GRPO"]["paper_seconds"] / spent[ours]["paper_seconds"]
-    here = _seconds(spent["GRPO"]) / _seconds(spent[ours])
+    faster, here = _ratio(runs, ours, "paper_seconds"), _ratio(runs, ours, "seconds")
     says = (
         f"At the paper's costs ({PAPER_SECONDS['generation']} s a round, {PAPER_SECONDS['update']} s an update) "
-        f"“{ours}” reaches GRPO's best level {faster:.1f} times faster. Here, where {_share(spent['GRPO'])} of the "
-        f"seconds with GRPO and {_share(spent[ours])} of those with ReVal are generation, it is {here:.2f} times."
+        f"“{ours}” reaches GRPO's best level faster by {times(faster)}. Here, where {_share(spent['GRPO'])} of the "
+        f"seconds with GRPO and {_share(spent[ours])} of those with ReVal are generation, it is {times(here)}."
     )
-    numbers = {"level": level, "until_level": spent, "faster_at_paper_costs": faster, "faster_here": here}
-    return _finding(records, faster > 1, says, numbers, spent)
+    numbers = {
+        "level": level,
+        "until_level": spent,
+        "faster_at_paper_costs": faster.value,
+        "faster_here": here.value,
+        "intervals": {"faster_at_paper_costs": faster.interval, "faster_here": here.interval},
+    }
+    return _finding(records, faster.low > 1, says, numbers, spent)
 
 
 def _finding(
@@ -51,15 +67,24 @@ def _finding(
     return Finding(verdict(holds), says, numbers, [accuracy_chart(records)], [_table(spent)], [ROUNDS, EVALUATED])
 
 
-def _until_level(records: Sequence[Record]) -> tuple[float, Spent]:
-    """GRPO's best level, the mean over its runs, and what each arm spent until it was there."""
+def _until_level(records: Sequence[Record]) -> tuple[float, Runs]:
+    """GRPO's best level, the mean over its runs, and what each run spent until it was there."""
     name = practised_set(records)
     level = float(np.mean([max(one.evaluated[name].values()) for one in of(records, "GRPO")]))
     runs = {arm: [_spent(one, _reached(one, name, level)) for one in of(records, arm)] for arm in arms(records)}
-    medians = {
+    return level, runs
+
+
+def _medians(runs: Runs) -> Spent:
+    return {
         arm: {key: float(np.median([one[key] for one in found])) for key in found[0]} for arm, found in runs.items()
     }
-    return level, medians
+
+
+def _ratio(runs: Runs, arm: str, key: str) -> Estimate:
+    """How many times more GRPO spent than an arm."""
+    baseline, ours = ([one[key] for one in runs[name]] for name in ("GRPO", arm))
+    return speed_up({"": baseline}, {"": ours}, max(baseline))
 
 
 def _reached(record: Record, problem_set: str, level: float) -> int:
@@ -70,11 +95,13 @@ def _reached(record: Record, problem_set: str, level: float) -> int:
 
 def _spent(record: Record, rounds: int) -> dict[str, float]:
     updates = record.spent("updates", rounds)
+    generation, learning = (record.spent(f"{part}_seconds", rounds) for part in ("generation", "learning"))
     return {
         "rounds": float(rounds),
         "updates": updates,
-        "generation_seconds": record.spent("generation_seconds", rounds),
-        "learning_seconds": record.spent("learning_seconds", rounds),
+        "generation_seconds": generation,
+        "learning_seconds": learning,
+        "seconds": generation + learning,
         "paper_seconds": rounds * PAPER_SECONDS["generation"] + updates * PAPER_SECONDS["update"],
     }
 
@@ -83,12 +110,8 @@ def _quickest(spent: Spent, key: str) -> str:
     return min((arm for arm in spent if arm != "GRPO"), key=lambda arm: spent[arm][key])
 
 
-def _seconds(found: dict[str, float]) -> float:
-    return found["generation_seconds"] + found["learning_seconds"]
-
-
 def _share(found: dict[str, float]) -> str:
-    return f"{100 * found['generation_seconds'] / _seconds(found):.0f}%"
+    return f"{100 * found['generation_seconds'] / found['seconds']:.0f}%"
 
 
 def _table(spent: Spent) -> Table:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from reval_core.reproduction.finding import Chart, Finding, Line, Table, verdict
 from reval_core.reproduction.records import EVALUATED, ROUNDS, Record, arms, levels, of
-from reval_core.reproduction.statistics import Counts, Estimate, speed_up, typical
+from reval_core.reproduction.statistics import Counts, Estimate, speed_up, typical, typical_over_seeds
 
 PAPER_MEAN = 4.3
 """The paper's mean speed-up over its three prompts."""
@@ -51,7 +52,7 @@ def fewer_rounds(records: Sequence[Record]) -> Finding:
         "same_rate": same.value,
         "best": overall.value,
         "best_is_against": rival,
-        "intervals": {"same_rate": [same.low, same.high], "best": [overall.low, overall.high]},
+        "intervals": {"same_rate": same.interval, "best": overall.interval},
         "same_rate_by_rate": by_rate,
         "rounds": counts,
         "limit": limit,
@@ -86,15 +87,21 @@ def more_updates(records: Sequence[Record]) -> Finding:
     reval = sorted(
         (one for one in counts if _of_kind(records, one, "reval")), key=lambda arm: _updates(records, arm)
     )
-    steps = {str(_updates(records, arm)): typical(counts[arm], limit) for arm in reval}
+    steps = {str(_updates(records, arm)): typical_over_seeds(counts[arm], limit) for arm in reval}
     (grpo,) = (arm for arm in counts if _of_kind(records, arm, "grpo"))
-    falls = all(later < earlier for earlier, later in zip(steps.values(), list(steps.values())[1:], strict=False))
-    ahead = typical(counts[grpo], limit) > max(list(steps.values())[-2:])
-    listed = ", ".join(f"K = {updates}: {rounds:.1f}" for updates, rounds in steps.items())
+    grpo_rounds = typical_over_seeds(counts[grpo], limit)
+    falls = all(later.value < earlier.value for earlier, later in pairwise(steps.values()))
+    ahead = grpo_rounds.value > max(one.value for one in list(steps.values())[-2:])
+    listed = ", ".join(f"K = {updates}: {rounds.text('.1f')}" for updates, rounds in steps.items())
     says = (
-        f"Rounds to 95%, the geometric mean over three prompts: {listed}; GRPO {typical(counts[grpo], limit):.1f}."
+        f"Rounds to 95%, the geometric mean over {len(levels(records))} prompts with its 95% interval: {listed}; "
+        f"GRPO {grpo_rounds.text('.1f')}."
     )
-    numbers = {"rounds_by_updates": steps, "grpo_rounds": typical(counts[grpo], limit), "rounds": counts}
+    numbers = {
+        "rounds_by_updates": {updates: rounds.to_json() for updates, rounds in steps.items()},
+        "grpo_rounds": grpo_rounds.to_json(),
+        "rounds": counts,
+    }
     return Finding(
         verdict(falls, ahead),
         says,
@@ -140,10 +147,14 @@ def rounds_table(records: Sequence[Record], counts: dict[str, Counts], limit: in
     """Every run's rounds to the target, by arm and prompt."""
     names = levels(records)
     rows = [
-        [arm, *(", ".join(_shown(one, limit) for one in by[level]) for level in names), f"{typical(by, limit):.1f}"]
+        [
+            arm,
+            *(", ".join(_shown(one, limit) for one in by[level]) for level in names),
+            typical_over_seeds(by, limit).text(".1f"),
+        ]
         for arm, by in counts.items()
     ]
-    return Table("Rounds to 95%, seed by seed", ["", *names, "typical"], rows)
+    return Table("Rounds to 95%, seed by seed", ["", *names, "typical (95% interval)"], rows)
 
 
 def costs(records: Sequence[Record]) -> dict[str, dict[str, float]]:
@@ -206,4 +217,5 @@ def _shown(rounds: Any, limit: int) -> str:
 
 def times(found: Estimate) -> str:
     """A ratio with its interval, in words."""
-    return f"{found.value:.1f}× (95% interval {found.low:.1f} to {found.high:.1f})"
+    number, _, interval = found.text(".1f").partition(" ")
+    return f"{number}× {interval}"

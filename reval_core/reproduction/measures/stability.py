@@ -22,17 +22,17 @@ def no_reward(records: Sequence[Record]) -> Finding:
     tbrm, reval = kl["TBRM"], kl["ReVal"]
     rounds = len(records[0].rounds)
     says = (
-        f"After {rounds} rounds in which every reward was 0, the KL to the reference is {tbrm.value:.3f} "
-        f"({tbrm.low:.3f} to {tbrm.high:.3f}) with TBRM and {reval.value:.2g} with ReVal."
+        f"After {rounds} rounds in which every reward was 0, the KL to the reference is {tbrm.text('.3f')} "
+        f"with TBRM and {reval.value:.2g} with ReVal."
     )
     numbers = {
         "tbrm_kl": tbrm.value,
         "reval_kl": reval.value,
-        "intervals": {"tbrm_kl": [tbrm.low, tbrm.high], "reval_kl": [reval.low, reval.high]},
+        "intervals": {"tbrm_kl": tbrm.interval, "reval_kl": reval.interval},
         "rounds": rounds,
     }
     return Finding(
-        verdict(tbrm.low > 10 * _NO_KL, abs(reval.value) < _NO_KL),
+        verdict(tbrm.value > 10 * _NO_KL, abs(reval.value) < _NO_KL),
         says,
         numbers,
         [rounds_chart(records, "kl", "KL to the reference, nats a response")],
