@@ -15,6 +15,7 @@ from rich.progress import Progress as Bars
 
 from flows.show import short
 from reval_core.config import ImportedRollouts
+from reval_core.reproduction.finding import in_words
 from reval_core.session import Session
 
 _QUIET_SECONDS = 0.5
@@ -128,7 +129,8 @@ class UnitBar:
 
     def line(self, figure: str, found: dict[str, Any], seconds: float) -> None:
         """Print what a figure came to."""
-        self._console.print(f"{figure}: [bold]{found['verdict']}[/bold] in {seconds:.0f} s. {found['says']}")
+        said = in_words(found["verdict"], found["paper"])
+        self._console.print(f"{figure}: [bold]{said}[/bold], {seconds:.0f} s. {found['says']}")
 
 
 @contextmanager

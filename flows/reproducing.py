@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,6 +12,7 @@ from flows.foreground import leave_undelivered, run_flow
 from flows.show import print_json, print_rows, short
 from reval_core.errors import InputError, RunStopped
 from reval_core.files import read_json
+from reval_core.reproduction.finding import in_words
 from reval_core.reproduction.plan import absent_model, known_figures, load_figure, units
 
 
@@ -59,20 +61,19 @@ def show_figures(out: Path, names: Sequence[str] = (), as_json: bool = False) ->
     rows = []
     for name, one in found.items():
         figure = load_figure(name)
-        rows.append([name, figure.title, f"{figure.minutes:g} min", one["verdict"] if one else ""])
+        said = in_words(one["verdict"], one["paper"]) if one else ""
+        rows.append([name, figure.title, f"{figure.minutes:g} min", said])
     print_rows(["figure", "what it shows", "takes", "verdict"], rows)
 
 
-def _made(out: Path, name: str) -> dict[str, object]:
+def _made(out: Path, name: str) -> dict[str, Any]:
     path = out / "figures" / f"{name}.json"
     return read_json(path) if path.exists() else {}
 
 
-def _in_short(out: Path, name: str) -> dict[str, object]:
+def _in_short(out: Path, name: str) -> dict[str, Any]:
     """The verdict and the measured numbers."""
     found = _made(out, name)
     if not found:
         raise InputError(f"{name}: was not made in {out}")
-    numbers = found["numbers"]
-    assert isinstance(numbers, dict)
-    return {"verdict": found["verdict"], "says": found["says"], **numbers}
+    return {"verdict": found["verdict"], "says": found["says"], **found["numbers"]}

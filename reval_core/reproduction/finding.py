@@ -59,6 +59,13 @@ class Finding:
         return asdict(self)
 
 
+def in_words(said: Verdict, paper: str) -> str:
+    """A verdict as a reader should take it: what the paper left open cannot be reproduced, it holds or does not."""
+    if paper:
+        return {"not": "not reproduced"}.get(said, said)
+    return {"reproduced": "holds", "not": "does not hold"}.get(said, said)
+
+
 def verdict(*holds: bool) -> Verdict:
     """`reproduced` if every part of a claim holds, `in part` if some do."""
     return "reproduced" if all(holds) else "in part" if any(holds) else "not"

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from reval_core.reproduction.finding import in_words
+
 
 def results_markdown(found: Sequence[Mapping[str, Any]]) -> str:
     """Verdicts in one table, then each figure's claim, what was measured, and its tables."""
-    rows = [[f"[{one['figure']}](#{one['figure']})", one["title"], one["verdict"]] for one in found]
+    rows = [
+        [f"[{one['figure']}](#{one['figure']})", one["title"], in_words(one["verdict"], one["paper"])]
+        for one in found
+    ]
     parts = [
         _table(["figure", "what it shows", "verdict"], rows),
         *(part for one in found for part in _finding(one)),
@@ -19,7 +24,7 @@ def results_markdown(found: Sequence[Mapping[str, Any]]) -> str:
 def _finding(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"### {found['figure']}"
     yield f"**{found['title']}** ({found['paper'] or 'past the paper'}). {found['claim']}"
-    yield f"*{found['verdict']}.* {found['says']}"
+    yield f"*{in_words(found['verdict'], found['paper']).capitalize()}.* {found['says']}"
     for table in found["tables"]:
         yield f"{table['title']}:"
         yield _table(table["columns"], table["rows"])

@@ -10,6 +10,7 @@ from reval_core.comparison.style import STYLE as RUN_COLOURS
 from reval_core.files import publish_file, read_json
 from reval_core.report.charts import Scale, Series, line_chart, rounds_scale, value_scale
 from reval_core.report.page import Html, duration, folded, join, number, page, percent, section, sql_note, tag
+from reval_core.reproduction.finding import in_words
 from reval_core.reproduction.markdown import results_markdown
 from reval_core.reproduction.plan import known_figures
 
@@ -32,12 +33,7 @@ _STYLE = """
 }
 """
 
-_SAID = {
-    "reproduced": ("reproduced", "yes"),
-    "in part": ("in part", "part"),
-    "not": ("not reproduced", "no"),
-    "searched": ("searched", "part"),
-}
+_STYLES = {"reproduced": "yes", "in part": "part", "not": "no", "searched": "part"}
 
 
 def write_results(out: Path) -> None:
@@ -57,7 +53,7 @@ def _head(found: Sequence[Mapping[str, Any]]) -> Html:
             tag("td", tag("a", one["figure"], href=f"#{one['figure']}")),
             tag("td", one["title"]),
             tag("td", one["says"]),
-            tag("td", _SAID[one["verdict"]][0], class_=f"verdict {_SAID[one['verdict']][1]}"),
+            tag("td", in_words(one["verdict"], one["paper"]), class_=f"verdict {_STYLES[one['verdict']]}"),
         )
         for one in found
     ]
@@ -78,7 +74,7 @@ def _head(found: Sequence[Mapping[str, Any]]) -> Html:
 
 
 def _finding(found: Mapping[str, Any]) -> Html:
-    said, style = _SAID[found["verdict"]]
+    said, style = in_words(found["verdict"], found["paper"]), _STYLES[found["verdict"]]
     seeds = len(found["seeds"])
     about = (
         f"{len(found['runs'])} runs, {seeds} {'seed' if seeds == 1 else 'seeds'}, {duration(found['run_seconds'])} "
@@ -89,7 +85,7 @@ def _finding(found: Mapping[str, Any]) -> Html:
         found["title"],
         where,
         tag("p", found["claim"], class_="claim"),
-        tag("p", tag("span", f"{said[0].upper()}{said[1:]}. ", class_=f"verdict {style}"), found["says"]),
+        tag("p", tag("span", f"{said.capitalize()}. ", class_=f"verdict {style}"), found["says"]),
         *map(_chart, found["charts"]),
         *map(_table, found["tables"]),
         tag("p", about, class_="note"),

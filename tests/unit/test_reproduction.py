@@ -11,7 +11,7 @@ import pytest
 from flows.reproducing import all_figures, reproduce_here
 from reval_core.config import Config
 from reval_core.errors import InputError
-from reval_core.reproduction.finding import verdict
+from reval_core.reproduction.finding import in_words, verdict
 from reval_core.reproduction.measures import _MEASURES
 from reval_core.reproduction.measures.rounds_to_target import best_settings, fewer_rounds, more_updates
 from reval_core.reproduction.measures.stability import no_reward
@@ -239,6 +239,20 @@ def test_without_reward_only_one_of_the_two_may_move(tbrm: float, reval: float, 
     found = no_reward(records)
     assert found.verdict == said
     assert (found.numbers["tbrm_kl"], found.numbers["reval_kl"]) == pytest.approx((tbrm, reval))
+
+
+def test_what_the_paper_left_open_holds_or_does_not() -> None:
+    assert [in_words(said, "Figure 3") for said in ("reproduced", "in part", "not")] == [
+        "reproduced",
+        "in part",
+        "not reproduced",
+    ]
+    assert [in_words(said, "") for said in ("reproduced", "in part", "not", "searched")] == [
+        "holds",
+        "in part",
+        "does not hold",
+        "searched",
+    ]
 
 
 def test_a_verdict_is_in_part_where_only_a_part_holds() -> None:

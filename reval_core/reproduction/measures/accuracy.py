@@ -191,7 +191,7 @@ def estimates(found: dict[str, list[float]]) -> dict[str, object]:
 
 
 def _listed(found: dict[str, list[float]]) -> str:
-    return ", ".join(f"{arm} {100 * float(np.mean(values)):.1f}%" for arm, values in found.items())
+    return ", ".join(f"{100 * float(np.mean(values)):.1f}% ({arm})" for arm, values in found.items())
 
 
 def points(found: Estimate) -> str:

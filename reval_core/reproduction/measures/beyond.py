@@ -38,7 +38,7 @@ def fewer_rounds_than_the_first(records: Sequence[Record]) -> Finding:
     counts = {arm: rounds_to_target(records, arm) for arm in arms(records)}
     first, *others = counts
     found = {arm: speed_up(counts[first], counts[arm], limit) for arm in others}
-    says = ", ".join(f"{first} takes {times(one)} the rounds of {arm}" for arm, one in found.items()) + "."
+    says = ", ".join(f"“{first}” takes {times(one)} the rounds of “{arm}”" for arm, one in found.items()) + "."
     numbers = {
         "speed_up": {arm: one.to_json() for arm, one in found.items()},
         "rounds": counts,
@@ -93,8 +93,8 @@ def more_accurate_than_the_first(records: Sequence[Record]) -> Finding:
     found = practised(records)
     first, *others = found
     ahead = {arm: difference(found[arm], found[first]) for arm in others}
-    listed = ", ".join(f"{arm} {points(one)} points" for arm, one in ahead.items())
-    says = f"{first} reaches {100 * float(np.mean(found[first])):.1f}% on held-out problems; against it {listed}."
+    listed = ", ".join(f"“{arm}” has {points(one)} points" for arm, one in ahead.items())
+    says = f"“{first}” reaches {100 * float(np.mean(found[first])):.1f}% on held-out problems; against it {listed}."
     best = max(ahead.values(), key=lambda one: one.value)
     charts = [accuracy_chart(records), rounds_chart(records, "residual_left", "ρ, the share of the residual left")]
     return Finding(

@@ -55,7 +55,7 @@ def gradients(records: Sequence[Record]) -> Finding:
     ratio = middle[at_small["regression"]] / middle[at_small["reval"]]
     accuracy = {arm: [_last_accuracy(one) for one in of(records, arm)] for arm in names}
     worse = float(np.mean(accuracy[at_small["regression"]])) < float(np.mean(accuracy[at_small["reval"]]))
-    listed = ", ".join(f"{arm}: {value:.3g}" for arm, value in middle.items())
+    listed = ", ".join(f"{value:.3g} ({arm})" for arm, value in middle.items())
     says = (
         f"The largest gradient norm of a run, the median over seeds: {listed}. At β {small:g} the regression's is "
         f"{ratio:.1f} times ReVal's."
