@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from flows.options import AS_JSON
+from flows.problem_commands import problems, verify
 from reval_core.errors import InputError, RevalError
 
 _OVERRIDE = click.option(
@@ -17,7 +19,6 @@ _OVERRIDE = click.option(
 _RUN_DIR = click.option(
     "--run-dir", type=click.Path(path_type=Path), help="The run's folder; runs/<config name> if not given."
 )
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 _RUN = click.argument("run", type=click.Path(path_type=Path))
 
 
@@ -46,7 +47,7 @@ def cli() -> None:
     metavar="GB",
     help="The memory of each of those GPUs; 80 if not given.",
 )
-@_JSON
+@AS_JSON
 def train(
     config: Path,
     run_dir: Path | None,
@@ -79,7 +80,7 @@ def train(
 
 @cli.command()
 @_RUN
-@_JSON
+@AS_JSON
 def resume(run: Path, as_json: bool) -> None:
     """Go on with RUN where it was interrupted."""
     from flows.foreground import train_here
@@ -103,7 +104,7 @@ def resume(run: Path, as_json: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="The evaluation's folder; evals/<name> if not given.")
 @click.option("--dry-run", is_flag=True, help="Check everything and show what would be asked; change nothing.")
 @_OVERRIDE
-@_JSON
+@AS_JSON
 def evaluate(
     model: str,
     benchmarks: str | None,
@@ -140,7 +141,7 @@ def evaluate(
     "--out", type=click.Path(path_type=Path), default=Path("reproduction"), help="Where runs and the page go."
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Runs at a time; as many as there are cores.")
-@_JSON
+@AS_JSON
 def reproduce(
     figures: tuple[str, ...], everything: bool, seeds: int | None, out: Path, workers: int | None, as_json: bool
 ) -> None:
@@ -161,7 +162,7 @@ def reproduce(
 
 @cli.command()
 @_RUN
-@_JSON
+@AS_JSON
 def check(run: Path, as_json: bool) -> None:
     """Verify RUN's files, rows, database and replay."""
     from flows.upkeep import show_check
@@ -171,7 +172,7 @@ def check(run: Path, as_json: bool) -> None:
 
 @cli.command()
 @_RUN
-@_JSON
+@AS_JSON
 def rebuild(run: Path, as_json: bool) -> None:
     """Make RUN's database again from its facts."""
     from flows.upkeep import show_rebuild
@@ -183,7 +184,7 @@ def rebuild(run: Path, as_json: bool) -> None:
 @_RUN
 @click.option("--round", type=click.IntRange(min=0), help="After so many rounds; the last if not given.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder that transformers loads.")
-@_JSON
+@AS_JSON
 def policy(run: Path, round: int | None, out: Path, as_json: bool) -> None:
     """Make the policy of any round of RUN again.
 
@@ -197,7 +198,7 @@ def policy(run: Path, round: int | None, out: Path, as_json: bool) -> None:
 @cli.command()
 @_RUN
 @click.option("--yes", is_flag=True, help="Do it; without, only say what would go.")
-@_JSON
+@AS_JSON
 def prune(run: Path, yes: bool, as_json: bool) -> None:
     """Drop old tokens of a finished RUN, if asked.
 
@@ -255,7 +256,7 @@ def demo() -> None:
     help="What the file calls problem, response, gold or reward, such as response=completion.",
 )
 @_OVERRIDE
-@_JSON
+@AS_JSON
 def import_(
     file: Path,
     config: Path,
@@ -273,104 +274,10 @@ def import_(
     import_file(file, config, overrides, run_dir, columns, as_json)
 
 
-@cli.group()
-def problems() -> None:
-    """Look at problem sets: which are here, and what is odd about one."""
-
-
-@problems.command("list")
-@_JSON
-def list_problems(as_json: bool) -> None:
-    """List the registered problem sets, and where they were found."""
-    from flows.problems import list_sets
-
-    list_sets(as_json)
-
-
-@problems.command("check")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--set", "set_name", metavar="NAME", help="The registered set that FILE holds.")
-@click.option(
-    "--column",
-    "columns",
-    multiple=True,
-    metavar="FIELD=NAME",
-    help="What the file calls problem, answer, prompt_id or options, such as answer=solution.",
-)
-@click.option(
-    "--against",
-    multiple=True,
-    metavar="NAME_OR_FILE",
-    help="A test set to compare with; all registered ones that are found if not given.",
-)
-@_JSON
-def check_problems(
-    file: Path, set_name: str | None, columns: tuple[str, ...], against: tuple[str, ...], as_json: bool
-) -> None:
-    """Count what FILE holds and what is odd about it.
-
-    Also lists what stands in test sets too. Ends with 1 if rows must be mended or left out before training on it.
-    """
-    from flows.problems import check_file
-
-    check_file(file, set_name, columns, against, as_json)
-
-
-@cli.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "--mode",
-    type=click.Choice(["strict", "lenient"]),
-    default="lenient",
-    show_default=True,
-    help="How forgiving: as training pays, or as one grades responses of others.",
-)
-@click.option(
-    "--gold-mode",
-    type=click.Choice(["all", "any", "choice"]),
-    default="all",
-    show_default=True,
-    help="What a gold asks for, in rows that do not say: all it lists, any of it, or a letter.",
-)
-@click.option("--workers", type=click.IntRange(min=1), help="Comparisons at a time; the cores if not given.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=2.0,
-    show_default=True,
-    help="Seconds for a comparison.",
-)
-@click.option(
-    "--column",
-    "columns",
-    multiple=True,
-    metavar="FIELD=NAME",
-    help="What the file calls gold, response, gold_mode, truncated or expected, such as response=completion.",
-)
-@_JSON
-def verify(
-    file: Path,
-    mode: Any,
-    gold_mode: Any,
-    workers: int | None,
-    timeout: float,
-    columns: tuple[str, ...],
-    as_json: bool,
-) -> None:
-    """Judge the responses in FILE.
-
-    FILE is JSONL, JSON, CSV, Parquet or Arrow with gold and response on each row. With --json, one object a row, in
-    its order.
-    """
-    from flows.verifying import verify_file
-
-    verify_file(file, columns, mode, gold_mode, workers, timeout, as_json)
-
-
 @cli.command()
 @_RUN
 @click.argument("query")
-@_JSON
+@AS_JSON
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV for programs.")
 def sql(run: Path, query: str, as_json: bool, as_csv: bool) -> None:
     """Ask SQL about RUN, also while it trains.
@@ -384,7 +291,7 @@ def sql(run: Path, query: str, as_json: bool, as_csv: bool) -> None:
 
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path), default="runs")
-@_JSON
+@AS_JSON
 def runs(folder: Path, as_json: bool) -> None:
     """List the runs below FOLDER (runs)."""
     from flows.show import show_runs
@@ -411,7 +318,7 @@ def report(run: Path) -> None:
 @click.option(
     "--out", type=click.Path(path_type=Path), default="compare.html", help="The page; compare.html if not given."
 )
-@_JSON
+@AS_JSON
 def compare(runs: tuple[Path, ...], round: int | None, out: Path, as_json: bool) -> None:
     """Compare runs or evaluations with the first.
 
@@ -424,7 +331,7 @@ def compare(runs: tuple[Path, ...], round: int | None, out: Path, as_json: bool)
 
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path), required=False)
-@_JSON
+@AS_JSON
 def doctor(config: Path | None, as_json: bool) -> None:
     """Say what is installed and can run here.
 
@@ -433,6 +340,10 @@ def doctor(config: Path | None, as_json: bool) -> None:
     from flows.show import show_doctor
 
     show_doctor(config, as_json)
+
+
+cli.add_command(problems)
+cli.add_command(verify)
 
 
 def main() -> None:
