@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -100,6 +102,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Field, str]]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML config") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start})") from error
+    values, places = _parsed(path, text)
+    return deepcopy(values), dict(places)
+
+
+@lru_cache(maxsize=8)  # a figure's runs begin with one file: PyYAML takes 50 ms for it
+def _parsed(path: Path, text: str) -> tuple[dict[str, Any], dict[Field, str]]:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
