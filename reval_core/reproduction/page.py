@@ -28,8 +28,9 @@ _STYLE = """
 @media (max-width: 40rem) {
   .finding .plot.named { margin-right: 6.4rem; }
   .finding .end { max-width: 5.8rem; }
-  .claims td:nth-child(2) { display: none; }
-  .claims th:nth-child(2) { display: none; }
+  .claims td:first-child, .claims td:last-child { white-space: normal; }
+  .claims td:nth-child(3) { display: none; }
+  .claims th:nth-child(3) { display: none; }
 }
 """
 
