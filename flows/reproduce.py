@@ -18,6 +18,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.progress import UnitBar, shown_warnings
 from flows.units import find_prompts, finish_run, has_prompts, has_start, is_finished, make_start
+from reval_core.errors import RevalError, RunStopped
 from reval_core.files import digest, publish_json
 from reval_core.reproduction.measures import measure
 from reval_core.reproduction.page import write_results
@@ -33,22 +34,29 @@ def reproduce(
 ) -> dict[str, Any]:
     """Make figures, each from its runs, and the page of all figures that are there; give what was found.
 
-    Given again, it makes the runs that are missing and goes on with those that were interrupted.
+    Given again, it makes the runs that are missing and goes on with those that were interrupted. A run that stops
+    costs its figure alone: the others are made, and RunStopped names at the end what is missing.
     """
     settings = {name: load_figure(name) for name in figures}
     place = Path(out)
-    found = {}
+    found, stopped = {}, []
     with shown_warnings(), _processes(workers or os.cpu_count() or 1) as executor, UnitBar() as bar:
         for name, figure in settings.items():
             started = time.monotonic()
-            _prepare(executor, figure, place)
             planned = units(figure, place, seeds)
-            bar.begin(name, len({unit.path for unit in planned}))
-            _finish(executor, planned, place, bar)
+            try:
+                _prepare(executor, figure, place)
+                bar.begin(name, len({unit.path for unit in planned}))
+                _finish(executor, planned, place, bar)
+            except RevalError as error:
+                stopped.append(f"{name}: {error}")
+                continue
             found[name] = measure(name, figure, [Record(unit) for unit in planned])
             publish_json(place / "figures" / f"{name}.json", found[name])
             write_results(place)
             bar.line(name, found[name], time.monotonic() - started)
+    if stopped:
+        raise RunStopped("; ".join(stopped))
     return found
 
 
@@ -65,7 +73,10 @@ def _prepare(executor: Executor, figure: Figure, out: Path) -> None:
 
 
 def _finish(executor: Executor, planned: list[Unit], out: Path, bar: UnitBar) -> None:
-    """See that all runs are finished, several at a time. Arms with the same settings share theirs."""
+    """See that all runs are finished, several at a time. Arms with the same settings share theirs.
+
+    Where runs stop the others go on, so that the next attempt has less to do. The first error is raised after them.
+    """
     futures = []
     for unit in {unit.path: unit for unit in planned}.values():
         settings = unit.config.model_dump(mode="json")
@@ -74,9 +85,15 @@ def _finish(executor: Executor, planned: list[Unit], out: Path, bar: UnitBar) ->
         futures.append(
             submit(executor, finish_run, given, title, digest(*given), out / "cache", is_finished(*given))
         )
+    errors = []
     for future in as_completed(futures):
-        future.result()
+        try:
+            future.result()
+        except RevalError as error:
+            errors.append(error)
         bar.step()
+    if errors:
+        raise errors[0]
 
 
 @contextmanager

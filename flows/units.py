@@ -13,12 +13,13 @@ from flows.sittings import examine
 from reval_core import stages
 from reval_core.config import Config, ProblemSet
 from reval_core.config.protocol import Protocol
+from reval_core.errors import InputError
 from reval_core.evaluation.examination import open_examination
 from reval_core.evaluation.folder import EvaluationFolder, published_facts
 from reval_core.evaluation.subject import Subject, find_subject
 from reval_core.files import publish_json
 from reval_core.reproduction.plan import load_base, load_search, prompt_file
-from reval_core.reproduction.prompts import Asked, nearest, write_prompts
+from reval_core.reproduction.prompts import Asked, nearest, read_prompt, write_prompts
 from reval_core.run_folder import RunFolder
 from reval_core.session import open_session
 from reval_core.store import sql_views
@@ -31,8 +32,17 @@ _RATES = """
 
 
 def finish_run(settings: dict[str, Any], path: str) -> dict[str, Any]:
-    """Do a run, or the rest of it, and give its summary."""
+    """Do a run, or the rest of it, and give its summary.
+
+    Raises InputError if the folder holds a run of other settings, which is what an edited config leaves.
+    """
     config, folder = Config.model_validate(settings), RunFolder(Path(path))
+    try:
+        folder.check(config)
+    except InputError as error:
+        raise InputError(
+            f"{path}: holds a run of an earlier config; give another --out, or delete it ({error})"
+        ) from error
     with open_session(folder, config) as session:
         for _ in train_rounds(session, stages):
             pass
@@ -42,9 +52,13 @@ def finish_run(settings: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def is_finished(settings: dict[str, Any], path: str) -> bool:
-    """Whether nothing of a run is left to do."""
-    folder = RunFolder(Path(path))
-    return folder.summary.exists() and folder.is_finished(Config.model_validate(settings))
+    """Whether nothing of a run is left to do, and it is the run of these settings."""
+    folder, config = RunFolder(Path(path)), Config.model_validate(settings)
+    try:
+        folder.check(config)
+    except InputError:
+        return False  # finish_run says what is wrong
+    return folder.summary.exists() and folder.is_finished(config)
 
 
 def make_start(base: str, out: str) -> dict[str, Any]:
@@ -70,7 +84,10 @@ def find_prompts(name: str, out: str) -> dict[str, Any]:
     measured = _asked(place / "measured", subject, search.protocol(again, search.samples, config))
     found = {level: nearest(measured, rate, 1)[0] for level, rate in search.levels.items()}
     for level, one in found.items():
-        write_prompts(prompt_file(Path(out), name, level), [one])
+        path = prompt_file(Path(out), name, level)
+        if path.exists() and read_prompt(path) != one:
+            raise InputError(f"{path}: runs were made on this prompt, and another is found now; give another --out")
+        write_prompts(path, [one])
     summary = {level: vars(one) for level, one in found.items()}
     publish_json(place / "summary.json", summary)
     return summary

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Verdict = Literal["reproduced", "in part", "not", "searched"]
+Verdict = Literal["reproduced", "in part", "not", "undecided", "searched"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ def in_words(said: Verdict, paper: str) -> str:
     return {"reproduced": "holds", "not": "does not hold"}.get(said, said)
 
 
-def verdict(*holds: bool) -> Verdict:
-    """`reproduced` if every part of a claim holds, `in part` if some do."""
+def verdict(*holds: bool | None) -> Verdict:
+    """`reproduced` if every part of a claim holds, `in part` if some do; None is a part untold by too few seeds."""
+    if None in holds and False not in holds:
+        return "undecided"
     return "reproduced" if all(holds) else "in part" if any(holds) else "not"

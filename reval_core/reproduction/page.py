@@ -34,7 +34,7 @@ _STYLE = """
 }
 """
 
-_STYLES = {"reproduced": "yes", "in part": "part", "not": "no", "searched": "part"}
+_STYLES = {"reproduced": "yes", "in part": "part", "not": "no", "undecided": "part", "searched": "part"}
 
 
 def write_results(out: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from reval_core.evaluation.folder import published_facts
 from reval_core.reproduction.plan import Unit
+from reval_core.run_folder import RunFolder
 from reval_core.store import sql_views
 
 # Each is asked of each run by itself, as `reval sql RUN` would.
@@ -48,6 +49,11 @@ class Record:
         for row in self._ask(EVALUATED):
             found.setdefault(row["problem_set"], {})[row["round"]] = row["accuracy"]
         return found
+
+    @property
+    def resets(self) -> int:
+        """How often the reference was reset."""
+        return len(RunFolder(self.path).manifests(("reference_reset",)))
 
     def rounds_to(self, accuracy: float) -> int | None:
         """The first round whose policy was measured to be so good; None if none was."""

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student_t
 
 RESAMPLES = 10_000
 SEED = 0
+_FEWEST = 3
+"""Seeds that are redrawn at least: with three, and three prompts, those of equal sides hold 1 97 times in 100."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its 95% interval over seeds, which has no ends (±∞) where there is but one seed."""
+    """A number and its interval over seeds, which has no ends (±∞) where there are too few of them."""
 
     value: float
     low: float
@@ -31,10 +34,14 @@ class Estimate:
         low, high = self.interval or (None, None)
         return {"value": self.value, "low": low, "high": high}
 
+    def above(self, least: float) -> bool | None:
+        """Whether the whole interval lies above a number; None where there is no interval to tell."""
+        return None if self.interval is None else self.low > least
+
     def text(self, form: str) -> str:
         """The number and its interval, each written as `form` says."""
         if self.interval is None:
-            return f"{self.value:{form}} (one seed)"
+            return f"{self.value:{form}} (too few seeds for an interval)"
         return f"{self.value:{form}} ({self.low:{form}} to {self.high:{form}})"
 
 
@@ -64,21 +71,22 @@ def speed_up(baseline: Counts, ours: Counts, limit: float) -> Estimate:
 
 
 def mean_over_seeds(values: Sequence[float]) -> Estimate:
-    """The mean of one number a run, with its interval from redrawing the runs."""
-    given = np.asarray(values, float)
-    rng = np.random.default_rng(SEED)
-    means = given[rng.integers(len(given), size=(RESAMPLES, len(given)))].mean(axis=1)
-    return Estimate(float(given.mean()), *_ends(means, len(given)))
+    """The mean of one number a run, with Student's 95% interval: redrawing three runs would cover 75% at most."""
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return Estimate(mean, -math.inf, math.inf)
+    reach = float(student_t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return Estimate(mean, mean - reach, mean + reach)
 
 
 def difference(ours: Sequence[float], baseline: Sequence[float]) -> Estimate:
-    """The mean difference of runs with the same seeds, with its interval from redrawing the seeds in pairs."""
+    """The mean difference of runs with the same seeds, with Student's 95% interval over the pairs."""
     return mean_over_seeds(np.subtract(ours, baseline).tolist())
 
 
 def _ends(drawn: np.ndarray, seeds: int) -> tuple[float, float]:
-    """The percentile interval of a redrawn statistic; one seed says nothing of others."""
-    if seeds == 1:
+    """The percentile interval of a redrawn statistic. Redrawing two seeds would cover two times in three only."""
+    if seeds < _FEWEST:
         return -math.inf, math.inf
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(low), float(high)

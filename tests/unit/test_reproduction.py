@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 
 from flows.reproducing import all_figures, reproduce_here
+from flows.units import finish_run, is_finished
 from reval_core.config import Config
 from reval_core.errors import InputError
 from reval_core.reproduction.finding import in_words, verdict
-from reval_core.reproduction.measures import _MEASURES
-from reval_core.reproduction.measures.rounds_to_target import best_settings, fewer_rounds, more_updates
+from reval_core.reproduction.measures import _MEASURES, beyond
+from reval_core.reproduction.measures.rounds_to_target import CHOSEN, best_settings, fewer_rounds, more_updates
 from reval_core.reproduction.measures.stability import no_reward
 from reval_core.reproduction.plan import known_figures, load_figure, load_search, units
 from reval_core.reproduction.prompts import Asked, nearest
 from reval_core.reproduction.records import Record
 from reval_core.reproduction.statistics import difference, mean_over_seeds, speed_up, typical
+from reval_core.run_folder import RunFolder
 from tests.runs import small_config
 
 
@@ -134,6 +136,16 @@ def test_the_prompts_are_those_of_the_paper() -> None:
     assert load_search("arithmetic").levels == {"hard": 0.10, "medium": 0.40, "easy": 0.68}
 
 
+def test_a_run_of_an_earlier_config_is_neither_believed_nor_gone_on_with(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    made, edited = small_config(), small_config(learner__lr=0.5)
+    folder.open(made)
+    settings = edited.model_dump(mode="json")
+    assert not is_finished(settings, str(folder.path))
+    with pytest.raises(InputError, match=r"run: holds a run of an earlier config; give another --out.*learner.lr"):
+        finish_run(settings, str(folder.path))
+
+
 def test_the_nearest_prompts_are_candidates() -> None:
     asked = [Asked(name, name, "1", rate, 32) for name, rate in (("a", 0.5), ("b", 0.1), ("c", 0.45), ("d", 0.3))]
     assert [one.prompt_id for one in nearest(asked, 0.4, 2)] == ["c", "a"]
@@ -161,7 +173,9 @@ def test_means_and_differences_come_with_intervals_over_seeds() -> None:
     values = [0.5, 0.6, 0.7]
     found = mean_over_seeds(values)
     assert found.value == pytest.approx(0.6)
-    assert 0.5 <= found.low < 0.6 < found.high <= 0.7
+    assert (found.low, found.high) == pytest.approx(
+        (0.6 - 4.303 * 0.1 / 3**0.5, 0.6 + 4.303 * 0.1 / 3**0.5), abs=1e-3
+    )
     ahead = difference(values, [0.4, 0.5, 0.6])
     assert (ahead.value, ahead.low, ahead.high) == pytest.approx((0.1, 0.1, 0.1)), "seeds are paired"
 
@@ -169,9 +183,27 @@ def test_means_and_differences_come_with_intervals_over_seeds() -> None:
 def test_one_seed_has_no_interval() -> None:
     for found in (speed_up({"hard": [12]}, {"hard": [6]}, 120), mean_over_seeds([2.0])):
         assert found.interval is None
+        assert found.above(1) is None
         assert found.to_json() == {"value": 2.0, "low": None, "high": None}
-        assert found.text(".1f") == "2.0 (one seed)"
+        assert found.text(".1f") == "2.0 (too few seeds for an interval)"
     assert mean_over_seeds([2.0, 2.0]).text(".1f") == "2.0 (2.0 to 2.0)"
+    assert speed_up({"hard": [12, 13]}, {"hard": [6, 7]}, 120).interval is None, "two seeds cannot be redrawn"
+
+
+def test_intervals_of_means_hold_the_mean_95_times_in_100() -> None:
+    rng = np.random.default_rng(0)
+    found = [mean_over_seeds(draw.tolist()) for draw in rng.normal(0.5, 0.1, size=(2000, 3))]
+    assert 0.93 < np.mean([one.low <= 0.5 <= one.high for one in found]) < 0.97
+
+
+def test_speed_ups_of_equal_sides_hold_1_95_times_in_100() -> None:
+    rng = np.random.default_rng(0)
+
+    def side() -> dict[str, list[float]]:
+        return {level: rng.lognormal(2, 0.4, size=3).tolist() for level in ("hard", "medium", "easy")}
+
+    found = [speed_up(side(), side(), 1000) for _ in range(200)]
+    assert np.mean([one.low <= 1 <= one.high for one in found]) > 0.92
 
 
 def test_fewer_rounds_are_counted_at_one_rate_and_at_the_best() -> None:
@@ -183,9 +215,46 @@ def test_fewer_rounds_are_counted_at_one_rate_and_at_the_best() -> None:
     assert found.numbers["same_rate"] == pytest.approx((quick * slow) ** 0.5)
     assert found.numbers["best"] == pytest.approx((9 * 8) ** 0.5 / 2)
     assert found.numbers["best_is_against"] == "GRPO best"
+    equal = found.numbers["same_rate_and_updates"]
+    assert equal == {}, "no arm of GRPO has as many updates"
     assert found.numbers["never_there"]["slow GRPO"] == 1
     assert found.numbers["costs"]["K8"]["updates"] == 8 * np.median([5, 4, 7, 4, 4, 4])
     assert found.verdict == "reproduced"
+
+
+def test_grpo_with_as_many_updates_is_shown_beside_it() -> None:
+    alike = {**COUNTS, "GRPO steady": ({**GRPO, **QUICK, "learner__updates": 8}, COUNTS["GRPO steady"][1])}
+    found = fewer_rounds(study(alike))
+    assert found.numbers["same_rate_and_updates"]["0.0003"]["value"] == pytest.approx(16 / (5 * 4) ** 0.5)
+    assert "With 8 updates too, at 0.0003, GRPO takes 3.6×" in found.says
+
+
+def test_seconds_are_those_of_generation_and_learning() -> None:
+    found = fewer_rounds(study(COUNTS)).numbers["costs"]["ReVal best"]
+    assert found["seconds"] == found["generation_seconds"] + found["learning_seconds"] == 2 * 1.5
+
+
+def test_the_best_is_held_against_the_better_grpo_and_what_goes_past_the_paper_is_named() -> None:
+    past = {"4 to 32 updates": ({"learner__updates": 32, **QUICK}, {"hard": [3, 3, 3], "easy": [3, 3, 3]})}
+    found = beyond.all_together(study({arm: COUNTS[arm] for arm in CHOSEN} | past))
+    assert found.numbers["best_arm"] == "ReVal best"
+    assert found.numbers["best_is_against"] == "GRPO best"
+    assert found.numbers["best"] == pytest.approx((9 * 8) ** 0.5 / 2)
+    assert "The quickest that goes past the paper is “4 to 32 updates”, 2.8×" in found.says
+    assert found.verdict == "not", "4.2 is neither 6 nor the paper's 4.3"
+    slow = {**COUNTS, "GRPO best": (COUNTS["GRPO best"][0], {"hard": [13] * 3, "easy": [13] * 3})}
+    assert beyond.all_together(study({arm: slow[arm] for arm in CHOSEN} | past)).verdict == "reproduced"
+
+
+def test_an_arm_is_quicker_than_the_first_only_where_the_interval_says_so() -> None:
+    slow = ({}, {"hard": [20, 22, 24], "easy": [20, 22, 24]})
+    quick = ({}, {"hard": [10, 11, 12], "easy": [10, 11, 12]})
+    found = beyond.fewer_rounds_than_the_first(study({"uniform": slow, "by age": quick}))
+    assert found.numbers["speed_up"]["by age"]["value"] == pytest.approx(2)
+    assert found.verdict == "reproduced"
+    assert beyond.fewer_rounds_than_the_first(study({"uniform": quick, "by age": slow})).verdict == "not"
+    one = ({}, {"hard": [10], "easy": [10]})
+    assert beyond.fewer_rounds_than_the_first(study({"uniform": slow, "by age": one})).verdict == "undecided"
 
 
 def test_a_ratio_under_the_papers_is_a_reproduction_in_part() -> None:
@@ -257,3 +326,4 @@ def test_what_the_paper_left_open_holds_or_does_not() -> None:
 
 def test_a_verdict_is_in_part_where_only_a_part_holds() -> None:
     assert [verdict(True, True), verdict(True, False), verdict(False, False)] == ["reproduced", "in part", "not"]
+    assert [verdict(None, True), verdict(None, False)] == ["undecided", "not"]

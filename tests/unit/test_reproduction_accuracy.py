@@ -63,8 +63,8 @@ def test_one_interval_must_be_best() -> None:
     assert reference_resets(runs(0.8)).verdict == "reproduced"
     assert reference_resets(runs(0.95)).verdict == "in part"
     alone = reference_resets(runs(0.8, seeds=1))
-    assert alone.verdict == "not", "one seed says nothing of others"
-    assert "+30.0 (one seed) points over never" in alone.says
+    assert alone.verdict == "undecided", "one seed says nothing of others"
+    assert "+30.0 (too few seeds for an interval) points over never" in alone.says
     assert alone.numbers["ahead_of"]["never"] == {"value": pytest.approx(0.3), "low": None, "high": None}
 
 
@@ -106,8 +106,8 @@ def test_gradients_are_compared_at_the_smallest_strength() -> None:
 
 def test_rounds_and_costs_count_until_grpo_is_at_its_best() -> None:
     records = [
-        *arithmetic("GRPO", [0.8, 0.8], learner__updates=1),
-        *arithmetic("ReVal", [1.2, 1.2], learner__updates=4),  # at GRPO's best level after half the rounds
+        *arithmetic("GRPO", [0.8, 0.8, 0.8], learner__updates=1),
+        *arithmetic("ReVal", [1.2, 1.2, 1.2], learner__updates=4),  # at GRPO's best level after half the rounds
     ]
     rounds, time = one_rollout.fewer_rounds(records), one_rollout.less_time(records)
     assert rounds.numbers["level"] == pytest.approx(0.8)
@@ -115,9 +115,10 @@ def test_rounds_and_costs_count_until_grpo_is_at_its_best() -> None:
     assert time.numbers["faster_at_paper_costs"] == pytest.approx(8 * (36.8 + 2.8) / (4 * (36.8 + 4 * 2.8)))
     assert time.numbers["faster_here"] == pytest.approx(2)
     assert (rounds.verdict, time.verdict) == ("reproduced", "reproduced")
-    mixed = [*records[:2], *arithmetic("ReVal", [1.2, 0.8], learner__updates=4)]
+    mixed = [*records[:3], *arithmetic("ReVal", [1.2, 1.2, 0.7], learner__updates=4)]
     assert one_rollout.fewer_rounds(mixed).numbers["intervals"]["fewer_rounds"] == pytest.approx([1, 2])
-    assert one_rollout.fewer_rounds(mixed).verdict == "not", "one of two seeds is no sooner there"
+    assert one_rollout.fewer_rounds(mixed).verdict == "not", "one of three seeds is no sooner there"
+    assert "“ReVal” 4 (1 of 3 runs never get there and count as that)" in one_rollout.fewer_rounds(mixed).says
 
 
 def test_what_goes_past_the_paper_is_held_against_its_own_choice() -> None:

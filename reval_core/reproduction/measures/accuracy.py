@@ -32,7 +32,7 @@ def methods(records: Sequence[Record]) -> Finding:
     charts = [accuracy_chart(records, name) for name in records[0].evaluated]
     table = _sets_table(records, final)
     return Finding(
-        verdict(ahead["GRPO"].low > 0, ahead["TBRM"].low > 0), says, numbers, charts, [table], [EVALUATED]
+        verdict(ahead["GRPO"].above(0), ahead["TBRM"].above(0)), says, numbers, charts, [table], [EVALUATED]
     )
 
 
@@ -120,10 +120,16 @@ def rounds_chart(records: Sequence[Record], column: str, title: str, log: bool =
 def accuracy_table(records: Sequence[Record], found: dict[str, list[float]]) -> Table:
     """The last accuracy of each arm, seed by seed."""
     rows = [
-        [arm, _percent(mean_over_seeds(values)), ", ".join(f"{100 * one:.1f}" for one in values)]
+        [
+            arm,
+            _percent(mean_over_seeds(values)),
+            ", ".join(f"{100 * one:.1f}" for one in values),
+            ", ".join(str(one.resets) for one in of(records, arm)),
+        ]
         for arm, values in found.items()
     ]
-    return Table("Held-out accuracy after the last round, %", ["", "mean (95% interval)", "seed by seed"], rows)
+    columns = ["", "mean (95% interval)", "seed by seed", "resets of the reference"]
+    return Table("Held-out accuracy after the last round, %", columns, rows)
 
 
 def _one_is_best(records: Sequence[Record], name: str, title: str) -> Finding:
@@ -136,7 +142,7 @@ def _one_is_best(records: Sequence[Record], name: str, title: str) -> Finding:
         "ahead_of": {arm: one.to_json() for arm, one in ahead.items()},
     }
     return Finding(
-        verdict(*(one.low > 0 for one in ahead.values())),
+        verdict(*(one.above(0) for one in ahead.values())),
         says,
         numbers,
         [accuracy_chart(records)],
