@@ -164,6 +164,20 @@ def test_a_second_start_does_only_what_is_missing(made: tuple[Path, Path, dict[s
     }
 
 
+def test_a_run_that_stops_does_not_stop_the_others(made: tuple[Path, Path, dict[str, Any]]) -> None:
+    folder, out, _ = made
+    edited, lost, *_ = sorted(out.glob("runs/*/*/*/config.yaml"))
+    kept = edited.read_text()
+    edited.write_text(kept.replace("seed: 0", "seed: 7", 1))
+    shutil.rmtree(lost.parent)
+    again = start(folder, out)
+    _, complaints = again.communicate(timeout=400)
+    edited.write_text(kept)
+    assert again.returncode == 1
+    assert f"fig3: {edited.parent}: holds a run of an earlier config; give another --out" in complaints
+    assert (lost.parent / "summary.json").exists()
+
+
 def test_plan_is_the_study_that_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "SMALL", configs(tmp_path / "study"))
     assert plan.known_figures() == ["fig3"]
