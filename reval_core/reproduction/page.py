@@ -79,7 +79,7 @@ def _finding(found: Mapping[str, Any]) -> Html:
     seeds = len(found["seeds"])
     about = (
         f"{len(found['runs'])} runs, {seeds} {'seed' if seeds == 1 else 'seeds'}, {duration(found['run_seconds'])} "
-        f"of one core, {found['date']}, commit {found['commit']}"
+        f"of one core; measured {found['date']} with commit {found['commit']}"
     )
     where = found["paper"] or "past the paper"
     shown = section(
