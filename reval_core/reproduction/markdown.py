@@ -30,7 +30,8 @@ def _finding(found: Mapping[str, Any]) -> Iterator[str]:
         yield _table(table["columns"], table["rows"])
     yield (
         f"{len(found['runs'])} runs, seeds {', '.join(map(str, found['seeds']))}, "
-        f"{found['run_seconds'] / 60:.0f} minutes of one core; measured {found['date']} with commit {found['commit']}."
+        f"{found['run_seconds'] / 60:.0f} minutes of one core; measured {found['date']} with commit "
+        f"{found['commit']}."
     )
 
 

@@ -48,6 +48,7 @@ def test_methods_are_compared_over_all_sets() -> None:
     assert found.verdict == "reproduced"
     assert found.numbers["ahead_of"]["GRPO"]["value"] == pytest.approx(0.75 * 0.1)
     assert found.numbers["accuracy"]["ReVal"] == pytest.approx({SUMS: 0.91, OTHER: 0.455})
+    assert found.numbers["ahead_where_not_practised"]["TBRM"]["value"] == pytest.approx(0.5 * 0.2)
     assert found.tables[0].rows[0] == ["before", "40.0", "20.0", "30.0"]
     behind = [*arithmetic("GRPO", [0.95, 0.95]), *records[2:]]
     assert methods(behind).verdict == "in part"

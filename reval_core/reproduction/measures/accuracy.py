@@ -18,9 +18,15 @@ def methods(records: Sequence[Record]) -> Finding:
     average = {arm: _over_sets(found) for arm, found in final.items()}
     ahead = {arm: difference(average["ReVal"], average[arm]) for arm in ("GRPO", "TBRM")}
     best = max(average, key=lambda arm: float(np.mean(average[arm])))
+    others = {
+        arm: _over_sets({name: one for name, one in found.items() if name != practised_set(records)})
+        for arm, found in final.items()
+    }
+    carried = {arm: difference(others["ReVal"], others[arm]) for arm in ("GRPO", "TBRM")}
     says = (
         f"Mean over the problem sets after the last round: {_listed(average)}. ReVal is {points(ahead['GRPO'])} "
-        f"points ahead of GRPO and {points(ahead['TBRM'])} ahead of TBRM; best is {best}."
+        f"points ahead of GRPO and {points(ahead['TBRM'])} ahead of TBRM; best is {best}. "
+        f"On the sets that were not practised it is {points(carried['GRPO'])} and {points(carried['TBRM'])} points."
     )
     numbers = {
         "accuracy": {
@@ -28,12 +34,12 @@ def methods(records: Sequence[Record]) -> Finding:
         },
         "average": {arm: mean_over_seeds(found).to_json() for arm, found in average.items()},
         "ahead_of": {arm: found.to_json() for arm, found in ahead.items()},
+        "ahead_where_not_practised": {arm: found.to_json() for arm, found in carried.items()},
     }
     charts = [accuracy_chart(records, name) for name in records[0].evaluated]
     table = _sets_table(records, final)
-    return Finding(
-        verdict(ahead["GRPO"].above(0), ahead["TBRM"].above(0)), says, numbers, charts, [table], [EVALUATED]
-    )
+    holds = [one.above(0) for one in (*ahead.values(), *carried.values())]
+    return Finding(verdict(*holds), says, numbers, charts, [table], [EVALUATED])
 
 
 def best_settings(records: Sequence[Record]) -> Finding:
