@@ -67,7 +67,9 @@ def in_words(said: Verdict, paper: str) -> str:
 
 
 def verdict(*holds: bool | None) -> Verdict:
-    """`reproduced` if every part of a claim holds, `in part` if some do; None is a part untold by too few seeds."""
-    if None in holds and False not in holds:
-        return "undecided"
-    return "reproduced" if all(holds) else "in part" if any(holds) else "not"
+    """`reproduced` if every part of a claim holds, `in part` if some do; None is a part that seeds leave open."""
+    if all(holds):
+        return "reproduced"
+    if any(holds):
+        return "in part"
+    return "undecided" if None in holds else "not"

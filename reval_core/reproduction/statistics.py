@@ -35,8 +35,10 @@ class Estimate:
         return {"value": self.value, "low": low, "high": high}
 
     def above(self, least: float) -> bool | None:
-        """Whether the whole interval lies above a number; None where there is no interval to tell."""
-        return None if self.interval is None else self.low > least
+        """Whether it lies above a number: with its whole interval or not at all; None if only the value does."""
+        if self.value <= least:
+            return False
+        return True if self.low > least else None
 
     def text(self, form: str) -> str:
         """The number and its interval, each written as `form` says."""

@@ -183,7 +183,7 @@ def test_means_and_differences_come_with_intervals_over_seeds() -> None:
 def test_one_seed_has_no_interval() -> None:
     for found in (speed_up({"hard": [12]}, {"hard": [6]}, 120), mean_over_seeds([2.0])):
         assert found.interval is None
-        assert found.above(1) is None
+        assert (found.above(1), found.above(2)) == (None, False)
         assert found.to_json() == {"value": 2.0, "low": None, "high": None}
         assert found.text(".1f") == "2.0 (too few seeds for an interval)"
     assert mean_over_seeds([2.0, 2.0]).text(".1f") == "2.0 (2.0 to 2.0)"
@@ -254,6 +254,8 @@ def test_an_arm_is_quicker_than_the_first_only_where_the_interval_says_so() -> N
     assert found.numbers["speed_up"]["by age"]["value"] == pytest.approx(2)
     assert found.verdict == "reproduced"
     assert beyond.fewer_rounds_than_the_first(study({"uniform": quick, "by age": slow})).verdict == "not"
+    assert mean_over_seeds([1.0, 2.0, 3.0]).above(0) is None, "the interval holds 0"
+    assert mean_over_seeds([2.0, 2.1, 2.2]).above(0) is True
     one = ({}, {"hard": [10], "easy": [10]})
     assert beyond.fewer_rounds_than_the_first(study({"uniform": slow, "by age": one})).verdict == "undecided"
 
@@ -323,4 +325,4 @@ def test_what_the_paper_left_open_holds_or_does_not() -> None:
 
 def test_a_verdict_is_in_part_where_only_a_part_holds() -> None:
     assert [verdict(True, True), verdict(True, False), verdict(False, False)] == ["reproduced", "in part", "not"]
-    assert [verdict(None, True), verdict(None, False)] == ["undecided", "not"]
+    assert [verdict(None, True), verdict(None, False), verdict(None)] == ["in part", "undecided", "undecided"]

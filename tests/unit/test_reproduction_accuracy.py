@@ -118,7 +118,7 @@ def test_rounds_and_costs_count_until_grpo_is_at_its_best() -> None:
     assert (rounds.verdict, time.verdict) == ("reproduced", "reproduced")
     mixed = [*records[:3], *arithmetic("ReVal", [1.2, 1.2, 0.7], learner__updates=4)]
     assert one_rollout.fewer_rounds(mixed).numbers["intervals"]["fewer_rounds"] == pytest.approx([1, 2])
-    assert one_rollout.fewer_rounds(mixed).verdict == "not", "one of three seeds is no sooner there"
+    assert one_rollout.fewer_rounds(mixed).verdict == "undecided", "one of three seeds is no sooner there"
     assert "“ReVal” 4 (1 of 3 runs never get there and count as that)" in one_rollout.fewer_rounds(mixed).says
 
 
