@@ -27,7 +27,7 @@ ARMS = {
     "GRPO": [*GRPO, "learner.updates=1"],
     "ReVal": ["learner.updates=4"],
     "GRPO best": [*GRPO, "learner.updates=2"],
-    "GRPO steady": [*GRPO, "learner.updates=2"],
+    "GRPO second": [*GRPO, "learner.updates=2"],
     "ReVal best": ["learner.updates=4"],
 }
 
