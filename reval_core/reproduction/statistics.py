@@ -13,12 +13,12 @@ from scipy.stats import t as student_t
 RESAMPLES = 10_000
 SEED = 0
 _FEWEST = 3
-"""Seeds that are redrawn at least: with three, and three prompts, those of equal sides hold 1 97 times in 100."""
+"""Seeds that are redrawn at least. With three, and three prompts, intervals of equals hold 1 in 96 of 100 draws."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its interval over seeds, which has no ends (±∞) where there are too few of them."""
+    """A number and its 95% interval over seeds, which has no ends (±∞) where there are too few of them."""
 
     value: float
     low: float
@@ -40,11 +40,10 @@ class Estimate:
             return False
         return True if self.low > least else None
 
-    def text(self, form: str) -> str:
-        """The number and its interval, each written as `form` says."""
-        if self.interval is None:
-            return f"{self.value:{form}} (too few seeds for an interval)"
-        return f"{self.value:{form}} ({self.low:{form}} to {self.high:{form}})"
+    def text(self, form: str, unit: str = "") -> str:
+        """The number with its unit, and its interval; `form` is how each is written."""
+        interval = f"{self.low:{form}} to {self.high:{form}}" if self.interval else "too few seeds for an interval"
+        return f"{self.value:{form}}{unit} ({interval})"
 
 
 Counts = Mapping[str, Sequence[float | None]]

@@ -29,7 +29,8 @@ def fewer_rounds(records: Sequence[Record]) -> Finding:
     """
     limit = records[0].config.rounds
     counts = {arm: rounds_to_target(records, arm) for arm in arms(records)}
-    pairs = _pairs(records, [arm for arm in counts if arm not in CHOSEN and arm not in _equal(records)])
+    equal = _equal(records)
+    pairs = _pairs(records, [arm for arm in counts if arm not in CHOSEN and arm not in equal])
     same = speed_up(
         {f"{rate} {level}": found for rate, (grpo, _) in pairs.items() for level, found in counts[grpo].items()},
         {f"{rate} {level}": found for rate, (_, reval) in pairs.items() for level, found in counts[reval].items()},
@@ -44,7 +45,7 @@ def fewer_rounds(records: Sequence[Record]) -> Finding:
     updates = _updates(records, first[1])
     alike = {
         f"{of(records, grpo)[0].config.learner.lr:g}": speed_up(counts[grpo], counts[reval], limit)
-        for grpo, reval in _equal(records).items()
+        for grpo, reval in equal.items()
     }
     with_equal = "".join(
         f" With {updates} updates too, at {rate}, GRPO takes {times(one)}." for rate, one in alike.items()
@@ -234,5 +235,4 @@ def _shown(rounds: Any, limit: int) -> str:
 
 def times(found: Estimate) -> str:
     """A ratio with its interval, in words."""
-    number, _, interval = found.text(".1f").partition(" ")
-    return f"{number}× {interval}"
+    return found.text(".1f", "×")
