@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from reval_core.errors import Damaged
-from reval_core.files import digest, file_digest, publish_file, publish_sealed, read_sealed
+from reval_core.files import Record, digest, file_digest, publish_file, publish_sealed, read_sealed
 
 SCHEMA_VERSION = "6"
 
@@ -207,10 +208,21 @@ class FactFile:
     content: str
     """The digest of the rows without clock readings: the same in a run and in its repetition."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a path that leads out of the run directory, or a table that reval does not write.
+
+        A manifest may come from somebody else, and what it lists is read, quarantined and deleted.
+        """
+        parts = PurePosixPath(self.path).parts
+        if not parts or parts[0] == "/" or ".." in parts or self.table not in SCHEMAS:
+            raise ValueError(f"lists {self.path!r} of table {self.table!r}, which is no file of a run")
+
 
 @dataclass(frozen=True)
 class Manifest:
     """What a stage left: small enough to be passed between tasks and kept as a task's result."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     stage: str
     round: int
@@ -245,6 +257,10 @@ class Manifest:
         """The inverse of `to_json`."""
         files = tuple(FactFile(**file) for file in value["files"])
         return cls(**{**value, "files": files})
+
+
+_MANIFEST = TypeAdapter(Manifest)
+"""Checks the types of what a file says."""
 
 
 def publish_table(folder: Path, path: str, table: Table, rows: pa.Table) -> FactFile:
@@ -315,6 +331,8 @@ def read_manifest(path: Path) -> Manifest | None:
     if not path.exists():
         return None
     try:
-        return Manifest.from_json(read_sealed(path))
-    except (Damaged, KeyError, TypeError) as error:
-        raise Damaged(f"{path}: is no manifest ({str(error).removeprefix(f'{path}: ')})") from error
+        manifest = _MANIFEST.validate_python(read_sealed(path))
+    except (Damaged, ValueError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise Damaged(f"{path}: is no manifest ({reason.removeprefix(f'{path}: ')})") from error
+    return replace(manifest, info=Record(manifest.info, path))

@@ -44,6 +44,7 @@ def publish_file(path: Path, write: Callable[[Path], object]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
+    partial.unlink(missing_ok=True)  # a link left under that name would lead the write elsewhere
     try:
         write(partial)
         _sync(partial)
@@ -112,15 +113,26 @@ def publish_json(path: Path, value: Mapping[str, Any]) -> None:
     publish_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def read_json(path: Path) -> dict[str, Any]:
+class Record(dict[str, Any]):
+    """A JSON object with the file that it was read from. A key that it lacks raises Damaged, which names both."""
+
+    def __init__(self, values: Any = (), path: Path | None = None) -> None:
+        super().__init__(values)
+        self._path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise Damaged(f"{self._path}: has no {key!r}")
+
+
+def read_json(path: Path) -> Record:
     """The object in a JSON file. Raises Damaged, naming the file, if it is gone or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Damaged(f"{path}: cannot be read ({error})") from error
     if not isinstance(value, dict):
         raise Damaged(f"{path}: holds no JSON object")
-    return value
+    return Record(value, path)
 
 
 def publish_sealed(path: Path, value: Mapping[str, Any]) -> None:
@@ -128,7 +140,7 @@ def publish_sealed(path: Path, value: Mapping[str, Any]) -> None:
     publish_json(path, {**value, "sealed": digest(value)})
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path) -> Record:
     """What `publish_sealed` wrote. Raises Damaged, naming the file, if it is gone or was changed."""
     value = read_json(path)
     if value.pop("sealed", None) != digest(value):

@@ -19,6 +19,7 @@ from reval_core.config import Config
 from reval_core.errors import InputError
 from reval_core.facts import Manifest, read_manifest, write_manifest
 from reval_core.files import CHECKSUMS, publish_file, publish_json, read_json
+from reval_core.storage.entries import check_entries
 
 STAGES = (
     "warm_start",
@@ -174,6 +175,7 @@ class RunFolder:
 
         Only `rounds` may change, since a run can be made longer, and how an engine is run, but not which one.
         """
+        check_entries(self.path)
         if self.protocol.exists():
             raise InputError(f"{self.path}: holds an evaluation; give another --run-dir")
         if not self.config.exists():
@@ -208,8 +210,9 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Hold the folder against a second process. The kernel frees it when the holder dies.
 
-        Raises InputError naming the process that holds it.
+        Raises InputError naming the process that holds it, or what makes it no run directory.
         """
+        check_entries(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("a+") as file:
             deadline = time.monotonic() + 0.2
@@ -253,6 +256,7 @@ class RunFolder:
 def existing_run(path: Path) -> RunFolder:
     """The run in a folder. Raises InputError if there is none."""
     folder = RunFolder(path)
+    check_entries(folder.path)
     if not folder.config.exists():
         raise InputError(f"{path}: is no run folder (it has no config.yaml); `reval runs` lists them")
     return folder

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from reval_core.config import Config, StoredRollouts
 from reval_core.errors import Damaged, InputError
@@ -53,16 +52,17 @@ class StoredRun:
         """The shards of all rounds, in order."""
         return [file for one in self.rounds for file in one.shards]
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> StoredRun:
-        """The inverse of `dataclasses.asdict`."""
-        rounds = tuple(
-            StoredRound(
-                one["round"], tuple(FactFile(**file) for file in one["shards"]), FactFile(**one["verdicts"])
-            )
-            for one in value["rounds"]
-        )
-        return cls(value["path"], rounds, value["tokens"])
+
+_STORED_RUN = TypeAdapter(StoredRun)
+"""Checks the types of what a file says."""
+
+
+def _read_note(path: Path) -> StoredRun:
+    """What `keep_stored_run` noted. Raises Damaged, naming the file, if it was changed."""
+    try:
+        return _STORED_RUN.validate_python(read_sealed(path))
+    except ValidationError as error:
+        raise Damaged(f"{path}: is no record of a stored run ({error.errors()[0]['msg']})") from error
 
 
 def stored_run(folder: RunFolder, settings: StoredRollouts) -> StoredRun:
@@ -71,7 +71,7 @@ def stored_run(folder: RunFolder, settings: StoredRollouts) -> StoredRun:
     Raises InputError if there is no such run, or nothing in it is verified yet.
     """
     if folder.stored.exists():
-        return StoredRun.from_json(read_sealed(folder.stored))
+        return _read_note(folder.stored)
     source = existing_run(Path(settings.run))
     if source.pruned_to():
         raise InputError(

@@ -11,6 +11,7 @@ import yaml
 from reval_core.facts import Manifest
 from reval_core.files import publish_sealed, read_sealed
 from reval_core.run_folder import STAGES, RunFolder, existing_run
+from reval_core.storage.entries import check_entries
 
 
 class EvaluationFolder(RunFolder):
@@ -71,5 +72,6 @@ class EvaluationFolder(RunFolder):
 def published_facts(path: Path) -> list[Manifest]:
     """What the run or the evaluation in a folder has published. Raises InputError if there is neither."""
     evaluation = EvaluationFolder(path)
+    check_entries(evaluation.path)
     folder = evaluation if evaluation.protocol.exists() else existing_run(path)
     return folder.manifests()

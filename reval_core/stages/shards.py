@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from reval_core.errors import Damaged
 from reval_core.facts import FactFile, publish_table
 from reval_core.files import digest, file_digest, publish_sealed, read_sealed
 from reval_core.groups import Group
@@ -128,12 +129,14 @@ class Shards:
     def _keep(self, note: Path) -> None:
         """Keep a shard that an earlier attempt published whole under this key, if its bytes are still those."""
         found, number = read_sealed(note), int(note.stem.removeprefix("shard-"))
-        path = self._folder.path / found["file"]["path"]
-        if (
-            found["key"] == digest(self._key, number)
-            and path.exists()
-            and file_digest(path) == found["file"]["sha256"]
-        ):
+        if found["key"] != digest(self._key, number):
+            return
+        try:
+            file = FactFile(**found["file"])
+        except (TypeError, ValueError) as error:
+            raise Damaged(f"{note}: is no record of a shard ({error})") from error
+        path = self._folder.path / file.path
+        if path.exists() and file_digest(path) == file.sha256:
             self._notes[number] = found
 
 
