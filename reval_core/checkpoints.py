@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -89,16 +90,25 @@ def restore_optimizer(folder: Path, learner: Learner) -> None:
     state = checkpoint_state(folder)
     if policy_digest(learner.model) != state["content"]:
         raise Damaged(f"{folder}: the weights are not those that were saved")
-    tensors = load_file(folder / "optimizer.safetensors")
+    tensors = _optimizer_state(folder / "optimizer.safetensors")
     for name, parameter in learner.model.named_parameters():
         kept = {
             key: tensors[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in tensors
         }
+        if any(value.shape not in (parameter.shape, ()) for value in kept.values()):
+            raise Damaged(f"{folder}: the optimizer's state of {name} has another shape than the parameter")
         if kept:
             learner.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in kept.items()}
     learner.updates_done = state["updates_done"]
     learner.guard.norms.extend(state["gradient_norms"])
     learner.policy = state["policy"]
+
+
+def _optimizer_state(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise Damaged(f"{file}: cannot be read ({error})") from error
 
 
 def wanted_checkpoints(manifests: Sequence[Manifest], config: Config) -> set[int]:

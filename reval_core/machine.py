@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from reval_core import processes
-from reval_core.config import Config, Rollouts
+from reval_core.config import MOST_THREADS, Config, Rollouts
 from reval_core.engines.choice import choose
 from reval_core.errors import Damaged, InputError
 from reval_core.facts import SCHEMA_VERSION
@@ -49,7 +49,12 @@ def fix_machine(folder: RunFolder, config: Config) -> dict[str, Any]:
         raise InputError(
             f"{folder.path}: was made with {'; '.join(other)}; go on with what it was made with, or start a new run"
         )
-    torch.set_num_threads(recorded["threads"])
+    threads = recorded["threads"]
+    if not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
+        raise InputError(
+            f"{folder.machine}: threads: must be 1 to {MOST_THREADS}, not {threads!r}; start a new run"
+        )
+    torch.set_num_threads(threads)
     return recorded
 
 

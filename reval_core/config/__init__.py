@@ -36,10 +36,11 @@ from reval_core.config.problems import (
     SetName,
 )
 from reval_core.config.rollouts import ImportedRollouts, Rollouts, RolloutSource, StoredRollouts
-from reval_core.config.section import Section
+from reval_core.config.section import MOST_THREADS, Section
 from reval_core.config.verification import Reward, Verification
 
 __all__ = [
+    "MOST_THREADS",
     "PROMPTS",
     "Arithmetic",
     "AutoEngine",
@@ -135,7 +136,7 @@ class Config(Section):
     """Everything random in the run follows from this number."""
     rounds: int = Field(ge=1)
     """How long the run is. The one setting that may change later: a finished run can go on."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, le=MOST_THREADS)
     """torch's CPU threads. Results are the same bit for bit only under the same number."""
     model: Model
     problems: Problems = Problems()

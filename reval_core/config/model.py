@@ -13,13 +13,13 @@ from reval_core.config.section import Section
 class TinyModel(Section):
     """A small Llama with a character tokenizer, made by reval itself."""
 
-    layers: int = Field(2, ge=1)
+    layers: int = Field(2, ge=1, le=256)
     """Transformer blocks."""
-    width: int = Field(128, ge=8)
+    width: int = Field(128, ge=8, le=8192)
     """The size of a hidden state; a multiple of 2 × heads."""
     heads: int = Field(16, ge=1)
     """Attention heads a block."""
-    feed_forward: int = Field(512, ge=8)
+    feed_forward: int = Field(512, ge=8, le=65536)
     """The inner size of a block's feed-forward layer."""
     initializer_range: float = Field(0.06, gt=0)
     """The deviation of the first weights. At transformers' 0.02 a model this small learns several times slower."""

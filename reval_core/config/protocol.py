@@ -6,7 +6,16 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from reval_core.config import AutoEngine, EngineSettings, Reward, Section, Tracking, Verification, VllmEngine
+from reval_core.config import (
+    MOST_THREADS,
+    AutoEngine,
+    EngineSettings,
+    Reward,
+    Section,
+    Tracking,
+    Verification,
+    VllmEngine,
+)
 from reval_core.config.problems import PROMPTS, ProblemSets, PromptSetting
 
 
@@ -19,7 +28,7 @@ class Protocol(Section):
     """The problem sets that are asked."""
     limit: int | None = Field(None, ge=1)
     """At most so many problems of a set, chosen by the seed; a set's own `limit` may be lower."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, le=MOST_THREADS)
     """torch's CPU threads."""
     samples: int = Field(16, ge=1)
     """Responses a problem (k)."""

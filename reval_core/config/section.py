@@ -6,6 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+MOST_THREADS = 1024
+"""torch starts as many as it is told to."""
+
 
 class Section(BaseModel):
     """A part of the settings. Unknown keys are errors, and true is not 1."""
@@ -14,12 +17,15 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_booleans_as_numbers(cls, values: Any) -> Any:
+    def _check_numbers(cls, values: Any) -> Any:
         for name, value in values.items() if isinstance(values, dict) else ():
             field = cls.model_fields.get(name)
             inner = value if isinstance(value, list) else [value]
             if field is not None and field.annotation is not bool and any(isinstance(one, bool) for one in inner):
                 raise ValueError(f"{name}: true and false are no values here")
+            # torch, DuckDB and Parquet hold 64 bits.
+            if any(isinstance(one, int) and abs(one) >= 2**63 for one in inner):
+                raise ValueError(f"{name}: must be less than 2^63")
         return values
 
 
