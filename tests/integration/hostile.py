@@ -128,10 +128,14 @@ RUN_DIRECTORIES = [
     ),
     Hostile("a machine with 'all' threads", _resealed("machine.json", threads="all"), r"machine\.json.*threads"),
     Hostile(
-        "a checkpoint whose optimizer is no safetensors file", _in_checkpoint("optimizer.safetensors", b"x" * 99)
+        "a checkpoint whose optimizer is no safetensors file",
+        _in_checkpoint("optimizer.safetensors", b"x" * 99),
+        r"optimizer\.safetensors: cannot be read",
     ),
     Hostile(
-        "a checkpoint whose weights are a pickle", _in_checkpoint("model.safetensors", pickle.dumps(_Attack()))
+        "a checkpoint whose weights are a pickle",
+        _in_checkpoint("model.safetensors", pickle.dumps(_Attack())),
+        r"model\.safetensors",
     ),
     Hostile(
         "a checkpoint that brings its own code",
