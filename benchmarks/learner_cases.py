@@ -159,7 +159,7 @@ def stage() -> dict[str, Any]:
     from reval_core.run_folder import RunFolder
     from reval_core.session import Policy, open_session
 
-    config = load_config(ROOT / "configs/demo.yaml", ["model.warm_start.steps=100"])
+    config = load_config(ROOT / "configs/demo.yaml", ["model.tiny.heads=16", "model.warm_start.steps=100"])
     seconds: dict[str, list[float]] = {"stage": [], "bare": []}
     with tempfile.TemporaryDirectory() as path, open_session(RunFolder(Path(path) / "run"), config) as session:
         zero = stages.warm_start(session, 0)

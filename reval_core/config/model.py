@@ -17,7 +17,7 @@ class TinyModel(Section):
     """Transformer blocks."""
     width: int = Field(128, ge=8, le=8192)
     """The size of a hidden state; a multiple of 2 × heads."""
-    heads: int = Field(16, ge=1)
+    heads: int = Field(4, ge=1)
     """Attention heads a block."""
     feed_forward: int = Field(512, ge=8, le=65536)
     """The inner size of a block's feed-forward layer."""
