@@ -76,11 +76,13 @@ def prepare_evaluation(
     if settings.trust_remote_code:
         subject = replace(subject, model=subject.model.model_copy(update={"trust_remote_code": True}))
     from reval_core.engines.choice import check_installed
+    from reval_core.engines.limits import check_engine
     from reval_core.evaluation.examination import check_examination
     from reval_core.models import check_model
 
     check_installed(settings.engine.kind)
     check_model(subject.model)
+    check_engine(subject.model, settings.engine)
     check_examination(subject, settings)
     name = f"{subject.name}-round-{subject.round}" if subject.habits else subject.name
     folder = EvaluationFolder(out or Path("evals") / name)
@@ -112,9 +114,11 @@ def check_space(folder: RunFolder, needed: int, remedy: str) -> None:
 
 def _check_engine(settings: Config) -> None:
     """What an engine would refuse only when it starts."""
-    if isinstance(settings.rollouts, Rollouts) and settings.rollouts.stop:
+    if isinstance(settings.rollouts, Rollouts):
+        from reval_core.engines.limits import check_engine
         from reval_core.models import stop_ids, tokenizer_of
 
+        check_engine(settings.model, settings.engine)
         stop_ids(settings.model, tokenizer_of(settings.model), settings.rollouts.stop)
     if isinstance(settings.engine, VllmServerEngine):
         from reval_core.engines.vllm_server import api_key

@@ -20,3 +20,8 @@ class RunStopped(RevalError):
 
 class Damaged(RevalError):
     """A file of a run is missing or does not have the bytes that its manifest recorded."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the lines after the first; its kind where it says nothing."""
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from reval_core.adapters import add_adapters, check_peft, has_adapters
-from reval_core.batches import collate
-from reval_core.config import Learner, Model, TinyModel
-from reval_core.errors import InputError
+from reval_core.config import Model, TinyModel
+from reval_core.errors import InputError, first_line
 from reval_core.files import digest
-from reval_core.scoring import score
+from reval_core.model.coverage import bare_model, check_coverage, quiet_transformers, refuse_gaps
+from reval_core.model.finite import check_finite
+from reval_core.model.kind import check_causal, check_unquantized
+from reval_core.model.vocabulary import check_vocabulary, model_ends
+from reval_core.model.weight_files import is_complete, stored_tensors
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -27,22 +29,26 @@ def load_model(folder: Path | str, settings: Model | None = None) -> PreTrainedM
     """A causal language model in float32, without dropout, from safetensors.
 
     `settings` says whether its own code may run and which attention it uses. No pickle is read.
-    Raises InputError if the folder holds no model.
+    Raises InputError if the folder holds no model, or not all of its weights.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # a reference is loaded every round
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=settings is not None and settings.trust_remote_code,
-            attn_implementation=settings and settings.attention,
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: no model to load ({_first_line(error)})") from error
+    if Path(folder).is_dir():
+        stored_tensors(Path(folder))
+    with quiet_transformers():
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=settings is not None and settings.trust_remote_code,
+                attn_implementation=settings and settings.attention,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name and with both shapes
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise InputError(f"{folder}: no model to load ({first_line(error)})") from error
+    refuse_gaps(str(folder), model, info)
     # Dropout would make log π_θ(τ) differ from the stored log π_ref(τ) at θ = θ_ref.
     return model.eval()
 
@@ -58,7 +64,7 @@ def load_tokenizer(folder: Path | str, trust_remote_code: bool = False) -> PreTr
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
-            f"{folder}: model.path: no tokenizer to load ({_first_line(error)}); "
+            f"{folder}: model.path: no tokenizer to load ({first_line(error)}); "
             "save the model's tokenizer into that folder"
         ) from error
     for token, name in ((tokenizer.eos_token_id, "eos_token"), (tokenizer.pad_token_id, "pad_token")):
@@ -78,12 +84,13 @@ def tokenizer_of(settings: Model) -> PreTrainedTokenizerBase:
     return load_tokenizer(settings.path, settings.trust_remote_code)
 
 
-def stop_ids(settings: Model, tokenizer: PreTrainedTokenizerBase, more: Sequence[str]) -> tuple[int, ...]:
-    """The tokens that end a response: the tokenizer's, those of the model's generation_config.json, and `more`.
+def stop_ids(settings: Model, tokenizer: PreTrainedTokenizerBase, more: Sequence[str] = ()) -> tuple[int, ...]:
+    """The tokens that end a response: the tokenizer's, those of the model's own files (config.json and
+    generation_config.json), and `more`.
 
     Raises InputError for one of `more` that is not one token.
     """
-    found = {tokenizer.eos_token_id, *_generation_stops(settings)}
+    found = {tokenizer.eos_token_id, *(model_ends(settings.path) if settings.path else ())}
     for text in more:
         ids = tokenizer.encode(text, add_special_tokens=False)
         if len(ids) != 1:
@@ -94,17 +101,6 @@ def stop_ids(settings: Model, tokenizer: PreTrainedTokenizerBase, more: Sequence
     return tuple(sorted(found))
 
 
-def _generation_stops(settings: Model) -> list[int]:
-    """What the model's own generation settings end at, if it comes with any."""
-    from transformers import GenerationConfig
-
-    try:
-        known = GenerationConfig.from_pretrained(settings.path).eos_token_id if settings.path else None
-    except OSError:
-        return []
-    return [] if known is None else known if isinstance(known, list) else [known]
-
-
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """The digest of what a tokenizer's ids stand for: the same for two that read the same tokens alike."""
     return digest(sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id)
@@ -112,8 +108,13 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def context_length(settings: Model) -> int | None:
     """The most tokens that a model reads, prompt and response together, if its config says so."""
-    limit = getattr(_config(settings), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) else None
+    config = architecture(settings)
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int):
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    stretched = rope.get("rope_type") in ("linear", "dynamic")  # others have stretched the limit already
+    return int(limit * rope["factor"]) if stretched and rope.get("factor") else limit
 
 
 def architecture(settings: Model) -> PreTrainedConfig:
@@ -121,9 +122,11 @@ def architecture(settings: Model) -> PreTrainedConfig:
     return _config(settings).get_text_config()
 
 
-def head_size(settings: Model) -> int:
-    """The width of an attention head."""
-    config = _config(settings)
+def head_size(settings: Model) -> int | None:
+    """The width of an attention head; None for a model without attention."""
+    config = architecture(settings)
+    if not getattr(config, "num_attention_heads", None):
+        return None
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
@@ -134,39 +137,6 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     logging.disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-@torch.inference_mode()
-def check_scoring(model: PreTrainedModel, settings: Learner) -> None:
-    """See that `scoring.score` gives what a log-softmax of the model's own logits gives, for two short texts.
-
-    It would not where a family of models does to its logits what `head.Head` does not know of, where packed
-    trajectories can see each other, or where gradient checkpointing brings dropout back. Raises InputError.
-    """
-    half = settings.precision == "bfloat16"
-    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=half):
-        _check_scoring(model, settings, tolerance=0.1 if half else 1e-3)
-
-
-def _check_scoring(model: PreTrainedModel, settings: Learner, tolerance: float) -> None:
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    rng = np.random.default_rng(0)
-    texts = [rng.integers(vocabulary, size=length) for length in (9, 6)]
-    batch = collate([text[:2] for text in texts], [text[2:] for text in texts], packed=settings.packed)
-    with checkpointed_layers(model) if settings.gradient_checkpointing else nullcontext():
-        found = score(model, batch.to(model.device)).logprobs.cpu()
-    for row, text in zip(found, texts, strict=True):
-        tokens = torch.from_numpy(text).to(model.device)
-        logits = model(tokens[None]).logits[0, 1:-1].float()
-        expected = logits.log_softmax(dim=-1).gather(1, tokens[2:, None]).squeeze(1).cpu()
-        error = float((row[: len(expected)] - expected).abs().max())
-        if not error < tolerance:
-            switches = [name for name in ("packed", "gradient_checkpointing") if getattr(settings, name)]
-            remedy = "".join(f"; try learner.{name}: false" for name in switches)
-            raise InputError(
-                f"model.path: reval's log-probabilities differ from the model's own by {error:.2g} nats: "
-                f"{type(model).__name__} makes its logits in a way that reval does not know{remedy}"
-            )
 
 
 @contextmanager
@@ -256,12 +226,41 @@ def _tiny_config(settings: TinyModel) -> LlamaConfig:
 
 
 def check_model(settings: Model) -> None:
-    """See that the model and its tokenizer can be loaded, without reading weights. Raises InputError."""
+    """See that the model is a whole causal language model with a tokenizer that fits it.
+
+    Raises InputError for the first thing that is wrong. Weights are read only to find NaN and infinity in them,
+    once in a process. Those of a model on the hub that is not in the cache are left to `load_model`.
+    """
     if settings.lora is not None:
         check_peft()
-    if settings.path is not None:
-        _config(settings)
-        load_tokenizer(settings.path, settings.trust_remote_code)
+    if settings.path is None:
+        return
+    config = _config(settings)
+    check_unquantized(settings.path, config)
+    folder = _weights_folder(settings.path)
+    stored = {} if folder is None else stored_tensors(folder)
+    model = _bare_model(settings)
+    if stored:
+        check_coverage(settings.path, model, stored)
+    check_causal(settings.path, config)
+    tokenizer = load_tokenizer(settings.path, settings.trust_remote_code)
+    rows = model.get_input_embeddings().weight.shape[0]
+    check_vocabulary(settings.path, tokenizer, rows, model_ends(settings.path))
+    check_finite({tensor.file for tensor in stored.values()})
+
+
+def _weights_folder(path: str) -> Path | None:
+    """A model's folder; of one on the hub the cached one, if its weights are there already."""
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(path, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
+    return folder if is_complete(folder) else None
 
 
 def count_parameters(settings: Model) -> tuple[int, int]:
@@ -269,23 +268,26 @@ def count_parameters(settings: Model) -> tuple[int, int]:
 
     Raises InputError if there is no such model, no such attention for it, or no layer for its adapters.
     """
-    from transformers import AutoModelForCausalLM
-
     try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                _config(settings),
-                trust_remote_code=settings.trust_remote_code,
-                attn_implementation=settings.attention,
-            )
+        model = bare_model(_config(settings), settings.trust_remote_code, settings.attention)
     except (ImportError, ValueError) as error:
         key = "model.attention" if settings.attention else "model.path"
-        raise InputError(f"{key}: {getattr(settings, key[6:])} cannot be used ({_first_line(error)})") from error
+        raise InputError(f"{key}: {getattr(settings, key[6:])} cannot be used ({first_line(error)})") from error
     whole = sum(parameter.numel() for parameter in model.parameters())
     if settings.lora is not None:
         with torch.device("meta"):
             add_adapters(model, settings.lora, seed=0)
     return whole, sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _bare_model(settings: Model) -> PreTrainedModel:
+    try:
+        return bare_model(_config(settings), settings.trust_remote_code)
+    except Exception as error:  # whatever a model's code makes of a config.json that is none of its own
+        raise InputError(
+            f"{settings.path}: model.path: config.json describes no causal language model that transformers can "
+            f"make ({type(error).__name__}: {first_line(error)}); give a folder that it can load"
+        ) from error
 
 
 def _config(settings: Model) -> PreTrainedConfig:
@@ -296,12 +298,8 @@ def _config(settings: Model) -> PreTrainedConfig:
     assert settings.path is not None
     try:
         return AutoConfig.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a config.json may hold anything, and each of its keys has an error of its own
         raise InputError(
-            f"{settings.path}: model.path: no model to load ({_first_line(error)}); "
+            f"{settings.path}: model.path: no model to load ({first_line(error)}); "
             "give a folder that transformers can load"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -11,7 +11,7 @@ import torch
 
 from reval_core.config import EngineSettings, Model, VllmEngine, VllmServerEngine
 from reval_core.errors import InputError
-from reval_core.models import count_parameters, head_size
+from reval_core.models import architecture, count_parameters, head_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 CROSSOVER = 58_000_000
 """The parameters up to which vLLM is the faster engine on a CPU (benchmarks/baselines/rollouts.json)."""
 
-_SMALLEST_HEAD = 32
-"""vLLM's attention on a CPU takes no smaller ones."""
+_CPU_HEADS = {32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512}
+"""The widths of heads that vLLM 0.32's attention on a CPU takes (its v1/attention/backends/cpu_attn.py)."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,22 @@ def choose(model: Model, engine: EngineSettings) -> Choice:
         return Choice(engine.kind, "the config says so")
     if not vllm_installed() or torch.cuda.is_available():
         return Choice("vllm" if vllm_installed() else "transformers", auto_rule())
-    if head_size(model) < _SMALLEST_HEAD:
-        return Choice("transformers", f"on a CPU vLLM takes no heads below {_SMALLEST_HEAD}, as this model has")
+    if not cpu_attention_takes(model):
+        return Choice("transformers", f"on a CPU vLLM has no attention for heads of {head_size(model)}")
     parameters, _ = count_parameters(model)
     kind = "vllm" if parameters < CROSSOVER else "transformers"
     return Choice(kind, f"{auto_rule()}; this model has {parameters / 1e6:,.1f}M")
+
+
+def cpu_attention_takes(model: Model) -> bool:
+    """Whether vLLM has attention on a CPU for a model's heads."""
+    latent = getattr(architecture(model), "kv_lora_rank", None)  # DeepSeek's attention is another
+    return head_size(model) in {None, *_CPU_HEADS} or bool(latent)
+
+
+def cpu_heads() -> str:
+    """The widths of heads that vLLM takes on a CPU, for people."""
+    return ", ".join(map(str, sorted(_CPU_HEADS)))
 
 
 def auto_rule() -> str:

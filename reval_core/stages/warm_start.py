@@ -14,7 +14,8 @@ from reval_core.config import WarmStart
 from reval_core.errors import Damaged
 from reval_core.facts import Manifest
 from reval_core.files import check_folder, digest, publish_folder
-from reval_core.models import check_scoring, load_model, make_tiny_model, save_model
+from reval_core.model.scoring_check import check_scoring
+from reval_core.models import load_model, make_tiny_model, save_model
 from reval_core.problems import Problem, load_problems, problems_digest
 from reval_core.session import Session
 from reval_core.stages.stage import Outcome, settings, stage

@@ -10,7 +10,7 @@ from reval_core import head as heads
 from reval_core.config import Learner
 from reval_core.errors import InputError
 from reval_core.head import Head, token_scores
-from reval_core.models import check_scoring
+from reval_core.model.scoring_check import check_scoring
 from tests.models import tiny_model
 
 

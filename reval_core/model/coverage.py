@@ -1,0 +1,118 @@
+"""Whether stored weights are those of an architecture: every parameter once, in its shape, and nothing else.
+
+transformers itself is asked, since it renames keys, fuses layers and ties heads: it loads tensors without content
+into a model without content, and says what it did not find, could not place or could not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from reval_core.errors import InputError, first_line
+from reval_core.model.weight_files import StoredTensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+
+
+def bare_model(
+    config: PreTrainedConfig, trust_remote_code: bool = False, attention: str | None = None
+) -> PreTrainedModel:
+    """A model of this architecture on the meta device: shapes without weights. Raises what transformers raises."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config, trust_remote_code=trust_remote_code, attn_implementation=attention
+        )
+
+
+def check_coverage(place: str, model: PreTrainedModel, stored: Mapping[str, StoredTensor]) -> None:
+    """See that `stored` are the weights of a model like `model`. Raises InputError, naming parameters.
+
+    `place` is the model's folder or name.
+    """
+    for name, tensor in stored.items():
+        if tensor.dtype not in _FLOATS and name.endswith("weight"):
+            raise InputError(
+                f"{tensor.file}: model.path: {name} is stored as {tensor.dtype}: the weights are quantized, and "
+                "training needs all of their digits; take the model as it was before"
+            )
+    tensors = {name: torch.empty(one.shape, device="meta") for name, one in stored.items()}
+    with quiet_transformers():
+        try:
+            _, info = type(model).from_pretrained(
+                None,
+                config=model.config,
+                state_dict=tensors,
+                device_map={"": "meta"},
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the loading information, all of them
+            )
+        except Exception as error:  # whatever the conversion of keys meets in weights of another kind
+            raise InputError(
+                f"{place}: model.path: the weights do not fit {type(model).__name__} ({first_line(error)}); "
+                "take the config.json that belongs to them"
+            ) from error
+    refuse_gaps(place, model, info)
+
+
+def refuse_gaps(place: str, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
+    """Raise InputError if transformers' loading information tells of parameters that the weights do not give.
+
+    What it would do is to draw them at random, without a word that stops a run.
+    """
+    faults = []
+    if info["missing_keys"]:
+        faults.append(f"missing {_some(info['missing_keys'])}")
+    if info["unexpected_keys"]:
+        faults.append(f"unexpected {_some(info['unexpected_keys'])}")
+    if info["mismatched_keys"]:
+        shapes = [
+            f"{name} ({_shape(found)} in the weights, {_shape(wanted)} by config.json)"
+            for name, found, wanted in info["mismatched_keys"]
+        ]
+        faults.append(f"of another shape {_some(shapes)}")
+    if not faults:
+        return
+    named = [one for one in model.config.architectures or [] if one != type(model).__name__]
+    saved_as = f" (config.json says {', '.join(named)})" if named else ""
+    remedy = (
+        "save the causal language model itself, whole, with save_pretrained"
+        if info["missing_keys"] or info["unexpected_keys"]
+        else "take the config.json that belongs to the weights"
+    )
+    raise InputError(
+        f"{place}: model.path: the weights are not those of {type(model).__name__}{saved_as}: "
+        f"{'; '.join(faults)}; {remedy}"
+    )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' tables and progress bars off the terminal: what they tell is refused in one line."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _some(names: Collection[str]) -> str:
+    shown = ", ".join(sorted(names)[:2])
+    return f"{shown} and {len(names) - 2} more" if len(names) > 2 else shown
+
+
+def _shape(shape: Collection[int]) -> str:
+    return " × ".join(map(str, shape)) or "a number"

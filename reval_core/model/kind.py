@@ -1,0 +1,53 @@
+"""What kind of checkpoint a config.json describes: a causal language model in full precision, or another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from reval_core.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+def check_unquantized(place: str, config: PreTrainedConfig) -> None:
+    """Raise InputError, naming the method, for a quantized checkpoint."""
+    for part in (config, config.get_text_config()):
+        for key in ("quantization_config", "compression_config"):
+            settings = getattr(part, key, None)
+            if settings:
+                raise InputError(
+                    f"{place}: model.path: config.json: {key}: the checkpoint is quantized by {_method(settings)}, "
+                    "and training needs its full weights; take the model as it was before"
+                )
+
+
+def check_causal(place: str, config: PreTrainedConfig) -> None:
+    """Raise InputError for what transformers knows as something else than a causal language model.
+
+    An encoder would load as one all the same, and see the tokens that it is asked to predict.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL,
+    )
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED,
+    )
+
+    named = [one for one in config.architectures or [] if hasattr(transformers, one)]
+    other = named and not set(named) & set(CAUSAL.values())
+    both_ways = config.model_type in CAUSAL and config.model_type in MASKED
+    if other or config.is_encoder_decoder or (both_ways and not getattr(config, "is_decoder", False)):
+        what = ", ".join(named) or config.model_type
+        raise InputError(
+            f"{place}: model.path: config.json: architectures: {what} is no causal language model, "
+            "which reads from left to right and has a head over the vocabulary; take one, such as a …ForCausalLM"
+        )
+
+
+def _method(settings: Any) -> str:
+    values = settings if isinstance(settings, dict) else settings.to_dict()
+    if values.get("load_in_4bit") or values.get("load_in_8bit"):
+        return "bitsandbytes"
+    return str(values.get("quant_method") or "an unnamed method")

@@ -1,0 +1,142 @@
+"""What the weight files of a model folder hold, by their headers alone: milliseconds, also for 100 GB."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from reval_core.errors import InputError
+
+WHOLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_ADAPTERS = "adapter_config.json"
+_LFS_POINTER = b"version https://git-lfs"
+_LONGEST_HEADER = 100_000_000
+"""The bytes of the longest header that safetensors reads."""
+_OTHER_FORMATS = {".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth"}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a weight file."""
+
+    file: Path
+    dtype: str
+    """As safetensors names it: F32, BF16, I8."""
+    shape: tuple[int, ...]
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """The tensors that transformers would load from a folder, by name.
+
+    Raises InputError naming the file if there are none, or if a file is not what its header or the index says.
+    """
+    if (folder / _ADAPTERS).exists():
+        raise InputError(
+            f"{folder / _ADAPTERS}: model.path: the folder holds adapters; merge them into their base "
+            "(peft: merge_and_unload), save that, and train it"
+        )
+    try:
+        if (folder / WHOLE).is_file():
+            return _tensors(folder / WHOLE)
+        if (folder / INDEX).is_file():
+            return _sharded_tensors(folder / INDEX)
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_FORMATS)
+    except OSError as error:
+        raise InputError(f"{folder}: model.path: the weights cannot be read ({error})") from error
+    instead = f" but {', '.join(others[:3])}, which reval does not read" if others else ""
+    raise InputError(
+        f"{folder}: model.path: holds no {WHOLE} and no {INDEX}{instead}; save the model with save_pretrained"
+    )
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the weight files are all there, which those of a model in the hub's cache need not be."""
+    if (folder / WHOLE).is_file():
+        return True
+    index = folder / INDEX
+    return index.is_file() and all((folder / file).is_file() for file in _weight_map(index).values())
+
+
+def _sharded_tensors(index: Path) -> dict[str, StoredTensor]:
+    places = _weight_map(index)
+    files = sorted(set(places.values()))
+    absent = [file for file in files if not (index.parent / file).is_file()]
+    if absent:
+        more = f" and {len(absent) - 1} more" if absent[1:] else ""
+        raise InputError(
+            f"{index}: model.path: names {absent[0]}{more}, which is not in the folder; download the model again"
+        )
+    found: dict[str, StoredTensor] = {}
+    for file in files:
+        found |= _tensors(index.parent / file)
+    for name, file in places.items():
+        if name not in found:
+            raise InputError(
+                f"{index}: model.path: says that {file} holds {name}, which it does not; the files are not of one "
+                "model: download it again"
+            )
+    return found
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if not places or not all(isinstance(file, str) for file in places.values()):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{index}: model.path: is no index, which is a JSON object whose weight_map names each tensor's file; "
+            "download the model again"
+        ) from error
+    return dict(places)
+
+
+def _tensors(file: Path) -> dict[str, StoredTensor]:
+    _check_size(file)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.offset_keys()}
+            return {
+                name: StoredTensor(file, one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()
+            }
+    except SafetensorError as error:
+        raise InputError(
+            f"{file}: model.path: is no safetensors file ({error}); download it or save the model again"
+        ) from error
+
+
+def _check_size(file: Path) -> None:
+    """Raise InputError for what is no weights at all, or has not the bytes that its header describes."""
+    size = file.stat().st_size
+    if not size:
+        raise InputError(f"{file}: model.path: is empty; download it again")
+    with file.open("rb") as opened:
+        if opened.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise InputError(
+                f"{file}: model.path: is a git-lfs pointer of {size} bytes, not weights; fetch them (git lfs pull)"
+            )
+        opened.seek(0)
+        length = int.from_bytes(opened.read(8), "little")
+        header = opened.read(length) if length <= _LONGEST_HEADER else b""
+    described = 8 + length + _data_bytes(header) if len(header) == length else 8 + length
+    if size < described and length <= _LONGEST_HEADER:
+        raise InputError(
+            f"{file}: model.path: is cut off: it has {size:,} bytes, and its header describes {described:,}; "
+            "download it again"
+        )
+
+
+def _data_bytes(header: bytes) -> int:
+    """The bytes after a header, as far as it can be read: safetensors itself says what is wrong with one."""
+    try:
+        entries = json.loads(header)
+        return max(
+            (entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"), default=0
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return 0
