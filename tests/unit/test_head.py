@@ -133,10 +133,11 @@ def family(name):
     return model
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_of_models_is_scored_as_it_scores_itself(name, packed):
-    check_scoring(family(name), Learner(updates=1, lr=1.0, packed=packed))
+def test_a_family_of_models_is_scored_as_it_scores_itself(name, packed, precision):
+    check_scoring(family(name), Learner(updates=1, lr=1.0, packed=packed, precision=precision))
 
 
 def test_the_tied_and_the_untied_model_are_what_they_say():
@@ -145,10 +146,50 @@ def test_the_tied_and_the_untied_model_are_what_they_say():
     assert untied.lm_head.weight is not untied.model.embed_tokens.weight
 
 
-def test_a_model_whose_logits_are_bent_in_an_unknown_way_is_refused():
+PRECISIONS = pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+UNKNOWN = {
+    "scaled": lambda module, inputs, output: output * 1.05,
+    "capped": lambda module, inputs, output: 4 * torch.tanh(output / 4),
+    "shifted": lambda module, inputs, output: output + torch.linspace(0, 0.5, output.shape[-1]),
+}
+
+
+@PRECISIONS
+@pytest.mark.parametrize("bend", UNKNOWN)
+def test_a_model_whose_logits_are_bent_in_an_unknown_way_is_refused_in_either_precision(bend, precision):
     model = tiny_model()
-    model.lm_head.register_forward_hook(lambda module, inputs, output: output * 1.5)
+    model.lm_head.register_forward_hook(UNKNOWN[bend])
     with pytest.raises(InputError, match="makes its logits in a way that reval does not know"):
+        check_scoring(model, Learner(updates=1, lr=1.0, precision=precision))
+
+
+@PRECISIONS
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_large_logits_are_no_reason_to_refuse_a_model(precision, packed):
+    """Rounded to bfloat16, logits of 60 give log-probabilities that are off by 0.15."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(10)
+    check_scoring(model, Learner(updates=1, lr=1.0, precision=precision, packed=packed))
+
+
+@PRECISIONS
+def test_a_model_that_sees_what_comes_after_a_token_is_refused(precision):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    encoder = transformers.BertLMHeadModel(transformers.BertConfig(**sizes, num_hidden_layers=2)).eval()
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    with pytest.raises(InputError, match="is no causal language model"):
+        check_scoring(encoder, Learner(updates=1, lr=1.0, precision=precision))
+
+
+def test_a_model_that_gives_nan_is_refused_as_that():
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.nan
+    with pytest.raises(InputError, match="gives NaN as log-probabilities"):
         check_scoring(model, Learner(updates=1, lr=1.0))
 
 

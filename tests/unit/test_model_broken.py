@@ -1,0 +1,376 @@
+"""Model folders that are broken in one way each are refused in one line before any work."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import transformers
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from flows.importing import import_file
+from flows.preparation import prepare, prepare_evaluation
+from reval_core.config import Model
+from reval_core.errors import InputError
+from reval_core.model.finite import _first_fault
+from reval_core.models import check_model, load_model, make_tiny_tokenizer, save_model
+from tests.conftest import SMALL
+from tests.models import TINY, tiny_model
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+Tensors = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "sound"
+    save_model(tiny_model(), make_tiny_tokenizer(TINY.characters), folder)
+    return folder
+
+
+@pytest.fixture
+def folder(sound: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sound, tmp_path / "model"))
+
+
+def refusal(check: Callable[[], object]) -> str:
+    with pytest.raises(InputError) as caught:
+        check()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def settings(folder: Path) -> Model:
+    return Model(path=str(folder))
+
+
+def change_weights(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
+    changed = change(load_file(folder / WEIGHTS))
+    save_file({name: one.contiguous().clone() for name, one in changed.items()}, folder / WEIGHTS, {"format": "pt"})
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def shard(folder: Path) -> dict[str, str]:
+    """Spread the weights over two files with an index. Gives the index's map."""
+    tensors = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    files = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    places = {name: files["layers.1" in name] for name in tensors}
+    for file in files:
+        save_file({name: tensors[name] for name in tensors if places[name] == file}, folder / file)
+    write_index(folder, places)
+    return places
+
+
+def write_index(folder: Path, places: dict[str, str]) -> None:
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+
+def renamed(prefix: str) -> Callable[[Path], None]:
+    return lambda folder: change_weights(folder, lambda given: {prefix + name: one for name, one in given.items()})
+
+
+def without(part: str) -> Callable[[Path], None]:
+    return lambda folder: change_weights(
+        folder, lambda given: {name: one for name, one in given.items() if part not in name}
+    )
+
+
+def reward_model(folder: Path) -> None:
+    def change(given: Tensors) -> Tensors:
+        return {"score.weight": given.pop("lm_head.weight")[:1], **given}
+
+    change_weights(folder, change)
+
+
+def one_layer_more(folder: Path) -> None:
+    change_weights(
+        folder, lambda given: given | {name.replace("layers.1", "layers.2"): one for name, one in given.items()}
+    )
+
+
+def fewer_rows(folder: Path) -> None:
+    change_weights(folder, lambda given: given | {"lm_head.weight": given["lm_head.weight"][:-1]})
+
+
+def pointer(folder: Path) -> None:
+    (folder / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n")
+
+
+def resized(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    return lambda folder: (folder / WEIGHTS).write_bytes(change((folder / WEIGHTS).read_bytes())) and None
+
+
+def longer_header(given: bytes) -> bytes:
+    return (int.from_bytes(given[:8], "little") + 40).to_bytes(8, "little") + given[8:]
+
+
+def pickled(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+
+
+def only_gguf(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "model-q4_k_m.gguf")
+
+
+def adapters(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "somewhere/else"}')
+
+
+def lost_shard(folder: Path) -> None:
+    (folder / max(shard(folder).values())).unlink()
+
+
+def cut_shard(folder: Path) -> None:
+    file = folder / min(shard(folder).values())
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def promised_tensor(folder: Path) -> None:
+    places = shard(folder)
+    write_index(folder, places | {"model.layers.2.mlp.up_proj.weight": min(places.values())})
+
+
+def index_of_another_kind(folder: Path) -> None:
+    shard(folder)
+    (folder / INDEX).write_text('["weight_map"]')
+
+
+def packed_integers(folder: Path) -> None:
+    def change(given: Tensors) -> Tensors:
+        name = "model.layers.0.mlp.up_proj.weight"
+        return given | {name: given[name].to(torch.int8)}
+
+    change_weights(folder, change)
+
+
+BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
+    ("module.", renamed("module."), r"missing lm_head\.weight, .* and 19 more; unexpected module\.lm_head\.weight"),
+    ("_fsdp", renamed("_fsdp_wrapped_module."), r"unexpected _fsdp_wrapped_module\.lm_head\.weight"),
+    ("layer lost", without("layers.0."), r"LlamaForCausalLM: missing model\.layers\.0\.\S+, .* and 7 more; save"),
+    ("norm lost", without("model.norm"), r"missing model\.norm\.weight; save"),
+    ("head lost", without("lm_head"), r"missing lm_head\.weight; save the causal language model itself"),
+    ("reward model", reward_model, r"missing lm_head\.weight; unexpected score\.weight"),
+    ("layer too many", one_layer_more, r"unexpected model\.layers\.2\.\S+, model\.layers\.2\.\S+ and 7 more"),
+    ("rows", fewer_rows, r"lm_head\.weight \(17 × 32 in the weights, 18 × 32 by config\.json\); take the config"),
+    ("pointer", pointer, r"model\.safetensors: model\.path: is a git-lfs pointer of \d+ bytes, not weights"),
+    ("empty", resized(lambda given: b""), r"model\.safetensors: model\.path: is empty; download it again"),
+    ("few bytes", resized(lambda given: given[:5]), r"model\.safetensors: model\.path: is "),
+    (
+        "cut",
+        resized(lambda given: given[:-1]),
+        r"is cut off: it has [0-9,]+ bytes, and its header describes [0-9,]+",
+    ),
+    ("cut in header", resized(lambda given: given[:300]), r"is cut off: it has 300 bytes"),
+    ("longer", resized(lambda given: given + b"more"), r"is no safetensors file"),
+    ("header length", resized(longer_header), r"is no safetensors file"),
+    ("header", resized(lambda given: given[:8] + b"}" + given[9:]), r"is no safetensors file"),
+    ("web page", resized(lambda given: b"<!DOCTYPE html><html>not found</html>"), r"is no safetensors file"),
+    ("pickle", pickled, r"holds no model\.safetensors .* but pytorch_model\.bin, which reval does not read"),
+    ("gguf", only_gguf, r"but model-q4_k_m\.gguf, which reval does not read; save the model with save_pretrained"),
+    ("adapters", adapters, r"adapter_config\.json: model\.path: the folder holds adapters; merge them"),
+    (
+        "lost shard",
+        lost_shard,
+        r"index\.json: model\.path: names model-00002-of-00002\.safetensors, which is not in",
+    ),
+    ("cut shard", cut_shard, r"model-00001-of-00002\.safetensors: model\.path: is cut off"),
+    ("promise", promised_tensor, r"says that model-00001-of-00002\.safetensors holds model\.layers\.2\.mlp"),
+    ("index", index_of_another_kind, r"index\.json: model\.path: is no index"),
+]
+"""What the headers tell. Loading refuses it too: it reads them before it reads weights."""
+
+
+@pytest.mark.parametrize(("spoil", "words"), [one[1:] for one in BROKEN], ids=[one[0] for one in BROKEN])
+def test_what_is_broken_is_refused_by_the_check_and_by_loading(folder, spoil, words):
+    spoil(folder)
+    for check in (lambda: check_model(settings(folder)), lambda: load_model(folder)):
+        assert re.search(words, refusal(check))
+
+
+def spoilt(value: float, dtype: torch.dtype) -> Callable[[Path], None]:
+    def change(given: Tensors) -> Tensors:
+        given = {name: one.to(dtype) for name, one in given.items()}
+        given["model.layers.1.mlp.down_proj.weight"][3, 5] = value
+        return given
+
+    return lambda folder: change_weights(folder, change)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("value", "words"), [(float("nan"), "NaN"), (float("inf"), "infinity"), (float("-inf"), "infinity")]
+)
+def test_weights_that_are_not_finite_are_refused_as_that(folder, value, words, dtype):
+    spoilt(value, dtype)(folder)
+    said = refusal(lambda: check_model(settings(folder)))
+    assert f"{WEIGHTS}: model.path: the weights hold {words}, first in model.layers.1.mlp.down_proj.weight" in said
+
+
+def test_a_weight_file_is_read_once_and_again_when_it_changes(folder):
+    check_model(settings(folder))
+    before = _first_fault.cache_info()
+    check_model(settings(folder))
+    assert _first_fault.cache_info().misses == before.misses
+    spoilt(float("nan"), torch.float32)(folder)
+    assert "the weights hold NaN" in refusal(lambda: check_model(settings(folder)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "is quantized by awq"),
+        ({"quantization_config": {"load_in_4bit": True}}, "is quantized by bitsandbytes"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "is quantized by fp8"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "is quantized by compressed-tensors"),
+        ({"quantization_config": {"quant_method": "made up"}}, "is quantized by made up"),
+        ({"model_type": "no such thing"}, "no model to load"),
+        ({"model_type": None}, "no model to load"),
+        ({"hidden_size": "wide"}, "model.path:"),
+        ({"num_attention_heads": 0}, "model.path:"),
+        ({"hidden_size": 48}, "by config.json"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "ForSequenceClassification is no causal language"),
+        ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "no causal language model"),
+    ],
+    ids=str,
+)
+def test_a_config_that_describes_another_kind_of_model_is_refused(folder, changes, words):
+    change_config(folder, **changes)
+    said = refusal(lambda: check_model(settings(folder)))
+    assert words in said
+    assert str(folder) in said
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", '{"a": 1}', "\ufeff{}"], ids=repr)
+def test_a_config_that_is_no_config_is_refused(folder, text):
+    (folder / "config.json").write_text(text)
+    assert "model.path: no model to load" in refusal(lambda: check_model(settings(folder)))
+
+
+def test_weights_stored_as_integers_are_refused_as_quantized(folder):
+    packed_integers(folder)
+    said = refusal(lambda: check_model(settings(folder)))
+    assert "model.layers.0.mlp.up_proj.weight is stored as I8: the weights are quantized" in said
+
+
+def test_an_encoder_is_refused_though_it_loads(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 18, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    for kind in (transformers.BertLMHeadModel, transformers.BertForMaskedLM):
+        model = kind(transformers.BertConfig(**sizes, num_hidden_layers=1))
+        save_model(model, make_tiny_tokenizer(TINY.characters), tmp_path / kind.__name__)
+        said = refusal(lambda: check_model(settings(tmp_path / kind.__name__)))  # noqa: B023
+        assert f"{kind.__name__} is no causal language model" in said
+
+
+def test_a_path_that_is_a_file_or_nothing_is_refused(folder):
+    for path in (folder / WEIGHTS, folder / "tokenizer.json", folder / "nowhere"):
+        assert "model.path:" in refusal(lambda: check_model(settings(path)))  # noqa: B023
+
+
+def test_a_model_of_the_hub_that_is_not_here_is_refused_without_a_network():
+    assert "model.path: no model to load" in refusal(lambda: check_model(Model(path="someone/some-model")))
+
+
+def tied(folder: Path) -> None:
+    without("lm_head")(folder)
+    change_config(folder, tie_word_embeddings=True)
+
+
+def more_rows(folder: Path) -> None:
+    model = load_model(folder)
+    model.resize_token_embeddings(32)
+    model.save_pretrained(folder)
+
+
+def old_rotary_buffers(folder: Path) -> None:
+    change_weights(folder, lambda given: given | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)})
+
+
+def halved(folder: Path) -> None:
+    change_weights(folder, lambda given: {name: one.bfloat16() for name, one in given.items()})
+
+
+@pytest.mark.parametrize("change", [lambda folder: None, tied, more_rows, old_rotary_buffers, halved, shard])
+def test_what_is_only_unusual_is_trained(folder, change):
+    change(folder)
+    check_model(settings(folder))
+    model = load_model(folder)
+    if change is tied:
+        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+CASES = Path(__file__).parents[3] / "shared" / "cases" / "make_models.py"
+NEEDS_CASES = pytest.mark.skipif(not CASES.exists(), reason="the shared cases are not beside the project")
+REFUSED = {
+    "origmod": r"missing lm_head\.weight, .*; unexpected _orig_mod\.lm_head\.weight",
+    "nohead": r"missing lm_head\.weight;",
+    "lfs": r"is a git-lfs pointer",
+    "cut": r"is cut off: it has 188,588 bytes",
+    "mismatch": r"mlp\.down_proj\.weight \(64 × 128 in the weights, 64 × 256 by config\.json\)",
+    "nan": r"the weights hold NaN, first in model\.layers\.1\.mlp\.down_proj\.weight",
+    "gptq": r"is quantized by gptq",
+    "bigpad": r"the tokenizer's pad_token '\[PAD\]' has the id 90, and the embeddings have 90 rows",
+}
+TRAINED = {"base", "eoslist"}
+ABOUT_PROMPTS = {"addeos", "nosystem", "dated"}
+
+
+@pytest.fixture(scope="module")
+def shared_cases(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModuleType, Path]:
+    specification = importlib.util.spec_from_file_location("make_models", CASES)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    base = tmp_path_factory.mktemp("cases") / "base"
+    module.make_base(base)
+    return module, base
+
+
+@NEEDS_CASES
+def test_every_shared_case_is_known_here(shared_cases):
+    cases = {case.__name__ for case in shared_cases[0].CASES} | {"base"}
+    assert cases == REFUSED.keys() | TRAINED | ABOUT_PROMPTS
+
+
+@NEEDS_CASES
+@pytest.mark.parametrize("name", sorted(REFUSED.keys() | TRAINED))
+def test_a_shared_case_is_refused_or_trained_everywhere_alike(shared_cases, tmp_path, name):
+    module, base = shared_cases
+    folder = Path(shutil.copytree(base, tmp_path / name))
+    if name != "base":
+        getattr(module, name)(folder)
+    values = {**SMALL, "model": {"path": str(folder)}}
+    config, responses = tmp_path / "case.yaml", tmp_path / "responses.jsonl"
+    config.write_text(yaml.safe_dump(values), encoding="utf-8")
+    responses.write_text('{"problem": "1+1=", "gold": "2", "response": "2"}\n')
+    asked = ["benchmarks=[{arithmetic: {digits: 1}}]", "prompt={user: '{problem}'}", "max_tokens=4"]
+    ways = {
+        "train": lambda: prepare(config, [], tmp_path / "run"),
+        "eval": lambda: prepare_evaluation(str(folder), None, asked, None, tmp_path / "eval"),
+        "import": lambda: import_file(responses, config, [], tmp_path / "import", (), False),
+    }
+    if name in TRAINED:
+        ways["train"]()
+        ways["eval"]()
+        return
+    said = [refusal(way) for way in ways.values()]
+    assert [one for one in said if not re.search(REFUSED[name], one)] == []
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "import").exists()
