@@ -15,7 +15,7 @@ from reval_core.adapters import add_adapters, check_peft, has_adapters
 from reval_core.config import Model, TinyModel
 from reval_core.errors import InputError, first_line
 from reval_core.files import digest
-from reval_core.model.coverage import bare_model, check_coverage, quiet_transformers, refuse_gaps
+from reval_core.model.coverage import bare_model, check_coverage, quiet_transformers, refuse_gaps, refuse_unjoined
 from reval_core.model.finite import check_finite
 from reval_core.model.kind import check_causal, check_unquantized
 from reval_core.model.vocabulary import check_vocabulary, model_ends
@@ -48,6 +48,9 @@ def load_model(folder: Path | str, settings: Model | None = None) -> PreTrainedM
             )
         except (OSError, ValueError, ImportError) as error:
             raise InputError(f"{folder}: no model to load ({first_line(error)})") from error
+        except RuntimeError as error:
+            refuse_unjoined(str(folder), error)
+            raise
     refuse_gaps(str(folder), model, info)
     # Dropout would make log π_θ(τ) differ from the stored log π_ref(τ) at θ = θ_ref.
     return model.eval()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from reval_core.errors import InputError, first_line
+from reval_core.errors import InputError
 from reval_core.model.weight_files import StoredTensor
 
 if TYPE_CHECKING:
@@ -56,12 +56,20 @@ def check_coverage(place: str, model: PreTrainedModel, stored: Mapping[str, Stor
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are in the loading information, all of them
             )
-        except Exception as error:  # whatever the conversion of keys meets in weights of another kind
-            raise InputError(
-                f"{place}: model.path: the weights do not fit {type(model).__name__} ({first_line(error)}); "
-                "take the config.json that belongs to them"
-            ) from error
+        except RuntimeError as error:
+            refuse_unjoined(place, error)
+            raise
     refuse_gaps(place, model, info)
+
+
+def refuse_unjoined(place: str, error: RuntimeError) -> None:
+    """Raise InputError if transformers could not join weights into larger ones. It does not say which."""
+    if "automatic conversion of the weights" not in str(error):
+        return
+    raise InputError(
+        f"{place}: model.path: some of the weights cannot be joined as config.json says: one of several experts is "
+        "missing or of another shape; save the whole model again, or take the config.json that belongs to it"
+    ) from error
 
 
 def refuse_gaps(place: str, model: PreTrainedModel, info: Mapping[str, Any]) -> None:

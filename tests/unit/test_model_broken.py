@@ -315,6 +315,50 @@ def test_what_is_only_unusual_is_trained(folder, change):
         assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
+SMALL_SIZES = {
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+FAMILIES = {
+    "tied": (transformers.Qwen2Config, {"tie_word_embeddings": True, "num_key_value_heads": 2}),
+    "keys without a prefix": (transformers.GPT2Config, {"n_embd": 16, "n_layer": 2, "n_head": 2}),
+    "fused experts": (transformers.MixtralConfig, {"num_local_experts": 4, "num_key_value_heads": 2}),
+}
+
+
+def family(name: str, folder: Path) -> None:
+    kind, own = FAMILIES[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(kind(**(SMALL_SIZES | own)))
+    save_model(model, make_tiny_tokenizer(TINY.characters), folder)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_whose_stored_names_are_not_its_own_is_whole(tmp_path, name):
+    family(name, tmp_path)
+    if name == "keys without a prefix":  # as the original GPT-2 was published, with masks beside the weights
+        change_weights(
+            tmp_path, lambda given: {key.removeprefix("transformer."): one for key, one in given.items()}
+        )
+        change_weights(tmp_path, lambda given: given | {"h.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8)})
+    check_model(settings(tmp_path))
+    load_model(tmp_path)
+
+
+def test_one_lost_expert_of_several_is_missed(tmp_path):
+    family("fused experts", tmp_path)
+    without("layers.1.block_sparse_moe.experts.2.w1")(tmp_path)
+    for check in (lambda: check_model(settings(tmp_path)), lambda: load_model(tmp_path)):
+        assert re.search("cannot be joined .*one of several experts is missing", refusal(check))
+
+
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "make_models.py"
 NEEDS_CASES = pytest.mark.skipif(not CASES.exists(), reason="the shared cases are not beside the project")
 REFUSED = {
