@@ -287,6 +287,19 @@ def test_a_model_of_the_hub_that_is_not_here_is_refused_without_a_network():
     assert "model.path: no model to load" in refusal(lambda: check_model(Model(path="someone/some-model")))
 
 
+def test_of_a_model_of_the_hub_what_the_cache_holds_is_checked(folder, tmp_path, monkeypatch):
+    without("lm_head")(folder)
+    cached = tmp_path / "hub" / "models--someone--some-model"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("1" * 40)
+    shutil.copytree(folder, cached / "snapshots" / ("1" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    model = Model(path="someone/some-model")
+    assert "someone/some-model: model.path: the weights are not those" in refusal(lambda: check_model(model))
+    (cached / "snapshots" / ("1" * 40) / WEIGHTS).unlink()
+    check_model(model)  # they are fetched, and checked, when they are loaded
+
+
 def tied(folder: Path) -> None:
     without("lm_head")(folder)
     change_config(folder, tie_word_embeddings=True)
