@@ -3,11 +3,12 @@
 from reval_core.problems.loading import check_contamination, load_held_out, load_problems, load_sets, load_train
 from reval_core.problems.order import PromptOrder
 from reval_core.problems.problem import Problem, problems_digest
-from reval_core.problems.prompts import prompt_text, prompt_tokens
+from reval_core.problems.prompts import Rendered, prompt_text, render
 
 __all__ = [
     "Problem",
     "PromptOrder",
+    "Rendered",
     "check_contamination",
     "load_held_out",
     "load_problems",
@@ -15,5 +16,5 @@ __all__ = [
     "load_train",
     "problems_digest",
     "prompt_text",
-    "prompt_tokens",
+    "render",
 ]

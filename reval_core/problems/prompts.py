@@ -1,17 +1,60 @@
-"""How a problem becomes a prompt."""
+"""How a problem becomes a prompt: its text, and the tokens that a model reads."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reval_core.config import Prompt
+from reval_core.errors import InputError
+from reval_core.problems.spelling import Encoded, Speller
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_BATCH = 256
+"""Problems that are tokenised together: a tokenizer's account of characters is far larger than its ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A prompt as a model reads it."""
+
+    text: str
+    tokens: list[int]
+    fault: str = ""
+    """Why the model cannot be asked this, if it cannot."""
+
+
+def render(
+    problems: Sequence[str], prompt: Prompt, tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = ()
+) -> Iterator[Rendered]:
+    """The prompt of each problem, in order, with a fault where the model would not read the problem's own text.
+
+    `ends` are the tokens that end a text. Raises InputError if no prompt can be made: the tokenizer has no chat
+    template, or it fails, or it leaves out what the settings say beside the problem, or a prompt ends the text.
+    """
+    if prompt.chat and not tokenizer.chat_template:
+        raise InputError(
+            "prompt.chat: the model's tokenizer has no chat template; set prompt.chat: false, with no system turn "
+            "and no examples"
+        )
+    # A chat template writes its own special tokens.
+    speller = Speller(tokenizer, add_special_tokens=not prompt.chat)
+    for first in range(0, len(problems), _BATCH):
+        part = problems[first : first + _BATCH]
+        texts = [prompt_text(one, prompt, tokenizer) for one in part]
+        for problem, text, read in zip(part, texts, speller.encode(texts), strict=True):
+            if prompt.chat:
+                _check_settings(text, prompt)
+            found = _rendered(problem, text, read, prompt, tokenizer, speller)
+            _check_end(found, ends, tokenizer)
+            yield found
+
 
 def prompt_text(problem: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text that a model reads before it answers `problem`."""
+    """The text that a model reads before it answers `problem`. Raises InputError if the chat template fails."""
     if not prompt.chat:
         return prompt.user.replace("{problem}", problem)
     turns = [{"role": "system", "content": prompt.system}] if prompt.system is not None else []
@@ -19,11 +62,66 @@ def prompt_text(problem: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase
         turns.append({"role": "user", "content": prompt.user.replace("{problem}", example.problem)})
         turns.append({"role": "assistant", "content": example.answer})
     turns.append({"role": "user", "content": prompt.user.replace("{problem}", problem)})
-    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    try:
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program, and may raise anything
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"prompt: the model's chat template fails ({why}); change prompt.system or prompt.examples, or set "
+            "prompt.chat: false"
+        ) from error
     return text
 
 
-def prompt_tokens(text: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token ids of a prompt's text. A chat template writes its own special tokens."""
-    tokens: list[int] = tokenizer.encode(text, add_special_tokens=not prompt.chat)
-    return tokens
+def _rendered(
+    problem: str, text: str, read: Encoded, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, speller: Speller
+) -> Rendered:
+    core = problem.strip()  # templates strip the turns that they are given
+    if prompt.user.replace("{problem}", problem).strip() not in text:
+        return Rendered(text, read.ids, "the model's chat template leaves its text out, or changes it")
+    spellings = speller.spelled(text, read, core)
+    if spellings:
+        lead, _, trail = problem.partition(core)
+
+        def between(first: str, last: str) -> str:
+            return prompt_text(f"{lead}{first}{core}{last}{trail}", prompt, tokenizer)
+
+        kept = speller.keep_as_text(core, between) if read.span_of else None
+        if kept is None:
+            return Rendered(text, read.ids, f"it spells {spellings[0]}, which this tokenizer cannot keep as text")
+        text, read = kept
+    unknown = speller.unknown(text, read)
+    if unknown or not read.ids:
+        shown = f" ({', '.join(map(repr, unknown[:5]))})" if any(unknown) else ""
+        whose = "it" if not any(unknown) or any(one in problem for one in unknown) else "prompt.user"
+        fault = f"{whose} holds characters that the model's tokenizer has no token for{shown}"
+        return Rendered(text, read.ids, fault)
+    return Rendered(text, read.ids)
+
+
+def _check_settings(text: str, prompt: Prompt) -> None:
+    """Raise InputError if a chat does not hold what the settings say beside the problem."""
+    own = {"system": prompt.system or ""}
+    for number, example in enumerate(prompt.examples):
+        own[f"examples[{number}].problem"] = prompt.user.replace("{problem}", example.problem)
+        own[f"examples[{number}].answer"] = example.answer
+    for name, content in own.items():
+        if content.strip() not in text:
+            raise InputError(
+                f"prompt.{name}: the model's chat template leaves it out, or changes it; say it in prompt.user "
+                "instead, or take it out"
+            )
+
+
+def _check_end(rendered: Rendered, ends: Collection[int], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise InputError if a prompt ends with a token that ends a text, whatever space comes after it."""
+    last = len(rendered.tokens) - 1
+    while last > 0 and rendered.tokens[last] not in ends and tokenizer.decode([rendered.tokens[last]]).isspace():
+        last -= 1
+    if last >= 0 and rendered.tokens[last] in ends:
+        token = tokenizer.convert_ids_to_tokens(rendered.tokens[last])
+        raise InputError(
+            f"prompt: its last token is {token}, which ends a text, so there is nothing left to answer; the model's "
+            "tokenizer or chat template adds it: set add_eos_token to false in tokenizer_config.json, mend its "
+            "tokenizer.json or template, or take another model.path"
+        )

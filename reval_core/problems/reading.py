@@ -90,7 +90,7 @@ def _problem(row: Row, columns: Columns, gold_mode: GoldMode, problem_set: str) 
         notes.append("long problem")
     name = given.get("prompt_id")
     prompt_id = str(row.number) if name is None else plain_text(name, "prompt_id")
-    return Problem(prompt_id, question, answer, gold_mode, problem_set), tuple(notes)
+    return Problem(prompt_id, question, answer, gold_mode, problem_set, row.place), tuple(notes)
 
 
 def _question(value: Any) -> str:

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -29,7 +28,7 @@ def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
     carried = _carried(session, round)
     return [
         policy.identity,
-        [asdict(problem) for problem in _new_problems(session, round)[0]],
+        [problem.content() for problem in _new_problems(session, round)[0]],
         [carried.content] if carried else [],
         *map(settings, (config.rollouts, config.problems.prompt)),
         config.engine.kind,
