@@ -59,7 +59,7 @@ def show_evaluation_plan(
     import yaml
 
     from reval_core.engines.choice import choose
-    from reval_core.evaluation.examination import asked_sets
+    from reval_core.evaluation.prompts import asked_sets
 
     subject, settings, folder = prepare_evaluation(model, protocol, overrides, round, out)
     engine = choose(subject.model, settings.engine)

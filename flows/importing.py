@@ -45,13 +45,16 @@ def import_file(
     from reval_core.forecast import import_bytes
     from reval_core.imports import tokenise
     from reval_core.models import check_model, tokenizer_of
+    from reval_core.problems.asked import known_prompts
     from reval_core.session import open_session
 
     check_model(settings.model)
-    material = tokenise(responses, settings, tokenizer_of(settings.model))
+    known = known_prompts(folder, [response.problem for response in responses])
+    material = tokenise(responses, settings, tokenizer_of(settings.model), known)
     tokens = sum(len(row.prompt_tokens) + len(row.tokens) for row in material.rows)
     check_space(folder, import_bytes(settings, len(material.rows), tokens), "import fewer responses")
     with open_session(folder, settings) as session:
+        session.record_prompts(material.prompts)
         with Progress(session):
             rollouts, verdicts = import_responses(session, stages, material)
         kept = {"rollouts", "verification", "consistency"} <= session.kept

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from reval_core.evaluation.folder import EvaluationFolder
     from reval_core.evaluation.subject import Subject
     from reval_core.forecast import Forecast
+    from reval_core.problems import Problem
+    from reval_core.problems.asked import RunProblems
 
 
 def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tuple[Config, RunFolder]:
@@ -39,6 +41,7 @@ def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tup
     check_installed(settings.engine.kind)
     check_model(settings.model)
     _check_engine(settings)
+    check_prompts(config, settings, folder)
     check_space(folder, run_forecast(settings, folder).disk_bytes, "lower rounds or checkpoints.keep")
     return settings, folder
 
@@ -83,13 +86,13 @@ def prepare_evaluation(
     check_installed(settings.engine.kind)
     check_model(subject.model)
     check_engine(subject.model, settings.engine)
-    check_examination(subject, settings)
     name = f"{subject.name}-round-{subject.round}" if subject.habits else subject.name
     folder = EvaluationFolder(out or Path("evals") / name)
     if folder.config.exists():
         raise InputError(f"{folder.path}: holds a run; give another --out")
     if out is None and folder.source() not in (None, subject.source):
         raise InputError(f"{folder.path}: holds the evaluation of {folder.source()}; give another --out")
+    check_examination(folder, subject, settings)
     return subject, settings, folder
 
 
@@ -130,13 +133,28 @@ def check_problems(config: Path, settings: Config, rollouts: Rollouts) -> None:
     """See that the problem sets can be read, and that they are enough and apart. Raises InputError."""
     train = load_train(settings.problems, settings.seed)
     load_held_out(settings.problems, settings.seed)
+    _check_enough(config, train, rollouts)
+    if settings.problems.contaminated == "refuse":
+        check_contamination(train, settings.problems, settings.seed)
+
+
+def check_prompts(config: Path, settings: Config, folder: RunFolder) -> RunProblems:
+    """See that every problem can be asked, each by its prompt. Returns what is asked. Raises InputError."""
+    from reval_core.models import tokenizer_of
+    from reval_core.problems.asked import run_problems
+
+    asked = run_problems(settings, folder, tokenizer_of(settings.model))
+    if isinstance(settings.rollouts, Rollouts):
+        _check_enough(config, asked.train, settings.rollouts)
+    return asked
+
+
+def _check_enough(config: Path, train: Sequence[Problem], rollouts: Rollouts) -> None:
     if len(train) < rollouts.prompts:
         raise InputError(
             f"{config}: rollouts.prompts: {rollouts.prompts} a round, but problems.train has only "
             f"{len(train)}; ask for fewer"
         )
-    if settings.problems.contaminated == "refuse":
-        check_contamination(train, settings.problems, settings.seed)
 
 
 def check_stored(config: Path, settings: Config, rollouts: StoredRollouts, folder: RunFolder) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -15,7 +14,8 @@ from reval_core.errors import InputError
 from reval_core.facts import SCHEMAS
 from reval_core.files import digest
 from reval_core.models import context_length
-from reval_core.problems import prompt_text, prompt_tokens
+from reval_core.problems.asked import rendered
+from reval_core.problems.recorded import Prompts
 from reval_core.responses import Response
 
 if TYPE_CHECKING:
@@ -43,28 +43,34 @@ class Material:
     rows: list[Tokenised]
     too_long: int
     """Responses that are left out, because they are longer than `rollouts.max_tokens` or the model's context."""
+    prompts: Prompts
 
 
-def tokenise(responses: Sequence[Response], config: Config, tokenizer: PreTrainedTokenizerBase) -> Material:
-    """The tokens of all responses, without those that are too long.
+def tokenise(
+    responses: Sequence[Response],
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    recorded: Prompts | None = None,
+) -> Material:
+    """The tokens of all responses, without those that are too long, with the prompts that were `recorded` before.
 
-    Raises InputError naming the row if a text holds what the tokenizer has no token for, or if nothing is left.
+    Raises InputError if a prompt cannot be made, naming the row if its problem cannot be asked or a text holds what
+    the tokenizer has no token for, or if nothing is left.
     """
-    settings, longest = config.problems.prompt, config.rollouts.max_tokens
-    context = context_length(config.model)
-
-    @cache
-    def asked(problem: str) -> tuple[str, list[int]]:
-        text = prompt_text(problem, settings, tokenizer)
-        return text, prompt_tokens(text, settings, tokenizer)
-
+    longest, context = config.rollouts.max_tokens, context_length(config.model)
+    prompts = recorded or Prompts()
+    new = [response.problem for response in responses if response.problem not in prompts]
+    if new:
+        prompts = prompts.with_more(rendered(new, config.problems.prompt, config.model, tokenizer))
     texts = [response.response for response in responses]
     rows = []
     for response, tokens in zip(
         responses, tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], strict=True
     ):
-        text, prompt = asked(response.problem)
-        _check_known(prompt, "problem", response.place, tokenizer)
+        why = prompts.left_out(response.problem)
+        if why:
+            raise InputError(f"{response.place}: {why}; fix the row, or take another model.path")
+        text, prompt = prompts[response.problem]
         _check_known(tokens, "response", response.place, tokenizer)
         ended = tokens if tokens[-1] == tokenizer.eos_token_id else [*tokens, tokenizer.eos_token_id]
         fits = context is None or len(prompt) + len(ended) <= context
@@ -73,7 +79,7 @@ def tokenise(responses: Sequence[Response], config: Config, tokenizer: PreTraine
     if not rows:
         limits = f"rollouts.max_tokens: {longest}, the model's context: {context}"
         raise InputError(f"{responses[0].place}: this response and all after it are too long ({limits})")
-    return Material(rows, too_long=len(responses) - len(rows))
+    return Material(rows, len(responses) - len(rows), prompts)
 
 
 def import_table(

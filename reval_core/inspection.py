@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from reval_core.files import (
     read_sealed,
     set_aside,
 )
+from reval_core.problems.recorded import read_prompts
 from reval_core.run_folder import RunFolder
 
 log = logging.getLogger("reval")
@@ -135,7 +136,11 @@ def _damaged_notes(folder: RunFolder) -> Iterator[Damage]:
         *folder.path.glob("rollouts/round=?????/shard-*.json"),
     ]
     plain = [folder.summary, folder.path / "mlflow.json", folder.path / _NOTE]
-    readers = [(read_sealed, sealed), (read_json, [*plain, *folder.attempts.glob("*.json")])]
+    readers: list[tuple[Callable[[Path], object], list[Path]]] = [
+        (read_sealed, sealed),
+        (read_prompts, [folder.prompts]),
+        (read_json, [*plain, *folder.attempts.glob("*.json")]),
+    ]
     for read, paths in readers:
         for path in paths:
             if path.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,6 +108,14 @@ def stop_ids(settings: Model, tokenizer: PreTrainedTokenizerBase, more: Sequence
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """The digest of what a tokenizer's ids stand for: the same for two that read the same tokens alike."""
     return digest(sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id)
+
+
+def reading_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The digest of all by which a tokenizer makes tokens of turns and texts."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if tokenizer.is_fast and backend is not None else {}
+    rules |= {"padding": None, "truncation": None}  # how it was called last
+    return digest(tokenizer_digest(tokenizer), rules, tokenizer.chat_template, list(tokenizer.all_special_tokens))
 
 
 def context_length(settings: Model) -> int | None:

@@ -54,6 +54,8 @@ class RunFolder:
         self.path = path.absolute()
         self.config = self.path / "config.yaml"
         self.machine = self.path / "machine.json"
+        self.prompts = self.path / "prompts.parquet"
+        """What each problem looks like to the model."""
         self.summary = self.path / "summary.json"
         self.report = self.path / "report.html"
         self.database = self.path / "replay.duckdb"

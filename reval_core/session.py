@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,8 +26,9 @@ from reval_core.files import check_folder, remove_folder
 from reval_core.inspection import clear
 from reval_core.learner import Learner
 from reval_core.machine import fix_machine
-from reval_core.models import load_model, stop_ids, tokenizer_of
-from reval_core.problems import PromptOrder, load_held_out, load_train, prompt_text, prompt_tokens
+from reval_core.models import load_model, reading_digest, stop_ids, tokenizer_of
+from reval_core.problems import PromptOrder
+from reval_core.problems.asked import run_problems
 from reval_core.replay import Policy, replay
 from reval_core.run_folder import Attempt, RunFolder
 from reval_core.store import Store
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from reval_core.engines.base import Completion, Engine, Enough, Request
+    from reval_core.problems.recorded import Prompts
+
+
+log = logging.getLogger("reval")
 
 
 class Session:
@@ -53,11 +59,18 @@ class Session:
         """Told of long work: the stage, its round, and how many of how many pieces are done."""
         self.stage_now = ("", 0)
         """The stage at work, and its round."""
-        self.train = load_train(config.problems, config.seed)
-        self.held_out = load_held_out(config.problems, config.seed)
+        self.tokenizer = tokenizer_of(config.model)
+        asked = run_problems(config, folder, self.tokenizer)
+        self.train = asked.train
+        self.held_out = asked.held_out
         """The problems of all held-out sets, one set after the other."""
         self.order = PromptOrder(self.train, config.seed)
-        self.tokenizer = tokenizer_of(config.model)
+        self.prompts = asked.prompts
+        """By a problem's text, its prompt as text and as tokens: what it was when the run began."""
+        if not asked.is_recorded and len(asked.prompts):
+            if folder.manifest("warm_start", 0) is not None:
+                log.warning("%s: is gone; prompts are taken from the shards, the others rendered", folder.prompts)
+            asked.prompts.publish(folder.prompts, reading_digest(self.tokenizer))
         self.store = Store(folder.path, folder.database, config.replay.capacity)
         manifests = folder.manifests()
         self.store.build(
@@ -79,10 +92,12 @@ class Session:
         self._round_started = time.perf_counter()
         self._learner: Learner | None = None
 
-    def prompt(self, problem: str) -> tuple[str, list[int]]:
-        """A problem's prompt as text and as tokens."""
-        text = prompt_text(problem, self.config.problems.prompt, self.tokenizer)
-        return text, prompt_tokens(text, self.config.problems.prompt, self.tokenizer)
+    def record_prompts(self, prompts: Prompts) -> None:
+        """Write down what problems look like to the model, beside what is known: nothing renders them again."""
+        known = len(self.prompts)
+        self.prompts = self.prompts.with_more(prompts)
+        if len(self.prompts) > known:
+            self.prompts.publish(self.folder.prompts, reading_digest(self.tokenizer))
 
     def learner_at(self, policy: Policy) -> Learner:
         """The learner holding the weights of `policy`.

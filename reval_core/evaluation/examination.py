@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,17 +14,21 @@ import yaml
 from reval_core.config.protocol import Protocol
 from reval_core.engines.base import Completion, Request, Sampling, in_batches
 from reval_core.engines.choice import choose, make_engine
-from reval_core.errors import InputError
 from reval_core.evaluation.folder import EvaluationFolder
+from reval_core.evaluation.prompts import ExaminedProblems, examined_problems
 from reval_core.evaluation.subject import Subject
 from reval_core.facts import SCHEMA_VERSION, Manifest
 from reval_core.files import digest, publish_file
-from reval_core.models import context_length, stop_ids, tokenizer_of
-from reval_core.problems import Problem, load_sets, problems_digest, prompt_text, prompt_tokens
+from reval_core.models import stop_ids, tokenizer_of
+from reval_core.problems import Problem, problems_digest
+from reval_core.problems.asked import prompts_in
 from reval_core.session import explained_disk, make_verifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+log = logging.getLogger("reval")
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,9 @@ class Examination:
             torch.set_num_threads(protocol.threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = tokenizer_of(subject.model)
-        self._prompts: dict[Problem, tuple[str, list[int]]] = {}
+        asked = examined_problems(folder, subject, protocol, self.tokenizer)
+        self.prompts = asked.prompts
+        """By a problem's text, its prompt as text and as tokens."""
         self.kind = choose(subject.model, protocol.engine).kind
         """The engine's."""
         self.sampling = Sampling(
@@ -71,7 +78,11 @@ class Examination:
             SCHEMA_VERSION,
         )
         """The digest of all that responses depend on beside the policy and the problems."""
-        self.sittings = [self._sitting(name, problems) for name, problems in asked_sets(protocol).items()]
+        if not asked.is_recorded:
+            if asked.file.exists() and prompts_in(asked.file) is None:
+                log.warning("%s: is corrupt; prompts are rendered again", asked.file)
+            asked.prompts.usable().publish(asked.file, asked.reading)
+        self.sittings = [self._sitting(name, problems) for name, problems in asked.sets.items()]
         self.engine = make_engine(subject.model, protocol.engine, self.kind, self.tokenizer, folder)
         self.verifier = make_verifier(protocol.verification, protocol.reward)
         self._model: PreTrainedModel | None = None
@@ -83,13 +94,6 @@ class Examination:
     def judged(self, sitting: Sitting) -> None:
         """Note that a sitting is done: from now on the tables show it."""
         self.folder.make_current(self.subject.identity, self.settings, sitting.name, sitting.number)
-
-    def prompt(self, problem: Problem) -> tuple[str, list[int]]:
-        """A problem's prompt as text and as tokens."""
-        if problem not in self._prompts:
-            text = prompt_text(problem.problem, self.protocol.prompt, self.tokenizer)
-            self._prompts[problem] = text, prompt_tokens(text, self.protocol.prompt, self.tokenizer)
-        return self._prompts[problem]
 
     def request_seed(self, problem: Problem, sample: int) -> int:
         """The seed of one response. It does not depend on the policy, so that two policies meet the same chance."""
@@ -139,51 +143,19 @@ class Examination:
 
     def _sitting(self, name: str, problems: tuple[Problem, ...]) -> Sitting:
         # A run's policy is named by its weights alone: what its tokenizer makes of the problems counts as well.
-        read = digest([self.prompt(problem)[1] for problem in problems])
+        read = digest([self.prompts[problem.problem][1] for problem in problems])
         key = digest(self.subject.identity, self.settings, problems_digest(problems), read)
         return Sitting(self.folder.sitting(key), key, name, problems)
 
 
-def asked_sets(protocol: Protocol) -> dict[str, tuple[Problem, ...]]:
-    """The problems that a protocol asks, by the name of their set.
-
-    Raises InputError for a problem that cannot be used, or if two sets have one name.
-    """
-    limits = [[limit for limit in (source.limit, protocol.limit) if limit] for source in protocol.benchmarks]
-    sources = [
-        source.model_copy(update={"limit": min(limit, default=None)})
-        for source, limit in zip(protocol.benchmarks, limits, strict=True)
-    ]
-    return load_sets(sources, protocol.seed, "benchmarks")
-
-
-def check_examination(subject: Subject, protocol: Protocol) -> None:
-    """See that every prompt can be made and leaves room for a response, and that stop tokens are tokens.
+def check_examination(folder: EvaluationFolder, subject: Subject, protocol: Protocol) -> ExaminedProblems:
+    """See that every problem can be asked, and that stop tokens are tokens. Returns what would be asked.
 
     Raises InputError naming the first that does not.
     """
     tokenizer = tokenizer_of(subject.model)
     stop_ids(subject.model, tokenizer, protocol.stop)
-    if protocol.prompt.chat and not tokenizer.chat_template:
-        raise InputError(
-            f"{subject.source}: prompt.chat: its tokenizer has no chat template; set prompt.chat: false, with no "
-            "system turn and no examples"
-        )
-    context = context_length(subject.model)
-    lengths = {
-        problem: len(
-            prompt_tokens(prompt_text(problem.problem, protocol.prompt, tokenizer), protocol.prompt, tokenizer)
-        )
-        for problems in asked_sets(protocol).values()
-        for problem in problems
-    }
-    longest = max(lengths, key=lambda problem: lengths[problem])
-    if context is not None and lengths[longest] + protocol.max_tokens > context:
-        raise InputError(
-            f"max_tokens: {protocol.max_tokens} and a prompt of {lengths[longest]} tokens ({longest.prompt_id} of "
-            f"{longest.problem_set}) are more than the model's context of {context}; set max_tokens="
-            f"{context - lengths[longest]} or less"
-        )
+    return examined_problems(folder, subject, protocol, tokenizer)
 
 
 @contextmanager

@@ -37,8 +37,8 @@ def render(
     """
     if prompt.chat and not tokenizer.chat_template:
         raise InputError(
-            "prompt.chat: the model's tokenizer has no chat template; set prompt.chat: false, with no system turn "
-            "and no examples"
+            f"{_model(tokenizer)}: prompt.chat: its tokenizer has no chat template; set prompt.chat: false, with no "
+            "system turn and no examples"
         )
     # A chat template writes its own special tokens.
     speller = Speller(tokenizer, add_special_tokens=not prompt.chat)
@@ -47,7 +47,7 @@ def render(
         texts = [prompt_text(one, prompt, tokenizer) for one in part]
         for problem, text, read in zip(part, texts, speller.encode(texts), strict=True):
             if prompt.chat:
-                _check_settings(text, prompt)
+                _check_settings(text, prompt, tokenizer)
             found = _rendered(problem, text, read, prompt, tokenizer, speller)
             _check_end(found, ends, tokenizer)
             yield found
@@ -67,7 +67,7 @@ def prompt_text(problem: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase
     except Exception as error:  # a template is a program, and may raise anything
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
-            f"prompt: the model's chat template fails ({why}); change prompt.system or prompt.examples, or set "
+            f"{_model(tokenizer)}: prompt: its chat template fails ({why}); change prompt.system or prompt.examples, or set "
             "prompt.chat: false"
         ) from error
     return text
@@ -78,7 +78,7 @@ def _rendered(
 ) -> Rendered:
     core = problem.strip()  # templates strip the turns that they are given
     if prompt.user.replace("{problem}", problem).strip() not in text:
-        return Rendered(text, read.ids, "the model's chat template leaves its text out, or changes it")
+        return Rendered(text, read.ids, "the model's chat template leaves the problem's text out, or changes it")
     spellings = speller.spelled(text, read, core)
     if spellings:
         lead, _, trail = problem.partition(core)
@@ -88,18 +88,22 @@ def _rendered(
 
         kept = speller.keep_as_text(core, between) if read.span_of else None
         if kept is None:
-            return Rendered(text, read.ids, f"it spells {spellings[0]}, which this tokenizer cannot keep as text")
+            return Rendered(
+                text,
+                read.ids,
+                f"the problem spells {spellings[0]}, which the model's tokenizer cannot keep as text",
+            )
         text, read = kept
     unknown = speller.unknown(text, read)
     if unknown or not read.ids:
         shown = f" ({', '.join(map(repr, unknown[:5]))})" if any(unknown) else ""
-        whose = "it" if not any(unknown) or any(one in problem for one in unknown) else "prompt.user"
+        whose = "the problem" if not any(unknown) or any(one in problem for one in unknown) else "prompt.user"
         fault = f"{whose} holds characters that the model's tokenizer has no token for{shown}"
         return Rendered(text, read.ids, fault)
     return Rendered(text, read.ids)
 
 
-def _check_settings(text: str, prompt: Prompt) -> None:
+def _check_settings(text: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise InputError if a chat does not hold what the settings say beside the problem."""
     own = {"system": prompt.system or ""}
     for number, example in enumerate(prompt.examples):
@@ -108,8 +112,8 @@ def _check_settings(text: str, prompt: Prompt) -> None:
     for name, content in own.items():
         if content.strip() not in text:
             raise InputError(
-                f"prompt.{name}: the model's chat template leaves it out, or changes it; say it in prompt.user "
-                "instead, or take it out"
+                f"{_model(tokenizer)}: prompt.{name}: its chat template leaves this out, or changes it; say it in "
+                "prompt.user instead, or take it out"
             )
 
 
@@ -121,7 +125,11 @@ def _check_end(rendered: Rendered, ends: Collection[int], tokenizer: PreTrainedT
     if last >= 0 and rendered.tokens[last] in ends:
         token = tokenizer.convert_ids_to_tokens(rendered.tokens[last])
         raise InputError(
-            f"prompt: its last token is {token}, which ends a text, so there is nothing left to answer; the model's "
-            "tokenizer or chat template adds it: set add_eos_token to false in tokenizer_config.json, mend its "
-            "tokenizer.json or template, or take another model.path"
+            f"{_model(tokenizer)}: prompt: its tokenizer or chat template ends a prompt with {token}, which ends a "
+            "text; set add_eos_token to false in tokenizer_config.json, or fix the post_processor in tokenizer.json "
+            "or the template"
         )
+
+
+def _model(tokenizer: PreTrainedTokenizerBase) -> str:
+    return tokenizer.name_or_path or "model.tiny"

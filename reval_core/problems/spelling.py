@@ -1,6 +1,6 @@
 """Problem texts that spell control tokens: `<|im_end|>` in a problem is ten characters, and ends no turn.
 
-Control tokens are those that a tokenizer marks as special; its other added tokens, such as runs of spaces, are text.
+Control tokens are those that a tokenizer marks as special; other added tokens, such as runs of spaces, are text.
 A tokenizer reads a control token wherever it is spelled. So a prompt in which the problem spells one is tokenised
 with a separator inside the spelling, a character that the text does not have, and the separator's own tokens are
 taken out again. The prompt is still tokenised as a whole: neither words nor prefixes around the spelling change.
@@ -142,7 +142,7 @@ def _middle(text: str, span: Span) -> int:
 
 def _without_marks(text: str) -> tuple[str, list[Span]]:
     """A text without marks, and what stood between them."""
-    first, last = _MARKS
+    first, last = tuple(_MARKS)
     parts = text.split(first)
     plain, inside = parts[0], []
     for part in parts[1:]:

@@ -66,7 +66,7 @@ def _answered(
 ) -> tuple[dict[str, list[Any]], list[Judgement]]:
     """These samples of every held-out problem, as columns, and their judgements."""
     asked = [(problem, sample) for problem in session.held_out for sample in samples]
-    prompts = {problem: session.prompt(problem.problem)[1] for problem in session.held_out}
+    prompts = {problem: session.prompts[problem.problem][1] for problem in session.held_out}
     requests = [
         Request(prompts[problem], request_seed(session, "evaluation", 0, problem, sample))
         for problem, sample in asked

@@ -88,7 +88,7 @@ def _groups(session: Session, round: int) -> list[Group]:
         for group in old
     ]
     for problem in _new_problems(session, round)[0]:
-        text, tokens = session.prompt(problem.problem)
+        text, tokens = session.prompts[problem.problem]
         asked = [
             Asked(
                 problem=problem,

@@ -49,7 +49,7 @@ def _generate(examination: Examination, number: int) -> Outcome:
 def _groups(examination: Examination, number: int) -> list[Group]:
     groups = []
     for problem in examination.sitting(number).problems:
-        text, tokens = examination.prompt(problem)
+        text, tokens = examination.prompts[problem.problem]
         groups.append(
             Group.new(
                 [

@@ -77,7 +77,7 @@ def _policy_zero(session: Session) -> tuple[PreTrainedModel, bool]:
         return load_model(kept, config.model), True
     model = _raw_model(session)
     problems = _shown(session, config.model.warm_start)
-    prompts = {problem.problem: session.prompt(problem.problem)[1] for problem in problems}
+    prompts = {problem.problem: session.prompts[problem.problem][1] for problem in problems}
     fit(
         model.to(session.device),
         session.tokenizer,

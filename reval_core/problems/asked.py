@@ -1,0 +1,236 @@
+"""What a model is asked: the problems that it can be asked, each with its prompt. The one check of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from reval_core.config import Config, EngineSettings, Model, Prompt, Rollouts, VllmEngine
+from reval_core.errors import Damaged, InputError
+from reval_core.facts import read_table
+from reval_core.files import digest
+from reval_core.models import context_length, reading_digest, stop_ids
+from reval_core.problems.loading import load_problems, load_sets, load_train
+from reval_core.problems.problem import Problem
+from reval_core.problems.prompts import render
+from reval_core.problems.recorded import PROMPTS, Prompts, read_prompts
+from reval_core.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedTokenizerBase
+
+
+TRAIN = "problems.train"
+HELD_OUT = "problems.held_out "
+
+
+@dataclass(frozen=True)
+class Room:
+    """The tokens that there are for a prompt and its response."""
+
+    whose: str
+    """Who says how many."""
+    tokens: int | None
+    """None where nobody does."""
+    setting: str
+    """What sets the length of a response."""
+    response: int
+
+    @classmethod
+    def of(cls, model: Model, engine: EngineSettings, setting: str, response: int) -> Room:
+        """The model's context, or the engine's where that is shorter."""
+        limits = {"the model's context": context_length(model)}
+        if isinstance(engine, VllmEngine):
+            limits["engine.max_model_len"] = engine.max_model_len
+        known = {whose: limit for whose, limit in limits.items() if limit is not None}
+        whose = min(known, key=lambda one: known[one], default="")
+        return cls(whose, known.get(whose), setting, response)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A problem set that is to be asked."""
+
+    problems: Sequence[Problem]
+    room: Room
+    drop: bool = False
+    """Whether problems that cannot be asked are left out; otherwise they are refused."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Problem sets by their names, without what is left out of them."""
+
+    sets: Mapping[str, tuple[Problem, ...]]
+    left_out: Mapping[str, Mapping[Problem, str]]
+    """By set, the problems that are not asked, and why."""
+
+    @property
+    def why(self) -> dict[str, str]:
+        """The texts that are not asked, and why."""
+        return {problem.problem: why for one in self.left_out.values() for problem, why in one.items()}
+
+
+def ask(wanted: Mapping[str, Wanted], prompts: Prompts, *, settled: bool = False) -> Asked:
+    """The problems of these sets that can be asked.
+
+    With `settled` it is known from before what is left out, and nothing more may be.
+    Raises InputError naming the first problem that cannot be asked and may not be left out, and how many there are.
+    """
+    sets, left_out = {}, {}
+    for name, one in wanted.items():
+        faults = {problem: why for problem in one.problems if (why := prompts.left_out(problem.problem))}
+        long = _too_long(one, prompts, faults)
+        drop = one.drop and len(faults | long) < len(one.problems)
+        if faults and not (drop or settled):
+            first, why = next(iter(faults.items()))
+            raise InputError(
+                f"{first}: {why}; fix the problem, or set unusable: drop to leave such problems out "
+                f"({len(faults):,} of {len(one.problems):,})"
+            )
+        if long and (settled or not drop):
+            raise InputError(_length_refusal(one.room, long, may_drop=not settled and not one.drop))
+        left_out[name] = faults | {problem: f"its prompt has {length:,} tokens" for problem, length in long.items()}
+        sets[name] = tuple(problem for problem in one.problems if problem not in left_out[name])
+    return Asked(sets, left_out)
+
+
+def _too_long(wanted: Wanted, prompts: Prompts, but: Collection[Problem]) -> dict[Problem, int]:
+    """The lengths of prompts that leave no room for a response."""
+    limit, problems = wanted.room.tokens, [problem for problem in wanted.problems if problem not in but]
+    if limit is None:
+        return {}
+    lengths = prompts.lengths([problem.problem for problem in problems]).tolist()
+    long = zip(problems, lengths, strict=True)
+    return {problem: length for problem, length in long if length + wanted.room.response > limit}
+
+
+def _length_refusal(room: Room, long: Mapping[Problem, int], may_drop: bool) -> str:
+    first, length = next(iter(long.items()))
+    others = f" and {len(long) - 1:,} more" if len(long) > 1 else ""
+    assert room.tokens is not None, "without a limit nothing is too long"
+    left = room.tokens - max(long.values())
+    remedies = [f"set {room.setting}={left} or less"] if left > 0 else []
+    if may_drop:
+        remedies.append("set unusable: drop to leave such problems out")
+    return (
+        f"{room.setting}: {room.response} and a prompt of {length:,} tokens ({first}{others}) are more than "
+        f"{room.whose} of {room.tokens:,}; {', or '.join(remedies) or 'shorten it, or take another model'}"
+    )
+
+
+_rendered: dict[str, Prompts] = {}
+"""What this process has rendered last: what was checked is what is asked, and large sets are rendered once."""
+
+
+def rendered(problems: Iterable[str], prompt: Prompt, model: Model, tokenizer: PreTrainedTokenizerBase) -> Prompts:
+    """The prompts of these problems. Raises InputError if none can be made."""
+    texts = list(dict.fromkeys(problems))
+    ends = stop_ids(model, tokenizer, ())
+    key = digest(prompt.model_dump(mode="json"), reading_digest(tokenizer), ends, texts)
+    if key not in _rendered:
+        _rendered.clear()
+        _rendered[key] = Prompts.of(texts, render(texts, prompt, tokenizer, ends))
+    return _rendered[key]
+
+
+def prompts_in(path: Path) -> Prompts | None:
+    """The prompts that were written down, if they were; a corrupt file is as good as none."""
+    try:
+        return read_prompts(path) if path.exists() else None
+    except Damaged:
+        return None
+
+
+def known_prompts(folder: RunFolder, problems: Iterable[str]) -> Prompts:
+    """What a run has asked problems with: as it was written down, or else as its shards show it."""
+    kept = prompts_in(folder.prompts)
+    if kept is not None:
+        return kept
+    return prompts_of_shards(sorted(folder.path.glob("rollouts/round=?????/*.parquet")), problems)
+
+
+def prompts_of_shards(shards: Iterable[Path], problems: Iterable[str]) -> Prompts:
+    """The prompts that these problems were asked with, as far as shards show them, the first ones first."""
+    open_, found = set(problems), Prompts()
+    for path in shards:
+        if not open_:
+            break
+        try:
+            rows = read_table(path, ("problem", "prompt", "prompt_tokens"))
+        except Damaged:  # whoever needs the shard says so
+            continue
+        places: dict[str, int] = {}
+        for place, problem in enumerate(rows.column("problem").to_pylist()):
+            if problem in open_:
+                places.setdefault(problem, place)
+        asked = rows.take(list(places.values())).append_column(
+            PROMPTS.field("left_out"), pa.nulls(len(places), pa.string())
+        )
+        found = found.with_more(Prompts(asked.cast(PROMPTS)))
+        open_ -= places.keys()
+    return found
+
+
+@dataclass(frozen=True)
+class RunProblems:
+    """What a run asks."""
+
+    train: list[Problem]
+    held_out: list[Problem]
+    prompts: Prompts
+    """Those of the warm start's own problems among them."""
+    left_out: Mapping[str, Mapping[Problem, str]]
+    """By set, the problems that are not asked, and why."""
+    is_recorded: bool
+    """Whether all prompts stand in the run's folder already."""
+
+
+def run_problems(config: Config, folder: RunFolder, tokenizer: PreTrainedTokenizerBase) -> RunProblems:
+    """The problems of a run, with their prompts as they were rendered when the run began.
+
+    Raises InputError if a prompt cannot be made, or naming the first problem that cannot be asked.
+    """
+    train = load_train(config.problems, config.seed)
+    held_out = load_sets(config.problems.held_out, config.seed, "problems.held_out")
+    wanted = _wanted(config, train, held_out)
+    texts = list(dict.fromkeys(problem.problem for one in wanted.values() for problem in one.problems))
+    known = known_prompts(folder, texts)
+    new = [text for text in texts if text not in known]
+    prompts = known.with_more(rendered(new, config.problems.prompt, config.model, tokenizer)) if new else known
+    is_recorded = folder.prompts.exists() and not new
+    asked = ask(wanted, prompts, settled=is_recorded)
+    return RunProblems(
+        list(asked.sets.get(TRAIN, train)),
+        [problem for name, problems in held_out.items() for problem in asked.sets.get(HELD_OUT + name, problems)],
+        prompts.leaving_out(asked.why),
+        {name: problems for name, problems in asked.left_out.items() if problems},
+        is_recorded,
+    )
+
+
+def _wanted(
+    config: Config, train: Sequence[Problem], held_out: Mapping[str, Sequence[Problem]]
+) -> dict[str, Wanted]:
+    """What a run asks, or demonstrates in its warm start."""
+    model, problems, rollouts, warm_start = config.model, config.problems, config.rollouts, config.model.warm_start
+    dropped = problems.train is not None and problems.train.unusable == "drop"
+    # A demonstration's response is that of a sum: its prompt alone is looked at.
+    shown = Room("the model's context", context_length(model), "problems.prompt", 0)
+    wanted = {}
+    if isinstance(rollouts, Rollouts):
+        room = Room.of(model, config.engine, "rollouts.max_tokens", rollouts.max_tokens)
+        wanted[TRAIN] = Wanted(train, room, dropped)
+        for source, (name, asked) in zip(problems.held_out, held_out.items(), strict=True):
+            wanted[HELD_OUT + name] = Wanted(asked, room, source.unusable == "drop")
+    elif warm_start is not None and not warm_start.problems:
+        wanted[TRAIN] = Wanted(train, shown, dropped)
+    if warm_start is not None:
+        for number, source in enumerate(warm_start.problems):
+            wanted[f"model.warm_start.problems {number}"] = Wanted(load_problems(source, config.seed), shown)
+    return wanted

@@ -1,0 +1,117 @@
+"""The prompts of a run or an evaluation: rendered once, and written down before anything is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from reval_core.errors import Damaged
+from reval_core.facts import content_digest
+from reval_core.files import publish_file
+from reval_core.problems.prompts import Rendered
+
+PROMPTS = pa.schema(
+    [
+        ("problem", pa.string()),
+        ("prompt", pa.string()),
+        ("prompt_tokens", pa.list_(pa.int32())),
+        ("left_out", pa.string()),
+    ]
+)
+"""One row a problem's text; `left_out` says why it is not asked, and is null where it is."""
+
+_SEAL, _READING = b"reval.content", b"reval.reading"
+_ROWS = 1024
+
+
+class Prompts:
+    """What problems look like to a model, by their texts: in columns, since training sets are large."""
+
+    def __init__(self, table: pa.Table | None = None) -> None:
+        self.table = (PROMPTS.empty_table() if table is None else table).combine_chunks()
+        self._places: dict[str, int] = {
+            problem: place for place, problem in enumerate(self.table.column("problem").to_pylist())
+        }
+
+    @classmethod
+    def of(cls, problems: Sequence[str], rendered: Iterable[Rendered]) -> Prompts:
+        """Prompts as they are rendered; those with a fault are left out for it."""
+        parts, part = [], []
+        for problem, one in zip(problems, rendered, strict=True):
+            tokens = np.asarray(one.tokens, np.int32)
+            part.append(
+                {"problem": problem, "prompt": one.text, "prompt_tokens": tokens, "left_out": one.fault or None}
+            )
+            if len(part) == _ROWS:
+                parts.append(pa.Table.from_pylist(part, PROMPTS))
+                part = []
+        return cls(pa.concat_tables([*parts, pa.Table.from_pylist(part, PROMPTS)]))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, problem: str) -> bool:
+        return problem in self._places
+
+    def __getitem__(self, problem: str) -> tuple[str, list[int]]:
+        """A problem's prompt as text and as tokens."""
+        place = self._places[problem]
+        tokens: list[int] = self.table.column("prompt_tokens")[place].as_py()
+        return self.table.column("prompt")[place].as_py(), tokens
+
+    def left_out(self, problem: str) -> str:
+        """Why a problem is not asked; nothing for one that is."""
+        return self.table.column("left_out")[self._places[problem]].as_py() or ""
+
+    def lengths(self, problems: Iterable[str]) -> np.ndarray:
+        """How many tokens the prompts of these have."""
+        lengths = pc.list_value_length(self.table.column("prompt_tokens")).to_numpy()
+        return lengths[[self._places[problem] for problem in problems]]
+
+    def with_more(self, more: Prompts) -> Prompts:
+        """These, and those of other problems."""
+        new = [place for problem, place in more._places.items() if problem not in self]
+        return Prompts(pa.concat_tables([self.table, more.table.take(new)])) if new else self
+
+    def usable(self) -> Prompts:
+        """Those that are asked."""
+        return Prompts(self.table.filter(pc.is_null(self.table.column("left_out"))))
+
+    def leaving_out(self, why: Mapping[str, str]) -> Prompts:
+        """The same, with problems that are left out for what is said of them."""
+        said = self.table.column("left_out").to_pylist()
+        for problem, reason in why.items():
+            said[self._places[problem]] = reason
+        return Prompts(self.table.set_column(3, PROMPTS.field("left_out"), pa.array(said, pa.string())))
+
+    def publish(self, path: Path, reading: str) -> None:
+        """Write them down, whole or not at all. `reading` is the digest of what has made tokens of them."""
+        sealed = self.table.replace_schema_metadata({_SEAL: content_digest(self.table), _READING: reading})
+        publish_file(path, lambda partial: pq.write_table(sealed, partial, compression="zstd"))
+
+
+def read_prompts(path: Path) -> Prompts:
+    """The prompts that were written down. Raises Damaged, naming the file, if they are not what was written."""
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise Damaged(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    seal = (table.schema.metadata or {}).get(_SEAL, b"").decode()
+    plain = table.replace_schema_metadata(None)
+    if plain.schema != PROMPTS or content_digest(plain) != seal:
+        raise Damaged(f"{path}: is not what was written (its seal differs)")
+    return Prompts(plain)
+
+
+def read_by(path: Path) -> str:
+    """What has made the tokens of the prompts that were written down: a `reading_digest`, empty if none were."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowException):
+        return ""
+    return str(metadata.get(_READING, b"").decode())
