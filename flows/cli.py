@@ -69,7 +69,7 @@ def train(
         show_plan_elsewhere(config, overrides, run_dir, gpus, gpu_gigabytes or 80.0, as_json)
         return
     if dry_run:
-        from flows.show import show_plan
+        from flows.plan import show_plan
 
         show_plan(config, overrides, run_dir, as_json)
         return

@@ -58,12 +58,17 @@ def show_evaluation_plan(
     """Print the resolved protocol, and what it would ask."""
     import yaml
 
+    from flows.plan import AskedProblems, print_settings
     from reval_core.engines.choice import choose
-    from reval_core.evaluation.prompts import asked_sets
+    from reval_core.evaluation.examination import check_examination
 
     subject, settings, folder = prepare_evaluation(model, protocol, overrides, round, out)
     engine = choose(subject.model, settings.engine)
-    sets = {name: len(problems) for name, problems in asked_sets(settings).items()}
+    found = check_examination(folder, subject, settings)
+    sets = {name: len(problems) for name, problems in found.sets.items()}
+    asked = AskedProblems(
+        found.sets, found.left_out, found.prompts, subject.model, settings.verification, settings.reward
+    )
     plan = {
         "model": subject.source,
         "round": subject.round,
@@ -72,12 +77,15 @@ def show_evaluation_plan(
         "out": str(folder.path),
         "benchmarks": sets,
         "responses": sum(sets.values()) * settings.samples,
+        "left_out": asked.left_out,
+        "prompt": asked.preview.to_json(),
     }
     resolved = settings.model_dump(mode="json")
     if as_json:
         print_json({**plan, "protocol": resolved})
         return
-    click.echo(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+    asked.show()
+    print_settings(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     facts = {
         "policy": f"{subject.name}, {subject.identity[:12]}",
         "engine": f"{engine.kind} ({engine.reason})",

@@ -61,46 +61,6 @@ def show_next_steps(folder: RunFolder) -> None:
         click.echo(f'  reval sql {shown} "{query}"')
 
 
-def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_json: bool) -> None:
-    """Print the resolved config, the sizes of the run and what an earlier attempt has left."""
-    import yaml
-
-    from flows.preparation import prepare, run_forecast
-    from reval_core.config import Rollouts
-    from reval_core.engines.choice import choose
-
-    settings, folder = prepare(config, overrides, run_dir)
-    sizes = run_forecast(settings, folder)
-    engine = choose(settings.model, settings.engine) if isinstance(settings.rollouts, Rollouts) else None
-    finished = max((manifest.round for manifest in folder.manifests() if manifest.stage == "recording"), default=0)
-    plan = {
-        "run_dir": str(folder.path),
-        "engine": engine and {"kind": engine.kind, "reason": engine.reason},
-        "parameters": sizes.parameters,
-        "trajectories": sizes.trajectories,
-        "updates": sizes.updates,
-        "disk_bytes": sizes.disk_bytes,
-        "rounds_cached": finished,
-        "rounds_to_do": max(0, settings.rounds - finished),
-    }
-    resolved = settings.model_dump(mode="json")
-    if as_json:
-        print_json({**plan, "config": resolved})
-        return
-    click.echo(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-    facts = {
-        "run folder": short(folder.path),
-        "engine": f"{engine.kind} ({engine.reason})" if engine else "none: trajectories are stored",
-        "parameters": f"{sizes.parameters:,}",
-        "trajectories": f"{sizes.trajectories:,}",
-        "updates": f"{sizes.updates:,}",
-        "disk, at most": f"{sizes.disk_bytes / 1e6:,.0f} MB",
-        "rounds done and kept": f"{finished}",
-        "rounds to do": f"{plan['rounds_to_do']}",
-    }
-    print_facts("What the run would do", facts)
-
-
 def show_query(run: Path, query: str, form: str) -> None:
     """Print the rows of a query over a run's facts. Raises InputError for SQL that DuckDB refuses."""
     import duckdb
@@ -174,6 +134,8 @@ def show_doctor(config: Path | None, as_json: bool) -> None:
         engines = {f"engine {name}": state for name, state in facts.pop("engines").items()}
         print_facts("What is here", {name: _flat(value) for name, value in facts.items()} | engines)
     if config is not None:
+        from flows.plan import show_plan
+
         show_plan(config, [], None, as_json)
 
 

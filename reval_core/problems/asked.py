@@ -88,16 +88,22 @@ def ask(wanted: Mapping[str, Wanted], prompts: Prompts, *, settled: bool = False
         long = _too_long(one, prompts, faults)
         drop = one.drop and len(faults | long) < len(one.problems)
         if faults and not (drop or settled):
-            first, why = next(iter(faults.items()))
-            raise InputError(
-                f"{first}: {why}; fix the problem, or set unusable: drop to leave such problems out "
-                f"({len(faults):,} of {len(one.problems):,})"
-            )
+            raise InputError(_refusal(faults, len(one.problems)))
         if long and (settled or not drop):
             raise InputError(_length_refusal(one.room, long, may_drop=not settled and not one.drop))
         left_out[name] = faults | {problem: f"its prompt has {length:,} tokens" for problem, length in long.items()}
         sets[name] = tuple(problem for problem in one.problems if problem not in left_out[name])
     return Asked(sets, left_out)
+
+
+def _refusal(faults: Mapping[Problem, str], problems: int) -> str:
+    first, why = next(iter(faults.items()))
+    if len(faults) == problems:
+        return f"{first}: {why}, and so it is with all {problems:,} problems; take others, or another model.path"
+    return (
+        f"{first}: {why}; fix the problem, or set unusable: drop to leave such problems out ({len(faults):,} of "
+        f"{problems:,})"
+    )
 
 
 def _too_long(wanted: Wanted, prompts: Prompts, but: Collection[Problem]) -> dict[Problem, int]:

@@ -37,8 +37,8 @@ def render(
     """
     if prompt.chat and not tokenizer.chat_template:
         raise InputError(
-            f"{_model(tokenizer)}: prompt.chat: its tokenizer has no chat template; set prompt.chat: false, with no "
-            "system turn and no examples"
+            f"{_model(tokenizer)}: prompt.chat: its tokenizer has no chat template; set prompt.chat: false, with "
+            "no system turn and no examples"
         )
     # A chat template writes its own special tokens.
     speller = Speller(tokenizer, add_special_tokens=not prompt.chat)
@@ -67,8 +67,8 @@ def prompt_text(problem: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase
     except Exception as error:  # a template is a program, and may raise anything
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
-            f"{_model(tokenizer)}: prompt: its chat template fails ({why}); change prompt.system or prompt.examples, or set "
-            "prompt.chat: false"
+            f"{_model(tokenizer)}: prompt: its chat template fails ({why}); change prompt.system or "
+            "prompt.examples, or set prompt.chat: false"
         ) from error
     return text
 
@@ -126,8 +126,8 @@ def _check_end(rendered: Rendered, ends: Collection[int], tokenizer: PreTrainedT
         token = tokenizer.convert_ids_to_tokens(rendered.tokens[last])
         raise InputError(
             f"{_model(tokenizer)}: prompt: its tokenizer or chat template ends a prompt with {token}, which ends a "
-            "text; set add_eos_token to false in tokenizer_config.json, or fix the post_processor in tokenizer.json "
-            "or the template"
+            "text; set add_eos_token to false in tokenizer_config.json, or fix the post_processor in "
+            "tokenizer.json or the template"
         )
 
 

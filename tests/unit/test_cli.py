@@ -202,6 +202,9 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(reval: Reval, tmp_path: Pa
     assert (plan["rounds_cached"], plan["rounds_to_do"]) == (0, 10)
     assert plan["run_dir"] == str(tmp_path / "runs/demo")
     assert plan["disk_bytes"] > 4 * plan["parameters"]
+    assert plan["problems"] == {"train": 7260, "held out, 2-digit sums": 128}
+    assert (plan["prompt"]["tokens"], plan["prompt"]["text"]) == (6, plan["prompt"]["problem"])
+    assert plan["prompt"]["judged"][0]["verdict"] == "correct"
     assert plan["config"] == settings.model_dump(mode="json")
     assert everything(tmp_path) == {}
 
@@ -216,10 +219,15 @@ def test_a_dry_run_counts_what_is_done_already(reval: Reval, run: RunFolder) -> 
 
 def test_a_dry_run_for_people_prints_a_config_that_loads(reval: Reval, tmp_path: Path) -> None:
     answer = reval("train", DEMO, "--dry-run")
-    config, _, plan = answer.out.partition("\n\n")
+    asked, _, rest = answer.out.partition("\nSettings\n")
+    config, _, plan = rest.partition("\n\n")
     (tmp_path / "again.yaml").write_text(config, encoding="utf-8")
     assert load_config(tmp_path / "again.yaml") == load_config(DEMO)
     assert "rounds to do" in plan
+    assert "6 tokens; over the set 6 to 6, the median 6" in asked
+    assert [line.split()[-1] for line in asked.splitlines() if line.endswith(("correct", "wrong"))].count(
+        "wrong"
+    ) == 3
 
 
 def test_sql_answers_json(reval: Reval, run: RunFolder) -> None:
