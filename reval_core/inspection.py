@@ -132,6 +132,7 @@ def _damaged_notes(folder: RunFolder) -> Iterator[Damage]:
     sealed = [
         folder.machine,
         folder.stored,
+        folder.prompts.with_suffix(".json"),
         folder.path / "prefect.json",
         *folder.path.glob("rollouts/round=?????/shard-*.json"),
     ]

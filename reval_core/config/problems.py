@@ -64,7 +64,8 @@ class ProblemSet(Section):
     gold_mode: GoldMode | None = None
     """What its golds ask for; the registered set's if not given, else `all`."""
     unusable: Literal["refuse", "drop"] = "refuse"
-    """Rows without a problem or without an answer that can be judged: refused, or left out."""
+    """Rows without a problem or without an answer that can be judged, and problems that the model cannot be asked
+    (docs/problems.md): refused, or left out."""
     limit: int | None = Field(None, ge=1)
     """Use only this many, chosen by the run's seed."""
 

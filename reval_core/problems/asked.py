@@ -155,9 +155,10 @@ def prompts_in(path: Path) -> Prompts | None:
 
 def known_prompts(folder: RunFolder, problems: Iterable[str]) -> Prompts:
     """What a run has asked problems with: as it was written down, or else as its shards show it."""
-    kept = prompts_in(folder.prompts)
-    if kept is not None:
-        return kept
+    return prompts_in(folder.prompts) or _prompts_of_run(folder, problems)
+
+
+def _prompts_of_run(folder: RunFolder, problems: Iterable[str]) -> Prompts:
     return prompts_of_shards(sorted(folder.path.glob("rollouts/round=?????/*.parquet")), problems)
 
 
@@ -206,10 +207,11 @@ def run_problems(config: Config, folder: RunFolder, tokenizer: PreTrainedTokeniz
     held_out = load_sets(config.problems.held_out, config.seed, "problems.held_out")
     wanted = _wanted(config, train, held_out)
     texts = list(dict.fromkeys(problem.problem for one in wanted.values() for problem in one.problems))
-    known = known_prompts(folder, texts)
+    kept = prompts_in(folder.prompts)
+    known = kept or _prompts_of_run(folder, texts)
     new = [text for text in texts if text not in known]
     prompts = known.with_more(rendered(new, config.problems.prompt, config.model, tokenizer)) if new else known
-    is_recorded = folder.prompts.exists() and not new
+    is_recorded = kept is not None and not new
     asked = ask(wanted, prompts, settled=is_recorded)
     return RunProblems(
         list(asked.sets.get(TRAIN, train)),

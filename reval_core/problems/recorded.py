@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reval_core.errors import Damaged
-from reval_core.facts import content_digest
-from reval_core.files import publish_file
+from reval_core.files import file_digest, publish_file, publish_sealed, read_sealed
 from reval_core.problems.prompts import Rendered
 
 PROMPTS = pa.schema(
@@ -25,7 +24,6 @@ PROMPTS = pa.schema(
 )
 """One row a problem's text; `left_out` says why it is not asked, and is null where it is."""
 
-_SEAL, _READING = b"reval.content", b"reval.reading"
 _ROWS = 1024
 
 
@@ -91,27 +89,33 @@ class Prompts:
 
     def publish(self, path: Path, reading: str) -> None:
         """Write them down, whole or not at all. `reading` is the digest of what has made tokens of them."""
-        sealed = self.table.replace_schema_metadata({_SEAL: content_digest(self.table), _READING: reading})
-        publish_file(path, lambda partial: pq.write_table(sealed, partial, compression="zstd"))
+        before = [file_digest(path)] if path.exists() else []
+
+        def write(partial: Path) -> None:
+            pq.write_table(self.table, partial, compression="zstd")
+            # The note comes before the file, and names the one that stands as well: a crash leaves a pair.
+            publish_sealed(_note(path), {"sha256": [file_digest(partial), *before], "reading": reading})
+
+        publish_file(path, write)
 
 
 def read_prompts(path: Path) -> Prompts:
     """The prompts that were written down. Raises Damaged, naming the file, if they are not what was written."""
     try:
-        table = pq.read_table(path, partitioning=None)
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        if file_digest(path) not in read_sealed(_note(path))["sha256"]:
+            raise Damaged(f"{path}: is not what was written (its checksum differs)")
+        return Prompts(pq.read_table(path, schema=PROMPTS, partitioning=None))
+    except (OSError, KeyError, pa.ArrowException) as error:
         raise Damaged(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-    seal = (table.schema.metadata or {}).get(_SEAL, b"").decode()
-    plain = table.replace_schema_metadata(None)
-    if plain.schema != PROMPTS or content_digest(plain) != seal:
-        raise Damaged(f"{path}: is not what was written (its seal differs)")
-    return Prompts(plain)
 
 
 def read_by(path: Path) -> str:
     """What has made the tokens of the prompts that were written down: a `reading_digest`, empty if none were."""
     try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (OSError, pa.ArrowException):
+        return str(read_sealed(_note(path)).get("reading", ""))
+    except Damaged:
         return ""
-    return str(metadata.get(_READING, b"").decode())
+
+
+def _note(path: Path) -> Path:
+    return path.with_suffix(".json")

@@ -48,6 +48,8 @@ MENDED = [
     "checkpoints/round=00003/learner.json",
     "checkpoints/round=00003/checksums.json",
     "replay.duckdb",
+    "prompts.parquet",
+    "prompts.json",
     "machine.json",
     "attempts/0001.json",
 ]
