@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import click
@@ -89,11 +90,12 @@ class AskedProblems:
     ) -> None:
         """`problems` are those of each set that is asked, the one that is shown first."""
         from reval_core.models import tokenizer_of
-        from reval_core.problems.preview import counts, preview
+        from reval_core.problems.asked import left_out_counts
+        from reval_core.problems.preview import preview
         from reval_core.session import make_verifier
 
         self.problems = {name: len(one) for name, one in problems.items()}
-        self.left_out = counts(left_out)
+        self.left_out = left_out_counts(left_out)
         shown = next(iter(problems.values()))
         judging = verification.model_copy(update={"workers": 1})
         with make_verifier(judging, reward) as verifier:
@@ -180,7 +182,7 @@ def visible(text: str) -> str:
 
 def _lines(text: str, width: int) -> Iterator[str]:
     for line in text.split("\n"):
-        yield from (line[start : start + width] for start in range(0, max(1, len(line)), width))
+        yield from wrap(line, width, drop_whitespace=False, replace_whitespace=False, expand_tabs=False) or [""]
 
 
 def _marked(line: str, special: Sequence[str]) -> Text:

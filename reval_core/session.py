@@ -28,7 +28,7 @@ from reval_core.learner import Learner
 from reval_core.machine import fix_machine
 from reval_core.models import load_model, reading_digest, stop_ids, tokenizer_of
 from reval_core.problems import PromptOrder
-from reval_core.problems.asked import run_problems
+from reval_core.problems.asked import left_out_counts, run_problems
 from reval_core.replay import Policy, replay
 from reval_core.run_folder import Attempt, RunFolder
 from reval_core.store import Store
@@ -61,6 +61,8 @@ class Session:
         """The stage at work, and its round."""
         self.tokenizer = tokenizer_of(config.model)
         asked = run_problems(config, folder, self.tokenizer)
+        for name, one in left_out_counts(asked.left_out).items():
+            log.warning("%s: %s problems are not asked, the first of them %s", name, one["problems"], one["first"])
         self.train = asked.train
         self.held_out = asked.held_out
         """The problems of all held-out sets, one set after the other."""

@@ -21,7 +21,7 @@ from reval_core.facts import SCHEMA_VERSION, Manifest
 from reval_core.files import digest, publish_file
 from reval_core.models import stop_ids, tokenizer_of
 from reval_core.problems import Problem, problems_digest
-from reval_core.problems.asked import prompts_in
+from reval_core.problems.asked import left_out_counts, prompts_in
 from reval_core.session import explained_disk, make_verifier
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class Examination:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = tokenizer_of(subject.model)
         asked = examined_problems(folder, subject, protocol, self.tokenizer)
+        for name, one in left_out_counts(asked.left_out).items():
+            log.warning("%s: %s problems are not asked, the first of them %s", name, one["problems"], one["first"])
         self.prompts = asked.prompts
         """By a problem's text, its prompt as text and as tokens."""
         self.kind = choose(subject.model, protocol.engine).kind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -84,14 +84,15 @@ def ask(wanted: Mapping[str, Wanted], prompts: Prompts, *, settled: bool = False
     """
     sets, left_out = {}, {}
     for name, one in wanted.items():
-        faults = {problem: why for problem in one.problems if (why := prompts.left_out(problem.problem))}
+        faults = {problem: fault for problem in one.problems if (fault := prompts.left_out(problem.problem))}
         long = _too_long(one, prompts, faults)
         drop = one.drop and len(faults | long) < len(one.problems)
         if faults and not (drop or settled):
             raise InputError(_refusal(faults, len(one.problems)))
         if long and (settled or not drop):
             raise InputError(_length_refusal(one.room, long, may_drop=not settled and not one.drop))
-        left_out[name] = faults | {problem: f"its prompt has {length:,} tokens" for problem, length in long.items()}
+        why = faults | {problem: f"its prompt has {length:,} tokens" for problem, length in long.items()}
+        left_out[name] = {problem: why[problem] for problem in one.problems if problem in why}
         sets[name] = tuple(problem for problem in one.problems if problem not in left_out[name])
     return Asked(sets, left_out)
 
@@ -242,3 +243,13 @@ def _wanted(
         for number, source in enumerate(warm_start.problems):
             wanted[f"model.warm_start.problems {number}"] = Wanted(load_problems(source, config.seed), shown)
     return wanted
+
+
+def left_out_counts(left_out: Mapping[str, Mapping[Problem, str]]) -> dict[str, dict[str, Any]]:
+    """By set, how many problems are left out, with the first of them and why."""
+    found = {}
+    for name, problems in left_out.items():
+        if problems:
+            first, why = next(iter(problems.items()))
+            found[name] = {"problems": len(problems), "first": f"{first}: {why}"}
+    return found

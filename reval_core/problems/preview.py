@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -85,13 +85,3 @@ def _with_added_tokens(text: str, tokens: Sequence[int], tokenizer: PreTrainedTo
     first = next((place for place, one in enumerate(tokens) if one not in special), len(tokens))
     added = "".join(tokenizer.convert_ids_to_tokens(list(tokens[:first])))
     return text if text.startswith(added) else added + text
-
-
-def counts(left_out: Mapping[str, Mapping[Problem, str]]) -> dict[str, dict[str, Any]]:
-    """By set, how many problems are left out, with the first of them and why."""
-    found = {}
-    for name, problems in left_out.items():
-        if problems:
-            first, why = next(iter(problems.items()))
-            found[name] = {"problems": len(problems), "first": f"{first}: {why}"}
-    return found

@@ -186,3 +186,19 @@ def test_imported_prompts_are_recorded_too(config, tmp_path, capsys):
     assert asked_with(tmp_path / "imported") == {
         row["problem"]: {(prompts[row["problem"]][0], tuple(prompts[row["problem"]][1]))} for row in rows
     }
+
+
+def test_what_is_left_out_stays_left_out_and_is_said(config, tmp_path, caplog):
+    """The order of problems depends on it, and so does every round."""
+    write_problems(tmp_path / "train.jsonl", ["1+1=", "x" * 120, "2+2=", "3×3=", "4+4="])
+    values = yaml.safe_load(config.read_text())
+    values["problems"]["train"]["unusable"] = "drop"
+    config.write_text(yaml.safe_dump(values))
+    attempt(config, tmp_path / "run", until=1)
+    attempt(config, tmp_path / "run")
+    assert set(asked_with(tmp_path / "run")) == {"1+1=", "2+2=", "4+4="}
+    said = [one.message for one in caplog.records if "problems are not asked" in one.message]
+    assert len(said) == 2
+    assert {one.partition("first of them ")[2] for one in said} == {
+        f"{tmp_path}/train.jsonl:2: its prompt has 141 tokens"
+    }

@@ -191,7 +191,7 @@ def test_problems_that_cannot_be_asked_are_refused_by_name_or_left_out(tmp_path,
         )
     drop = [f"problems.train={{path: {tmp_path / 'train.jsonl'}, unusable: drop}}", "rollouts.prompts=1"]
     settings, folder = prepare(config, drop, tmp_path / "run")
-    asked = check_prompts(config, settings, folder)
+    asked = check_prompts(config, settings, folder)  # as a dry run shows it
     (left_out,) = asked.left_out.values()
     assert len(asked.train) + len(left_out) == len(texts)
     assert left_out
