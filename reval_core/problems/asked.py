@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from reval_core.config import Config, EngineSettings, Model, Prompt, Rollouts, VllmEngine
+from reval_core.config import Config, EngineSettings, Model, Prompt, Rollouts
+from reval_core.engines.limits import engine_context
 from reval_core.errors import Damaged, InputError
 from reval_core.facts import read_table
 from reval_core.files import digest
@@ -43,13 +44,13 @@ class Room:
 
     @classmethod
     def of(cls, model: Model, engine: EngineSettings, setting: str, response: int) -> Room:
-        """The model's context, or the engine's where that is shorter."""
-        limits = {"the model's context": context_length(model)}
-        if isinstance(engine, VllmEngine):
-            limits["engine.max_model_len"] = engine.max_model_len
-        known = {whose: limit for whose, limit in limits.items() if limit is not None}
-        whose = min(known, key=lambda one: known[one], default="")
-        return cls(whose, known.get(whose), setting, response)
+        """The model's context, or what the engine takes of it."""
+        taken = engine_context(model, engine)
+        if taken == context_length(model):
+            whose = "the model's context"
+        else:
+            whose = "engine.max_model_len" if getattr(engine, "max_model_len", None) == taken else "vLLM's context"
+        return cls(whose, taken, setting, response)
 
 
 @dataclass(frozen=True)
