@@ -267,7 +267,7 @@ def import_(
 ) -> None:
     """Store the responses in FILE to learn from.
 
-    FILE is Parquet or JSONL. Runs with rollouts.source: stored then learn from them.
+    FILE is JSONL, JSON, CSV, Parquet or Arrow. Runs with rollouts.source: stored then learn from them.
     """
     from flows.importing import import_file
 

@@ -14,13 +14,21 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.preparation import check_space
-from reval_core.config import Config, ImportedRollouts, StoredRollouts
+from reval_core.config import Config, GoldMode, ImportedRollouts, StoredRollouts
 from reval_core.errors import InputError
 from reval_core.facts import Manifest, read_table
 from reval_core.files import file_digest, publish_json
 from reval_core.loading import load_config
-from reval_core.responses import column_names, read_responses
+from reval_core.responses import RESPONSE_FIELDS, read_responses
+from reval_core.rows import column_options
 from reval_core.run_folder import RunFolder
+
+_LEFT_OUT = {
+    "too_long": "were left out: longer than rollouts.max_tokens, or too long for the model's context",
+    "empty": "were left out: they are empty",
+    "cut": "were cut at an end-of-text token: more text followed it",
+}
+"""What happened to responses that were not taken as they are."""
 
 
 def import_file(
@@ -31,11 +39,12 @@ def import_file(
     Given again it goes on where it was. Raises InputError, before anything is made, for the first row that cannot
     be used, or if the folder is another's.
     """
-    names = column_names(columns)
+    names = column_options(columns, RESPONSE_FIELDS)
     settings = load_config(config, overrides)
     folder = RunFolder(run_dir or Path("runs") / file.stem)
-    responses = read_responses(file, names)
-    settings = _import_settings(settings, file, names)
+    gold_mode = settings.rollouts.gold_mode if isinstance(settings.rollouts, StoredRollouts) else "all"
+    responses = read_responses(file, names, gold_mode)
+    settings = _import_settings(settings, file, names, gold_mode)
     _check_folder(folder, settings, file)
 
     # Only now torch and transformers, which take seconds.
@@ -66,15 +75,15 @@ def import_file(
         _show(summary, folder, kept)
 
 
-def _import_settings(settings: Config, file: Path, columns: dict[str, str]) -> Config:
+def _import_settings(settings: Config, file: Path, columns: dict[str, str], gold_mode: GoldMode) -> Config:
     """The settings of the import's own run folder."""
     rollouts = ImportedRollouts(
         source="import",
         file=file.name,
         sha256=file_digest(file),
-        columns=columns,
+        columns={field: columns.get(field, field) for field in RESPONSE_FIELDS.names},
         max_tokens=settings.rollouts.max_tokens,
-        gold_mode=settings.rollouts.gold_mode if isinstance(settings.rollouts, StoredRollouts) else "all",
+        gold_mode=gold_mode,
     )
     replay = {"capacity": 1, "first": "buffer"}  # nothing is drawn here
     values = {**settings.model_dump(mode="json"), "rounds": 1, "rollouts": rollouts.model_dump(), "replay": replay}
@@ -105,7 +114,7 @@ def _summary(folder: RunFolder, rollouts: Manifest, verdicts: Manifest) -> dict[
         "trajectories": len(judged),
         "response_tokens": sum(sum(one.column("response_length").to_pylist()) for one in lengths),
         "verdicts": dict(Counter(judged).most_common()),
-        "too_long": rollouts.info["too_long"],
+        **{name: rollouts.info.get(name, 0) for name in _LEFT_OUT},  # an import of before knows only some
     }
 
 
@@ -115,11 +124,9 @@ def _show(summary: dict[str, Any], folder: RunFolder, kept: bool) -> None:
         f"{folder.path}: {count:,} trajectories, {summary['response_tokens']:,} response tokens"
         + (" (all of it was there already)" if kept else "")
     )
-    if summary["too_long"]:
-        click.echo(
-            f"{summary['too_long']:,} responses were left out: "
-            "longer than rollouts.max_tokens, or too long for the model's context"
-        )
+    for name, why in _LEFT_OUT.items():
+        if summary[name]:
+            click.echo(f"{summary[name]:,} responses {why}")
     table = Table("verdict", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("count", justify="right")
     table.add_column("share", justify="right")

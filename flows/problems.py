@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import click
 from rich.box import SIMPLE_HEAD
@@ -16,8 +16,9 @@ from flows.show import print_json, short
 from reval_core.config import ProblemField, ProblemSet, SetName
 from reval_core.errors import InputError
 from reval_core.problems.checking import Check, check_set, known_tests
-from reval_core.problems.files import read_rows
+from reval_core.problems.columns import PROBLEM_FIELDS
 from reval_core.problems.registered import REGISTERED, VARIABLE, find_set, folders
+from reval_core.rows import column_options, read_rows
 
 _WIDTH = 80
 _SHOWN = 10
@@ -58,7 +59,8 @@ def check_file(
     """
     if set_name is not None and set_name not in REGISTERED:
         raise InputError(f"--set {set_name}: is no registered set; known are {', '.join(REGISTERED)}")
-    source = ProblemSet(path=str(file), set=cast("SetName | None", set_name), columns=_columns(columns))
+    names = cast("dict[ProblemField, str]", column_options(columns, PROBLEM_FIELDS))
+    source = ProblemSet(path=str(file), set=cast("SetName | None", set_name), columns=names)
     tests, left_out = known_tests(against)
     check = check_set(source, tests)
     if as_json:
@@ -67,17 +69,6 @@ def check_file(
         _show(check, left_out)
     if not check.trainable:
         sys.exit(1)
-
-
-def _columns(options: Sequence[str]) -> dict[ProblemField, str]:
-    names: dict[ProblemField, str] = {}
-    for option in options:
-        field, equals, column = option.partition("=")
-        if not equals or not column or field not in get_args(ProblemField):
-            fields = ", ".join(get_args(ProblemField))
-            raise InputError(f"--column {option}: must look like answer=NAME; the fields are {fields}")
-        names[cast("ProblemField", field)] = column
-    return names
 
 
 def _as_json(check: Check, left_out: Mapping[str, str]) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from reval_core.claim_files import ClaimRow, claim_columns, read_claims
+from reval_core.claim_files import CLAIM_FIELDS, ClaimRow, read_claims
 from reval_core.extraction import Mode
+from reval_core.rows import column_options
 from reval_core.verification import GoldMode, Judgement, Verifier
 
 _SHOWN_DISAGREEMENTS = 10
@@ -36,7 +37,7 @@ def verify_file(
 
     Raises InputError, before anything is judged, for the first row that cannot be used.
     """
-    rows = read_claims(file, claim_columns(columns), gold_mode)
+    rows = read_claims(file, column_options(columns, CLAIM_FIELDS), gold_mode)
     verifier = Verifier(workers=workers or os.cpu_count() or 1, timeout_seconds=timeout_seconds, mode=mode)
     with verifier, closing(verifier.judge_each([row.claim for row in rows])) as judgements:
         if as_json:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from reval_core.config import Config, GoldMode
 from reval_core.errors import InputError
 from reval_core.facts import SCHEMAS
 from reval_core.files import digest
-from reval_core.models import context_length
+from reval_core.models import context_length, stop_ids
 from reval_core.problems.asked import rendered
 from reval_core.problems.recorded import Prompts
 from reval_core.responses import Response
@@ -30,10 +31,11 @@ class Tokenised:
     """A response with the tokens that a model would have read and written."""
 
     given: Response
+    """Its `response` ends where the tokens do, without the end-of-text token."""
     prompt: str
     prompt_tokens: list[int]
     tokens: list[int]
-    """The response's, the end-of-sequence token included."""
+    """The response's, the end-of-text token included."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,16 @@ class Material:
     too_long: int
     """Responses that are left out, because they are longer than `rollouts.max_tokens` or the model's context."""
     prompts: Prompts
+    """Those of the problems, as they were recorded or are rendered now."""
+    empty: int = 0
+    """Responses that are left out, because they say nothing before they end."""
+    cut: int = 0
+    """Responses that are cut at an end-of-text token, because more text follows it."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many responses were not taken as they are, by why."""
+        return {"too_long": self.too_long, "empty": self.empty, "cut": self.cut}
 
 
 def tokenise(
@@ -52,34 +64,79 @@ def tokenise(
     tokenizer: PreTrainedTokenizerBase,
     recorded: Prompts | None = None,
 ) -> Material:
-    """The tokens of all responses, without those that are too long, with the prompts that were `recorded` before.
+    """The tokens of all responses, without those that are empty or too long, with the prompts `recorded` before.
 
-    Raises InputError if a prompt cannot be made, naming the row if its problem cannot be asked or a text holds what
-    the tokenizer has no token for, or if nothing is left.
+    A response ends at the first token that ends a text of this model. Other special tokens that it spells are
+    plain characters, as in a problem. Raises InputError if a prompt cannot be made, naming the row if its problem
+    cannot be asked or a text holds what the tokenizer has no token for, or if nothing is left.
     """
     longest, context = config.rollouts.max_tokens, context_length(config.model)
     prompts = recorded or Prompts()
     new = [response.problem for response in responses if response.problem not in prompts]
     if new:
         prompts = prompts.with_more(rendered(new, config.problems.prompt, config.model, tokenizer))
-    texts = [response.response for response in responses]
+    ended = _Ends(config, tokenizer)
+    texts = [ended(response.response) for response in responses]
+    kept = [(given, text) for given, text in zip(responses, texts, strict=True) if text.said.strip()]
     rows = []
-    for response, tokens in zip(
-        responses, tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], strict=True
-    ):
-        why = prompts.left_out(response.problem)
+    for (given, text), tokens in zip(kept, _plain_tokens([text.said for _, text in kept], tokenizer), strict=True):
+        why = prompts.left_out(given.problem)
         if why:
-            raise InputError(f"{response.place}: {why}; fix the row, or take another model.path")
-        text, prompt = prompts[response.problem]
-        _check_known(tokens, "response", response.place, tokenizer)
-        ended = tokens if tokens[-1] == tokenizer.eos_token_id else [*tokens, tokenizer.eos_token_id]
-        fits = context is None or len(prompt) + len(ended) <= context
-        if fits and (longest is None or len(ended) <= longest):
-            rows.append(Tokenised(response, text, prompt, ended))
+            raise InputError(f"{given.place}: {why}; fix the row, or take another model.path")
+        prompt, asked_tokens = prompts[given.problem]
+        _check_known(tokens, "response", given.place, tokenizer)
+        whole = [*tokens, text.end]
+        fits = context is None or len(asked_tokens) + len(whole) <= context
+        if fits and (longest is None or len(whole) <= longest):
+            rows.append(Tokenised(replace(given, response=text.said), prompt, asked_tokens, whole))
     if not rows:
         limits = f"rollouts.max_tokens: {longest}, the model's context: {context}"
-        raise InputError(f"{responses[0].place}: this response and all after it are too long ({limits})")
-    return Material(rows, len(responses) - len(rows), prompts)
+        raise InputError(f"{responses[0].place}: this response and all after it are empty or too long ({limits})")
+    return Material(
+        rows,
+        too_long=len(kept) - len(rows),
+        prompts=prompts,
+        empty=len(responses) - len(kept),
+        cut=sum(text.more for _, text in kept),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """What a response says before it ends, the token that ends it, and whether more text follows that."""
+
+    said: str
+    end: int
+    more: bool
+
+
+class _Ends:
+    """Finds the end of a response: the first end-of-text token of the model that it spells, or its last place."""
+
+    def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._usual: int = tokenizer.eos_token_id
+        # An ordinary token that ends a text as well is no spelling: `9` stands in 19, which is another token.
+        control = {self._usual, *tokenizer.added_tokens_decoder}
+        ids = [one for one in stop_ids(config.model, tokenizer, ()) if one in control]
+        self._ids = {text: end for end, text in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)}
+        # The longest first: one may begin as another does.
+        self._spelled = re.compile("|".join(map(re.escape, sorted(self._ids, key=len, reverse=True))))
+
+    def __call__(self, text: str) -> _Ended:
+        found = self._spelled.search(text)
+        if found is None:
+            return _Ended(text, self._usual, more=False)
+        rest = self._spelled.sub("", text[found.end() :])
+        return _Ended(text[: found.start()], self._ids[found[0]], more=bool(rest.strip()))
+
+
+def _plain_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The tokens of texts in which special tokens are only characters."""
+    if not texts:
+        return []
+    given = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
+    tokens: list[list[int]] = given["input_ids"]
+    return tokens
 
 
 def import_table(
@@ -140,6 +197,6 @@ def _check_known(tokens: list[int], field: str, place: str, tokenizer: PreTraine
     unknown = {tokenizer.unk_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id, None}
     if not tokens or unknown & set(tokens):
         raise InputError(
-            f"{place}: the {field} holds characters that the model's tokenizer has no token for; mend the row, or "
+            f"{place}: the {field} holds characters that the model's tokenizer has no token for; fix the row, or "
             "take another model.path"
         )

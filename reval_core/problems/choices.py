@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reval_core.problems.columns import OTHER_OPTIONS
-from reval_core.problems.golds import Unusable, plain_text
+from reval_core.rows import Unusable, plain_text
 
 LETTERS = "ABCDEFGHIJ"
 

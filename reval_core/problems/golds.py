@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from reval_core.answers import alternatives, as_integer
 from reval_core.config import GoldMode
 from reval_core.extraction import extract, prepare_gold
+from reval_core.rows import Unusable, json_list, plain_text
 
 GoldKind = Literal["integer", "number", "expression", "list", "choice", "text"]
 """What a gold looks like. `text`: words without any mathematics, or no answer but an argument."""
@@ -19,43 +20,50 @@ LONGEST_GOLD = 200
 
 _NUMBER = re.compile(r"[+-]?[0-9][0-9,.]*\s*(?:\\?%)?|[+-]?\\?[dt]?frac\s*(?:\{-?[0-9]+\}){2}|[+-]?[0-9]+/[0-9]+")
 _WORDS = re.compile(r"(?:\\text(?:bf|rm|it)?\s*\{)?[A-Za-z][A-Za-z' .-]{2,}\}?")
+_WRAPPING = re.compile(r"\$|\\(?:boxed|fbox|text|textbf|textit|mathrm|mathbf|mbox)(?![A-Za-z])|[{}]")
+_MISSING = {"", "nan", "-nan", "none", "null", "nil", "n/a", "n.a", "na", "nat", "missing", "undefined", "unknown"}
+_MISSING |= {"missing value", "not available", "not applicable", "not provided", "not given", "no answer", "error"}
+_MISSING |= {
+    "empty",
+    "blank",
+    "placeholder",
+    "answer",
+    "todo",
+    "tbd",
+    "tba",
+    "tbc",
+    "fixme",
+    "xxx",
+    "ref!",
+    "value!",
+}
 _COMMAND = re.compile(r"\\(?!text)[A-Za-z]+")
 
 
-class Unusable(Exception):
-    """Why a row cannot be asked or judged; the message names the field."""
-
-
-def gold_text(value: Any, gold_mode: GoldMode) -> str:
+def gold_text(value: Any, gold_mode: GoldMode, field: str = "answer") -> str:
     """An answer as text. Of a whole solution, what stands in its last box or after its last ####.
 
     A list of one is its member; of several, the members with commas between them, as `alternatives` parts them.
-    Raises Unusable for what is no answer.
+    The list may be JSON text. Raises Unusable for what is no answer.
     """
-    if isinstance(value, list | tuple):
-        return _joined([gold_text(one, gold_mode) for one in value], gold_mode)
-    text = plain_text(value, "answer")
+    members = listed(value)
+    if members is not None:
+        return _joined([gold_text(one, gold_mode, field) for one in members], gold_mode, field)
+    text = plain_text(value, field)
     return extract(text, ("boxed", "hashes")) or text
 
 
-def plain_text(value: Any, field: str) -> str:
-    """A text or a number as text, without space around it: 142.0 is 142. Raises Unusable for anything else."""
-    if isinstance(value, float) and math.isfinite(value):
-        value = int(value) if value.is_integer() and abs(value) < 1e15 else repr(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if value is None:
-        raise Unusable(f"{field}: is missing")
-    if not isinstance(value, str):
-        inside = f"; an inner column is named {field}.NAME" if isinstance(value, dict) else ""
-        raise Unusable(f"{field}: must be text or a number, not {type(value).__name__}{inside}")
-    if not value.strip():
-        raise Unusable(f"{field}: is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise Unusable(f"{field}: holds half of a character ({error.reason})") from error
-    return value.strip()
+def listed(value: Any) -> list[Any] | None:
+    """The members of an answer that is a list, or one written as JSON text; None for any other."""
+    if isinstance(value, list):
+        return value
+    return json_list(value) if isinstance(value, str) else None
+
+
+def is_missing(gold: str) -> bool:
+    """Whether a gold is a word for a missing value, such as `nan`, `N/A` or `TODO`, or only punctuation."""
+    word = _WRAPPING.sub("", gold).strip(" \t\n\\.!:;'\"()[]<>#").casefold()
+    return word in _MISSING or not any(unicodedata.category(letter)[0] in "LNS" for letter in gold.replace("$", ""))
 
 
 def gold_kind(gold: str, gold_mode: GoldMode) -> GoldKind:
@@ -74,12 +82,12 @@ def gold_kind(gold: str, gold_mode: GoldMode) -> GoldKind:
     return "expression"
 
 
-def _joined(members: Sequence[str], gold_mode: GoldMode) -> str:
+def _joined(members: Sequence[str], gold_mode: GoldMode, field: str) -> str:
     unique = list(dict.fromkeys(members))
     if not unique:
-        raise Unusable("answer: is an empty list")
+        raise Unusable(f"{field}: is an empty list")
     if len(unique) > 1 and gold_mode == "any":
         parted = next((one for one in unique if len(alternatives(prepare_gold(one))) > 1), None)
         if parted is not None:
-            raise Unusable(f"answer: lists {parted!r}, which is a list itself, where any one member is right")
+            raise Unusable(f"{field}: lists {parted!r}, which is a list itself, where any one member is right")
     return ", ".join(unique)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from reval_core.config import Hub
 from reval_core.errors import InputError
-from reval_core.problems.files import Row, numbered
+from reval_core.rows import Row, numbered
 
 
 def hub_rows(hub: Hub) -> list[Row]:

@@ -9,12 +9,12 @@ from reval_core import arithmetic
 from reval_core.config import Problems, ProblemSet
 from reval_core.errors import InputError
 from reval_core.problems.contamination import WORDS, contaminated
-from reval_core.problems.files import read_rows
 from reval_core.problems.hub import hub_rows
 from reval_core.problems.order import shuffled
 from reval_core.problems.problem import Problem
 from reval_core.problems.reading import Read, read_problems, stem
 from reval_core.problems.registered import ENDINGS, REGISTERED, VARIABLE, find_set, folders
+from reval_core.rows import read_rows
 
 
 def load_problems(source: ProblemSet, seed: int) -> list[Problem]:

@@ -11,11 +11,11 @@ from reval_core.answers import alternatives
 from reval_core.config import PROMPTS, GoldMode, ProblemSet
 from reval_core.extraction import prepare_gold
 from reval_core.problems.choices import options_of, with_options
-from reval_core.problems.columns import Columns, choose_columns, value_at
-from reval_core.problems.files import Row, within
-from reval_core.problems.golds import LONGEST_GOLD, Unusable, gold_text, plain_text
+from reval_core.problems.columns import PROBLEM_FIELDS
+from reval_core.problems.golds import LONGEST_GOLD, gold_text, is_missing, listed
 from reval_core.problems.problem import Problem
 from reval_core.problems.registered import REGISTERED
+from reval_core.rows import Row, Unusable, choose_columns, last_turn, plain_text, turns_of, value_at, within
 
 LONGEST_PROBLEM = 2000
 """In characters: longer problems are reported."""
@@ -24,9 +24,11 @@ Note = Literal[
     "answer is a list",
     "answer is a number",
     "answer is a whole solution",
+    "answer is a missing value",
     "several answers",
     "long answer",
     "long problem",
+    "several turns of the user, of which the last is asked",
 ]
 """What is odd about a row that can be used."""
 
@@ -49,7 +51,7 @@ def read_problems(rows: Sequence[Row], source: ProblemSet, origin: str, problem_
     """
     known = REGISTERED[source.set] if source.set else None
     names = dict.fromkeys(name for row in rows for name in row.values)
-    columns = choose_columns(origin, names, source.columns, known.columns if known else {})
+    columns = choose_columns(origin, names, PROBLEM_FIELDS, source.columns, known.columns if known else {})
     gold_mode = source.gold_mode or (known.gold_mode if known else "all")
     places: dict[str, str] = {}
     found = []
@@ -74,18 +76,19 @@ def stem(path: Path) -> str:
     return path.name.removesuffix(path.suffix)
 
 
-def _problem(row: Row, columns: Columns, gold_mode: GoldMode, problem_set: str) -> tuple[Problem, tuple[Note, ...]]:
+def _problem(
+    row: Row, columns: Mapping[str, str], gold_mode: GoldMode, problem_set: str
+) -> tuple[Problem, tuple[Note, ...]]:
     """Raises Unusable if the row gives none."""
     given = {field: value_at(row.values, column) for field, column in columns.items()}
-    question = _question(given["problem"])
+    question, notes = _question(given["problem"]), _question_notes(given["problem"])
     choice = options_of(row.values, given.get("options"), given["answer"])
-    notes: list[Note] = []
     if choice is not None:
         question, answer = with_options(question, *choice)
         gold_mode = "choice"
     else:
         answer = gold_text(given["answer"], gold_mode)
-        notes = _answer_notes(given["answer"], answer, gold_mode)
+        notes += _answer_notes(given["answer"], answer, gold_mode)
     if len(question) > LONGEST_PROBLEM:
         notes.append("long problem")
     name = given.get("prompt_id")
@@ -95,20 +98,22 @@ def _problem(row: Row, columns: Columns, gold_mode: GoldMode, problem_set: str) 
 
 def _question(value: Any) -> str:
     """The problem's text. Of a chat, the user's last turn without the instruction of a prompt that is known."""
-    if not isinstance(value, list):
-        return plain_text(value, "problem")
-    turns = [one for one in value if isinstance(one, Mapping) and one.get("role") == "user"]
-    if not turns:
-        raise Unusable("problem: is a list without a user's turn")
-    text = plain_text(turns[-1].get("content"), "problem")
-    for prompt in PROMPTS.values():
-        text = text.removesuffix(prompt.user.partition("{problem}")[2])
+    asked = last_turn(value, "user", "problem")
+    text = plain_text(asked, "problem")
+    if asked is not value:
+        for prompt in PROMPTS.values():
+            text = text.removesuffix(prompt.user.partition("{problem}")[2])
     return plain_text(text, "problem")
+
+
+def _question_notes(value: Any) -> list[Note]:
+    several = len(turns_of(value, "user", "problem") or ()) > 1
+    return ["several turns of the user, of which the last is asked"] if several else []
 
 
 def _answer_notes(value: Any, answer: str, gold_mode: GoldMode) -> list[Note]:
     notes: list[Note] = []
-    if isinstance(value, list):
+    if listed(value) is not None:
         notes.append("answer is a list")
     elif not isinstance(value, str):
         notes.append("answer is a number")
@@ -116,6 +121,8 @@ def _answer_notes(value: Any, answer: str, gold_mode: GoldMode) -> list[Note]:
         notes.append("answer is a whole solution")
     if gold_mode != "choice" and len(alternatives(prepare_gold(answer))) > 1:
         notes.append("several answers")
+    if is_missing(answer):
+        notes.append("answer is a missing value")
     if len(answer) > LONGEST_GOLD:
         notes.append("long answer")
     return notes

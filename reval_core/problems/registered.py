@@ -10,7 +10,7 @@ from typing import Literal
 
 from reval_core.config import GoldMode, Hub, ProblemField, SetName
 
-ENDINGS = (".parquet", ".jsonl", ".json", ".csv", ".arrow")
+ENDINGS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".arrow")
 """The endings of the files that are read, in the order in which a set is looked for."""
 
 VARIABLE = "REVAL_DATA"

@@ -25,6 +25,7 @@ def _inputs(session: Session, round: int, material: Material) -> list[Any]:
         tokenizer_digest(session.tokenizer),
         context_length(config.model),
         SHARD_ROWS,
+        *([material.cut] if material.cut else []),  # before, what followed an end of text was learned as well
     ]
 
 
@@ -46,7 +47,7 @@ def _work(session: Session, round: int, material: Material) -> Outcome:
 
     shards = -(-len(material.rows) // SHARD_ROWS)
     outcome = publish_shards(session, round, importing.key(session, round, material), shards, make)
-    outcome.info |= {"engine": "import", "too_long": material.too_long}
+    outcome.info |= {"engine": "import", **material.counts}
     return outcome
 
 

@@ -166,12 +166,15 @@ def test_columns_and_test_sets_can_be_named(reval: Reval, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["none.jsonl"], "reval: none.jsonl: cannot be read as UTF-8"),
+        (["none.jsonl"], "reval: none.jsonl: cannot be read (No such file or directory)"),
         (
             ["a.jsonl", "--column", "answer"],
             "--column answer: must look like answer=NAME; the fields are",
         ),
-        (["a.jsonl", "--column", "gold=x"], "--column gold=x: must look like answer=NAME"),
+        (
+            ["a.jsonl", "--column", "gold=x"],
+            "--column gold=x: 'gold' is nothing that a row holds; known are problem",
+        ),
         (
             ["a.jsonl", "--set", "gsm9k"],
             "--set gsm9k: is no registered set; known are deepscaler",

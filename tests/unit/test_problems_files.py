@@ -69,7 +69,11 @@ def test_a_json_file_may_have_one_object_a_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.txt", b"", "a.txt: cannot be read by its name; it must end in .jsonl, .json, .csv, .parquet, .arrow"),
+        (
+            "a.txt",
+            b"",
+            "a.txt: cannot be read by its name; it must end in .jsonl, .ndjson, .json, .csv, .parquet, .arrow",
+        ),
         ("a.json", b"[]", "a.json: holds no row"),
         ("a.json", b"", "a.json: holds no row"),
         ("a.json", b'[{"problem": "1",\n "answer": }]', "a.json:2: not JSON (Expecting value at column 12)"),

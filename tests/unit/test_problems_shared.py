@@ -15,8 +15,8 @@ from reval_core.extraction import prepare_gold
 from reval_core.problems import Problem, load_problems
 from reval_core.problems.checking import check_set, known_tests
 from reval_core.problems.contamination import contaminated, normalised
-from reval_core.problems.files import read_rows
 from reval_core.problems.registered import REGISTERED, find_set
+from reval_core.rows import read_rows
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.exists(), reason="the shared data is not beside the project")

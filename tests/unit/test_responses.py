@@ -1,6 +1,7 @@
 """Files of responses: both forms, the mapping of columns, and a complaint that names the row."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import pytest
 from reval_core.errors import InputError
 from reval_core.imports import Tokenised, import_table, sample_numbers, tokenise
 from reval_core.models import make_tiny_tokenizer
-from reval_core.responses import FIELDS, Response, column_names, read_responses
+from reval_core.responses import RESPONSE_FIELDS, Response, read_responses
+from reval_core.rows import column_options
 from tests.runs import small_config
 
-PLAIN = column_names([])
+
+def read(path: Path, columns: Sequence[str] = ()) -> list[Response]:
+    return read_responses(path, column_options(columns, RESPONSE_FIELDS), "all")
 
 
 def jsonl(path: Path, *rows: dict[str, Any] | str) -> Path:
@@ -34,10 +38,10 @@ def test_jsonl_and_parquet_give_the_same(tmp_path: Path) -> None:
         {"problem": "2+3=", "response": "5", "gold": "5", "reward": 1.0},
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    from_jsonl = read_responses(jsonl(tmp_path / "a.jsonl", rows[0], "", *rows[1:]), PLAIN)
-    from_parquet = read_responses(tmp_path / "a.parquet", PLAIN)
+    from_jsonl = read(jsonl(tmp_path / "a.jsonl", rows[0], "", *rows[1:]))
+    from_parquet = read(tmp_path / "a.parquet")
     assert [(one.problem, one.response, one.gold, one.reward) for one in from_jsonl] == [
-        tuple(row[field] for field in FIELDS) for row in rows
+        tuple(row[field] for field in RESPONSE_FIELDS.names) for row in rows
     ]
     assert [one.response for one in from_parquet] == [one.response for one in from_jsonl]
     assert from_jsonl[1].place == f"{tmp_path}/a.jsonl:3", "empty lines are counted"
@@ -45,16 +49,15 @@ def test_jsonl_and_parquet_give_the_same(tmp_path: Path) -> None:
 
 
 def test_columns_may_have_other_names_and_values_that_mean_the_same(tmp_path: Path) -> None:
-    names = column_names(["response=completion", "gold=answer", "reward=label"])
     path = jsonl(tmp_path / "a.jsonl", {"problem": "1+2=", "completion": "3", "answer": 3, "label": True})
-    (found,) = read_responses(path, names)
+    (found,) = read(path, ["response=completion", "gold=answer", "reward=label"])
     assert (found.response, found.gold, found.reward) == ("3", "3", 1.0)
 
 
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("response", "--column response: must look like response=completion"),
+        ("response", "--column response: must look like response=NAME; the fields are problem, response, gold"),
         ("response=", "must look like"),
         ("respnse=x", "'respnse' is nothing that a row holds; did you mean 'response'?"),
         ("source=x", "'source' is nothing that a row holds"),
@@ -62,18 +65,17 @@ def test_columns_may_have_other_names_and_values_that_mean_the_same(tmp_path: Pa
 )
 def test_a_mapping_that_says_nothing_is_refused(option: str, words: str) -> None:
     with pytest.raises(InputError, match=words.replace("?", r"\?")):
-        column_names([option])
+        column_options([option], RESPONSE_FIELDS)
 
 
 @pytest.mark.parametrize(
     ("row", "words"),
     [
         ({"problem": "1+2=", "gold": "3"}, "response: is missing"),
-        ({"problem": "1+2=", "response": " ", "gold": "3"}, "response: is empty"),
         ({"response": "3", "gold": "3"}, "problem: is missing"),
-        ({"problem": "1+2=", "response": "3"}, "has neither gold nor reward; give the known answer"),
-        ({"problem": "1+2=", "response": "3", "gold": ""}, "gold: is empty"),
-        ({"problem": "1+2=", "response": "3", "gold": ["3"]}, "gold: must be text, not list"),
+        ({"problem": "1+2=", "response": "3"}, "gold: is missing, and so is reward; give one of them"),
+        ({"problem": "1+2=", "response": "3", "gold": ""}, "gold: is missing, and so is reward"),
+        ({"problem": "1+2=", "response": "3", "gold": {"a": 3}}, "gold: must be text or a number, not dict"),
         ({"problem": "1+2=", "response": "3", "reward": "good"}, "reward: must be a number, not 'good'"),
         ('{"problem": "1+2=", "response": "3", "reward": NaN}', "reward: must be a number, not nan"),
         ('{"problem": ', "not JSON"),
@@ -83,31 +85,30 @@ def test_a_mapping_that_says_nothing_is_refused(option: str, words: str) -> None
 def test_a_row_that_cannot_be_used_is_named(tmp_path: Path, row: dict[str, Any] | str, words: str) -> None:
     path = jsonl(tmp_path / "a.jsonl", {"problem": "1+2=", "response": "3", "gold": "3"}, row)
     with pytest.raises(InputError) as error:
-        read_responses(path, PLAIN)
+        read(path)
     assert str(error.value).startswith(f"{path}:2: {words}")
     assert "\n" not in str(error.value)
 
 
 def test_a_row_of_parquet_is_named_by_its_number(tmp_path: Path) -> None:
-    rows = {"problem": ["a"] * 9, "response": ["b"] * 8 + [""], "gold": ["c"] * 9}
+    rows = {"problem": ["a"] * 9, "response": ["b"] * 8 + [None], "gold": ["c"] * 9}
     pq.write_table(pa.table(rows), tmp_path / "a.parquet", row_group_size=2)
-    with pytest.raises(InputError, match=r"a\.parquet: row 9: response: is empty"):
-        read_responses(tmp_path / "a.parquet", PLAIN)
+    with pytest.raises(InputError, match=r"a\.parquet: row 9: response: is missing"):
+        read(tmp_path / "a.parquet")
 
 
 def test_a_file_that_holds_no_responses_is_refused(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"prompt": ["a"], "answer": ["b"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["a"], "answer": ["b"]}), tmp_path / "a.parquet")
     with pytest.raises(
-        InputError, match=r"has no column 'problem' for the problem; it has prompt, answer: say which"
+        InputError,
+        match=r"has no column for the problem; it has 'text', 'answer': say which with --column problem=",
     ):
-        read_responses(tmp_path / "a.parquet", PLAIN)
-    with pytest.raises(InputError, match="holds no response"):
-        read_responses(jsonl(tmp_path / "a.jsonl"), PLAIN)
-    with pytest.raises(InputError, match="cannot be read as Parquet"):
-        read_responses(tmp_path / "a.csv", PLAIN)
+        read(tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="holds no row"):
+        read(jsonl(tmp_path / "a.jsonl"))
     (tmp_path / "b.parquet").write_text("no such thing")
     with pytest.raises(InputError, match=r"b\.parquet: cannot be read as Parquet"):
-        read_responses(tmp_path / "b.parquet", PLAIN)
+        read(tmp_path / "b.parquet")
 
 
 def test_responses_end_with_the_end_of_sequence_token_once() -> None:
@@ -125,7 +126,7 @@ def test_what_is_too_long_is_left_out_and_counted() -> None:
     material = tokenise(responses, config, make_tiny_tokenizer("0123456789+="))
     assert [row.given.response for row in material.rows] == ["333"], "three tokens and the end make four"
     assert material.too_long == 2, "one by rollouts.max_tokens, one by the model's context of 256"
-    with pytest.raises(InputError, match="this response and all after it are too long"):
+    with pytest.raises(InputError, match="this response and all after it are empty or too long"):
         tokenise(responses[1:], config, make_tiny_tokenizer("0123456789+="))
 
 

@@ -1,0 +1,34 @@
+"""Files of rows that people write (problems, responses, claims): how they are read, chosen from and made text."""
+
+from reval_core.rows.columns import Fields, choose_columns, column_options, value_at
+from reval_core.rows.files import Row, numbered, read_as, read_rows, within
+from reval_core.rows.values import (
+    Unusable,
+    json_list,
+    last_turn,
+    number_of,
+    plain_text,
+    text_of,
+    turns_of,
+    whole_text,
+)
+
+__all__ = [
+    "Fields",
+    "Row",
+    "Unusable",
+    "choose_columns",
+    "column_options",
+    "json_list",
+    "last_turn",
+    "number_of",
+    "numbered",
+    "plain_text",
+    "read_as",
+    "read_rows",
+    "text_of",
+    "turns_of",
+    "value_at",
+    "whole_text",
+    "within",
+]
