@@ -19,9 +19,10 @@ from reval_core.config import Config
 from reval_core.errors import Damaged, InputError, RunStopped
 from reval_core.facts import SCHEMA_VERSION
 from reval_core.files import read_json
-from reval_core.imports import import_table
-from reval_core.models import load_model, policy_digest
+from reval_core.imports import import_table, tokenise
+from reval_core.models import load_model, policy_digest, tokenizer_of
 from reval_core.report import write_report
+from reval_core.responses import read_responses
 from reval_core.run_folder import RunFolder
 from reval_core.session import Policy, open_session
 from reval_core.stages.consistency import score_trajectories
@@ -135,6 +136,49 @@ def test_the_same_import_again_does_nothing_and_another_file_is_refused(imported
     other = responses(tmp_path / "other.jsonl", count=20)
     with pytest.raises(InputError, match=r"holds the responses of sums\.jsonl, whose content is not that of"):
         import_small(other, copy, config)
+
+
+def test_empty_and_cut_responses_are_counted_in_the_summary_and_the_manifest(tmp_path, capsys):
+    config = written(tmp_path / "offline.yaml", offline_config(tmp_path / "runs/stored"))
+    rows = [("1+1=", "2</s>3</s>"), ("1+2=", "3</s>"), ("1+3=", ""), ("1+4=", "5555555")]
+    (tmp_path / "some.csv").write_text(
+        "problem,response,gold\n" + "".join(f"{problem},{text},{problem[2]}\n" for problem, text in rows)
+    )
+    import_file(tmp_path / "some.csv", config, ["rollouts.max_tokens=4"], tmp_path / "run", [], as_json=False)
+    shown = capsys.readouterr().out
+    assert "1 responses were left out: they are empty" in shown
+    assert "1 responses were cut at an end-of-text token: more text followed it" in shown
+    summary = read_json(RunFolder(tmp_path / "run").summary)
+    manifest = RunFolder(tmp_path / "run").manifest("rollouts", 0)
+    for counts in (summary, manifest.info):
+        assert {name: counts[name] for name in ("too_long", "empty", "cut")} == {
+            "too_long": 1,
+            "empty": 1,
+            "cut": 1,
+        }
+    assert ask(tmp_path / "run", "SELECT response, len(response_tokens) FROM trajectories") == [("2", 2), ("3", 2)]
+
+
+CASES = ROOT.parent / "shared/cases/problems"
+
+
+@pytest.mark.skipif(not CASES.exists(), reason="the shared cases are not beside the project")
+@pytest.mark.parametrize(
+    ("name", "taken", "empty", "cut"),
+    [
+        ("eos_inside.jsonl", 2, 0, 1),
+        ("empty_response.jsonl", 3, 1, 0),
+        ("upper.JSONL", 4, 0, 0),
+        ("floatgold.jsonl", 1, 0, 0),
+        ("csvresp.csv", 1, 0, 0),
+    ],
+)
+def test_the_shared_responses_become_tokens(name, taken, empty, cut):
+    letters = {"tiny": {"characters": "0123456789+=.so \\bxed{}"}}
+    config = small_config(model=letters, rollouts__max_tokens=60)
+    found = read_responses(CASES / name, {}, "all")
+    material = tokenise(found, config, tokenizer_of(config.model))
+    assert (len(material.rows), material.empty, material.cut) == (taken, empty, cut)
 
 
 def test_a_training_run_takes_no_import(finished, imported, tmp_path):

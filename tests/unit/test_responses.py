@@ -8,12 +8,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import GenerationConfig
 
 from reval_core.errors import InputError
 from reval_core.imports import Tokenised, import_table, sample_numbers, tokenise
-from reval_core.models import make_tiny_tokenizer
+from reval_core.models import load_tokenizer, make_tiny_tokenizer
 from reval_core.responses import RESPONSE_FIELDS, Response, read_responses
 from reval_core.rows import column_options
+from tests.models import save_byte_level_model
 from tests.runs import small_config
 
 
@@ -117,7 +119,63 @@ def test_responses_end_with_the_end_of_sequence_token_once() -> None:
     material = tokenise([response("3"), response("4</s>")], config, tokenizer)
     end, three, four = tokenizer.eos_token_id, *tokenizer.encode("34")
     assert [row.tokens for row in material.rows] == [[three, end], [four, end]]
+    assert [row.given.response for row in material.rows] == ["3", "4"]
     assert material.rows[0].prompt_tokens == tokenizer.encode("1+2=")
+
+
+@pytest.fixture(scope="module")
+def chatting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level model with a turn's end and a text's end, as chat models have."""
+    folder = tmp_path_factory.mktemp("chatting")
+    save_byte_level_model(folder)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.save_pretrained(folder)
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    GenerationConfig(eos_token_id=ends).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "end", "cut"),
+    [
+        ("so 3", "so 3", "eos", 0),
+        ("so 3<|im_end|>", "so 3", "<|im_end|>", 0),
+        ("so 3<|im_end|>\n", "so 3", "<|im_end|>", 0),
+        ("so 3<|im_end|>EOSEOS", "so 3", "<|im_end|>", 0),
+        ("so 3EOS and on<|im_end|>", "so 3", "eos", 1),
+        ("so 3<|im_end|>\n<|im_start|>user\nNext?", "so 3", "<|im_end|>", 1),
+        ("it is <|im_start|> 3", "it is <|im_start|> 3", "eos", 0),
+    ],
+)
+def test_a_response_ends_at_the_first_token_that_ends_a_text(
+    chatting: Path, text: str, said: str, end: str, cut: int
+) -> None:
+    tokenizer = load_tokenizer(chatting)
+    config = small_config(model={"path": str(chatting)}, rollouts__max_tokens=60)
+    material = tokenise([response(text.replace("EOS", tokenizer.eos_token))], config, tokenizer)
+    (row,) = material.rows
+    last = tokenizer.eos_token_id if end == "eos" else tokenizer.convert_tokens_to_ids(end)
+    assert (row.given.response, material.cut, material.empty) == (said, cut, 0)
+    assert row.tokens[-1] == last
+    assert tokenizer.decode(row.tokens[:-1]) == said
+    special = set(tokenizer.all_special_ids)
+    assert not special & set(row.tokens[:-1]), "what else it spells is characters"
+
+
+@pytest.mark.parametrize("nothing", ["", "  \n", "</s>", " </s> 5"])
+def test_an_empty_response_is_left_out_and_counted(nothing: str) -> None:
+    tokenizer = make_tiny_tokenizer("0123456789+=")
+    material = tokenise([response("3"), response(nothing), response("4")], small_config(), tokenizer)
+    assert [row.given.response for row in material.rows] == ["3", "4"]
+    assert material.counts == {"too_long": 0, "empty": 1, "cut": 0}
+    with pytest.raises(InputError, match="file:1: this response and all after it are empty or too long"):
+        tokenise([response(nothing)], small_config(), tokenizer)
+
+
+def test_special_tokens_that_no_tokenizer_spells_are_refused_by_row() -> None:
+    with pytest.raises(InputError, match="file:1: the response holds characters that the model's tokenizer has no"):
+        tokenise([response("<s>3")], small_config(), make_tiny_tokenizer("0123456789+="))
 
 
 def test_what_is_too_long_is_left_out_and_counted() -> None:

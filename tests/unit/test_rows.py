@@ -282,11 +282,13 @@ def test_several_turns_of_the_user_are_noted(tmp_path: Path) -> None:
     assert notes["several turns of the user, of which the last is asked"] == ["line 2"]
 
 
-@pytest.mark.parametrize(
-    "gold",
-    r"NAN|-nan| none |$null$|\boxed{N/A}|\text{None}|\(\text{ NaN }\)|<NA>|#N/A|n.a.|-|--|—|?|???|...|…|_|()|TBD|tba|"
-    r"Undefined|FIXME|Unknown|(missing)".split("|"),
-)
+MISSING = r"""
+NAN -nan none $null$ \boxed{N/A} \text{None} \(\text{NaN}\) <NA> #N/A n.a. - -- — ? ??? ... … _ () TBD tba Undefined
+FIXME Unknown (missing)
+"""
+
+
+@pytest.mark.parametrize("gold", [*MISSING.split(), " not available "])
 def test_words_for_missing_values_are_told(gold: str) -> None:
     assert is_missing(gold)
 
