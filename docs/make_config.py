@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from reval_core.config import Config
 from reval_core.config.protocol import Protocol
+from reval_core.config.section import LocalPath
 from reval_core.loading import TAGS
 
 TARGET = Path(__file__).with_name("config.md")
@@ -149,7 +150,7 @@ def _values(annotation: Any, metadata: list[Any]) -> str:
         return f"two {_values(inner[0], [])}s" if len(inner) == 2 else f"list of {_values(inner[0], [])}"
     if get_origin(annotation) is dict:
         return "a value for each name"
-    names = {int: "integer", float: "number", str: "text", bool: "`true`, `false`"}
+    names = {int: "integer", float: "number", str: "text", LocalPath: "text", bool: "`true`, `false`"}
     return names[annotation] + _range(metadata)
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from flows.show import print_json, print_rows, short
 from reval_core.errors import InputError
+from reval_core.storage.places import check_local, check_writable
 
 if TYPE_CHECKING:
     from reval_core.comparison.pairs import Pair, Part, Row, Score
@@ -30,6 +31,10 @@ def show_comparison(paths: Sequence[Path], round: int | None, out: Path, as_json
     """
     if not 2 <= len(paths) <= MOST_RUNS:
         raise InputError(f"reval compare takes 2 to {MOST_RUNS} runs, the baseline first; {len(paths)} were given")
+    check_local(out, "--out")
+    if out.is_dir():
+        raise InputError(f"--out {out}: is a directory; give the name of a page")
+    check_writable(out.parent, f"--out {out}")
     from reval_core.comparison import write_comparison
     from reval_core.comparison.pairs import pair
     from reval_core.comparison.sides import open_sides

@@ -14,6 +14,7 @@ from flows.preparation import prepare_evaluation
 from flows.show import print_facts, print_json, print_table, short
 from reval_core.errors import InputError, RunStopped
 from reval_core.files import read_json
+from reval_core.storage.places import check_local
 
 PRESETS = Path(__file__).parents[1] / "configs" / "evaluation"
 
@@ -120,6 +121,7 @@ def benchmarks_override(text: str) -> str:
 
 def use_data(folder: Path) -> None:
     """Look for registered sets in this folder first."""
+    check_local(folder, "--data")
     if not folder.is_dir():
         raise InputError(f"--data {folder}: is no folder")
     os.environ["REVAL_DATA"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("REVAL_DATA")]))

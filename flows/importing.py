@@ -42,6 +42,7 @@ def import_file(
     names = column_options(columns, RESPONSE_FIELDS)
     settings = load_config(config, overrides)
     folder = RunFolder(run_dir or Path("runs") / file.stem)
+    folder.check_place()
     gold_mode = settings.rollouts.gold_mode if isinstance(settings.rollouts, StoredRollouts) else "all"
     responses = read_responses(file, names, gold_mode)
     settings = _import_settings(settings, file, names, gold_mode)

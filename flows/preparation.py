@@ -88,6 +88,7 @@ def prepare_evaluation(
     check_engine(subject.model, settings.engine)
     name = f"{subject.name}-round-{subject.round}" if subject.habits else subject.name
     folder = EvaluationFolder(out or Path("evals") / name)
+    folder.check_place()
     if folder.config.exists():
         raise InputError(f"{folder.path}: holds a run; give another --out")
     if out is None and folder.source() not in (None, subject.source):

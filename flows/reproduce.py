@@ -22,7 +22,7 @@ from reval_core.errors import RevalError, RunStopped
 from reval_core.files import digest, publish_json
 from reval_core.reproduction.measures import measure
 from reval_core.reproduction.page import write_results
-from reval_core.reproduction.plan import Figure, Unit, load_base, load_figure, load_search, units
+from reval_core.reproduction.plan import Figure, Unit, check_out, load_base, load_figure, load_search, units
 from reval_core.reproduction.records import Record
 from tasks.units import submit
 
@@ -39,6 +39,7 @@ def reproduce(
     """
     settings = {name: load_figure(name) for name in figures}
     place = Path(out)
+    check_out(place)
     found, stopped = {}, []
     with shown_warnings(), _processes(workers or os.cpu_count() or 1) as executor, UnitBar() as bar:
         for name, figure in settings.items():

@@ -13,7 +13,7 @@ from flows.show import print_json, print_rows, short
 from reval_core.errors import InputError, RunStopped
 from reval_core.files import read_json
 from reval_core.reproduction.finding import in_words
-from reval_core.reproduction.plan import absent_model, known_figures, load_figure, units
+from reval_core.reproduction.plan import absent_model, check_out, known_figures, load_figure, units
 
 
 def all_figures() -> list[str]:
@@ -29,6 +29,7 @@ def reproduce_here(
     figures: Sequence[str], seeds: int | None, out: Path, workers: int | None, as_json: bool
 ) -> None:
     """Make figures in this process and those that it starts, and print what was measured."""
+    check_out(out)
     for name in figures:
         units(load_figure(name), out, seeds)  # whatever is wrong is said before Prefect takes its seconds to start
         if path := absent_model(name):

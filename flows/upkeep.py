@@ -16,6 +16,7 @@ from reval_core.config import Config
 from reval_core.errors import InputError, RunStopped
 from reval_core.loading import load_config
 from reval_core.run_folder import RunFolder, existing_run
+from reval_core.storage.places import check_local, check_writable
 
 
 def show_check(run: Path, as_json: bool) -> None:
@@ -63,6 +64,8 @@ def show_policy(run: Path, round: int | None, out: Path, as_json: bool) -> None:
     from reval_core.replay import newest_policy, recorded_policy, replay
 
     folder, config = _run(run)
+    check_local(out, "--out")
+    check_writable(out.parent, f"--out {out}")
     if out.exists():
         raise InputError(f"{out}: exists; give --out a folder that does not")
     newest = newest_policy(folder)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from reval_core.config import Config, StoredRollouts, VllmServerEngine
 from reval_core.errors import InputError
+from reval_core.storage.places import check_local
 
 Field = tuple[str, ...]
 
@@ -46,6 +47,8 @@ def load_settings(
 
     Raises InputError with one line for the first thing that is wrong.
     """
+    if path is not None:
+        check_local(path)
     given, places = ({}, {}) if path is None else _read_chain(path)
     values = {**(base or {}), **given}
     for override in overrides:

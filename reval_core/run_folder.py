@@ -20,6 +20,7 @@ from reval_core.errors import InputError
 from reval_core.facts import Manifest, read_manifest, write_manifest
 from reval_core.files import CHECKSUMS, publish_file, publish_json, read_json
 from reval_core.storage.entries import check_entries
+from reval_core.storage.places import check_directory, check_local
 
 STAGES = (
     "warm_start",
@@ -38,6 +39,9 @@ STAGES = (
 
 PRUNED = "pruned.json"
 
+_MARKS = ("config.yaml", "evaluation.yaml", "lock", "attempts")
+"""What a directory holds that reval has made: also where a run was killed at once, or has lost its config."""
+
 
 def merged_name(stage: str, table: str) -> str:
     """The file that pruning merges a stage's rows of a table into."""
@@ -45,12 +49,15 @@ def merged_name(stage: str, table: str) -> str:
 
 
 class RunFolder:
-    """The paths of one run. Creating this object touches nothing on disk."""
+    """The paths of one run. Creating this object touches nothing on disk, and raises InputError for a URL."""
 
     unit = "round"
     """What its facts are counted by."""
+    option = "--run-dir"
+    """How a user says where it is."""
 
     def __init__(self, path: Path) -> None:
+        check_local(path)
         self.path = path.absolute()
         self.config = self.path / "config.yaml"
         self.machine = self.path / "machine.json"
@@ -177,6 +184,7 @@ class RunFolder:
 
         Only `rounds` may change, since a run can be made longer, and how an engine is run, but not which one.
         """
+        self.check_place()
         check_entries(self.path)
         if self.protocol.exists():
             raise InputError(f"{self.path}: holds an evaluation; give another --run-dir")
@@ -202,6 +210,10 @@ class RunFolder:
                 "give another --run-dir, or the config that made it"
             )
 
+    def check_place(self) -> None:
+        """Raise InputError if nothing can be made here, or something stands here that reval did not make."""
+        check_directory(self.path, self.option, _MARKS)
+
     def open(self, config: Config) -> None:
         """Make the folder this config's. Raises InputError if another config made it."""
         self.check(config)
@@ -215,7 +227,10 @@ class RunFolder:
         Raises InputError naming the process that holds it, or what makes it no run directory.
         """
         check_entries(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be made ({error.strerror}); give another place") from error
         with (self.path / "lock").open("a+") as file:
             deadline = time.monotonic() + 0.2
             while True:

@@ -7,6 +7,7 @@ has it for itself while it runs, and everybody else reads the facts (`sql_views`
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -161,7 +162,7 @@ class Store:
                 connection.execute(
                     f'INSERT INTO "{table}" SELECT {names} '
                     "FROM read_parquet($path, hive_partitioning = false) WHERE round = $round",
-                    {"path": str(self._folder / path), "round": manifest.round},
+                    {"path": _literal(str(self._folder / path)), "round": manifest.round},
                 )
             for place, file in new:
                 connection.execute(
@@ -336,10 +337,15 @@ def _create_views(connection: duckdb.DuckDBPyConnection, folder: Path, listed: I
 def _view(schema: pa.Schema, paths: Sequence[str]) -> str:
     if paths:
         names = ", ".join(f'"{name}"' for name in schema.names)
-        listed = ", ".join(map(_quoted, dict.fromkeys(paths)))
+        listed = ", ".join(_quoted(_literal(path)) for path in dict.fromkeys(paths))
         return f"SELECT {names} FROM read_parquet([{listed}], hive_partitioning = false)"
     typed = zip(schema.names, schema.types, strict=True)
     return "SELECT " + ", ".join(f'NULL::{_TYPES[kind]} AS "{name}"' for name, kind in typed) + " WHERE false"
+
+
+def _literal(path: str) -> str:
+    """A path for DuckDB's readers of files, to which `*`, `?` and `[` are patterns."""
+    return re.sub(r"[*?[]", r"[\g<0>]", path)
 
 
 def _quoted(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from prefect.artifacts import create_table_artifact
@@ -37,6 +38,6 @@ def _show_table(session: Session, round: int) -> None:
     rows = session.store.query(
         f"SELECT {_SHOWN} FROM rounds WHERE round <= $round ORDER BY round DESC LIMIT 50", round=round
     )
-    name = "".join(letter if letter.isalnum() else "-" for letter in session.folder.name.lower())
+    name = re.sub(r"[^a-z0-9]", "-", session.folder.name.lower())  # Prefect takes no other letters in a key
     description = f"The last rounds of {session.folder.name}"
     show(create_table_artifact, table=rows.to_pylist(), key=f"reval-{name}", description=description)

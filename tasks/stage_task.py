@@ -44,7 +44,7 @@ def as_task(stage: Stage, retries: int = 0) -> StageCall:
     def call(session: Host, round: int, *inputs: Any) -> Manifest:
         kept = stage.kept(session, round, *inputs)
         bound = run.with_options(
-            task_run_name=session.title(stage.name, round),
+            task_run_name=session.title(stage.name, round).replace("{", "{{").replace("}", "}}"),
             result_storage=session.folder.cache,
             refresh_cache=kept is None,
         )

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from reval_core.config import Config, Tracking
 from reval_core.facts import read_table
@@ -33,7 +34,10 @@ _HASTY_SECONDS = 3.0
 
 def tracking_uri(folder: RunFolder, settings: Tracking) -> str:
     """The MLflow store of a run: the config's, or a database beside the run folder that its neighbours share."""
-    return settings.uri or f"sqlite:///{folder.path.parent / 'mlflow.db'}"
+    if settings.uri:
+        return settings.uri
+    # The driver is named because for `sqlite:` MLflow also makes the parents of the path as it is quoted.
+    return f"sqlite+pysqlite:///{quote(str(folder.path.parent / 'mlflow.db'))}"
 
 
 def open_client(uri: str) -> MlflowClient:

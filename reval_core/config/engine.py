@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from reval_core.config.section import Section
+from reval_core.config.section import LocalPath, Section
 
 
 class EngineSection(Section):
@@ -57,7 +57,7 @@ class VllmServerEngine(EngineSection):
     kind: Literal["vllm-server"]
     urls: tuple[str, ...] = Field(min_length=1)
     """Where they answer, as `http://host:8000`."""
-    weights: str | None = None
+    weights: LocalPath | None = None
     """A folder that the run writes and all servers read; inside the run folder if not given."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """What weights are rounded to when they are handed over."""

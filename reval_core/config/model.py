@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from reval_core.config.problems import ProblemSets
-from reval_core.config.section import Section
+from reval_core.config.section import LocalPath, Section
 
 
 class TinyModel(Section):
@@ -67,7 +67,7 @@ class Lora(Section):
 class Model(Section):
     """The policy before training: a folder of transformers, or a tiny model."""
 
-    path: str | None = None
+    path: LocalPath | None = None
     """A folder (or hub name) that transformers can load, with its tokenizer."""
     tiny: TinyModel | None = None
     warm_start: WarmStart | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from reval_core.config.section import Section
+from reval_core.config.section import LocalPath, Section
 
 GoldMode = Literal["all", "any", "choice"]
 """What a gold answer asks for: all that it lists, any one of them, or the letter of a choice."""
@@ -55,7 +55,7 @@ class ProblemSet(Section):
 
     set: SetName | None = None
     """A registered set (docs/problems.md). Without `path` or `hub` it is looked for as a file, then on the hub."""
-    path: str | None = None
+    path: LocalPath | None = None
     """A JSONL, JSON, CSV, Parquet or Arrow file (docs/problems.md)."""
     hub: Hub | None = None
     arithmetic: Arithmetic | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from reval_core.config.problems import GoldMode
-from reval_core.config.section import Section
+from reval_core.config.section import LocalPath, Section
 
 
 class Rollouts(Section):
@@ -53,7 +53,7 @@ class StoredRollouts(Section):
 
     source: Literal["stored"]
     """`stored` takes all trajectories of another run over before round 1; no round generates any."""
-    run: str
+    run: LocalPath
     """The folder of that run: one that `reval import` made, or any other."""
     batch: int = Field(ge=1)
     """B, the trajectories of an update."""

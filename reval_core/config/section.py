@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+
+from reval_core.storage.places import local
 
 MOST_THREADS = 1024
 """torch starts as many as it is told to."""
@@ -27,6 +29,10 @@ class Section(BaseModel):
             if any(isinstance(one, int) and abs(one) >= 2**63 for one in inner):
                 raise ValueError(f"{name}: must be less than 2^63")
         return values
+
+
+LocalPath = Annotated[str, AfterValidator(local)]
+"""The path of a file or a directory on this machine."""
 
 
 def not_given(value: Any) -> bool:

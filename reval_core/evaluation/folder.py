@@ -18,6 +18,7 @@ class EvaluationFolder(RunFolder):
     """A folder laid out as a run's, in which a sitting stands where a run has a round."""
 
     unit = "sitting"
+    option = "--out"
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

@@ -14,6 +14,7 @@ from reval_core.config.section import Section
 from reval_core.errors import InputError
 from reval_core.loading import load_config, load_settings
 from reval_core.reproduction.prompts import PromptSearch
+from reval_core.storage.places import check_directory, check_local
 
 SMALL = Path(__file__).parents[2] / "configs" / "paper" / "small"
 """The configs of the runs; beside them one YAML a figure in `figures/`, one a search for prompts in `prompts/`."""
@@ -81,6 +82,12 @@ def absent_model(name: str) -> str | None:
     """The folder of the model that a figure's runs start from, if it is not there."""
     path = load_base(load_figure(name).base).model.path
     return None if path is None or Path(path).exists() else path
+
+
+def check_out(out: Path) -> None:
+    """Raise InputError if figures cannot be made in a directory, or something else is in it."""
+    check_local(out, "--out")
+    check_directory(out, "--out", ("runs", "starts", "figures", "cache", "index.html"))
 
 
 def units(figure: Figure, out: Path, seeds: int | None = None) -> list[Unit]:

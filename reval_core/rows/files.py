@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from reval_core.errors import InputError
 from reval_core.rows.columns import Fields, choose_columns, value_at
 from reval_core.rows.values import Unusable
+from reval_core.storage.places import check_local
 
 Made = TypeVar("Made")
 
@@ -52,6 +53,7 @@ def read_rows(path: Path, example: str = '{"problem": …, "answer": …}') -> l
         ".parquet": _parquet,
         ".arrow": _arrow,
     }
+    check_local(path)
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path}: cannot be read by its name; it must end in {', '.join(readers)}")

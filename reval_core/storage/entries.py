@@ -38,6 +38,8 @@ def _foreign(directory: Path) -> Iterator[tuple[Path, str]]:
             entries = sorted(found, key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):  # a run that is being written may have deleted it just now
         return
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be read ({error.strerror})") from error
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             yield from _foreign(Path(entry.path))

@@ -22,11 +22,13 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.cli import cli
 from flows.train import train
+from reval_core.config import Tracking
 from reval_core.engines.transformers import TransformersEngine
 from reval_core.errors import InputError
 from reval_core.files import read_json
 from reval_core.run_folder import RunFolder
 from reval_core.store import sql_views
+from tasks.tracking import open_client, tracking_uri
 from tests.conftest import SMALL
 from tests.runs import run, small_config
 
@@ -74,7 +76,7 @@ def latest_flow_run() -> Any:
 
 
 def test_the_flow_gives_what_the_plain_stages_give_and_a_second_start_skips_everything(config, tmp_path, caplog):
-    path = tmp_path / "runs" / "flow"
+    path = tmp_path / " my 'runs' %41%20; #1 & é日" / '-*fl"ow [a-b] {x} $HOME'
     first = train(str(config), run_dir=str(path))
     assert states(caplog) == {"Completed()"}
     plain = run(tmp_path / "plain", small_config())
@@ -99,7 +101,11 @@ def test_the_flow_gives_what_the_plain_stages_give_and_a_second_start_skips_ever
 
 def _check_mlflow(path: Path, rounds: int) -> None:
     """Two attempts are one MLflow run, and every round is in it once."""
-    client = MlflowClient(f"sqlite:///{path.parent / 'mlflow.db'}")
+    client = open_client(tracking_uri(RunFolder(path), Tracking()))
+    assert sorted(file.name for file in path.parent.parent.iterdir() if file.is_dir()) == [
+        "plain",
+        path.parent.name,
+    ]
     (experiment,) = [one for one in client.search_experiments() if one.name == "reval"]
     (logged,) = client.search_runs([experiment.experiment_id])
     assert logged.info.status == "FINISHED"

@@ -1,0 +1,36 @@
+"""Runs in directories whose names mean something to DuckDB or a shell; test_flow.py has one under Prefect."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from reval_core.run_folder import RunFolder, existing_run
+from reval_core.store import rebuild_store, sql_views
+from tests.runs import run, small_config
+
+NAMES = ["*", "run-*", "run-[ab]", "[", "-a b;c&d#1%41$HOME~!", 'it\'s "é日"', "{a,b}, round=1", "a:b.parquet"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("finished") / "run"
+    run(path, small_config(rounds=1))
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_is_read_and_indexed_under_every_name(finished: Path, tmp_path: Path, name: str) -> None:
+    for other in ("run-a", "run-b", name):  # what a pattern would find as well
+        shutil.copytree(finished, tmp_path / other)
+    folder = RunFolder(tmp_path / name)
+    folder.check_place()
+    expected = rebuild_store(RunFolder(finished), 160)
+    assert rebuild_store(existing_run(folder.path), 160) == expected
+    count = "SELECT count(*) FROM trajectories"
+    assert sql_views(folder.path, folder.manifests()).sql(count).fetchall() == [(expected["trajectories"],)]
+    with duckdb.connect(folder.tables, read_only=True) as views:
+        assert views.sql(count).fetchall() == [(expected["trajectories"],)]
