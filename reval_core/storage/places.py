@@ -36,7 +36,8 @@ def check_local(path: Path, option: str = "") -> None:
     try:
         local(str(path))
     except ValueError as error:
-        raise InputError(f"{option} {shown(str(path))}: {error}".lstrip()) from error
+        given = re.sub(r":/+", "://", str(path), count=1)  # of its slashes pathlib keeps one
+        raise InputError(f"{option} {shown(given)}: {error}".lstrip()) from error
 
 
 def check_directory(path: Path, option: str, own: Collection[str]) -> None:
