@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,7 +115,7 @@ def benchmarks_override(text: str) -> str:
         name, _, limit = part.strip().partition(":")
         if not name or (limit and not limit.isdecimal()):
             raise InputError(f"--benchmarks {text}: {part!r} must look like gsm8k, gsm8k:50 or problems.jsonl:50")
-        place = f'path: "{name}"' if Path(name).suffix else f"set: {name}"
+        place = f"path: {json.dumps(name)}" if Path(name).suffix else f"set: {name}"
         sets.append(f"{{{place}, limit: {limit}}}" if limit else f"{{{place}}}")
     return f"benchmarks=[{', '.join(sets)}]"
 

@@ -72,6 +72,9 @@ def prepare_evaluation(
     from reval_core.evaluation.subject import find_subject
 
     subject = find_subject(model, round)
+    name = f"{subject.name}-round-{subject.round}" if subject.habits else subject.name
+    folder = EvaluationFolder(out or Path("evals") / name)
+    folder.check_place()
     base = {} if protocol else {"prompt": PROMPTS["deepseek"].model_dump(mode="json"), **subject.habits}
     if not protocol and "benchmarks" not in base and not any(one.startswith("benchmarks=") for one in overrides):
         raise InputError(f"{model}: nothing is said of what to ask; give --benchmarks or --preset")
@@ -86,9 +89,6 @@ def prepare_evaluation(
     check_installed(settings.engine.kind)
     check_model(subject.model)
     check_engine(subject.model, settings.engine)
-    name = f"{subject.name}-round-{subject.round}" if subject.habits else subject.name
-    folder = EvaluationFolder(out or Path("evals") / name)
-    folder.check_place()
     if folder.config.exists():
         raise InputError(f"{folder.path}: holds a run; give another --out")
     if out is None and folder.source() not in (None, subject.source):

@@ -19,6 +19,7 @@ from reval_core.problems.checking import Check, check_set, known_tests
 from reval_core.problems.columns import PROBLEM_FIELDS
 from reval_core.problems.registered import REGISTERED, VARIABLE, find_set, folders
 from reval_core.rows import column_options, read_rows
+from reval_core.storage.places import check_local
 
 _WIDTH = 80
 _SHOWN = 10
@@ -59,6 +60,7 @@ def check_file(
     """
     if set_name is not None and set_name not in REGISTERED:
         raise InputError(f"--set {set_name}: is no registered set; known are {', '.join(REGISTERED)}")
+    check_local(file)
     names = cast("dict[ProblemField, str]", column_options(columns, PROBLEM_FIELDS))
     source = ProblemSet(path=str(file), set=cast("SetName | None", set_name), columns=names)
     tests, left_out = known_tests(against)

@@ -53,7 +53,7 @@ def find_subject(source: str, round: int | None = None) -> Subject:
     Raises InputError if there is none.
     """
     folder = RunFolder(Path(source))
-    if os.path.exists(folder.config):  # of a name that is too long for a path it is False
+    if os.path.exists(folder.config):
         return _of_run(folder, round)
     if round is not None:
         raise InputError(f"{source}: --round: is no run folder (it has no config.yaml), so it has no rounds")
@@ -61,7 +61,8 @@ def find_subject(source: str, round: int | None = None) -> Subject:
 
 
 def _of_model(source: str) -> Subject:
-    folder = Path(source).resolve() if Path(source).is_dir() else _from_hub(source)
+    here = os.path.isdir(source)  # of a name that is too long for a path it is False
+    folder = Path(source).resolve() if here else _from_hub(source)
     files = sorted(
         path
         for path in folder.iterdir()
@@ -78,7 +79,7 @@ def _of_model(source: str) -> Subject:
         return load_model(folder, model)
 
     identity = digest([_content(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files])
-    name = folder.name if Path(source).is_dir() else Path(source).name
+    name = folder.name if here else Path(source).name
     return Subject(name, str(folder), 0, identity, Model(path=str(folder)), load, habits={})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ def _unit(figure: Figure, arm: str, overrides: tuple[str, ...], level: str | Non
     if level is not None:
         assert figure.prompts is not None
         place = prompt_file(out, figure.prompts, level).absolute()
-        settings += [f'problems.{part}={{path: "{place}"}}' for part in ("train", "held_out")]
+        settings += [f"problems.{part}={{path: {json.dumps(str(place))}}}" for part in ("train", "held_out")]
     name = "-".join([*map(_slug, sorted(overrides)), f"seed{seed}"])
     folder = out / "runs" / figure.base / (level or "") / name
     return Unit(arm, level, seed, load_base(figure.base, settings), folder)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
+from flows.cli import main
 from reval_core.config import Config
 from reval_core.errors import InputError
 from reval_core.evaluation.folder import EvaluationFolder
@@ -17,6 +19,7 @@ from reval_core.rows import read_rows
 from reval_core.run_folder import RunFolder, existing_run
 from reval_core.storage.places import check_directory
 from tests.conftest import SMALL
+from tests.models import save_byte_level_model
 
 OWN = ("config.yaml", "lock")
 URLS = ["s3://bucket/run", "gs://bucket/run", "hdfs://node:1/run", "file:///tmp/run", "https://host/run", "S3A:/x"]
@@ -172,3 +175,69 @@ def test_an_earlier_attempt_is_resumed_whatever_it_has_left(tmp_path: Path) -> N
     folder.check(config)
     folder.config.unlink()  # as docs/recovery.md says for a corrupt one
     folder.check(config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("import a.jsonl --config a.yaml --run-dir s3://bucket/run", "s3://bucket/run: is a URL"),
+        ("import a.jsonl --config a.yaml --run-dir photos", "photos: holds a.jpg, which reval did not make"),
+        ("import a.jsonl --config a.yaml --run-dir a.yaml/run", "a.yaml/run: cannot be used (Not a directory)"),
+        ("import s3://bucket/a.jsonl --config a.yaml", "s3://bucket/a.jsonl: is a URL"),
+        ("import a.jsonl --config gs://bucket/a.yaml", "gs://bucket/a.yaml: is a URL"),
+        ("eval model --benchmarks a.jsonl --out photos", "photos: holds a.jpg, which reval did not make"),
+        ("eval model --benchmarks a.jsonl --out photos --dry-run", "photos: holds a.jpg, which reval did not make"),
+        ("eval model --benchmarks a.jsonl --out a?b", "has a ? in its path"),
+        ("eval model --benchmarks s3://bucket/a.jsonl", "must look like gsm8k, gsm8k:50 or problems.jsonl:50"),
+        ("eval s3://bucket/model --benchmarks a.jsonl", "s3://bucket/model: is a URL"),
+        ("eval model --benchmarks gsm8k --data hdfs://node/data", "--data hdfs://node/data: is a URL"),
+        ("eval " + "x" * 300 + " --benchmarks a.jsonl", "is no folder here"),
+        ("reproduce fig7 --out photos", "photos: holds a.jpg, which reval did not make"),
+        ("reproduce fig7 --out s3://bucket/out", "--out s3://bucket/out: is a URL"),
+        ("compare one two --out photos", "--out photos: is a directory; give the name of a page"),
+        ("compare one two --out a.yaml/page.html", "a.yaml is no directory"),
+        ("sql s3://bucket/run select", "s3://bucket/run: is a URL"),
+        ("check loop", "loop: cannot be read (Too many levels of symbolic links)"),
+        ("train photos --dry-run", "photos: cannot be read (Is a directory)"),
+        ("train none.yaml --dry-run", "none.yaml: cannot be read (No such file or directory)"),
+        ("train latin.yaml --dry-run", "latin.yaml: is not UTF-8"),
+        ("train tabs.yaml --dry-run", "tabs.yaml:2: is not YAML"),
+        ("problems check hdfs://node/a.jsonl", "hdfs://node/a.jsonl: is a URL"),
+        ("verify https://host/a.jsonl", "https://host/a.jsonl: is a URL"),
+    ],
+)
+def test_every_command_refuses_in_one_line_and_makes_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model: Path,
+    arguments: str,
+    words: str,
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "model").symlink_to(model)
+    (tmp_path / "a.yaml").write_text("seed: 0\n" + _yaml(), encoding="utf-8")
+    (tmp_path / "latin.yaml").write_bytes("# größer\nseed: 0\n".encode("latin-1"))
+    (tmp_path / "tabs.yaml").write_text("model:\n\ttiny: {}\n", encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text('{"problem": "1+1=", "response": "2", "answer": "2"}', encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["reval", *arguments.split(" ")])
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, complaint = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert complaint.startswith("reval: ")
+    assert complaint.count("\n") == 1
+    assert words in complaint
+    assert sorted(tmp_path.iterdir()) == before
+    assert [one.name for one in (tmp_path / "photos").iterdir()] == ["a.jpg"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    save_byte_level_model(path)
+    return path
