@@ -44,7 +44,7 @@ def as_task(stage: Stage, retries: int = 0) -> StageCall:
     def call(session: Host, round: int, *inputs: Any) -> Manifest:
         kept = stage.kept(session, round, *inputs)
         bound = run.with_options(
-            task_run_name=session.title(stage.name, round).replace("{", "{{").replace("}", "}}"),
+            task_run_name=as_template(session.title(stage.name, round)),
             result_storage=session.folder.cache,
             refresh_cache=kept is None,
         )
@@ -53,6 +53,11 @@ def as_task(stage: Stage, retries: int = 0) -> StageCall:
         return kept or Manifest.from_json(result)
 
     return call
+
+
+def as_template(title: str) -> str:
+    """A template of Prefect's that gives this title, which may hold the name of a user's file."""
+    return title.replace("{", "{{").replace("}", "}}")
 
 
 def _worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:

@@ -10,6 +10,7 @@ import pytest
 
 from reval_core.run_folder import RunFolder, existing_run
 from reval_core.store import rebuild_store, sql_views
+from tasks.stage_task import as_template
 from tests.runs import run, small_config
 
 NAMES = ["*", "run-*", "run-[ab]", "[", "-a b;c&d#1%41$HOME~!", 'it\'s "é日"', "{a,b}, round=1", "a:b.parquet"]
@@ -34,3 +35,7 @@ def test_a_run_is_read_and_indexed_under_every_name(finished: Path, tmp_path: Pa
     assert sql_views(folder.path, folder.manifests()).sql(count).fetchall() == [(expected["trajectories"],)]
     with duckdb.connect(folder.tables, read_only=True) as views:
         assert views.sql(count).fetchall() == [(expected["trajectories"],)]
+
+
+def test_a_title_with_the_name_of_a_file_is_no_template() -> None:
+    assert as_template("responses to {x} {0}").format(key="k") == "responses to {x} {0}"
