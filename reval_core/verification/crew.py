@@ -10,18 +10,19 @@ import socket
 import subprocess
 import sys
 import time
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from reval_core.errors import RevalError
+from reval_core.verification.reports import LONGEST_REPORT, READY, read_report
 
 _NURSERY = Path(__file__).with_name("nursery.py")
 _ROOT = Path(__file__).parents[2]
-_START_SECONDS = 60.0
-# A worker that computes longer than this over a task is slow, and may be set aside.
-_SLOW_SECONDS = 0.3
-_LOWEST_PRIORITY = 19
+# For whatever the process that workers come from is asked for, on a machine busy with other work.
+_ANSWER_SECONDS = 120.0
+# Behind the deadline, which stands still while a worker waits for a processor: for what does not get on at all.
+_WALL_FACTOR = 30.0
+_SHORTEST_PATIENCE = 0.01
 
 Task = TypeVar("Task")
 
@@ -38,9 +39,9 @@ class Nursery:
     """
 
     def __init__(self, job: dict[str, Any], memory_mb: int, timeout_seconds: float) -> None:
-        self._job = json.dumps(job).encode()
-        self._limits = f"{memory_mb} {timeout_seconds}"
-        self._timeout_seconds = timeout_seconds
+        self.graded = job["function"] is not None
+        """Whether the workers run a user's function."""
+        self._limits = f"{memory_mb} {timeout_seconds} {_WALL_FACTOR * timeout_seconds}"
         self._orders, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -53,35 +54,35 @@ class Nursery:
                 env={**os.environ, "PYTHONHASHSEED": "0"},
             )
         try:
-            self._orders.settimeout(_START_SECONDS)
-            self._orders.sendall(self._job)
+            self._orders.settimeout(_ANSWER_SECONDS)
+            self._orders.sendall(json.dumps(job).encode())
             if self._orders.recv(16) != b"ready":
                 raise OSError("it ended")
         except BaseException as error:
             self.close()
             if isinstance(error, OSError):
                 raise VerifierUnavailable(
-                    f"the process that verification workers come from was not ready in {_START_SECONDS:.0f} s or "
+                    f"the process that verification workers come from was not ready in {_ANSWER_SECONDS:.0f} s or "
                     f"died ({error}); check that math-verify, or the reward's function, can be imported"
                 ) from error
             raise
 
-    def fork(self) -> tuple[int, Connection]:
+    def fork(self) -> tuple[int, socket.socket]:
         """The process id of a new worker and the connection to it. Raises OSError where the nursery has died."""
         ours, theirs = socket.socketpair()
         try:
             with theirs:
                 socket.send_fds(self._orders, [f"fork {self._limits}".encode()], [theirs.fileno()])
-            return int(self._orders.recv(32) or self._died()), Connection(ours.detach())
+            return int(self._answer()), ours
         except BaseException:
             ours.close()
             raise
 
     def end(self, worker: int) -> None:
         """Kill a worker and wait until it is gone."""
-        with contextlib.suppress(OSError):  # a nursery that has died took its workers along, or they are orphans
+        with contextlib.suppress(OSError):  # a nursery that has died took its workers along
             self._orders.sendall(f"end {worker}".encode())
-            self._orders.recv(16)
+            self._answer()
 
     def close(self) -> None:
         """End all workers and the nursery, and wait until they are gone."""
@@ -92,13 +93,21 @@ class Nursery:
             self._process.kill()
             self._process.wait()
 
+    def _answer(self) -> bytes:
+        """The process id that an order is answered with. Raises OSError where none comes; so will later orders."""
+        try:
+            answer = self._orders.recv(32)
+            if answer.isdigit():
+                return answer
+            raise OSError("the nursery of verification workers has died")
+        except BaseException:  # what is left unread would be taken for the answer to the next order
+            self._orders.close()
+            raise
+
     def abandon(self) -> None:
         """Let go of a nursery that belongs to the process that this one was forked from."""
         self._orders.close()
         self._process.returncode = 0  # not a child of this process
-
-    def _died(self) -> bytes:
-        raise OSError("the nursery of verification workers has died")
 
 
 class Worker(Generic[Task]):
@@ -107,54 +116,82 @@ class Worker(Generic[Task]):
     def __init__(self, nursery: Nursery, timeout_seconds: float) -> None:
         self.task: Task | None = None
         self.ready = False
-        self.aside = False
-        """Whether it has been set aside: it goes on with its task at the lowest priority, and gets no other."""
         self.done = 0
         self._nursery = nursery
         self._timeout_seconds = timeout_seconds
+        self._received = b""
         self._since = time.monotonic()
-        self._computed_before = 0.0
+        self._spent_before = 0.0
         self._process, self.connection = nursery.fork()
+        self.connection.settimeout(_ANSWER_SECONDS)  # for sending: what is there to receive is there
 
     @property
-    def deadline(self) -> float:
-        """When it is late, in monotonic seconds; an idle worker never is."""
+    def late(self) -> bool:
+        """Whether it has used up the time for its task; an idle worker never has.
+
+        What counts is processor time, or for a user's function, which may wait for others, all time but that in
+        which it waited for a processor. Behind that stands a limit of thirty times as much by the clock.
+        """
         if not self.ready:
-            return self._since + _START_SECONDS
-        return math.inf if self.task is None else self._since + self._timeout_seconds
+            return self._elapsed >= _ANSWER_SECONDS
+        if self.task is None or self._elapsed < self._timeout_seconds:
+            return False
+        return self._spent >= self._timeout_seconds or self._elapsed >= _WALL_FACTOR * self._timeout_seconds
 
     @property
-    def slow_seconds(self) -> float:
-        """How long it has computed beyond what a task may take before it counts as slow; 0 if set aside already."""
-        if self.task is None or self.aside or self.milliseconds < 1000 * _SLOW_SECONDS:
-            return 0.0
-        return max(0.0, _seconds_computed(self._process) - self._computed_before - _SLOW_SECONDS)
+    def patience(self) -> float:
+        """For how many seconds it cannot become late."""
+        if not self.ready:
+            return max(0.0, _ANSWER_SECONDS - self._elapsed)
+        if self.task is None:
+            return math.inf
+        spent = self._elapsed if self._elapsed < self._timeout_seconds else self._spent
+        return max(_SHORTEST_PATIENCE, self._timeout_seconds - spent)
 
     @property
     def milliseconds(self) -> float:
         """Since it took its task."""
-        return 1000.0 * (time.monotonic() - self._since)
+        return 1000.0 * self._elapsed
+
+    @property
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._since
+
+    @property
+    def _spent(self) -> float:
+        return self._clock() - self._spent_before
+
+    def _clock(self) -> float:
+        """What the deadline counts, in seconds from some moment on."""
+        if self._nursery.graded:
+            return time.monotonic() - _seconds_held_up(self._process)
+        return _seconds_computed(self._process)
 
     def take(self, task: Task, message: dict[str, Any]) -> None:
         """Hand it a task. Raises OSError where it has died."""
-        self.connection.send_bytes(json.dumps(message).encode())
+        self.connection.sendall(json.dumps(message).encode() + b"\n")
         self.task = task
         self._since = time.monotonic()
-        self._computed_before = _seconds_computed(self._process)
+        self._spent_before = self._clock()
 
-    def set_aside(self) -> None:
-        """Let it go on with what the others leave of the processors."""
-        self.aside = True
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            os.setpriority(os.PRIO_PROCESS, self._process, _LOWEST_PRIORITY)
+    def report(self) -> dict[str, Any] | None:
+        """What it has sent, or None while that is incomplete.
 
-    def report(self) -> dict[str, Any]:
-        """What it has sent; a verdict of ``error`` where it has died, ``timeout`` by its own alarm."""
+        It is a verdict of ``error`` where it has died or sent what is no report, and ``timeout`` where its own
+        alarm has ended it.
+        """
         try:
-            found: dict[str, Any] = json.loads(self.connection.recv_bytes())
-            return found
-        except (EOFError, OSError):
-            return {"verdict": "timeout" if time.monotonic() >= self.deadline else "error"}
+            received = self.connection.recv(LONGEST_REPORT, socket.MSG_DONTWAIT)
+        except OSError:
+            received = b""
+        self._received += received
+        if received and b"\n" not in self._received and len(self._received) < LONGEST_REPORT:
+            return None
+        line, self._received = self._received, b""
+        if not self.ready and line == READY:
+            return {}
+        report = read_report(line, self._nursery.graded) if self.task is not None else None
+        return report or {"verdict": "timeout" if self.late else "error"}
 
     def rest(self) -> None:
         """It has reported and waits for a task."""
@@ -175,3 +212,11 @@ def _seconds_computed(process: int) -> float:
     except OSError:  # no /proc: the clock must do
         return time.monotonic()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _seconds_held_up(process: int) -> float:
+    """How long a process could have computed but had no processor; 0 where the system does not say."""
+    try:
+        return int(Path(f"/proc/{process}/schedstat").read_bytes().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0

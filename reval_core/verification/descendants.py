@@ -15,6 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 # For processes that another user owns, or that start others faster than they are found.
 _PATIENCE_SECONDS = 1.0
@@ -23,8 +24,17 @@ _LOOK_AGAIN_SECONDS = 0.001
 
 def adopt_orphans() -> None:
     """Make this process the parent of all processes below it whose own parent ends."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_with_parent() -> None:
+    """Have this process killed when its parent ends."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def end_descendants(spared: Collection[int] = ()) -> None:

@@ -7,7 +7,8 @@ the worker's own until then. What a user's function has started ends with the re
 (`reval_core.verification.descendants`). When the socket closes, which is also what happens when the caller dies by
 any means, it ends all workers and itself.
 
-A worker takes one JSON task after another from its socket and answers with JSON, or may be killed at any moment.
+A worker takes one JSON task after another from its socket, each a line, and answers each with a line of JSON
+(`reval_core.verification.reports`), or may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from typing import Any
 
 # Less than this is left of the address space: the worker could not work.
 _LEAST_MEMORY = 16 << 20
+# The caller kills a worker that is late. Should the caller be gone, the kernel does it so much later.
+_GRACE_SECONDS = 1.0
+_LONGEST_MESSAGE = 2000
 _WARM_UP = [
     (r"\left(1, \frac{1}{6}\right]", r"(1, 0.5]"),
     ("x^2 + 2x + 1", "(x + 1)^2"),
@@ -49,9 +52,10 @@ def main(descriptor: int, root: str) -> None:
     """Take orders from the socket `descriptor` until it closes. `root` is the folder that reval_core stands in."""
     sys.path.insert(0, root)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller decides
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for alarm in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(alarm, signal.SIG_DFL)
     logging.disable(logging.CRITICAL)  # math-verify logs whatever it cannot parse
-    from reval_core.verification.descendants import adopt_orphans, descendants, end_descendants
+    from reval_core.verification.descendants import adopt_orphans, descendants, end_descendants, end_with_parent
 
     orders = socket.socket(fileno=descriptor)
     job = json.loads(orders.recv(1 << 16))
@@ -74,9 +78,10 @@ def main(descriptor: int, root: str) -> None:
             if worker == 0:
                 os.setpgid(0, 0)  # what a task starts is killed with its worker
                 orders.close()
+                end_with_parent()
                 if foreign:
                     adopt_orphans()
-                _work(sockets[0], int(number), float(rest[0]), work)
+                _work(socket.socket(fileno=sockets[0]), work, int(number), float(rest[0]), float(rest[1]))
             with contextlib.suppress(OSError):  # the worker has done it
                 os.setpgid(worker, worker)
             os.close(sockets[0])
@@ -87,7 +92,7 @@ def main(descriptor: int, root: str) -> None:
             workers.discard(int(number))
             if foreign:
                 end_descendants(spared={*workers, *for_all})
-            orders.send(b"ended")
+            orders.send(number.encode())
     for worker in workers:
         _end(worker)
     end_descendants()
@@ -97,6 +102,8 @@ def _end(worker: int) -> None:
     """Kill a worker with its process group, and wait until it is gone."""
     with contextlib.suppress(OSError):
         os.killpg(worker, signal.SIGKILL)
+    with contextlib.suppress(OSError):  # it may have left its group
+        os.kill(worker, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):
         os.waitpid(worker, 0)
 
@@ -127,36 +134,39 @@ def _prepare(job: dict[str, Any]) -> Work:
 def _graded(function: Callable[..., Any], values: list[str], settings: dict[str, Any]) -> dict[str, Any]:
     """What a user's function makes of a response; an error if it raises or returns no number from 0 to 1."""
     try:
-        outcome = function(*values, **settings)
-        if outcome is not None and (isinstance(outcome, str) or not 0 <= float(outcome) <= 1):
-            raise ValueError(f"{outcome!r} is no number from 0 to 1")
-        outcome = None if outcome is None else float(outcome)
+        returned = function(*values, **settings)
+        outcome = None if returned is None else float(returned)
+        if outcome is not None and (isinstance(returned, str) or not 0 <= outcome <= 1):
+            raise ValueError(f"{returned!r} is no number from 0 to 1")
     except Exception as error:
-        return {"verdict": "error", "message": f"{type(error).__name__}: {error}"}
+        return {"verdict": "error", "message": f"{type(error).__name__}: {error}"[:_LONGEST_MESSAGE]}
     return {"outcome": outcome}
 
 
-def _work(descriptor: int, memory_mb: int, timeout_seconds: float, work: Work) -> None:
-    """Do tasks from the socket `descriptor` until it closes, within `memory_mb` MiB of address space."""
+def _work(
+    connection: socket.socket, work: Work, memory_mb: int, timeout_seconds: float, wall_seconds: float
+) -> None:
+    """Do tasks from the socket until it closes, within `memory_mb` MiB of address space."""
+    from reval_core.verification.reports import READY
+
     try:
         resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         bytearray(_LEAST_MEMORY)
-        connection = Connection(descriptor)
-        connection.send_bytes(b"{}")
-        while True:
-            task = json.loads(connection.recv_bytes())
-            # sympy tries random numbers, and a verdict must not depend on what was judged before.
-            random.seed(0)
-            if "sympy.core.random" in sys.modules:
-                sys.modules["sympy.core.random"].seed(0)
-            # The caller kills a worker that is late. Should the caller be gone, the kernel does it: no thread of
-            # this process would get a turn while a big integer is computed.
-            signal.setitimer(signal.ITIMER_REAL, timeout_seconds + 1.0)
-            report = work(task)
-            signal.setitimer(signal.ITIMER_REAL, 0.0)
-            connection.send_bytes(json.dumps(report).encode())
-    except EOFError:
+        connection.sendall(READY)
+        with connection.makefile("rb") as tasks:
+            for task in tasks:
+                # sympy tries random numbers, and a verdict must not depend on what was judged before.
+                random.seed(0)
+                if "sympy.core.random" in sys.modules:
+                    sys.modules["sympy.core.random"].seed(0)
+                # No thread of this process would get a turn while a big integer is computed.
+                signal.setitimer(signal.ITIMER_PROF, timeout_seconds + _GRACE_SECONDS)
+                signal.setitimer(signal.ITIMER_REAL, wall_seconds + _GRACE_SECONDS)
+                report = work(json.loads(task))
+                signal.setitimer(signal.ITIMER_PROF, 0.0)
+                signal.setitimer(signal.ITIMER_REAL, 0.0)
+                connection.sendall(json.dumps(report).encode() + b"\n")
         os._exit(0)
     except BaseException:
         os._exit(1)

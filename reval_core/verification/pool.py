@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -15,11 +15,11 @@ from reval_core.verification.crew import Nursery, VerifierUnavailable, Worker
 _STARTS_BEFORE_GIVING_UP = 3
 # sympy's caches grow by about 5 KB a task; a worker is renewed before they matter.
 _TASKS_PER_WORKER = 5000
-# So many slow workers may be set aside at a time, for each that works.
-_ASIDE_PER_WORKER = 4
-# The share of the workers' time that slow tasks without an end may take before slow ones are set aside.
-_SLOW_SHARE = 0.03
+# What a user's function leaves behind in its process must not decide what is judged next.
+_TASKS_PER_FUNCTION_WORKER = 1
 _LOOK_AGAIN_SECONDS = 0.1
+# A step may start the process that workers are forked from and end all workers.
+_CLOSE_SECONDS = 300.0
 
 
 class Task(Protocol):
@@ -33,17 +33,46 @@ class Task(Protocol):
 
 
 AnyTask = TypeVar("AnyTask", bound=Task)
+Found = tuple[AnyTask, dict[str, Any], float]
+"""A task, what its worker reported, and the milliseconds that it took."""
+
+
+class _Call(Generic[AnyTask]):
+    """One `run`: its tasks without a report, those of them that no worker has, and reports not yet taken."""
+
+    def __init__(self, tasks: Sequence[AnyTask]) -> None:
+        self.open = dict.fromkeys(tasks)
+        self.waiting = deque(self.open)
+        self.found: deque[Found[AnyTask]] = deque()
+        self.listens = False
+        """Whether its caller waits for a report now. Nothing is handed out for one that does not."""
+        self.over = False
+        """Whether it was given up, or the pool was closed."""
+
+    def wait_again(self) -> None:
+        """The workers are gone: whatever has no report needs another."""
+        self.waiting = deque(self.open)
+
+
+@dataclass(frozen=True)
+class _Errand(Generic[AnyTask]):
+    """What a worker is busy with: a task, and the call that asked for it."""
+
+    call: _Call[AnyTask]
+    task: AnyTask
 
 
 class Pool(Generic[AnyTask]):
     """Worker processes that are started at the first task and kept warm.
 
-    Calls from several threads take turns. A process that is forked from this one starts workers of its own.
+    Calls from several threads share the workers: one of the threads that wait leads, which means that it does the
+    pool's work for all of them, one step at a time. Between two reports a call holds nothing that others wait for.
+    A process that is forked from this one starts workers of its own.
 
     Args:
         job: what the workers are for (see `reval_core.verification.nursery`).
         workers: how many work at a time.
-        timeout_seconds: wall time for one task, from the moment an idle worker is handed it.
+        timeout_seconds: for one task, from the moment an idle worker is handed it (see `crew.Worker.late`).
         memory_mb: address space of a worker in MiB.
     """
 
@@ -52,69 +81,130 @@ class Pool(Generic[AnyTask]):
         self._workers = workers
         self._timeout_seconds = timeout_seconds
         self._memory_mb = memory_mb
+        self._tasks_per_worker = _TASKS_PER_FUNCTION_WORKER if job["function"] else _TASKS_PER_WORKER
         self._begin()
 
     def _begin(self) -> None:
         self._owner = os.getpid()
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may end a forgotten call while its thread holds this for another.
+        self._condition = threading.Condition(threading.RLock())
+        self._leader: _Call[AnyTask] | None = None
+        self._calls: list[_Call[AnyTask]] = []
         self._nursery: Nursery | None = None
-        self._crew: list[Worker[AnyTask]] = []
+        self._crew: list[Worker[_Errand[AnyTask]]] = []
         self._failed_starts = 0
 
-    def run(self, tasks: Sequence[AnyTask]) -> Generator[tuple[AnyTask, dict[str, Any], float], None, None]:
+    def run(self, tasks: Sequence[AnyTask]) -> Generator[Found[AnyTask], None, None]:
         """Each task with what its worker reported and the milliseconds that it took, as they are done.
 
-        A task that runs late is reported with the verdict ``timeout``, one that kills its worker with ``error``.
+        A task that runs late is reported with the verdict ``timeout``. One that kills its worker, or whose worker
+        sends anything that is no report, is reported with ``error``.
 
         Raises:
-            VerifierUnavailable: workers do not start.
+            VerifierUnavailable: workers do not start, or the pool is closed meanwhile.
         """
         self._leave_to_parent()
-        queue = deque(tasks)
-        with self._lock:
-            left = len(queue)
-            clock = _SlowClock(self._workers, self._timeout_seconds)
-            try:
-                while left:
-                    self._staff(queue)
-                    self._hand_out(queue)
-                    self._set_slow_aside(queue, clock)
-                    for found in self._collect(bool(queue), clock):
-                        left -= 1
-                        yield found
-            finally:
-                if left:
-                    # An interrupted call must not leave answers behind for the next one.
-                    self._disband()
+        call = _Call(tasks)
+        self._calls.append(call)
+        try:
+            while call.open or call.found:
+                yield self._next(call)
+        finally:
+            self._withdraw(call)
 
     def close(self) -> None:
-        """End the workers and wait until they are gone. A later `run` would start new ones."""
+        """End the workers and wait until they are gone. A later `run` would start new ones.
+
+        Calls that wait in other threads raise VerifierUnavailable.
+        """
         self._leave_to_parent()
-        with self._lock:
+        with self._condition:
+            for call in self._calls:
+                call.over = True
+            self._condition.wait_for(lambda: self._leader is None, _CLOSE_SECONDS)
             self._disband()
 
     def _leave_to_parent(self) -> None:
-        """In a forked process: forget the workers, which are the other process's."""
+        """In a forked process: forget the workers and the calls, which are the other process's."""
         if self._owner != os.getpid():
+            for call in self._calls:
+                call.over = True
             for worker in self._crew:
                 worker.connection.close()
             if self._nursery:
                 self._nursery.abandon()
             self._begin()
 
+    def _next(self, call: _Call[AnyTask]) -> Found[AnyTask]:
+        """Wait for the next report on a task of this call."""
+        self._leave_to_parent()
+        call.listens = True
+        try:
+            while not call.found:
+                if call.over:
+                    raise VerifierUnavailable("the verifier was closed before everything was judged")
+                self._lead(call)
+        finally:
+            call.listens = False
+        return call.found.popleft()
+
+    def _lead(self, call: _Call[AnyTask]) -> None:
+        """Do one step of the pool's work; while another thread does, wait for what comes of it."""
+        try:
+            with self._condition:
+                if self._leader is None:
+                    self._leader = call
+                else:
+                    self._condition.wait(_LOOK_AGAIN_SECONDS)
+            if self._leader is call:
+                self._step()
+        except BaseException:
+            if self._leader is call:  # interrupted anywhere: no worker's state is known
+                self._disband()
+            raise
+        finally:
+            with self._condition:
+                if self._leader is call:
+                    self._leader = None
+                    self._condition.notify_all()
+
+    def _withdraw(self, call: _Call[AnyTask]) -> None:
+        """Forget a call that has ended. Workers that are busy for it end now, or in the leader's next step."""
+        self._leave_to_parent()
+        call.over = True
+        with self._condition:
+            if call in self._calls:
+                self._calls.remove(call)
+            if self._leader is None:
+                self._end_abandoned()
+
     def _disband(self) -> None:
         nursery, self._nursery = self._nursery, None
-        for worker in self._crew:
+        crew, self._crew = self._crew, []
+        for worker in crew:
             worker.connection.close()
-        self._crew.clear()
+        for call in self._calls:
+            call.wait_again()
         if nursery:
             nursery.close()
 
-    def _staff(self, queue: deque[AnyTask]) -> None:
-        """Start workers, as many as have something to do. One that is set aside leaves its seat to another."""
-        seated = [worker for worker in self._crew if not worker.aside]
-        busy = sum(worker.task is not None for worker in seated)
-        for _ in range(min(self._workers, busy + len(queue)) - len(seated)):
+    def _step(self) -> None:
+        """Hand out what waits, then see to the workers that have reported, have died or are late."""
+        self._end_abandoned()
+        waiting = [call for call in list(self._calls) if call.listens and call.waiting and not call.over]
+        self._staff(sum(len(call.waiting) for call in waiting))
+        self._hand_out(waiting)
+        self._collect()
+
+    def _end_abandoned(self) -> None:
+        for worker in list(self._crew):
+            if worker.task is not None and worker.task.call.over:
+                self._dismiss(worker)
+
+    def _staff(self, waiting: int) -> None:
+        """Start workers, as many as have something to do."""
+        busy = sum(worker.task is not None for worker in self._crew)
+        for _ in range(min(self._workers, busy + waiting) - len(self._crew)):
             if self._nursery is None:
                 self._nursery = Nursery(self._job, self._memory_mb, self._timeout_seconds)
             try:
@@ -124,56 +214,47 @@ class Pool(Generic[AnyTask]):
                 self._nursery = None
                 self._note_start(failed=True)
 
-    def _hand_out(self, queue: deque[AnyTask]) -> None:
+    def _hand_out(self, waiting: Sequence[_Call[AnyTask]]) -> None:
+        """Give every idle worker a task, of the call that has the fewest workers."""
         for worker in list(self._crew):
-            if queue and worker.ready and worker.task is None:
+            calls = [call for call in waiting if call.waiting]
+            if calls and worker.ready and worker.task is None:
+                call = min(calls, key=self._workers_of)
+                task = call.waiting[0]
                 try:
-                    worker.take(queue[0], queue[0].message())
+                    worker.take(_Errand(call, task), task.message())
                 except OSError:  # it died idle: no task is to blame
                     self._dismiss(worker)
                 else:
-                    queue.popleft()
+                    call.waiting.popleft()
 
-    def _set_slow_aside(self, queue: deque[AnyTask], clock: _SlowClock) -> None:
-        """While others wait, give the seats of slow workers to new ones, unless slow work is rare."""
-        if not queue:
-            return
-        slow = {worker: seconds for worker in self._crew if (seconds := worker.slow_seconds) > 0}
-        room = _ASIDE_PER_WORKER * self._workers - sum(worker.aside for worker in self._crew)
-        if room > 0 and slow and not clock.allows(sum(slow.values())):
-            for worker in list(slow)[:room]:
-                clock.add(slow[worker])
-                worker.set_aside()
-            self._staff(queue)
+    def _workers_of(self, call: _Call[AnyTask]) -> int:
+        return sum(worker.task is not None and worker.task.call is call for worker in self._crew)
 
-    def _collect(self, waiting: bool, clock: _SlowClock) -> Iterator[tuple[AnyTask, dict[str, Any], float]]:
-        """Wait until a worker reports, dies or runs late, and say what became of its task."""
+    def _collect(self) -> None:
+        """Wait a moment for reports, and note what became of each task that has ended."""
         if not self._crew:
             return
-        patience = min(worker.deadline for worker in self._crew) - time.monotonic()
-        if waiting:
-            patience = min(patience, _LOOK_AGAIN_SECONDS)
-        reporting = wait([worker.connection for worker in self._crew], max(0.0, patience))
+        patience = min(_LOOK_AGAIN_SECONDS, *(worker.patience for worker in self._crew))
+        reporting = wait([worker.connection for worker in self._crew], patience)
         for worker in list(self._crew):
-            if worker.connection in reporting:
-                report = worker.report()
-            elif time.monotonic() >= worker.deadline and not worker.connection.poll():
+            report = worker.report() if worker.connection in reporting else None
+            if report is None and worker.late:
                 report = {"verdict": "timeout"}
-            else:
-                continue
-            task, milliseconds = worker.task, worker.milliseconds
-            slow_seconds = worker.slow_seconds
-            ended = report.get("verdict") in ("timeout", "error") and "message" not in report
-            if ended:  # one that comes to an end was worth its time
-                clock.add(slow_seconds)
-            if not worker.ready:
-                self._note_start(failed=ended)
-            if ended or worker.aside or worker.done + 1 >= _TASKS_PER_WORKER:
-                self._dismiss(worker)
-            else:
-                worker.rest()
-            if task is not None:
-                yield task, report, milliseconds
+            if report is not None:
+                self._note(worker, report)
+
+    def _note(self, worker: Worker[_Errand[AnyTask]], report: dict[str, Any]) -> None:
+        errand, milliseconds = worker.task, worker.milliseconds
+        ended = report.get("verdict") in ("timeout", "error") and "message" not in report
+        if not worker.ready:
+            self._note_start(failed=ended)
+        worker.rest()
+        if ended or worker.done >= self._tasks_per_worker:
+            self._dismiss(worker)
+        if errand is not None and errand.task in errand.call.open:
+            errand.call.found.append((errand.task, report, milliseconds))
+            del errand.call.open[errand.task]
 
     def _note_start(self, failed: bool) -> None:
         self._failed_starts = self._failed_starts + 1 if failed else 0
@@ -184,25 +265,6 @@ class Pool(Generic[AnyTask]):
                 "raise memory_mb"
             )
 
-    def _dismiss(self, worker: Worker[AnyTask]) -> None:
+    def _dismiss(self, worker: Worker[_Errand[AnyTask]]) -> None:
         self._crew.remove(worker)
         worker.end()
-
-
-class _SlowClock:
-    """How much of one call's time slow tasks have taken at full priority without coming to an end."""
-
-    def __init__(self, workers: int, timeout_seconds: float) -> None:
-        self._workers = workers
-        self._timeout_seconds = timeout_seconds
-        self._started = time.monotonic()
-        self._seconds = 0.0
-
-    def add(self, seconds: float) -> None:
-        """A slow task ran late, or is set aside."""
-        self._seconds += seconds
-
-    def allows(self, running_seconds: float) -> bool:
-        """Whether slow tasks may go on: a few always, so that honest ones among easy ones have all their time."""
-        elapsed = time.monotonic() - self._started
-        return self._seconds + running_seconds <= self._timeout_seconds + _SLOW_SHARE * self._workers * elapsed

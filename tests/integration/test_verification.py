@@ -63,13 +63,16 @@ def alive(pid: int) -> bool:
         return False
 
 
-def eventually(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return condition()
+def computed(pid: int) -> float:
+    """The processor time of a process in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for what has to come, for as long as the time limit of a test lets it."""
+    while not condition():
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -165,20 +168,17 @@ def test_cheap_claims_start_no_worker(new_workers: Callable[[], set[int]]) -> No
 def test_a_hang_costs_one_deadline_and_no_other_claim(new_workers: Callable[[], set[int]]) -> None:
     hostile = [boxed("x+1", answer) for answer in (HANG, "٣\x00\ud800", r"\frac{" * 300)]
     others = [boxed(f"x+{n}", f"{n}+x") for n in range(20)]
-    with Verifier(timeout_seconds=2.0) as verifier:
+    with Verifier(timeout_seconds=1.0) as verifier:
         verifier.judge([boxed("x", "y"), boxed("x", "z")])
-        started = time.monotonic()
         judgements = verifier.judge([*hostile, *others] * 10)
-        elapsed = time.monotonic() - started
         assert len(new_workers()) <= 2
     assert not new_workers()
     assert judgements[0].verdict == "timeout"
-    assert 2000 <= judgements[0].milliseconds < 4000
+    assert judgements[0].milliseconds >= 1000
     assert all(judgement.verdict in ("wrong", "unparsed", "timeout") for judgement in judgements[1:3])
     assert verdicts(judgements[3:23]) == ["correct"] * 20
-    # Claims that ask the same share one comparison: ten hangs take no longer than one.
+    # Claims that ask the same share one comparison, down to the time that it took.
     assert judgements == judgements[:23] * 10
-    assert elapsed < 15
 
 
 def test_memory_is_limited(new_workers: Callable[[], set[int]]) -> None:
@@ -198,16 +198,17 @@ def test_a_killed_worker_costs_at_most_its_item(new_workers: Callable[[], set[in
         verifier.judge([boxed("x", "y")])
         (at_rest,) = new_workers()
         os.kill(at_rest, signal.SIGKILL)
-        assert eventually(lambda: not alive(at_rest), 5)
+        wait_until(lambda: not alive(at_rest))
         assert verdicts(verifier.judge([boxed("x+1", "1+x"), boxed("x+1", "2+x")])) == ["correct", "wrong"]
         (at_work,) = new_workers()
         judgements: list[Judgement] = []
         claims = [boxed("x+1", HANG), boxed("x+1", "1+x")]
         judge = threading.Thread(target=lambda: judgements.extend(verifier.judge(claims)))
+        before = computed(at_work)
         judge.start()
-        time.sleep(0.5)
+        wait_until(lambda: computed(at_work) > before + 0.2)
         os.kill(at_work, signal.SIGKILL)
-        judge.join(timeout=15)
+        judge.join()
         assert verdicts(judgements) == ["error", "correct"]
         assert not {at_rest, at_work} & new_workers()
 
@@ -223,7 +224,7 @@ def test_several_threads_may_judge_at_once(verifier: Verifier) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join()
     assert results == {n: ["correct", "wrong"] * 5 for n in range(1, 5)}
 
 
@@ -250,19 +251,14 @@ def test_an_interrupted_call_leaves_nothing_behind(new_workers: Callable[[], set
     assert not new_workers()
 
 
-def test_slow_items_are_set_aside_when_they_come_in_numbers(new_workers: Callable[[], set[int]]) -> None:
-    hostile = [boxed("x+1", rf"\binom{{{10_000_000 + n}}}{{5000000}}") for n in range(7)]
+def test_hangs_in_numbers_cost_no_other_claim(new_workers: Callable[[], set[int]]) -> None:
+    hostile = [boxed("x+1", rf"\binom{{{10_000_000 + n}}}{{5000000}}") for n in range(4)]
     others = [boxed(f"x+{n}", f"{n}+x") for n in range(1, 40)]
-    with Verifier(workers=1, timeout_seconds=2.0) as verifier:
-        started = time.monotonic()
+    with Verifier(workers=1, timeout_seconds=0.5) as verifier:
         judgements = verifier.judge([*hostile, *others])
-        elapsed = time.monotonic() - started
-        # One worker and at most four that it has left aside.
-        assert len(new_workers()) <= 5
-    assert verdicts(judgements) == ["timeout"] * 7 + ["correct"] * 39
-    assert all(judgement.milliseconds >= 1900 for judgement in judgements[:7])
-    # One after the other they would take so long by themselves.
-    assert elapsed < sum(judgement.milliseconds for judgement in judgements[:7]) / 1000
+        assert len(new_workers()) <= 1
+    assert verdicts(judgements) == ["timeout"] * 4 + ["correct"] * 39
+    assert all(judgement.milliseconds >= 500 for judgement in judgements[:4])
 
 
 def test_a_forked_process_judges_with_workers_of_its_own() -> None:
@@ -293,17 +289,16 @@ def test_a_killed_nursery_is_replaced() -> None:
         (worker,) = children_of(nursery)
         os.kill(nursery, signal.SIGKILL)
         os.kill(worker, signal.SIGKILL)
-        assert eventually(lambda: not alive(worker), 5)
+        wait_until(lambda: not alive(worker))
         assert verdicts(verifier.judge([boxed("x+2", "2+x")])) == ["correct"]
 
 
 def test_judgements_come_as_they_are_known() -> None:
-    with Verifier(workers=1, timeout_seconds=5.0) as verifier:
+    # Whoever waited for the last one would wait for hours.
+    with Verifier(workers=1, timeout_seconds=10_000.0) as verifier:
         judgements = verifier.judge_each([boxed("x+1", "1+x"), boxed("5", "5"), boxed("x+1", HANG)])
-        started = time.monotonic()
         assert [next(judgements).verdict, next(judgements).verdict] == ["correct", "correct"]
-        assert time.monotonic() - started < 4
-        judgements.close()  # and nobody waits for the rest
+        judgements.close()
         assert verdicts(verifier.judge([boxed("x+1", "2+x")])) == ["wrong"]
 
 
@@ -321,11 +316,10 @@ def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
             rf"""
             from reval_core.verification import Claim, Verifier
 
-            verifier = Verifier(timeout_seconds=1.0)
+            verifier = Verifier(timeout_seconds=10_000.0)
             verifier.judge([Claim("x", r"\boxed{{y}}"), Claim("x", r"\boxed{{z}}")])
             print("warm", flush=True)
-            while True:
-                verifier.judge([Claim("x", r"\boxed{{{HANG}}}")])
+            verifier.judge([Claim("x", r"\boxed{{{HANG}}}")])
             """
         )
     )
@@ -333,12 +327,12 @@ def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == "warm\n"
-        time.sleep(0.5)
         workers = descendants_of(parent.pid) - children_of(parent.pid)
+        before = {worker: computed(worker) for worker in workers}
+        wait_until(lambda: any(computed(worker) > before[worker] + 0.2 for worker in workers))
         parent.kill()
     assert len(workers) == 2
-    # The idle one sees the socket close; the busy one is ended by its own alarm, a second after its deadline.
-    assert eventually(lambda: not any(map(alive, workers)), 5)
+    wait_until(lambda: not any(map(alive, workers)))
 
 
 def test_the_integer_path_agrees_with_math_verify() -> None:

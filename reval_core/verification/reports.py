@@ -1,0 +1,41 @@
+"""What workers say: one line of JSON for each task.
+
+Whoever runs a user's function may write anything to the socket, so nothing in a line is taken for granted.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+READY = b"ready\n"
+LONGEST_REPORT = 1 << 16
+
+
+def read_report(line: bytes, graded: bool) -> dict[str, Any] | None:
+    """The report that a line holds, or None if it is not one. `graded` tells those of a user's function.
+
+    It is a verdict (``correct`` or ``wrong``), or of a user's function the ``outcome``, a number from 0 to 1
+    or None, or the verdict ``error`` with the ``message`` that says why.
+    """
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        report = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(report, dict):
+        return None
+    if graded:
+        return report if _is_of_function(report) else None
+    return report if report in ({"verdict": "correct"}, {"verdict": "wrong"}) else None
+
+
+def _is_of_function(report: dict[str, Any]) -> bool:
+    if set(report) == {"verdict", "message"}:
+        return report["verdict"] == "error" and isinstance(report["message"], str)
+    return set(report) == {"outcome"} and _is_outcome(report["outcome"])
+
+
+def _is_outcome(value: Any) -> bool:
+    return value is None or (isinstance(value, float | int) and not isinstance(value, bool) and 0 <= value <= 1)
