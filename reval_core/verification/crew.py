@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from reval_core.errors import RevalError
+from reval_core.verification.descendants import below
 from reval_core.verification.reports import LONGEST_REPORT, READY, read_report
 
 _NURSERY = Path(__file__).with_name("nursery.py")
@@ -121,9 +122,10 @@ class Worker(Generic[Task]):
         self._timeout_seconds = timeout_seconds
         self._received = b""
         self._since = time.monotonic()
-        self._spent_before = 0.0
+        self._computed_before = 0.0
+        self._held_up_before = self._held_up = 0.0
         self._process, self.connection = nursery.fork()
-        self.connection.settimeout(_ANSWER_SECONDS)  # for sending: what is there to receive is there
+        self.connection.setblocking(False)
 
     @property
     def late(self) -> bool:
@@ -159,20 +161,24 @@ class Worker(Generic[Task]):
 
     @property
     def _spent(self) -> float:
-        return self._clock() - self._spent_before
-
-    def _clock(self) -> float:
-        """What the deadline counts, in seconds from some moment on."""
+        """The seconds that the deadline counts."""
         if self._nursery.graded:
-            return time.monotonic() - _seconds_held_up(self._process)
-        return _seconds_computed(self._process)
+            # What has ended is not seen any more, though its time counts.
+            self._held_up = max(self._held_up, _seconds_held_up(self._process) - self._held_up_before)
+            return self._elapsed - self._held_up
+        return _seconds_computed(self._process) - self._computed_before
 
     def take(self, task: Task, message: dict[str, Any]) -> None:
         """Hand it a task. Raises OSError where it has died."""
+        self.connection.settimeout(_ANSWER_SECONDS)
         self.connection.sendall(json.dumps(message).encode() + b"\n")
+        self.connection.setblocking(False)
         self.task = task
         self._since = time.monotonic()
-        self._spent_before = self._clock()
+        if self._nursery.graded:
+            self._held_up_before, self._held_up = _seconds_in_queue(self._process), 0.0
+        else:
+            self._computed_before = _seconds_computed(self._process)
 
     def report(self) -> dict[str, Any] | None:
         """What it has sent, or None while that is incomplete.
@@ -181,7 +187,9 @@ class Worker(Generic[Task]):
         alarm has ended it.
         """
         try:
-            received = self.connection.recv(LONGEST_REPORT, socket.MSG_DONTWAIT)
+            received = self.connection.recv(LONGEST_REPORT)
+        except BlockingIOError:
+            return None
         except OSError:
             received = b""
         self._received += received
@@ -214,8 +222,12 @@ def _seconds_computed(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _seconds_held_up(process: int) -> float:
-    """How long a process could have computed but had no processor; 0 where the system does not say."""
+def _seconds_held_up(worker: int) -> float:
+    """How long a worker and all below it could have computed but had no processor; 0 where no system says so."""
+    return sum(map(_seconds_in_queue, [worker, *below(worker)])) if sys.platform == "linux" else 0.0
+
+
+def _seconds_in_queue(process: int) -> float:
     try:
         return int(Path(f"/proc/{process}/schedstat").read_bytes().split()[1]) / 1e9
     except (OSError, IndexError):

@@ -52,19 +52,22 @@ def end_descendants(spared: Collection[int] = ()) -> None:
 
 def descendants(spared: Collection[int] = ()) -> list[int]:
     """The ids of all processes below this one, but the children `spared` and what is below those."""
-    if not _has_children():
-        return []
+    return below(os.getpid(), spared) if _has_children() else []
+
+
+def below(process: int, spared: Collection[int] = ()) -> list[int]:
+    """The ids of all processes below `process`, but its children `spared` and what is below those."""
     children = defaultdict(list)
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
                 children[int(file.read().rpartition(b")")[2].split()[1])].append(int(name))
     found: list[int] = []
-    parents = [os.getpid()]
+    parents = [process]
     while parents:
-        below = [child for child in children[parents.pop()] if child not in spared]
-        found += below
-        parents += below
+        next_ones = [child for child in children[parents.pop()] if child not in spared]
+        found += next_ones
+        parents += next_ones
     return found
 
 

@@ -8,7 +8,8 @@ the worker's own until then. What a user's function has started ends with the re
 any means, it ends all workers and itself.
 
 A worker takes one JSON task after another from its socket, each a line, and answers each with a line of JSON
-(`reval_core.verification.reports`), or may be killed at any moment.
+(`reval_core.verification.reports`), or may be killed at any moment. It calls a user's function in a process of its
+own each time, so that a call finds nothing of what earlier ones have done to theirs.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 # Less than this is left of the address space: the worker could not work.
@@ -44,8 +46,8 @@ _WARM_UP = [
 """The first answer of a kind costs ten times what the next one does, which no deadline should pay for."""
 
 
-Work = Callable[[dict[str, Any]], dict[str, Any]]
-"""From a task to a report."""
+Work = Callable[[dict[str, Any]], bytes]
+"""From a task to a report, as a line."""
 
 
 def main(descriptor: int, root: str) -> None:
@@ -81,7 +83,9 @@ def main(descriptor: int, root: str) -> None:
                 end_with_parent()
                 if foreign:
                     adopt_orphans()
-                _work(socket.socket(fileno=sockets[0]), work, int(number), float(rest[0]), float(rest[1]))
+                connection = socket.socket(fileno=sockets[0])
+                _limit(int(number))
+                _work(connection, partial(_apart, connection, work) if foreign else work, *map(float, rest))
             with contextlib.suppress(OSError):  # the worker has done it
                 os.setpgid(worker, worker)
             os.close(sockets[0])
@@ -110,63 +114,95 @@ def _end(worker: int) -> None:
 
 def _prepare(job: dict[str, Any]) -> Work:
     """What answers a task of this job, with everything imported that it needs."""
+    from reval_core.verification.reports import write_report
+
     if job["function"] is not None:
         from reval_core.user_code import load_function
-        from reval_core.verification.descendants import end_descendants
 
         function = load_function(job["function"])
-
-        def grade(task: dict[str, Any]) -> dict[str, Any]:
-            report = _graded(function, task["values"], job["settings"])
-            end_descendants()
-            return report
-
-        return grade
+        return lambda task: _graded(function, task["values"], job["settings"])
     from reval_core.verification import comparison
 
     for gold, answer in _WARM_UP:
         comparison.is_correct([gold], answer, lenient=False)
-    return lambda task: {
-        "verdict": "correct" if comparison.is_correct(task["golds"], task["answer"], task["lenient"]) else "wrong"
-    }
+
+    def compare(task: dict[str, Any]) -> bytes:
+        _seed()
+        correct = comparison.is_correct(task["golds"], task["answer"], task["lenient"])
+        return write_report({"verdict": "correct" if correct else "wrong"})
+
+    return compare
 
 
-def _graded(function: Callable[..., Any], values: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+def _seed() -> None:
+    """Random numbers start anew: sympy tries some, and a verdict must not depend on what was judged before."""
+    random.seed(0)
+    if "sympy.core.random" in sys.modules:
+        sys.modules["sympy.core.random"].seed(0)
+
+
+def _graded(function: Callable[..., Any], values: list[str], settings: dict[str, Any]) -> bytes:
     """What a user's function makes of a response; an error if it raises or returns no number from 0 to 1."""
+    from reval_core.verification.reports import write_report
+
+    _seed()
     try:
         returned = function(*values, **settings)
         outcome = None if returned is None else float(returned)
         if outcome is not None and (isinstance(returned, str) or not 0 <= outcome <= 1):
             raise ValueError(f"{returned!r} is no number from 0 to 1")
     except Exception as error:
-        return {"verdict": "error", "message": f"{type(error).__name__}: {error}"[:_LONGEST_MESSAGE]}
-    return {"outcome": outcome}
+        message = f"{type(error).__name__}: {error}"[:_LONGEST_MESSAGE]
+        return write_report({"verdict": "error", "message": message})
+    return write_report({"outcome": outcome})
 
 
-def _work(
-    connection: socket.socket, work: Work, memory_mb: int, timeout_seconds: float, wall_seconds: float
-) -> None:
-    """Do tasks from the socket until it closes, within `memory_mb` MiB of address space."""
+def _apart(connection: socket.socket, work: Work, task: dict[str, Any]) -> bytes:
+    """What a process that is forked for this task alone reports, once all that it has started is gone as well."""
+    from reval_core.verification.descendants import end_descendants, end_with_parent
+    from reval_core.verification.reports import LONGEST_REPORT
+
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            end_with_parent()
+            os.close(connection.fileno())
+            os.close(reading)
+            os.write(writing, work(task))
+        finally:
+            os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    end_descendants()
+    os.set_blocking(reading, False)  # on macOS something may be left that holds the other end
+    with open(reading, "rb", buffering=0) as pipe:
+        report = pipe.read(LONGEST_REPORT) or b""
+    return report if report.endswith(b"\n") else b"\n"
+
+
+def _limit(memory_mb: int) -> None:
+    """Leave this process `memory_mb` MiB of address space."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _work(connection: socket.socket, work: Work, timeout_seconds: float, wall_seconds: float) -> None:
+    """Do tasks from the socket until it closes."""
     from reval_core.verification.reports import READY
 
     try:
-        resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         bytearray(_LEAST_MEMORY)
         connection.sendall(READY)
         with connection.makefile("rb") as tasks:
             for task in tasks:
-                # sympy tries random numbers, and a verdict must not depend on what was judged before.
-                random.seed(0)
-                if "sympy.core.random" in sys.modules:
-                    sys.modules["sympy.core.random"].seed(0)
                 # No thread of this process would get a turn while a big integer is computed.
                 signal.setitimer(signal.ITIMER_PROF, timeout_seconds + _GRACE_SECONDS)
                 signal.setitimer(signal.ITIMER_REAL, wall_seconds + _GRACE_SECONDS)
                 report = work(json.loads(task))
                 signal.setitimer(signal.ITIMER_PROF, 0.0)
                 signal.setitimer(signal.ITIMER_REAL, 0.0)
-                connection.sendall(json.dumps(report).encode() + b"\n")
+                connection.sendall(report)
         os._exit(0)
     except BaseException:
         os._exit(1)

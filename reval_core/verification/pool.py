@@ -15,8 +15,6 @@ from reval_core.verification.crew import Nursery, VerifierUnavailable, Worker
 _STARTS_BEFORE_GIVING_UP = 3
 # sympy's caches grow by about 5 KB a task; a worker is renewed before they matter.
 _TASKS_PER_WORKER = 5000
-# What a user's function leaves behind in its process must not decide what is judged next.
-_TASKS_PER_FUNCTION_WORKER = 1
 _LOOK_AGAIN_SECONDS = 0.1
 # A step may start the process that workers are forked from and end all workers.
 _CLOSE_SECONDS = 300.0
@@ -81,7 +79,6 @@ class Pool(Generic[AnyTask]):
         self._workers = workers
         self._timeout_seconds = timeout_seconds
         self._memory_mb = memory_mb
-        self._tasks_per_worker = _TASKS_PER_FUNCTION_WORKER if job["function"] else _TASKS_PER_WORKER
         self._begin()
 
     def _begin(self) -> None:
@@ -240,7 +237,7 @@ class Pool(Generic[AnyTask]):
         for worker in list(self._crew):
             report = worker.report() if worker.connection in reporting else None
             if report is None and worker.late:
-                report = {"verdict": "timeout"}
+                report = worker.report() or {"verdict": "timeout"}
             if report is not None:
                 self._note(worker, report)
 
@@ -250,7 +247,7 @@ class Pool(Generic[AnyTask]):
         if not worker.ready:
             self._note_start(failed=ended)
         worker.rest()
-        if ended or worker.done >= self._tasks_per_worker:
+        if ended or worker.done >= _TASKS_PER_WORKER:
             self._dismiss(worker)
         if errand is not None and errand.task in errand.call.open:
             errand.call.found.append((errand.task, report, milliseconds))

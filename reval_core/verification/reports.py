@@ -1,6 +1,6 @@
 """What workers say: one line of JSON for each task.
 
-Whoever runs a user's function may write anything to the socket, so nothing in a line is taken for granted.
+A process that runs a user's function may write anything, so nothing in a line is taken for granted.
 """
 
 from __future__ import annotations
@@ -10,6 +10,11 @@ from typing import Any
 
 READY = b"ready\n"
 LONGEST_REPORT = 1 << 16
+
+
+def write_report(report: dict[str, Any]) -> bytes:
+    """A report as a line."""
+    return json.dumps(report).encode() + b"\n"
 
 
 def read_report(line: bytes, graded: bool) -> dict[str, Any] | None:
