@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv venv-test venv-vllm demo smollm2 test test-vllm test-faults bench bench-rollouts bench-verification bench-peers clean
+.PHONY: venv venv-test venv-vllm demo smollm2 test test-vllm test-faults test-load bench bench-rollouts bench-verification bench-peers clean
 
 venv: .venv/.installed
 venv-test: .venv/.installed-test
@@ -50,7 +50,12 @@ test-vllm: venv-vllm
 
 # The fault tests in full: 100 kills, every kind of damage in every kind of file, the disk full in every stage.
 test-faults: venv-test
-	$(BIN)/pytest -m "full or not full" tests/faults
+	$(BIN)/pytest -m "full or not full" --override-ini timeout=3600 --override-ini faulthandler_timeout=3660 tests/faults
+
+# Hostile and honest answers, judged once alone and once beside twelve busy processes; some minutes.
+test-load: venv-test
+	$(BIN)/pytest -m full --override-ini timeout=3600 --override-ini faulthandler_timeout=3660 \
+	    tests/integration/test_hostile_answers.py
 
 # Ratios of the learner to its baselines; with bench-peers done before, to TRL as well. Then the store's times.
 bench: venv

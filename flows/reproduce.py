@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import active_children, get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from reval_core.reproduction.page import write_results
 from reval_core.reproduction.plan import Figure, Unit, check_out, load_base, load_figure, load_search, units
 from reval_core.reproduction.records import Record
 from tasks.units import submit
+
+_END_SECONDS = 30.0
 
 
 # Its threads only wait: how much is done at a time is the process pool's to say.
@@ -106,11 +109,20 @@ def _processes(workers: int) -> Iterator[Executor]:
     try:
         yield executor
     except BaseException:
-        for process in active_children():
-            process.terminate()
+        _end(active_children())
         raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _end(processes: list[BaseProcess]) -> None:
+    """Tell processes to end, and end those that do not."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(_END_SECONDS)
+        if process.is_alive():
+            process.kill()
 
 
 def _leave_with(parent: int) -> None:

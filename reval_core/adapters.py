@@ -72,8 +72,8 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> None:
 def swapped_adapters(model: PreTrainedModel, folder: Path) -> Iterator[PreTrainedModel]:
     """`model` with the adapters of another checkpoint, for as long as the context lasts."""
     own = {name: tensor.clone() for name, tensor in _adapters(model).items()}
-    load_adapters(model, folder)
     try:
+        load_adapters(model, folder)
         yield model
     finally:
         with torch.no_grad():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,7 +68,7 @@ def finished_groups(
     policy_round: int,
     generate: Callable[[Sequence[Request]], Iterable[tuple[int, Completion]]],
     tick: Callable[[int, int], None],
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Ask for what is open in these groups; gives each group's number once all of it has ended.
 
     The caller may take groups out meanwhile. `tick` is told how many of how many responses have come.

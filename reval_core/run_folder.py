@@ -43,6 +43,10 @@ _MARKS = ("config.yaml", "evaluation.yaml", "lock", "attempts")
 """What a directory holds that reval has made: also where a run was killed at once, or has lost its config."""
 
 
+# How long somebody who only looks who holds a folder may keep it from its next holder.
+_LOOK_SECONDS = 1.0
+
+
 def merged_name(stage: str, table: str) -> str:
     """The file that pruning merges a stage's rows of a table into."""
     return f"{stage}-{table}.parquet"
@@ -232,7 +236,7 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"{self.path}: cannot be made ({error.strerror}); give another place") from error
         with (self.path / "lock").open("a+") as file:
-            deadline = time.monotonic() + 0.2
+            deadline = time.monotonic() + _LOOK_SECONDS
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -18,7 +18,7 @@ from reval_core.beta import with_beta
 from reval_core.checkpoints import checkpoint_rounds, checkpoint_state, wanted_checkpoints
 from reval_core.config import Config, Reward, Rollouts, Verification
 from reval_core.draws import DrawReader
-from reval_core.engines.base import Sampling, in_batches
+from reval_core.engines.base import Sampling, generated_within, in_batches
 from reval_core.engines.choice import make_engine
 from reval_core.errors import Damaged, RevalError, RunStopped
 from reval_core.facts import Manifest
@@ -140,7 +140,8 @@ class Session:
             # In the precision that the policy learns in, where the engine shares its model.
             with learner.autocast():
                 engine.load(learner.model, policy.identity)
-                yield from in_batches(engine, requests, sampling, batch or settings.batch, enough)
+            completions = in_batches(engine, requests, sampling, batch or settings.batch, enough)
+            yield from generated_within(learner.autocast, completions)
         finally:
             engine.rest()
 

@@ -124,6 +124,8 @@ class VllmEngine:
             for process in _core_processes() - self._before:  # told to end by now, but for one that was starting
                 process.terminate()
                 process.join(timeout=10)
+                if process.is_alive():
+                    process.kill()
             self._before = None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)

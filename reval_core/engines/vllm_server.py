@@ -39,6 +39,9 @@ FIRST_DELAY, LAST_DELAY = 0.5, 30.0
 """Seconds before a server that failed is asked again; they double from one failure to the next."""
 
 
+CLOSE_SECONDS = 30.0
+"""How long closing waits for connections that do not end."""
+
 TRIES = 10
 """How often the same request may break off before it is taken for the cause."""
 
@@ -120,10 +123,12 @@ class VllmServers:
         """Let go of the servers, which run on, and delete the weights that they were given."""
         if self._loop is None or self._thread is None:
             return
-        self._run(self._let_go())
+        with suppress(TimeoutError):  # the loop's thread ends with this process at the latest
+            self._run(self._let_go(), CLOSE_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._thread.join(CLOSE_SECONDS)
+        if not self._thread.is_alive():
+            self._loop.close()
         self._loop = self._thread = self._weights = None
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -134,11 +139,11 @@ class VllmServers:
         self._thread.start()
         self._run(self._connect())
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run(self, work: Coroutine[Any, Any, None], seconds: float | None = None) -> None:
         assert self._loop is not None
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            future.result()
+            future.result(seconds)
         except BaseException:  # an interrupt too
             future.cancel()
             raise

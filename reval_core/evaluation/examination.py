@@ -6,13 +6,14 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 import yaml
 
 from reval_core.config.protocol import Protocol
-from reval_core.engines.base import Completion, Request, Sampling, in_batches
+from reval_core.engines.base import Completion, Request, Sampling, generated_within, in_batches
 from reval_core.engines.choice import choose, make_engine
 from reval_core.evaluation.folder import EvaluationFolder
 from reval_core.evaluation.prompts import ExaminedProblems, examined_problems
@@ -108,10 +109,11 @@ class Examination:
         self.tick(0, len(requests))  # the weights are read, and an engine may take a while to start
         size = self.protocol.problems_per_shard * self.protocol.samples
         half = self.protocol.precision == "bfloat16"
+        precision = partial(torch.autocast, self.device.type, dtype=torch.bfloat16, enabled=half)
         try:
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
+            with precision():
                 self.engine.load(self._loaded(), self.subject.identity)
-                yield from in_batches(self.engine, requests, self.sampling, size)
+            yield from generated_within(precision, in_batches(self.engine, requests, self.sampling, size))
         finally:
             self.engine.rest()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -38,9 +39,9 @@ def _generate(examination: Examination, number: int) -> Outcome:
     shards = Shards(folder, number, key, writer=policy_round, gapless=engine.streams)
     done = shards.groups()
     waiting = {place: group for place, group in enumerate(_groups(examination, number)) if place not in done}
-    finished = finished_groups(waiting, policy_round, examination.generate, examination.tick)
     size = examination.protocol.problems_per_shard
-    shards.publish_finished(waiting, finished, size, partial(_table, examination, number))
+    with closing(finished_groups(waiting, policy_round, examination.generate, examination.tick)) as finished:
+        shards.publish_finished(waiting, finished, size, partial(_table, examination, number))
     outcome = shards.outcome()
     outcome.info["engine"] = engine.name
     return outcome

@@ -1,4 +1,4 @@
-"""Calls that are given up, forgotten or closed in the middle: nobody waits for them, and nothing of them is left."""
+"""Calls that are given up, forgotten or closed in the middle: nobody waits for them, and nothing of them stays."""
 
 import gc
 import os

@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module", autouse=True)
 def _prefect() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=300):
         yield
 
 
@@ -50,7 +50,7 @@ def config(tmp_path: Path) -> Path:
 
 def names_on_the_page(flow_run_id: Any, expected: set[str]) -> set[str]:
     """The names of a flow run's tasks, once the server has all that are expected: it hears of them by events."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while True:
         with get_client(sync_client=True) as client:
             found = client.read_task_runs(

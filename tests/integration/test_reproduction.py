@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -107,9 +108,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str
     deadline = time.monotonic() + 300
     while not list(out.glob("runs/*/*/*/config.yaml")) and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
+    processes = psutil.Process(first.pid).children(recursive=True)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
-    time.sleep(3)  # its processes see that it is gone
+    psutil.wait_procs(processes)  # they see that it is gone
     assert not (out / "figures").exists()
     second = start(folder, out)
     printed, complaints = second.communicate(timeout=400)

@@ -32,7 +32,7 @@ VERDICTS = ["correct", "correct", "unparsed", "correct", "wrong", "correct", "tr
 def verify(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flows.cli", "verify", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
 def jsonl(folder: Path, rows: list[dict[str, Any]]) -> Path:
@@ -150,6 +150,6 @@ def test_a_closed_pipe_ends_it_quietly(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [{"gold": "5", "response": "6" * 200}] * 5000)
     command = f"{sys.executable} -m flows.cli verify {path} --json | head -1; exit ${{PIPESTATUS[0]}}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, timeout=60)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 1

@@ -366,12 +366,10 @@ def test_what_is_cut_off_comes_as_far_as_it_is(make, servers):
 def test_generation_that_is_dropped_is_called_off(make, servers):
     engine = make(servers)
     engine.load(tiny_model(), POLICY)
-    servers[1].delay = 5.0
-    started = time.perf_counter()
+    servers[1].delay = 10_000.0  # whoever waited for this one would not come back
     generated = engine.generate(wanted(4), SAMPLING)
     next(generated)
     generated.close()
-    assert time.perf_counter() - started < 2.5
     servers[1].delay = 0.0
     requests = wanted(3)
     check_all(list(engine.generate(requests, SAMPLING)), requests)
@@ -380,13 +378,11 @@ def test_generation_that_is_dropped_is_called_off(make, servers):
 def test_an_engine_can_be_closed_in_the_middle_of_generation(make, servers):
     engine = make(servers)
     engine.load(tiny_model(), POLICY)
-    servers[1].delay = 5.0
-    started = time.perf_counter()
+    servers[1].delay = 10_000.0
     generated = engine.generate(wanted(4), SAMPLING)
     next(generated)
     engine.close()
     generated.close()
-    assert time.perf_counter() - started < 2.5
     assert not [thread for thread in threading.enumerate() if thread.name == "vllm servers"]
 
 

@@ -1,0 +1,439 @@
+"""Every generator of the code base is left in the middle: it then holds nothing, and what it changed is as before.
+
+A generator that yields outside of every `with` and `try`, and is no context, holds nothing but its own variables.
+All others have an entry here, under the name that they are imported by: either a way to be left, or the test of
+another file that leaves them.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from tests.models import tiny_model
+from tests.runs import run, small_config
+
+ROOT = Path(__file__).parents[2]
+Generator = Any
+
+
+class Broken(Exception):
+    """What a consumer raises in the middle."""
+
+
+def holds(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a generator holds something at a yield: by a `with`, by a `try`, or because it is a context."""
+    found = list(_yields(function, False))
+    return any(found) or bool(found and function.decorator_list)
+
+
+def _yields(node: ast.AST, held: bool) -> Iterator[bool]:
+    for name, value in ast.iter_fields(node):
+        within = (
+            held or isinstance(node, ast.With | ast.AsyncWith) or (isinstance(node, ast.Try) and name == "body")
+        )
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.Yield | ast.YieldFrom):
+                yield within
+            if isinstance(child, ast.AST) and not isinstance(
+                child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef
+            ):
+                yield from _yields(child, within)
+
+
+def _functions(tree: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for node in ast.iter_child_nodes(tree):
+        named = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        name = f"{prefix}.{node.name}" if named else prefix  # type: ignore[attr-defined]
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield name, node
+        yield from _functions(node, name)
+
+
+def holding() -> set[str]:
+    """The generators of the code base that hold something at a yield."""
+    found = set()
+    for package in ("reval_core", "flows", "tasks"):
+        for path in (ROOT / package).rglob("*.py"):
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            found |= {name for name, function in _functions(tree, module) if holds(function)}
+    return found
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has been made up to its start."""
+    path = tmp_path_factory.mktemp("runs") / "begun"
+    run(path, small_config(), until=0)
+    return path
+
+
+LEAVERS: dict[str, Callable[..., None]] = {}
+
+
+def leaves(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        LEAVERS[name] = function
+        return function
+
+    return add
+
+
+@contextmanager
+def breaking() -> Iterator[None]:
+    """What is inside has to raise Broken."""
+    try:
+        yield
+    except Broken:
+        return
+    pytest.fail("nothing was raised")
+
+
+def break_in(context: AbstractContextManager[Any]) -> None:
+    with breaking(), context:
+        raise Broken
+
+
+def session_of(path: Path) -> AbstractContextManager[Any]:
+    from reval_core.run_folder import RunFolder
+    from reval_core.session import open_session
+
+    return open_session(RunFolder(path), small_config())
+
+
+@leaves("reval_core.adapters.swapped_adapters")
+def _(begun: Path, tmp_path: Path) -> None:
+    from safetensors import SafetensorError
+
+    from reval_core.adapters import add_adapters, save_adapters, swapped_adapters
+    from reval_core.config import Lora
+
+    model: Any = tiny_model()
+    add_adapters(model, Lora(rank=2), seed=0)
+    save_adapters(model, tmp_path)
+    adapter = next(parameter for parameter in model.parameters() if parameter.requires_grad)
+    with torch.no_grad():
+        adapter.add_(1.0)
+    own = adapter.clone()
+    break_in(swapped_adapters(model, tmp_path))
+    assert torch.equal(adapter, own)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(SafetensorError), swapped_adapters(model, tmp_path):
+        pass
+    assert torch.equal(adapter, own)
+
+
+@leaves("reval_core.comparison.sides.open_sides")
+def _(begun: Path, tmp_path: Path) -> None:
+    from reval_core.comparison.sides import open_sides
+
+    before = set(os.listdir("/proc/self/fd"))
+    break_in(open_sides([begun]))
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+@leaves("reval_core.engines.transformers._own_generation_settings")
+def _(begun: Path, tmp_path: Path) -> None:
+    from reval_core.engines.transformers import _own_generation_settings
+
+    model, own = SimpleNamespace(), GenerationConfig()
+    model.generation_config = own
+    break_in(_own_generation_settings(model, GenerationConfig()))
+    assert model.generation_config is own
+
+
+@leaves("reval_core.engines.vllm._output_to")
+def _(begun: Path, tmp_path: Path) -> None:
+    from reval_core.engines.vllm import _output_to
+
+    before = [os.fstat(number).st_ino for number in (1, 2)]
+    break_in(_output_to(tmp_path / "log"))
+    assert [os.fstat(number).st_ino for number in (1, 2)] == before
+
+
+@leaves("reval_core.engines.weights.policy_tensors")
+def _(begun: Path, tmp_path: Path) -> None:
+    from reval_core.engines.weights import policy_tensors
+
+    suspended = policy_tensors(tiny_model(), "policy", torch.float32)
+    next(suspended)
+    assert torch.is_grad_enabled()
+    suspended.close()  # type: ignore[attr-defined]
+    assert torch.is_grad_enabled()
+
+
+@leaves("reval_core.evaluation.examination.open_examination")
+@leaves("reval_core.evaluation.examination.Examination.generate")
+def _(begun: Path, tmp_path: Path) -> None:
+    from flows.preparation import prepare_evaluation
+    from reval_core.engines.base import Request
+    from reval_core.evaluation.examination import open_examination
+
+    sets = "benchmarks=[{arithmetic: {digits: 1, operators: '+', split: held_out}}]"
+    asked = [sets, "precision=bfloat16", "max_tokens=4", "prompt.chat=false", "verification.workers=1"]
+    subject, protocol, folder = prepare_evaluation(str(begun), None, asked, None, tmp_path / "evaluation")
+    with breaking(), open_examination(folder, subject, protocol) as examination:
+        suspended = examination.generate([Request([1, 2], seed) for seed in range(2)])
+        next(suspended)
+        assert not torch.is_autocast_enabled("cpu")
+        raise Broken
+    with folder.lock():  # nobody else holds it
+        pass
+
+
+@leaves("reval_core.models.checkpointed_layers")
+def _(begun: Path, tmp_path: Path) -> None:
+    from reval_core.models import checkpointed_layers
+
+    model = tiny_model()
+    before = [module.training for module in model.modules()]
+    break_in(checkpointed_layers(model))
+    assert [module.training for module in model.modules()] == before
+    assert not model.is_gradient_checkpointing
+
+
+@leaves("reval_core.problems.files._csv")
+def _(begun: Path, tmp_path: Path) -> None:
+    from reval_core.problems.files import _csv
+
+    path = tmp_path / "problems.csv"
+    path.write_text("problem,answer\n1+1,2\n1+2,3\n")
+    _rows_are_left(_csv(path))
+
+
+@leaves("reval_core.problems.files._table_rows")
+def _(begun: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    from reval_core.problems.files import _parquet
+
+    path = tmp_path / "problems.parquet"
+    pa.parquet.write_table(pa.table({"problem": ["1+1", "1+2"], "answer": ["2", "3"]}), path)
+    _rows_are_left(_parquet(path))
+
+
+def _rows_are_left(rows: Generator) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    next(rows)
+    rows.close()
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+@leaves("reval_core.processes.together")
+def _(begun: Path, tmp_path: Path) -> None:
+    from reval_core import processes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "_out_of_step", False)
+        break_in(processes.together())
+        assert processes._out_of_step
+        processes.dismiss()  # and waits for nobody
+
+
+@leaves("reval_core.report._asking")
+def _(begun: Path, tmp_path: Path) -> None:
+    from reval_core.report import _asking
+    from reval_core.run_folder import RunFolder
+
+    folder = RunFolder(begun)
+    before = set(os.listdir("/proc/self/fd"))
+    break_in(_asking(folder, folder.manifests()))
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+@leaves("reval_core.run_folder.RunFolder.lock")
+def _(begun: Path, tmp_path: Path) -> None:
+    from reval_core.run_folder import RunFolder
+
+    break_in(RunFolder(begun).lock())
+    with RunFolder(begun).lock():
+        pass
+
+
+@leaves("reval_core.session.open_session")
+@leaves("reval_core.session.Session.generate")
+@leaves("reval_core.session.Session.reference_model")
+@leaves("reval_core.store.Store._transaction")
+def _(begun: Path, tmp_path: Path) -> None:
+    from reval_core.engines.base import Request
+    from reval_core.session import Policy
+
+    with breaking(), session_of(begun) as session:
+        policy = Policy.of(session.folder.manifest("warm_start", 0))
+        suspended = session.generate(policy, [Request([1, 2], seed) for seed in range(2)], batch=1)
+        next(suspended)
+        assert not torch.is_autocast_enabled("cpu")
+        break_in(session.reference_model(policy))
+        with breaking(), session.store._transaction() as connection:
+            connection.execute("CREATE TABLE left_behind (number INTEGER)")
+            raise Broken
+        assert "left_behind" not in str(session.store.query("SHOW TABLES").to_pylist())
+        raise Broken
+    with session_of(begun):  # neither the lock nor the database is held by the first
+        pass
+
+
+@leaves("reval_core.session.explained_disk")
+def _(begun: Path, tmp_path: Path) -> None:
+    from reval_core.run_folder import RunFolder
+    from reval_core.session import explained_disk
+
+    break_in(explained_disk(RunFolder(begun)))
+
+
+@leaves("flows.progress.shown_warnings")
+def _(begun: Path, tmp_path: Path) -> None:
+    from flows.progress import shown_warnings
+
+    before = list(logging.getLogger("reval").handlers)
+    break_in(shown_warnings())
+    assert logging.getLogger("reval").handlers == before
+
+
+@leaves("flows.upkeep._bar")
+def _(begun: Path, tmp_path: Path) -> None:
+    from flows.upkeep import _bar
+
+    break_in(_bar("pruning"))
+    break_in(_bar("pruning again"))  # rich refuses a second display beside one that is left
+
+
+@leaves("flows.reproduce._processes")
+def _(begun: Path, tmp_path: Path) -> None:
+    from multiprocessing import active_children
+
+    from flows.reproduce import _processes
+
+    with breaking(), _processes(1) as executor:
+        executor.submit(time.sleep, 10_000)
+        raise Broken
+    assert active_children() == []
+
+
+@leaves("flows.server._process")
+@leaves("flows.server._answering")
+@leaves("flows.server.server")
+@leaves("flows.server.worker")
+def _(begun: Path, tmp_path: Path) -> None:
+    """With commands that sleep in the place of Prefect's own."""
+    from flows import server
+
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*arguments, **options))
+        return started[-1]
+
+    def command(name: str, *_: str) -> list[str]:
+        return [sys.executable, "-c", "pass" if name == "--no-prompt" else "import time; time.sleep(10_000)"]
+
+    (tmp_path / "prefect.yaml").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setenv("PREFECT_API_URL", server.LOCAL_API)
+        patch.setattr(server.subprocess, "Popen", start)
+        patch.setattr(server, "_prefect", command)
+        patch.setattr(server, "_make_work_pool", lambda: None)
+        patch.setattr(server, "answers", lambda url: bool(started))
+        with breaking(), server.server(), server.worker():
+            raise Broken
+    assert len(started) == 3
+    assert all(process.poll() is not None for process in started)
+
+
+@leaves("tasks.tracking.tracked")
+def _(begun: Path, tmp_path: Path) -> None:
+    from reval_core.run_folder import RunFolder
+    from tasks.tracking import tracked
+
+    break_in(tracked(RunFolder(begun), small_config()))
+    with sqlite3.connect(begun.parent / "mlflow.db") as connection:
+        assert connection.execute("SELECT status FROM runs").fetchall() == [("FAILED",)]
+    connection.close()
+
+
+ELSEWHERE = {
+    "reval_core.engines.vllm.VllmEngine.generate": (
+        "tests/vllm/test_vllm.py::test_generation_that_is_abandoned_leaves_nothing_behind"
+    ),
+    "reval_core.engines.vllm.VllmEngine._alive": (
+        "tests/vllm/test_vllm.py::test_an_engine_whose_process_dies_says_so_and_starts_again"
+    ),
+    "reval_core.engines.vllm_endpoint.Endpoint.choices": (
+        "tests/unit/test_vllm_server.py::test_generation_that_is_dropped_is_called_off"
+    ),
+    "reval_core.engines.vllm_endpoint.Endpoint._request": (
+        "tests/unit/test_vllm_server.py::test_generation_that_is_dropped_is_called_off"
+    ),
+    "reval_core.engines.vllm_server.VllmServers.generate": (
+        "tests/unit/test_vllm_server.py::test_an_engine_can_be_closed_in_the_middle_of_generation"
+    ),
+    "reval_core.verification.pool.Pool.run": (
+        "tests/integration/test_abandoned_calls.py::test_a_forgotten_call_ends_when_it_is_collected"
+    ),
+    "reval_core.verification.verifier.Verifier.judge_each": (
+        "tests/integration/test_abandoned_calls.py::test_a_consumer_that_raises_holds_nothing"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(LEAVERS))
+def test_a_generator_that_is_left_in_the_middle_holds_nothing(name: str, begun: Path, tmp_path: Path) -> None:
+    LEAVERS[name](begun, tmp_path)
+
+
+def test_every_generator_that_holds_something_is_left_in_a_test() -> None:
+    assert holding() == {*LEAVERS, *ELSEWHERE}
+
+
+def test_generators_are_told_from_those_that_hold_something() -> None:
+    source = """
+def plain():
+    try:
+        found = 1
+    except ValueError:
+        yield 2
+    for _ in range(found):
+        yield 1
+def guarded():
+    with open("x"):
+        for _ in range(3):
+            yield 1
+def finishing():
+    try:
+        yield from plain()
+    finally:
+        pass
+@contextmanager
+def context():
+    yield
+def none():
+    with open("x"):
+        return lambda: (yield)
+"""
+    found = {name for name, function in _functions(ast.parse(source), "m") if holds(function)}
+    assert found == {"m.guarded", "m.finishing", "m.context"}
+
+
+@pytest.mark.parametrize("place", sorted(set(ELSEWHERE.values())))
+def test_the_tests_of_other_files_are_there(place: str) -> None:
+    path, _, name = place.partition("::")
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    assert f".{name}" in {function for function, _ in _functions(tree, "")}
