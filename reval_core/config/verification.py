@@ -21,7 +21,7 @@ class Verification(Section):
     workers: int = Field(2, ge=1)
     """The processes that compare answers, side by side."""
     timeout_seconds: float = Field(2.0, gt=0)
-    """A worker that takes longer over one item is killed; the verdict is `timeout`."""
+    """Processor time for one item, for a `reward.function` also the time that it sleeps; more is a `timeout`."""
     memory_mb: int = Field(1024, ge=256)
     """The address space of a worker, in MiB."""
     unjudged_limit: float = Field(0.05, ge=0, le=1)

@@ -36,13 +36,13 @@ VERIFIER_VERSION = " ".join(
 class Verifier:
     """Judges claims with a pool of worker processes, started at the first claim that needs one and kept warm.
 
-    Safe to use from any thread or process; calls from several threads take turns at the pool. Close it, or use it
+    Safe to use from any thread or process; calls from several threads share the workers. Close it, or use it
     as a context manager, to end the workers; they end by themselves when this process dies, however it dies.
 
     Args:
-        workers: how many comparisons at a time. Those that are slow may be set aside and replaced, up to four for
-            each worker, when they come in numbers.
-        timeout_seconds: wall time for one comparison, from the moment an idle worker is handed it.
+        workers: how many comparisons at a time.
+        timeout_seconds: processor time for one comparison; for a user's function also the time that it sleeps or
+            waits for others. Thirty times as much by the clock is too late as well.
         memory_mb: address space of a worker in MiB, its own 60 included.
         mode: ``strict``, what training pays for, or ``lenient``, for grading responses of others.
         methods: how answers are extracted, in order (see `reval_core.extraction.extract`); the mode's if not given.
@@ -74,12 +74,12 @@ class Verifier:
         claims are not touched by it.
 
         Raises:
-            VerifierUnavailable: workers do not start.
+            VerifierUnavailable: workers do not start, or the verifier is closed meanwhile.
         """
         return list(self.judge_each(claims))
 
     def judge_each(self, claims: Sequence[Claim]) -> Generator[Judgement, None, None]:
-        """The judgements in order, each as soon as it and those before it are known. Other calls wait meanwhile."""
+        """The judgements in order, each as soon as it and those before it are known."""
         looks = [self._look(claim) for claim in claims]
         # A policy repeats itself: one hostile answer given 500 times must cost one deadline, not 500.
         tasks = dict.fromkeys(found for _, found in looks if not isinstance(found, str))
