@@ -75,7 +75,7 @@ def check_problems(
     type=click.FloatRange(min=0, min_open=True),
     default=2.0,
     show_default=True,
-    help="Seconds for a comparison.",
+    help="Seconds of processor time for a comparison.",
 )
 @click.option(
     "--column",

@@ -17,7 +17,7 @@ _STARTS_BEFORE_GIVING_UP = 3
 _TASKS_PER_WORKER = 5000
 _LOOK_AGAIN_SECONDS = 0.1
 # A step may start the process that workers are forked from and end all workers.
-_CLOSE_SECONDS = 300.0
+_CLOSE_SECONDS = 600.0
 
 
 class Task(Protocol):
