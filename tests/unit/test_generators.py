@@ -207,6 +207,36 @@ def _(begun: Path, tmp_path: Path) -> None:
     assert not model.is_gradient_checkpointing
 
 
+@leaves("reval_core.model.scoring_check._exact_head")
+def _(begun: Path, tmp_path: Path) -> None:
+    from reval_core.model.scoring_check import _exact_head
+
+    model = tiny_model()
+    before = model.get_output_embeddings().forward
+    break_in(_exact_head(model))
+    assert model.get_output_embeddings().forward == before
+
+
+@leaves("reval_core.model.coverage.quiet_transformers")
+def _(begun: Path, tmp_path: Path) -> None:
+    from transformers.utils import logging as transformers_logging
+
+    from reval_core.model.coverage import quiet_transformers
+
+    before = transformers_logging.get_verbosity()
+    break_in(quiet_transformers())
+    assert transformers_logging.get_verbosity() == before
+
+
+@leaves("reval_core.storage.entries._foreign")
+def _(begun: Path, tmp_path: Path) -> None:
+    from reval_core.storage.entries import _foreign
+
+    for name in "ab":
+        (tmp_path / name).symlink_to(tmp_path)
+    _rows_are_left(_foreign(tmp_path))
+
+
 @leaves("reval_core.problems.files._csv")
 def _(begun: Path, tmp_path: Path) -> None:
     from reval_core.problems.files import _csv
