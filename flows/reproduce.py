@@ -20,10 +20,10 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.progress import UnitBar, shown_warnings
 from flows.units import find_prompts, finish_run, has_prompts, has_start, is_finished, make_start
 from reval_core.errors import RevalError, RunStopped
-from reval_core.files import digest, publish_json
+from reval_core.files import publish_json
 from reval_core.reproduction.measures import measure
 from reval_core.reproduction.page import write_results
-from reval_core.reproduction.plan import Figure, Unit, check_out, load_base, load_figure, load_search, units
+from reval_core.reproduction.plan import Figure, Unit, check_out, load_figure, units
 from reval_core.reproduction.records import Record
 from tasks.units import submit
 
@@ -66,14 +66,11 @@ def reproduce(
 
 def _prepare(executor: Executor, figure: Figure, out: Path) -> None:
     """See that the policy that a figure's runs start from is there, and the prompts of a one-prompt study."""
-    cache, base = out / "cache", load_base(figure.base).model_dump(mode="json")
     given = (figure.base, str(out))
-    key = digest("start", base, *given)
-    submit(executor, make_start, given, f"policy 0 of {figure.base}", key, cache, has_start(*given)).result()
+    submit(executor, make_start, given, f"policy 0 of {figure.base}", has_start(*given)).result()
     if figure.prompts is not None:
         given = (figure.prompts, str(out))
-        key = digest("prompts", base, load_search(figure.prompts).model_dump(mode="json"), *given)
-        submit(executor, find_prompts, given, f"prompts {given[0]}", key, cache, has_prompts(*given)).result()
+        submit(executor, find_prompts, given, f"prompts {given[0]}", has_prompts(*given)).result()
 
 
 def _finish(executor: Executor, planned: list[Unit], out: Path, bar: UnitBar) -> None:
@@ -86,9 +83,7 @@ def _finish(executor: Executor, planned: list[Unit], out: Path, bar: UnitBar) ->
         settings = unit.config.model_dump(mode="json")
         given = (settings, str(unit.path))
         title = str(unit.path.relative_to(out / "runs"))
-        futures.append(
-            submit(executor, finish_run, given, title, digest(*given), out / "cache", is_finished(*given))
-        )
+        futures.append(submit(executor, finish_run, given, title, is_finished(*given)))
     errors = []
     for future in as_completed(futures):
         try:

@@ -17,7 +17,7 @@ from reval_core.errors import InputError
 from reval_core.evaluation.examination import open_examination
 from reval_core.evaluation.folder import EvaluationFolder, published_facts
 from reval_core.evaluation.subject import Subject, find_subject
-from reval_core.files import publish_json
+from reval_core.files import digest, publish_json, read_json
 from reval_core.reproduction.plan import load_base, load_search, prompt_file
 from reval_core.reproduction.prompts import Asked, nearest, read_prompt, write_prompts
 from reval_core.run_folder import RunFolder
@@ -54,11 +54,15 @@ def finish_run(settings: dict[str, Any], path: str) -> dict[str, Any]:
 def is_finished(settings: dict[str, Any], path: str) -> bool:
     """Whether nothing of a run is left to do, and it is the run of these settings."""
     folder, config = RunFolder(Path(path)), Config.model_validate(settings)
+    return _is_of(folder, config) and folder.summary.exists() and folder.is_finished(config)
+
+
+def _is_of(folder: RunFolder, config: Config) -> bool:
     try:
         folder.check(config)
     except InputError:
-        return False  # finish_run says what is wrong
-    return folder.summary.exists() and folder.is_finished(config)
+        return False  # whoever does the work says what is wrong
+    return True
 
 
 def make_start(base: str, out: str) -> dict[str, Any]:
@@ -68,8 +72,9 @@ def make_start(base: str, out: str) -> dict[str, Any]:
 
 
 def has_start(base: str, out: str) -> bool:
-    """Whether that policy is there."""
-    return _start(base, out).checkpoint(0).exists()
+    """Whether that policy is there, made as the base says now."""
+    folder = _start(base, out)
+    return _is_of(folder, load_base(base)) and folder.checkpoint(0).exists()
 
 
 def find_prompts(name: str, out: str) -> dict[str, Any]:
@@ -90,12 +95,21 @@ def find_prompts(name: str, out: str) -> dict[str, Any]:
         write_prompts(path, [one])
     summary = {level: vars(one) for level, one in found.items()}
     publish_json(place / "summary.json", summary)
+    publish_json(place / "asked.json", {"asked": _asked_for(name)})
     return summary
 
 
 def has_prompts(name: str, out: str) -> bool:
-    """Whether an earlier search has found them all."""
+    """Whether an earlier search has found them all, under the settings of now."""
+    note = Path(out) / "prompts" / name / "asked.json"
+    if not note.exists() or read_json(note).get("asked") != _asked_for(name):
+        return False
     return all(prompt_file(Path(out), name, level).exists() for level in load_search(name).levels)
+
+
+def _asked_for(name: str) -> str:
+    search = load_search(name)
+    return digest(search.model_dump(mode="json"), load_base(search.base).model_dump(mode="json"))
 
 
 def _start(base: str, out: str) -> RunFolder:

@@ -1,13 +1,15 @@
-"""A stage as a Prefect task: named for people, cached in the run's own folder, retried where that can help."""
+"""A stage as a Prefect task: named for people, skipped where its work stands, retried where that can help."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Completed
 from prefect.tasks import Task
 
 from reval_core.errors import RevalError
@@ -24,33 +26,28 @@ StageCall = Callable[..., Manifest]
 def as_task(stage: Stage, retries: int = 0) -> StageCall:
     """The stage as a Prefect task, called like the stage itself.
 
-    The task's result is the stage's manifest as JSON. It is kept in the run's folder under the stage's key, so a
-    finished stage is skipped after a crash and no run reads another's. A result whose files are gone is not
-    believed: the stage runs again.
+    Prefect stores no result and reads none: it would decode a record with whatever serializer the record names,
+    and a run directory may come from somebody else. What counts is the manifest that the stage has published. A
+    stage whose manifest and files stand is not run again, and Prefect's page shows its task as Cached.
     """
 
     @task(
         name=stage.name.replace("_", " "),
-        cache_key_fn=lambda context, parameters: parameters["key"],
-        persist_result=True,
+        cache_policy=NO_CACHE,
+        persist_result=False,
         retries=retries,
         retry_delay_seconds=5,
         retry_condition_fn=_worth_retrying,
         log_prints=False,
     )
-    def run(session: Host, round: int, inputs: tuple[Any, ...], key: str) -> dict[str, Any]:
-        return stage(session, round, *inputs).to_json()
+    def run(session: Host, round: int, inputs: tuple[Any, ...], kept: Manifest | None) -> Manifest | State[Any]:
+        return stage(session, round, *inputs) if kept is None else skipped()
 
     def call(session: Host, round: int, *inputs: Any) -> Manifest:
         kept = stage.kept(session, round, *inputs)
-        bound = run.with_options(
-            task_run_name=as_template(session.title(stage.name, round)),
-            result_storage=session.folder.cache,
-            refresh_cache=kept is None,
-        )
-        result = bound(session, round, inputs, stage.key(session, round, *inputs))
-        # Of what was kept Prefect's copy is for its page; what was read from the disk just now is what counts.
-        return kept or Manifest.from_json(result)
+        named = run.with_options(task_run_name=as_template(session.title(stage.name, round)))
+        made = named(session, round, inputs, kept)
+        return made if isinstance(made, Manifest) else cast("Manifest", kept)
 
     return call
 
@@ -58,6 +55,11 @@ def as_task(stage: Stage, retries: int = 0) -> StageCall:
 def as_template(title: str) -> str:
     """A template of Prefect's that gives this title, which may hold the name of a user's file."""
     return title.replace("{", "{{").replace("}", "}}")
+
+
+def skipped() -> State[None]:
+    """What a task returns whose work stands already: Prefect shows it as it shows a result of its own cache."""
+    return Completed(name="Cached")
 
 
 def _worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:

@@ -4,33 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
-from pathlib import Path
 from typing import Any
 
 from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
+
+from tasks.stage_task import skipped
 
 Work = Callable[..., dict[str, Any]]
 """Called in the other process, with plain values."""
 
 
-@task(
-    name="unit",
-    task_run_name="{title}",
-    cache_key_fn=lambda context, parameters: parameters["key"],
-    persist_result=True,
-    log_prints=False,
-)
-def _unit(executor: Executor, work: Work, given: tuple[Any, ...], title: str, key: str) -> dict[str, Any]:
-    return executor.submit(work, *given).result()
+@task(name="unit", task_run_name="{title}", cache_policy=NO_CACHE, persist_result=False, log_prints=False)
+def _unit(
+    executor: Executor, work: Work, given: tuple[Any, ...], title: str, finished: bool
+) -> dict[str, Any] | State[Any]:
+    return skipped() if finished else executor.submit(work, *given).result()
 
 
 def submit(
-    executor: Executor, work: Work, given: tuple[Any, ...], title: str, key: str, cache: Path, finished: bool
-) -> PrefectFuture[dict[str, Any]]:
-    """Let a process of `executor` do the work as a task of the flow at hand.
+    executor: Executor, work: Work, given: tuple[Any, ...], title: str, finished: bool
+) -> PrefectFuture[Any]:
+    """Let a process of `executor` do the work as a task of the flow at hand, unless `finished` says that it stands.
 
-    Its result is kept in `cache` under `key`, and believed where `finished` says that what the work left stands.
+    What the work leaves on disk is what counts: the future only tells when it is there.
     """
-    bound = _unit.with_options(result_storage=cache, refresh_cache=not finished)
-    return bound.submit(executor, work, given, title, key)
+    return _unit.submit(executor, work, given, title, finished)

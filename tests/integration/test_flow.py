@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import lzma
 import os
+import pickle
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +21,7 @@ from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.flows import load_flow_from_entrypoint
+from prefect.results import ResultRecord
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.cli import cli
@@ -94,7 +98,7 @@ def test_the_flow_gives_what_the_plain_stages_give_and_a_second_start_skips_ever
     assert states(caplog) == {"Cached(type=COMPLETED)"}, "a finished stage was run again"
     assert {file: file.stat().st_mtime_ns for file in facts} == facts
     assert again["policy_digest"] == first["policy_digest"]
-    assert any((path / "cache").iterdir())
+    assert not (path / "cache").exists(), "Prefect stored results"
 
     _check_mlflow(path, rounds=3)
 
@@ -138,6 +142,61 @@ def test_a_run_of_stored_trajectories_gives_what_the_plain_stages_give(tmp_path,
     assert [metric.step for metric in history] == [0, 2]
     assert len(client.get_metric_history(logged.info.run_id, "drawn_delta_abs")) == 2
     assert client.get_metric_history(logged.info.run_id, "accuracy") == []
+
+
+class Touches:
+    """What makes a file when a pickle of it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.path),))
+
+
+def hostile_records(sign: Path) -> Iterator[bytes]:
+    """What somebody could have left in place of results that Prefect stored: each would make `sign`."""
+    pickled = base64.b64encode(pickle.dumps(Touches(sign))).decode()
+    squeezed = base64.b64encode(lzma.compress(pickled.encode())).decode()
+    orders = json.dumps({"__class__": "os.mkdir", "data": str(sign)})
+    called = json.dumps({"__class__": "pathlib.Path", "data": str(sign)})
+    yield pickle.dumps(Touches(sign))
+    yield base64.b64encode(pickle.dumps(Touches(sign)))
+    for serializer, result in (
+        ({"type": "pickle"}, pickled),
+        ({"type": "pickle", "picklelib": "cloudpickle"}, pickled),
+        ({"type": "compressed/pickle"}, squeezed),
+        ({"type": "compressed", "serializer": {"type": "pickle"}}, squeezed),
+        ({"type": "json"}, orders),
+        ({"type": "json", "object_decoder": "os.mkdir"}, called),
+        ({"type": "json", "jsonlib": "pickle"}, pickled),
+        ({"type": "tests.integration.test_flow.Touches"}, pickled),
+        ({"type": "json"}, "[" * 10_000),
+    ):
+        yield json.dumps({"metadata": {"serializer": serializer}, "result": result}).encode()
+        yield json.dumps({"serializer": serializer, "data": result}).encode()  # as Prefect 2 wrote it
+
+
+def test_records_left_in_the_run_directory_are_never_read(config, tmp_path, caplog):
+    path, sign = tmp_path / "runs" / "foreign", tmp_path / "executed"
+    first = train(str(config), run_dir=str(path))
+    folder = RunFolder(path)
+    records = list(hostile_records(sign))
+    keys = [manifest.key for manifest in folder.manifests()]
+    assert len(keys) > len(records)
+    folder.cache.mkdir()
+    for place, key in enumerate(keys):  # a result lay under its stage's key
+        (folder.cache / key).write_bytes(records[place % len(records)])
+    ResultRecord.deserialize(records[2])  # they are what they are taken for
+    sign.rmdir()
+
+    folder.manifest_path("recording", 3).unlink()
+    caplog.clear()
+    again = train(str(config), run_dir=str(path))
+    assert not sign.exists(), "a record was decoded"
+    assert again["policy_digest"] == first["policy_digest"]
+    assert states(caplog) == {"Cached(type=COMPLETED)", "Completed()"}
+    assert sorted(file.name for file in folder.cache.iterdir()) == sorted(set(keys))
 
 
 def test_an_engine_that_fails_once_is_tried_again_and_the_run_ends_as_without(config, tmp_path, monkeypatch):
