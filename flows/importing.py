@@ -92,16 +92,14 @@ def _import_settings(settings: Config, file: Path, columns: dict[str, str], gold
 
 
 def _check_folder(folder: RunFolder, settings: Config, file: Path) -> None:
-    import yaml
-
     if folder.config.exists():
-        found = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["rollouts"]
+        found = load_config(folder.config).rollouts
         assert isinstance(settings.rollouts, ImportedRollouts)
-        if found.get("source") != "import":
+        if not isinstance(found, ImportedRollouts):
             raise InputError(f"{folder.path}: holds a training run; give another --run-dir")
-        if found["sha256"] != settings.rollouts.sha256:
+        if found.sha256 != settings.rollouts.sha256:
             raise InputError(
-                f"{folder.path}: holds the responses of {found['file']}, whose content is not that of {file}; "
+                f"{folder.path}: holds the responses of {found.file}, whose content is not that of {file}; "
                 "give another --run-dir"
             )
     folder.check(settings)

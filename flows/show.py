@@ -147,19 +147,22 @@ def _version(name: str) -> str:
 
 
 def _run_row(folder: RunFolder) -> dict[str, Any]:
-    import yaml
+    from reval_core.config.yaml_files import read_section
 
     row = {"run": folder.name, "state": "", "rounds": "", "initial_accuracy": None, "last_accuracy": None}
     try:
-        settings = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+        settings = read_section(folder.config)
+        rollouts = settings.get("rollouts")
         manifests = folder.manifests()
-    except (Damaged, yaml.YAMLError, UnicodeDecodeError):  # the others are listed all the same
+    except (Damaged, InputError):  # the others are listed all the same
+        return row | {"state": "damaged"}
+    if not isinstance(rollouts, dict):
         return row | {"state": "damaged"}
     done = max((manifest.round for manifest in manifests if manifest.stage == "recording"), default=0)
     accuracies = [one.info.get("accuracy") for one in manifests if one.stage == "evaluation"] or [None]
     return row | {
         "state": "running" if folder.holder() else "finished" if folder.summary.exists() else "interrupted",
-        "rounds": "import" if settings["rollouts"].get("source") == "import" else f"{done}/{settings['rounds']}",
+        "rounds": "import" if rollouts.get("source") == "import" else f"{done}/{settings.get('rounds')}",
         "initial_accuracy": accuracies[0],
         "last_accuracy": accuracies[-1],
     }

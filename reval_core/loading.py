@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
-from functools import lru_cache
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from reval_core.config import Config, StoredRollouts, VllmServerEngine
+from reval_core.config.yaml_files import Field, parse_yaml, read_section, read_yaml
 from reval_core.errors import InputError
 from reval_core.storage.places import check_local
-
-Field = tuple[str, ...]
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -99,30 +95,8 @@ def _of_another_kind(section: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[Field, str]]:
     """What a YAML file says, and where it says it."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML config") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start})") from error
-    values, places = _parsed(path, text)
-    return deepcopy(values), dict(places)
-
-
-@lru_cache(maxsize=8)  # a figure's runs begin with one file: PyYAML takes 50 ms for it
-def _parsed(path: Path, text: str) -> tuple[dict[str, Any], dict[Field, str]]:
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-        lines = dict(_lines(root, path))
-    # Scalars such as 2024-13-01 raise ValueError, a key that is its own value RecursionError.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise InputError(f"{place}: is not YAML ({_problem(error)})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: holds no settings; see configs/demo.yaml for an example")
-    return values, {field: f"{path}:{line}" for field, line in lines.items()}
+    values = read_section(path)
+    return values, {field: f"{path}:{line}" for field, line in read_yaml(path).lines.items()}
 
 
 def _lay_over(values: dict[str, Any], override: str) -> Field:
@@ -130,10 +104,7 @@ def _lay_over(values: dict[str, Any], override: str) -> Field:
     if not equals or not name:
         raise InputError(f"--set {override}: must look like learner.lr=1e-4")
     field = tuple(name.strip().split("."))
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"--set {override}: is not YAML ({_problem(error)})") from error
+    value = parse_yaml(text, f"--set {override}").values
     section = values
     for part in field[:-1]:
         if section.get(part) is None:
@@ -143,25 +114,6 @@ def _lay_over(values: dict[str, Any], override: str) -> Field:
             raise InputError(f"--set {override}: {part} is no section; set it itself")
     section[field[-1]] = value
     return field
-
-
-def _lines(node: yaml.Node | None, path: Path, field: Field = ()) -> Iterator[tuple[Field, int]]:
-    """The line of every key and list item below `node`. Raises InputError for a key that stands twice."""
-    if isinstance(node, yaml.SequenceNode):
-        for number, item in enumerate(node.value):
-            yield (*field, str(number)), item.start_mark.line + 1
-            yield from _lines(item, path, (*field, str(number)))
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: set[str] = set()
-    for key, value in node.value:
-        line = key.start_mark.line + 1
-        inner = (*field, str(key.value))
-        if key.value in seen:
-            raise InputError(f"{path}:{line}: {'.'.join(inner)}: stands twice; keep one")
-        seen.add(key.value)
-        yield inner, line
-        yield from _lines(value, path, inner)
 
 
 def _complaint(error: ValidationError, kind: type[BaseModel], places: dict[Field, str], otherwise: str) -> str:
@@ -264,8 +216,3 @@ def _with_absolute_paths(config: Config) -> Config:
     if config.model.path is not None and Path(config.model.path).is_dir():
         values["model"]["path"] = str(Path(config.model.path).absolute())
     return Config.model_validate(values)
-
-
-def _problem(error: Exception) -> str:
-    """What is wrong with a YAML text, in one line and without the text."""
-    return " ".join(str(getattr(error, "problem", None) or error).split())

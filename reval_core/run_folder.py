@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from reval_core.config import Config
+from reval_core.config.yaml_files import read_section
 from reval_core.errors import InputError
 from reval_core.facts import Manifest, read_manifest, write_manifest
 from reval_core.files import CHECKSUMS, publish_file, publish_json, read_json
@@ -195,11 +196,10 @@ class RunFolder:
         if not self.config.exists():
             return
         try:
-            found = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, ValueError) as error:
+            found = read_section(self.config)
+        except InputError as error:
             raise InputError(
-                f"{self.config}: is damaged ({' '.join(str(error).split())[:100]}); delete it and give the config "
-                "that made the run"
+                f"{error}; the run's config is corrupt: delete it and give the config that made the run"
             ) from error
         recorded = max((int(path.parent.name[6:]) for path in self.path.glob("facts/*/recording.json")), default=0)
         if config.rounds != found.get("rounds") and config.rounds <= recorded:

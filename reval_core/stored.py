@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from reval_core.config import Config, StoredRollouts
 from reval_core.errors import Damaged, InputError
 from reval_core.facts import SCHEMA_VERSION, SCHEMAS, FactFile, read_table, schema_version
 from reval_core.files import file_digest, publish_sealed, read_sealed
+from reval_core.loading import load_config
 from reval_core.models import load_tokenizer, tokenizer_digest, tokenizer_of
 from reval_core.run_folder import RunFolder, existing_run
 from reval_core.trajectories import IDS_PER_ROUND
@@ -112,7 +112,7 @@ def check_stored_run(folder: RunFolder, stored: StoredRun, config: Config) -> No
             f"{stored.path}: its tables are of version {version}, and this reval reads version {SCHEMA_VERSION}; "
             "learn from it with the reval that made it, or write its responses to a file and import them"
         )
-    found = yaml.safe_load(source.config.read_text(encoding="utf-8"))
+    found = load_config(source.config).model_dump(mode="json")
     wanted = config.model_dump(mode="json")
     for name, theirs, ours in (
         ("problems.prompt", found["problems"]["prompt"], wanted["problems"]["prompt"]),

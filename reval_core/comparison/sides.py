@@ -9,12 +9,11 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from reval_core.errors import InputError
 from reval_core.evaluation.folder import EvaluationFolder
 from reval_core.facts import Manifest
 from reval_core.files import read_json
+from reval_core.loading import load_config
 from reval_core.report.figures import STAGES, Ask
 from reval_core.report.page import statement
 from reval_core.run_folder import RunFolder, existing_run
@@ -157,7 +156,7 @@ def find_source(path: Path) -> Source:
 
 
 def _of_run(folder: RunFolder) -> Source:
-    settings = _read_yaml(folder.config)
+    settings = load_config(folder.config).model_dump(mode="json")
     kind = settings["rollouts"].get("source", "engine")
     if kind != "engine":
         what = "an import" if kind == "import" else "a run of stored responses"
@@ -177,11 +176,6 @@ def _of_evaluation(folder: EvaluationFolder) -> Source:
     asked = {one["sitting"] for one in results["benchmarks"]}
     settings = {"model": results["source"], "round": results["round"], **results["protocol"]}
     return Source(folder.path, tuple(folder.manifests_of(asked, ("evaluation",))), settings, starts=1)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return found
 
 
 @contextmanager

@@ -6,8 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from reval_core.config.yaml_files import read_section
 from reval_core.facts import Manifest
 from reval_core.files import publish_sealed, read_sealed
 from reval_core.run_folder import STAGES, RunFolder, existing_run
@@ -31,8 +30,7 @@ class EvaluationFolder(RunFolder):
         """The model or run that was evaluated here last, if any was."""
         if not self.protocol.exists():
             return None
-        found: str = yaml.safe_load(self.protocol.read_text(encoding="utf-8"))["model"]
-        return found
+        return str(read_section(self.protocol).get("model"))
 
     def sitting(self, key: str) -> int:
         """The number of the sitting that `key` names: the one that it has, or the next free one. From 1."""

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from reval_core.facts import Manifest
+from reval_core.loading import load_config
 from reval_core.report.charts import Series, line_chart, rounds_scale, stacked_chart, value_scale
 from reval_core.report.page import Html, duration, join, number, percent, section, sql_note, statement, tag
 from reval_core.run_folder import RunFolder, wall_seconds
@@ -164,7 +163,7 @@ class Run:
         self.folder = folder
         self.manifests = manifests
         self.ask = ask
-        self.settings: dict[str, Any] = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+        self.settings: dict[str, Any] = load_config(folder.config).model_dump(mode="json")
         self.rounds = max((one.round for one in self.of("recording")), default=0)
         """The last round on record."""
         self.last = max([self.rounds, *(one.round for one in self.of("evaluation"))])
