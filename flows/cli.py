@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import signal
+
+_at_import = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends it without a traceback
+
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +15,13 @@ import click
 
 from flows.options import AS_JSON
 from flows.problem_commands import problems, verify
+from flows.querying import QueryError
+from flows.streams import exit_code, guard
+from flows.terminal import say
 from reval_core.errors import InputError, RevalError
+from reval_core.output.characters import visible
+
+signal.signal(signal.SIGINT, _at_import)
 
 _OVERRIDE = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting, such as learner.lr=1e-4."
@@ -220,11 +230,11 @@ def serve() -> None:
     from flows.server import server, worker
 
     with server() as url, worker():
-        click.echo(f"Prefect's page: {url.removesuffix('/api')}")
-        click.echo("Start a run, in another terminal:")
-        click.echo(f"  export PREFECT_API_URL={url}")
-        click.echo("  prefect deployment run reval-train/default")
-        click.echo("Stop with Ctrl-C.")
+        say(f"Prefect's page: {url.removesuffix('/api')}")
+        say("Start a run, in another terminal:")
+        say(f"  export PREFECT_API_URL={url}")
+        say("  prefect deployment run reval-train/default")
+        say("Stop with Ctrl-C.")
         while True:
             time.sleep(3600)
 
@@ -284,7 +294,7 @@ def sql(run: Path, query: str, as_json: bool, as_csv: bool) -> None:
 
     docs/schema.md describes the tables.
     """
-    from flows.show import show_query
+    from flows.querying import show_query
 
     show_query(run, query, "json" if as_json else "csv" if as_csv else "table")
 
@@ -309,7 +319,7 @@ def report(run: Path) -> None:
     from reval_core.report import write_report
     from reval_core.run_folder import existing_run
 
-    click.echo(write_report(existing_run(run)))
+    say(write_report(existing_run(run)))
 
 
 @cli.command()
@@ -349,31 +359,44 @@ cli.add_command(verify)
 def main() -> None:
     """Run the command line: 2 is bad input, 1 a run that stopped, 130 an interruption, 143 a SIGTERM."""
     signal.signal(signal.SIGTERM, _terminate)
+    guard()
+    try:
+        code = exit_code(_run())
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends this process where it stands
+        code = 130
+    if code:
+        sys.exit(code)
+
+
+def _run() -> int:
     try:
         cli.main(standalone_mode=False)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        shown = io.StringIO()
+        error.show(file=shown)
+        say(shown.getvalue().rstrip(), err=True)
+        return error.exit_code
     except click.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        raise KeyboardInterrupt from None
+    except QueryError as error:
+        say(f"reval: {error}", err=True)
+        return 2
     except InputError as error:
-        _complain(error)
-        sys.exit(2)
+        say(visible(f"reval: {error}"), err=True)
+        return 2
     except RevalError as error:
-        _complain(error)
-        sys.exit(1)
+        say(f"reval: {error}", err=True)
+        return 1
+    return 0
 
 
 def _terminate(number: int, frame: Any) -> None:
     """Leave by an exception, so that locks, workers and servers are let go on the way out; once."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(143)
-
-
-def _complain(error: Exception) -> Any:
-    click.echo(f"reval: {error}", err=True)
 
 
 if __name__ == "__main__":

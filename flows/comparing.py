@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-import click
-from rich.console import Console
-
-from flows.show import print_json, print_rows, short
+from flows.terminal import console, print_json, print_rows, say, short
 from reval_core.errors import InputError
 from reval_core.storage.places import check_local, check_writable
 
@@ -48,14 +46,14 @@ def show_comparison(paths: Sequence[Path], round: int | None, out: Path, as_json
     _print_parts(pairs)
     for one in pairs:
         _print_flips(one)
-    click.echo(f"\nPage  {short(out.absolute())}")
+    say(f"\nPage  {short(out.absolute())}")
 
 
 def _print_parts(pairs: Sequence[Pair]) -> None:
     from reval_core.comparison.figures import part_names, scores_of
 
     for name in part_names(pairs):
-        click.echo(f"\n{name}")
+        say(f"\n{name}")
         names = ["run", "round", "asked", "accuracy, %", "points", "tokens", "cut off"]
         print_rows(names, [_line(side, part, score) for side, part, score in scores_of(pairs, name)])
 
@@ -83,7 +81,7 @@ def _line(side: Side, part: Part, score: Score) -> list[str]:
 def _print_flips(pair: Pair) -> None:
     from reval_core.comparison.problems import in_counts
 
-    click.echo(f"\n{click.wrap_text(in_counts(pair), Console().width)}\n")
+    say(f"\n{fill(in_counts(pair), console().width)}\n")
     gains = [row for row in pair.rows if row.difference > 0][:FLIPS]
     losses = [row for row in pair.rows if row.difference < 0][-FLIPS:]
     if gains or losses:

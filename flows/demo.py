@@ -6,10 +6,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from flows.preparation import prepare
 from flows.server import server, worker
+from flows.terminal import say
 from reval_core.errors import RunStopped
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def run_demo() -> None:
     from flows.show import show_next_steps, show_summary
 
     _, folder = prepare(CONFIG, [], None)
-    click.echo("Starting Prefect …")
+    say("Starting Prefect …")
     with server() as url, worker():
         _run_deployment(url)
     show_summary(folder, as_json=False)
@@ -39,7 +38,7 @@ def _run_deployment(url: str) -> None:
     from prefect.deployments import run_deployment
 
     started = run_deployment("reval-train/default", parameters={"config": str(CONFIG)}, timeout=0)
-    click.echo(f"Flow run {started.name}: {url.removesuffix('/api')}/runs/flow-run/{started.id}")
+    say(f"Flow run {started.name}: {url.removesuffix('/api')}/runs/flow-run/{started.id}")
     state = _wait(started.id)
     if not state.is_completed():
         raise RunStopped(f"the flow run ended as {state.name}: {state.message}")

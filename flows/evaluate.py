@@ -15,6 +15,7 @@ from flows.sittings import examine
 from reval_core.evaluation.examination import Sitting, open_examination
 from reval_core.evaluation.results import find_results, results_markdown
 from reval_core.files import publish_file, publish_json
+from reval_core.output.characters import visible_lines
 from tasks.artifacts import show
 from tasks.evaluation_tracking import track_evaluation
 
@@ -37,21 +38,19 @@ def evaluate(
     with shown_warnings(), open_examination(folder, subject, settings) as examination:
         with StageBar(examination, stderr=True) as bar:
             for sitting in examine(examination, tasks):
-                bar.line(_line(sitting, examination.kept))
+                bar.line(*_line(sitting, examination.kept))
         results = find_results(folder, subject, settings, examination.sittings)
         publish_json(folder.results, results)
-        text = results_markdown(results)
+        text = visible_lines(results_markdown(results))
         publish_file(folder.table, lambda partial: partial.write_text(text, encoding="utf-8"))
         track_evaluation(folder, settings, results)
     show(create_markdown_artifact, markdown=text, key="reval-evaluation", description=f"Evaluation {folder.name}")
     return results
 
 
-def _line(sitting: Sitting, kept: set[str]) -> str:
+def _line(sitting: Sitting, kept: set[str]) -> list[str | tuple[str, str]]:
     """What is printed of a finished sitting. `kept` is emptied."""
     words = {"rollouts": "responses", "evaluation": "verdicts"}
     known = " and ".join(words[stage] for stage in words if stage in kept)
     kept.clear()
-    return f"{sitting.name}: {len(sitting.problems):,} problems" + (
-        f"  [dim](kept: {known})[/dim]" if known else ""
-    )
+    return [f"{sitting.name}: {len(sitting.problems):,} problems", (f"  (kept: {known})" if known else "", "dim")]

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
 from flows.foreground import leave_undelivered, run_flow
 from flows.preparation import prepare_evaluation
-from flows.show import print_facts, print_json, print_table, short
+from flows.terminal import print_facts, print_json, print_table, say, short
 from reval_core.errors import InputError, RunStopped
 from reval_core.files import read_json
 from reval_core.storage.places import check_local
@@ -30,6 +28,8 @@ def evaluate_here(
 ) -> None:
     """Evaluate in this process and print the table."""
     subject, settings, folder = prepare_evaluation(model, protocol, overrides, round, out)
+
+    folder.check_free()
 
     def flow() -> None:
         from flows.evaluate import evaluate
@@ -132,9 +132,9 @@ def _show(results: dict[str, Any], folder: Path) -> None:
     from reval_core.evaluation.results import results_rows
 
     names, rows = results_rows(results)
-    click.echo()
+    say()
     print_table(names, rows)
-    click.echo(f"All figures: {short(folder)}/results.json, results.md. Every response:")
-    click.echo(f"  reval sql {short(folder)} \\")
-    click.echo('    "SELECT problem_set, verdict, count(*) FROM evaluations')
-    click.echo(f"     WHERE policy LIKE '{results['policy'][:12]}%' GROUP BY ALL\"")
+    say(f"All figures: {short(folder)}/results.json, results.md. Every response:")
+    say(f"  reval sql {short(folder)} \\")
+    say('    "SELECT problem_set, verdict, count(*) FROM evaluations')
+    say(f"     WHERE policy LIKE '{results['policy'][:12]}%' GROUP BY ALL\"")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import click
-
 from flows.preparation import prepare
-from flows.server import LOCAL_API, answers
+from flows.server import LOCAL_API, answers, check_api, configured_api
+from flows.streams import exit_code
+from flows.terminal import say
 from reval_core import processes
 from reval_core.errors import RunStopped
 
@@ -21,6 +20,7 @@ def train_here(config: Path, run_dir: Path | None, overrides: Sequence[str], as_
     if not processes.is_first():
         processes.follow(folder, settings)
         return
+    folder.check_free()
     from flows.show import show_summary
 
     def flow() -> None:
@@ -38,9 +38,8 @@ def train_here(config: Path, run_dir: Path | None, overrides: Sequence[str], as_
 
 def leave_undelivered() -> None:
     """End this process, whose work is closed: Prefect would try for minutes to deliver each of its events."""
-    click.echo("Prefect's server stopped answering: its page does not show how this run ended", err=True)
-    sys.stdout.flush()
-    os._exit(0)
+    say("Prefect's server stopped answering: its page does not show how this run ended", err=True)
+    os._exit(exit_code(0))
 
 
 def run_flow(flow: Callable[[], object]) -> bool:
@@ -48,7 +47,9 @@ def run_flow(flow: Callable[[], object]) -> bool:
 
     A local server that answers is used; otherwise Prefect starts one for the run.
     """
-    if "PREFECT_API_URL" not in os.environ and answers(LOCAL_API):
+    if url := configured_api():
+        check_api(url)
+    elif answers(LOCAL_API):
         os.environ["PREFECT_API_URL"] = LOCAL_API
     # The server that Prefect starts for a run needs more than its default 20 s on a busy machine.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
 from flows.preparation import check_space
+from flows.terminal import print_json, print_table, say
 from reval_core.config import Config, GoldMode, ImportedRollouts, StoredRollouts
 from reval_core.errors import InputError
 from reval_core.facts import Manifest, read_table
@@ -71,7 +66,7 @@ def import_file(
     summary = _summary(folder, rollouts, verdicts)
     publish_json(folder.summary, summary)
     if as_json:
-        click.echo(json.dumps({**summary, "was_there": kept}, indent=2, ensure_ascii=False))
+        print_json({**summary, "was_there": kept})
     else:
         _show(summary, folder, kept)
 
@@ -119,16 +114,12 @@ def _summary(folder: RunFolder, rollouts: Manifest, verdicts: Manifest) -> dict[
 
 def _show(summary: dict[str, Any], folder: RunFolder, kept: bool) -> None:
     count = summary["trajectories"]
-    click.echo(
+    say(
         f"{folder.path}: {count:,} trajectories, {summary['response_tokens']:,} response tokens"
         + (" (all of it was there already)" if kept else "")
     )
     for name, why in _LEFT_OUT.items():
         if summary[name]:
-            click.echo(f"{summary[name]:,} responses {why}")
-    table = Table("verdict", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("count", justify="right")
-    table.add_column("share", justify="right")
-    for verdict, times in summary["verdicts"].items():
-        table.add_row(verdict, f"{times:,}", f"{times / count:.1%}")
-    Console().print(table)
+            say(f"{summary[name]:,} responses {why}")
+    rows = [(verdict, f"{times:,}", f"{times / count:.1%}") for verdict, times in summary["verdicts"].items()]
+    print_table(["verdict", "count", "share"], rows)

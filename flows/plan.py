@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-import click
-from rich.console import Console
 from rich.text import Text
 
 from flows.preparation import check_prompts, prepare, run_forecast
-from flows.show import print_facts, print_json, short
+from flows.terminal import console, print_facts, print_json, say, short, styled
 from reval_core.config import Config, Reward, Rollouts, Verification
+from reval_core.output.characters import visible, visible_lines
 from reval_core.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -105,7 +103,7 @@ class AskedProblems:
         """Print all of it for people."""
         problems = {name: f"{count:,}" for name, count in self.problems.items()}
         for name, one in self.left_out.items():
-            problems[f"{name}, left out"] = visible(f"{one['problems']:,}; {one['first']}").replace("\n", " ")
+            problems[f"{name}, left out"] = visible(f"{one['problems']:,}; {one['first']}")
         print_facts("Problems", problems)
         _show_prompt(self.preview)
         _show_judged(self.preview)
@@ -113,8 +111,8 @@ class AskedProblems:
 
 def print_settings(text: str) -> None:
     """Print resolved settings, as a file that can be given again."""
-    Console(highlight=False).print("[bold]Settings[/bold]")
-    click.echo(text)
+    console().print(styled(("Settings", "bold")))
+    say(text)
 
 
 def _asked(config: Path, settings: Config, folder: RunFolder) -> AskedProblems | None:
@@ -131,22 +129,24 @@ def _asked(config: Path, settings: Config, folder: RunFolder) -> AskedProblems |
 
 
 def _show_prompt(shown: Preview) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    place = console()
     shortest, median, longest = shown.lengths
-    console.print("\n[bold]A prompt as the model reads it[/bold]")
-    click.echo(f"  {len(shown.tokens):,} tokens; over the set {shortest:,} to {longest:,}, the median {median:,}")
-    lines = list(_lines(visible(shown.text), max(20, console.width - len(_GUTTER) - 1)))
+    say()
+    place.print(styled(("A prompt as the model reads it", "bold")))
+    say(f"  {len(shown.tokens):,} tokens; over the set {shortest:,} to {longest:,}, the median {median:,}")
+    lines = list(_lines(visible_lines(shown.text), max(20, place.width - len(_GUTTER) - 1)))
     for line in lines[:_LINES]:
-        console.print(Text(_GUTTER, "dim") + _marked(line, shown.special))
+        place.print(Text(_GUTTER, "dim") + _marked(line, shown.special))
     if len(lines) > _LINES:
-        click.echo(f"{_GUTTER}… {len(lines) - _LINES:,} more lines; --json has them")
+        say(f"{_GUTTER}… {len(lines) - _LINES:,} more lines; --json has them")
 
 
 def _show_judged(shown: Preview) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    console.print("\n[bold]How answers to it would be judged[/bold]")
-    click.echo(f"  the known answer is {visible(shown.problem.answer)}\n")
-    width = max(12, (console.width - 24) // 2)
+    place = console()
+    say()
+    place.print(styled(("How answers to it would be judged", "bold")))
+    say(f"  the known answer is {visible(shown.problem.answer)}\n")
+    width = max(12, (place.width - 24) // 2)
     rows = [
         (_cut(response, width), _cut(one.extracted or "–", width), one.verdict, _worth(one.outcome))
         for response, one in shown.judged
@@ -157,27 +157,19 @@ def _show_judged(shown: Preview) -> None:
         line = Text(
             f"  {response:<{max(first, 8)}}  {read:<{max(second, 7)}}  ", "dim" if verdict == "verdict" else ""
         )
-        console.print(line + Text(verdict + worth, style))
-    click.echo()
+        place.print(line + Text(verdict + worth, style))
+    say()
 
 
 def _cut(text: str, width: int) -> str:
     """A text on one line, no longer than this."""
-    line = visible(text).replace("\n", "\\n")
+    line = visible(text)
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def _worth(outcome: float | None) -> str:
     """What a function of the user's own finds a response worth."""
     return "" if outcome is None else f" {outcome:g}"
-
-
-def visible(text: str) -> str:
-    """A text with nothing in it that a terminal would act on; lines stay lines."""
-    return "".join(
-        one if one == "\n" or unicodedata.category(one)[0] != "C" else one.encode("unicode_escape").decode()
-        for one in text
-    )
 
 
 def _lines(text: str, width: int) -> Iterator[str]:

@@ -6,10 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from flows.preparation import check_problems, check_stored, checked_settings
-from flows.show import print_facts, print_json, print_table, short
+from flows.terminal import print_facts, print_json, print_table, say, short
 from reval_core.config import Config, Model, ProblemSet, Rollouts, VllmEngine, VllmServerEngine
 from reval_core.run_folder import RunFolder
 
@@ -91,7 +89,7 @@ def show_plan_elsewhere(
             }
         )
         return
-    click.echo(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+    say(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     if sizes is not None:
         _print_sizes(folder, sizes, rows, f"{gpus} × {gpu_gigabytes:g} GB")
     _print_list("Good to know", notes)
@@ -207,7 +205,7 @@ def _print_sizes(folder: RunFolder, sizes: Forecast, rows: Sequence[dict[str, An
         "disk, at most": f"{sizes.disk_bytes / GIGABYTE:,.1f} GB with the store",
     }
     print_facts("What the run would do", facts)
-    click.echo(f"\nGB at the peak of each stage on the first GPU of {machine}, and on disk in the whole run\n")
+    say(f"\nGB at the peak of each stage on the first GPU of {machine}, and on disk in the whole run\n")
     shown = [row for row in rows if row["memory"]]
     there = {part for row in shown for part in row["memory"]}
     lines = [[part, *(_gigabytes(row["memory"].get(part, 0)) for row in shown)] for part in PARTS if part in there]
@@ -219,7 +217,7 @@ def _print_sizes(folder: RunFolder, sizes: Forecast, rows: Sequence[dict[str, An
     print_table(["", *(row["stage"] for row in shown)], lines)
     for row in rows:
         if not row["fits"]:
-            click.echo(f"{row['stage']} does not fit: {row['remedy']}")
+            say(f"{row['stage']} does not fit: {row['remedy']}")
 
 
 def _gigabytes(size: int) -> str:
@@ -228,6 +226,6 @@ def _gigabytes(size: int) -> str:
 
 def _print_list(title: str, lines: Sequence[str]) -> None:
     if lines:
-        click.echo(f"\n{title}")
+        say(f"\n{title}")
         for line in lines:
-            click.echo(f"  {line}")
+            say(f"  {line}")

@@ -7,12 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import click
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
-from flows.show import print_json, short
+from flows.terminal import print_json, print_table, say, short
 from reval_core.config import ProblemField, ProblemSet, SetName
 from reval_core.errors import InputError
 from reval_core.problems.checking import Check, check_set, known_tests
@@ -41,14 +36,14 @@ def list_sets(as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    table = _table("set", "split", size="right", here="right", file="left")
+    lines = []
     for row in found:
         size, here = ("–" if number is None else f"{number:,}" for number in (row["size"], row["rows"]))
         here += " (a part)" if row["whole"] is False else ""
-        table.add_row(row["set"], row["split"], size, here, row["file"] and Path(row["file"]).name)
-    _print(table)
+        lines.append((row["set"], row["split"], size, here, row["file"] and Path(row["file"]).name))
+    print_table(["set", "split", "size", "here", "file"], lines, right=(2, 3), width=_WIDTH)
     looked = ", ".join(short(folder.absolute()) for folder in folders())
-    click.echo(f"Looked in {looked}.\n{VARIABLE} names other folders; docs/problems.md says how to get each set.")
+    say(f"Looked in {looked}.\n{VARIABLE} names other folders; docs/problems.md says how to get each set.")
 
 
 def check_file(
@@ -95,46 +90,45 @@ def _as_json(check: Check, left_out: Mapping[str, str]) -> dict[str, Any]:
 
 def _show(check: Check, left_out: Mapping[str, str]) -> None:
     usable = check.rows - sum(map(len, check.faults.values()))
-    click.echo(f"{short(Path(check.origin))}: {check.rows:,} rows, {usable:,} problems")
+    say(f"{short(Path(check.origin))}: {check.rows:,} rows, {usable:,} problems")
     if check.faults or check.notes:
-        table = _table("what is odd", rows="right", first="left")
+        lines = []
         for kinds in (check.faults, check.notes):
             for kind, places in sorted(kinds.items(), key=lambda item: -len(item[1])):
                 first = ", ".join(places[:3]) + (" …" if len(places) > 3 else "")
-                table.add_row(
-                    ("cannot be used: " if kinds is check.faults else "") + kind, f"{len(places):,}", first
-                )
-        _print(table)
+                name = ("cannot be used: " if kinds is check.faults else "") + kind
+                lines.append((name, f"{len(places):,}", first))
+        print_table(["what is odd", "rows", "first"], lines, right=(1,), width=_WIDTH)
     if check.kinds:
-        click.echo("golds: " + ", ".join(f"{count:,} {kind}" for kind, count in check.kinds.items()))
+        say("golds: " + ", ".join(f"{count:,} {kind}" for kind, count in check.kinds.items()))
     shortest, median, longest = (f"{length:,}" for length in check.lengths)
-    click.echo(f"problems: {shortest} to {longest} characters, median {median}")
+    say(f"problems: {shortest} to {longest} characters, median {median}")
     for name, why in left_out.items():
-        click.echo(f"not compared with {name}: {why.partition(';')[0]}")
+        say(f"not compared with {name}: {why.partition(';')[0]}")
     _show_overlaps(check)
-    click.echo(_verdict(check))
+    say(_verdict(check))
 
 
 def _show_overlaps(check: Check) -> None:
     for name in check.copies:
-        click.echo(f"holds the very problems of {name}, and is not compared with it")
+        say(f"holds the very problems of {name}, and is not compared with it")
     if not check.tests and not check.copies:
-        click.echo("compared with no test set: no whole one was found (reval problems list)")
+        say("compared with no test set: no whole one was found (reval problems list)")
     if not check.tests:
         return
-    table = _table("test set", **{"size": "right", "rows": "right", "by text": "right", "by 13 words": "right"})
+    lines = []
     for name, size in check.tests.items():
         mine = [one for one in check.overlaps if one.test.problem_set == name]
         by_text = {one.train.prompt_id for one in mine if not one.shared}
         rows = {one.train.prompt_id for one in mine}
-        table.add_row(name, f"{size:,}", f"{len(rows):,}", f"{len(by_text):,}", f"{len(rows - by_text):,}")
-    _print(table)
+        lines.append((name, f"{size:,}", f"{len(rows):,}", f"{len(by_text):,}", f"{len(rows - by_text):,}"))
+    print_table(["test set", "size", "rows", "by text", "by 13 words"], lines, width=_WIDTH)
     for one in sorted(check.overlaps, key=lambda one: one.shared != "")[:_SHOWN]:
-        click.echo(_cut(f"{one.train.prompt_id} is in {one.test.problem_set}: {one.test.prompt_id}"))
-        click.echo(_cut(f"    {one.shared}" if one.shared else "    the same text"))
+        say(_cut(f"{one.train.prompt_id} is in {one.test.problem_set}: {one.test.prompt_id}"))
+        say(_cut(f"    {one.shared}" if one.shared else "    the same text"))
     if len(check.overlaps) > _SHOWN:
-        click.echo(f"and {len(check.overlaps) - _SHOWN:,} more (--json lists all)")
-    click.echo()
+        say(f"and {len(check.overlaps) - _SHOWN:,} more (--json lists all)")
+    say()
 
 
 def _verdict(check: Check) -> str:
@@ -151,15 +145,3 @@ def _verdict(check: Check) -> str:
 
 def _cut(line: str) -> str:
     return line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…"
-
-
-def _table(*left: str, **columns: str) -> Table:
-    table = Table(*left, box=SIMPLE_HEAD, pad_edge=False)
-    for name, justify in columns.items():
-        table.add_column(name, justify=cast(Any, justify))
-    return table
-
-
-def _print(table: Table) -> None:
-    console = Console()
-    console.print(table, width=min(console.width, _WIDTH))

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from flows.show import short
+from flows.terminal import console, short, styled
 from reval_core.config import ImportedRollouts
+from reval_core.output.characters import visible, visible_lines
 from reval_core.reproduction.finding import in_words
 from reval_core.session import Session
 
@@ -28,9 +28,9 @@ class StageBar:
     def __init__(self, host: Any, stderr: bool = False) -> None:
         """`host` is a session or an examination."""
         self._host = host
-        self.console = Console(highlight=False, soft_wrap=True, stderr=stderr)
+        self.console = console(stderr)
         self._bars = Bars(
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -50,19 +50,19 @@ class StageBar:
     def __exit__(self, *exception: object) -> None:
         self._bars.stop()
 
-    def line(self, text: str) -> None:
-        """Print a line in place of the bar."""
+    def line(self, *parts: str | tuple[str, str]) -> None:
+        """Print a line in place of the bar, of texts with a style each or without."""
         self._bars.update(self._bar, visible=False)
-        self.console.print(text)
+        self.console.print(styled(*parts))
 
     def _tick(self, stage: str, number: int, done: int, total: int) -> None:
         title = self._host.title(stage, number)
         if title != self._stage:
             self._stage, self._stage_started = title, time.monotonic()
-            self._bars.reset(self._bar, description=title, visible=False)
+            self._bars.reset(self._bar, description=visible(title), visible=False)
         slow = time.monotonic() - self._stage_started > _QUIET_SECONDS
-        visible = (slow or done == 0) and done < total
-        self._bars.update(self._bar, completed=done, total=total, visible=visible)
+        shown = (slow or done == 0) and done < total
+        self._bars.update(self._bar, completed=done, total=total, visible=shown)
 
 
 class Progress:
@@ -85,23 +85,23 @@ class Progress:
             place = f"in round {round}, {stage.replace('_', ' ')}" if stage else "before its first stage"
             imports = isinstance(self._session.config.rollouts, ImportedRollouts)
             again = "the same command" if imports else f"reval resume {short(self._session.folder.path)}"
-            self._bar.console.print(f"stopped {place}; {again} goes on from there")
+            self._bar.line(f"stopped {place}; {again} goes on from there")
 
     def round_done(self, round: int) -> None:
         """Print what is on record of a round."""
         kept = _kept(self._session.kept)
         self._session.kept.clear()
-        line = _start_line(self._session) if round == 0 else _round_line(self._session, round)
-        self._bar.line(line + (f"  [dim]({kept})[/dim]" if kept else ""))
+        line = [_start_line(self._session)] if round == 0 else _round_line(self._session, round)
+        self._bar.line(*line, (f"  ({kept})" if kept else "", "dim"))
 
 
 class UnitBar:
     """Prints the figures of a reproduction, with a bar over the runs of the one at work."""
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False, soft_wrap=True, stderr=True)
+        self._console = console(stderr=True)
         self._bars = Bars(
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TextColumn("runs"),
@@ -121,7 +121,7 @@ class UnitBar:
 
     def begin(self, figure: str, runs: int) -> None:
         """Show the bar of a figure that has so many runs."""
-        self._bars.reset(self._bar, description=figure, total=runs)
+        self._bars.reset(self._bar, description=visible(figure), total=runs)
 
     def step(self) -> None:
         """One more of its runs is done."""
@@ -130,7 +130,15 @@ class UnitBar:
     def line(self, figure: str, found: dict[str, Any], seconds: float) -> None:
         """Print what a figure came to."""
         said = in_words(found["verdict"], found["paper"])
-        self._console.print(f"{figure}: [bold]{said}[/bold], {seconds:.0f} s. {found['says']}")
+        self._console.print(styled(f"{figure}: ", (said, "bold"), f", {seconds:.0f} s. {found['says']}"))
+
+
+class _Visible(logging.Formatter):
+    """Messages hold file names and what libraries complain of."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message as a terminal may show it."""
+        return visible_lines(super().format(record))
 
 
 @contextmanager
@@ -138,7 +146,7 @@ def shown_warnings() -> Iterator[None]:
     """Show reval's own warnings on the terminal, where Prefect's logging would swallow them with its own lines."""
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
-    handler.setFormatter(logging.Formatter("reval: %(message)s"))
+    handler.setFormatter(_Visible("reval: %(message)s"))
     logger = logging.getLogger("reval")
     logger.addHandler(handler)
     try:
@@ -165,7 +173,7 @@ def _start_line(session: Session) -> str:
     return f"start         {row['stored']:,} stored trajectories, mean |Δ| {mean}"
 
 
-def _round_line(session: Session, round: int) -> str:
+def _round_line(session: Session, round: int) -> list[str | tuple[str, str]]:
     (row,) = session.store.query("SELECT * FROM rounds WHERE round = $round", round=round).to_pylist()
     total = session.config.rounds
     parts = [
@@ -173,13 +181,14 @@ def _round_line(session: Session, round: int) -> str:
         *(_fresh_figures(row) if session.engine is not None else _stored_figures(session, row)),
         f"{sum(value for name, value in row.items() if name.endswith('_seconds')):.1f} s",
     ]
+    measured = []
     if row["held_out_accuracy"] is not None:
         target = session.config.evaluation.target
         reached = ", the target" if target is not None and row["held_out_accuracy"] >= target else ""
-        parts.append(f"[bold]held-out accuracy {row['held_out_accuracy']:.3f}{reached}[/bold]")
+        measured.append(f"held-out accuracy {row['held_out_accuracy']:.3f}{reached}")
     if row["stored_delta_abs"] is not None:
-        parts.append(f"[bold]|Δ| over all {row['stored_delta_abs']:.3f}[/bold]")
-    return "  ".join(parts)
+        measured.append(f"|Δ| over all {row['stored_delta_abs']:.3f}")
+    return ["  ".join(parts), *((f"  {text}", "bold") for text in measured)]
 
 
 def _fresh_figures(row: dict[str, Any]) -> list[str]:

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
 from flows.foreground import leave_undelivered, run_flow
-from flows.show import print_json, print_rows, short
+from flows.terminal import print_json, print_rows, say, short
 from reval_core.errors import InputError, RunStopped
 from reval_core.files import read_json
 from reval_core.reproduction.finding import in_words
@@ -21,7 +19,7 @@ def all_figures() -> list[str]:
     names = [name for name in known_figures() if not name.startswith("search-")]
     absent = {name: path for name in names if (path := absent_model(name))}
     for name, path in absent.items():
-        click.echo(f"{name} is left out: there is no {path}; `make smollm2` makes it", err=True)
+        say(f"{name} is left out: there is no {path}; `make smollm2` makes it", err=True)
     return [name for name in names if name not in absent]
 
 
@@ -48,7 +46,7 @@ def reproduce_here(
         print_json({name: _in_short(out, name) for name in figures})
     else:
         show_figures(out, figures)
-        click.echo(f"Page  {short((out / 'index.html').absolute())}")
+        say(f"Page  {short((out / 'index.html').absolute())}")
     if not delivered:
         leave_undelivered()
 

@@ -3,39 +3,119 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http.client import HTTPException
+from json import JSONDecodeError
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-from reval_core.errors import RevalError
+from reval_core.errors import InputError, RevalError
 
 LOCAL_API = "http://127.0.0.1:4200/api"
 WORK_POOL = "reval"
 
+_LOCALLY = "unset it for a local server"
+_PATIENCE_SECONDS = 5.0
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 
 
-def api_url() -> str:
-    """The Prefect API that is configured, in the environment or in Prefect's profile; else the local one."""
-    from prefect.settings import get_current_settings
+def configured_api() -> str | None:
+    """The Prefect API that the environment or Prefect's profile names, if either does.
 
-    return get_current_settings().api.url or LOCAL_API
+    Raises InputError if Prefect cannot take its settings.
+    """
+    from pydantic import ValidationError
+
+    try:
+        from prefect.settings import get_current_settings
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InputError(
+            f"Prefect's setting {'.'.join(map(str, first['loc']))}: {first['msg']}; change it or unset it"
+        ) from error
+    return get_current_settings().api.url
 
 
 def answers(url: str) -> bool:
-    """Whether a Prefect server answers at `url`."""
+    """Whether a Prefect server answers at `url`. Of other servers many say 200 to whatever they are asked."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=2) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
+            return bool(response.read(100).strip() == b"true")
+    except (OSError, ValueError, HTTPException):
         return False
+
+
+def check_api(url: str) -> None:
+    """See that a Prefect server that this Prefect can work with answers at `url`.
+
+    Raises InputError, one line, within seconds: for what is no URL, for silence, and for another server.
+    """
+    from httpx import HTTPError, InvalidURL
+    from prefect import __version__
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    shown = f"PREFECT_API_URL: {_without_password(url)}"
+    cloud = _check_url(url, shown)
+    if cloud and not PREFECT_API_KEY.value():
+        raise InputError(f"{shown}: is Prefect Cloud, which wants PREFECT_API_KEY; set it, or {_LOCALLY}")
+    try:
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0}):
+            client = get_client(httpx_settings={"timeout": _PATIENCE_SECONDS}, sync_client=True)
+            if cloud:
+                if error := client.api_healthcheck():
+                    raise error
+                return
+            found: Any = client.api_version()
+    except HTTPError as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403):
+            why = "does not let you in; set PREFECT_API_AUTH_STRING or PREFECT_API_KEY"
+        else:
+            why = f"is no Prefect server (status {status})" if status else f"does not answer ({_reason(error)})"
+        raise InputError(f"{shown}: {why}; start one there, or {_LOCALLY}") from error
+    except (InvalidURL, ValueError, OSError) as error:
+        raise InputError(f"{shown}: is no Prefect server ({_reason(error)}); {_LOCALLY}") from error
+    numbers = re.match(r"(\d+)\.\d+", found) if isinstance(found, str) else None
+    if numbers is None:
+        raise InputError(f"{shown}: is no Prefect server (it tells no version); {_LOCALLY}")
+    if numbers[1] != __version__.partition(".")[0]:
+        raise InputError(
+            f"{shown}: runs Prefect {found[:20]}, and this is Prefect {__version__}; start one of this version there, "
+            f"or {_LOCALLY}"
+        )
+
+
+def _check_url(url: str, shown: str) -> bool:
+    """See that a URL has all its parts. Gives whether it is Prefect Cloud's."""
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, half an IPv6 address
+        whole = False
+    if not whole or not url.isprintable() or " " in url:
+        raise InputError(f"{shown}: is no URL such as {LOCAL_API}; {_LOCALLY}")
+    return str(parts.hostname).endswith(".prefect.cloud")
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//…@", url)
+
+
+def _reason(error: Exception) -> str:
+    """Why, in a few words."""
+    if isinstance(error, JSONDecodeError):
+        return "it tells no version"
+    return " ".join(str(error).split())[:100] or type(error).__name__
 
 
 @contextmanager
@@ -46,7 +126,7 @@ def server() -> Iterator[str]:
     """
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    url = api_url()
+    url = configured_api() or LOCAL_API
     os.environ["PREFECT_API_URL"] = url  # for children
     with temporary_settings({PREFECT_API_URL: url}), _answering(url):
         yield url
@@ -55,11 +135,13 @@ def server() -> Iterator[str]:
 @contextmanager
 def _answering(url: str) -> Iterator[None]:
     """A server at `url`: the one that is there, or a local one for as long as the block lasts."""
+    if url != LOCAL_API:
+        check_api(url)
+        yield
+        return
     if answers(url):
         yield
         return
-    if url != LOCAL_API:
-        raise RevalError(f"{url}: no Prefect server answers; start it, or unset PREFECT_API_URL to use a local one")
     # Its log is of no use to somebody who trains, and would tear the progress apart.
     with _process("server", "start", "--host", "127.0.0.1", "--port", "4200", quiet=True) as process:
         deadline = time.monotonic() + _START_SECONDS

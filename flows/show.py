@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import math
 import sys
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import click
-from rich.console import Console
-from rich.table import Table
-
+from flows.terminal import print_facts, print_json, print_rows, print_table, say, short
 from reval_core.errors import Damaged, InputError
 from reval_core.files import read_json
 from reval_core.run_folder import RunFolder
@@ -35,16 +28,11 @@ def show_summary(folder: RunFolder, as_json: bool) -> None:
     if as_json:
         print_json(summary)
         return
-    table = _table()
-    table.add_column("stage")
-    table.add_column("seconds", justify="right")
-    for stage, seconds in sorted(summary["stage_seconds"].items(), key=lambda item: -item[1]):
-        table.add_row(stage.replace("_", " "), f"{seconds:.1f}")
-    table.add_section()
-    table.add_row("wall, all attempts", f"{summary['wall_seconds']:.1f}")
-    click.echo(f"\n{summary['run']}: {' '.join(headline(summary))}\n")
-    Console().print(table)
-    click.echo(
+    stages = sorted(summary["stage_seconds"].items(), key=lambda item: -item[1])
+    rows = [(stage.replace("_", " "), f"{seconds:.1f}") for stage, seconds in stages]
+    say(f"\n{summary['run']}: {' '.join(headline(summary))}\n")
+    print_table(["stage", "seconds"], [*rows, ("wall, all attempts", f"{summary['wall_seconds']:.1f}")])
+    say(
         f"{summary['rounds']} rounds, {summary['updates']} updates, {summary['trajectories']:,} trajectories, "
         f"engine {summary['engine']}, policy {summary['policy_digest'][:12]}"
     )
@@ -54,35 +42,11 @@ def show_next_steps(folder: RunFolder) -> None:
     """Print where to look after a run."""
     shown = short(folder.path)
     # Plain lines: they are there to be copied.
-    click.echo(f"\nReport       {shown}/report.html")
-    click.echo(f"MLflow page  mlflow ui --backend-store-uri sqlite:///{short(folder.path.parent)}/mlflow.db")
-    click.echo("\nAsk about what is stored:")
+    say(f"\nReport       {shown}/report.html")
+    say(f"MLflow page  mlflow ui --backend-store-uri sqlite:///{short(folder.path.parent)}/mlflow.db")
+    say("\nAsk about what is stored:")
     for query in _QUERIES:
-        click.echo(f'  reval sql {shown} "{query}"')
-
-
-def show_query(run: Path, query: str, form: str) -> None:
-    """Print the rows of a query over a run's facts. Raises InputError for SQL that DuckDB refuses."""
-    import duckdb
-
-    from reval_core.evaluation.folder import published_facts
-    from reval_core.store import sql_views
-
-    connection = sql_views(run, published_facts(run))
-    try:
-        rows = connection.sql(query)
-        found = [] if rows is None else rows.fetchall()
-    except duckdb.Error as error:
-        raise InputError(f"the query failed: {str(error).splitlines()[0]}") from error
-    names = [] if rows is None else rows.columns
-    if form == "json":
-        print_json([dict(zip(names, map(_json_value, row), strict=True)) for row in found])
-    elif form == "csv":
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(names)
-        writer.writerows(found)
-    else:
-        print_rows(names, found)
+        say(f'  reval sql {shown} "{query}"')
 
 
 def show_runs(folder: Path, as_json: bool) -> None:
@@ -91,7 +55,7 @@ def show_runs(folder: Path, as_json: bool) -> None:
     if as_json:
         print_json(found)
     elif not found:
-        click.echo(f"no runs in {folder}; start one with reval train CONFIG")
+        say(f"no runs in {folder}; start one with reval train CONFIG")
     else:
         print_rows(list(found[0]), [list(row.values()) for row in found])
 
@@ -168,65 +132,5 @@ def _run_row(folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table that fits the terminal; numbers stand right."""
-    table = _table()
-    for place, name in enumerate(names):
-        numbers = any(isinstance(row[place], int | float) for row in rows)
-        table.add_column(name, justify="right" if numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row))
-    Console().print(table)
-
-
-def print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table of finished figures: the first column stands left, the others right."""
-    table = _table()
-    for place, name in enumerate(names):
-        table.add_column(name, justify="right" if place else "left")
-    for row in rows:
-        table.add_row(*map(_cell, row))
-    Console().print(table)
-
-
-def print_facts(title: str, facts: dict[str, str]) -> None:
-    """Print names and what they are, one below the other."""
-    width = max(map(len, facts))
-    Console(highlight=False).print(f"[bold]{title}[/bold]")
-    for name, value in facts.items():
-        click.echo(f"  {name:<{width}}  {value}")
-
-
-def _table() -> Table:
-    from rich.box import SIMPLE_HEAD
-
-    return Table(box=SIMPLE_HEAD, pad_edge=False)
-
-
-def _cell(value: Any) -> str:
-    from rich.markup import escape
-
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return escape(str(value))
-
-
 def _flat(value: Any) -> str:
     return ", ".join(value) if isinstance(value, list) else str(value)
-
-
-def _json_value(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null stands for them."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def print_json(value: Any) -> None:
-    """Print JSON for programs."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-
-
-def short(path: Path) -> str:
-    """A path as somebody in this folder would type it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

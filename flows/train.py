@@ -14,6 +14,7 @@ from flows.preparation import prepare
 from flows.progress import Progress, shown_warnings
 from flows.rounds import train_rounds
 from reval_core.files import publish_json
+from reval_core.output.characters import visible_lines
 from reval_core.report import write_report
 from reval_core.session import open_session
 from reval_core.summary import summarise, summary_markdown
@@ -37,6 +38,6 @@ def train(config: str, overrides: list[str] | None = None, run_dir: str | None =
         summary = summarise(folder)
         publish_json(folder.summary, summary)
         write_report(folder)
-    text = summary_markdown(summary)
+    text = visible_lines(summary_markdown(summary))
     show(create_markdown_artifact, markdown=text, key="reval-summary", description=f"Run {folder.name}")
     return summary

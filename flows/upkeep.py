@@ -7,11 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import click
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from flows.show import print_json, print_rows
+from flows.terminal import console, print_json, print_rows, say
 from reval_core.config import Config
 from reval_core.errors import InputError, RunStopped
 from reval_core.loading import load_config
@@ -30,9 +28,9 @@ def show_check(run: Path, as_json: bool) -> None:
             findings.append(finding)
             if not as_json:
                 verdict = "WRONG" if finding.problems else "ok"
-                click.echo(f"{finding.part:<9} {verdict:<6} {finding.seen}")
+                say(f"{finding.part:<9} {verdict:<6} {finding.seen}")
                 for problem in finding.problems:
-                    click.echo(f"  {problem}")
+                    say(f"  {problem}")
     if as_json:
         print_json([vars(finding) for finding in findings])
     wrong = sum(len(finding.problems) for finding in findings)
@@ -82,7 +80,7 @@ def show_policy(run: Path, round: int | None, out: Path, as_json: bool) -> None:
     if as_json:
         print_json({"run": folder.name, "round": policy.round, "policy_digest": digest, "out": str(out)})
     else:
-        click.echo(f"{out}: the policy after round {policy.round}, digest {digest}")
+        say(f"{out}: the policy after round {policy.round}, digest {digest}")
 
 
 def show_prune(run: Path, yes: bool, as_json: bool) -> None:
@@ -99,14 +97,14 @@ def show_prune(run: Path, yes: bool, as_json: bool) -> None:
     if as_json:
         print_json({**vars(found), "done": yes, "bytes_before": before, "bytes_after": after})
         return
-    click.echo(f"tokens of rounds 1 to {found.last_round}, all outside the buffer of {config.replay.capacity:,}:")
-    click.echo(f"  {found.files:,} files, {found.size / 1e6:,.1f} MB, become one file a table, without tokens")
-    click.echo(f"  {found.leftovers:,} kept results and damaged files, {found.leftovers_size / 1e6:,.1f} MB")
-    click.echo("texts, verdicts, scores, draws and checkpoints stay; policies between them cannot be rebuilt then")
+    say(f"tokens of rounds 1 to {found.last_round}, all outside the buffer of {config.replay.capacity:,}:")
+    say(f"  {found.files:,} files, {found.size / 1e6:,.1f} MB, become one file a table, without tokens")
+    say(f"  {found.leftovers:,} kept results and damaged files, {found.leftovers_size / 1e6:,.1f} MB")
+    say("texts, verdicts, scores, draws and checkpoints stay; policies between them cannot be rebuilt then")
     if yes:
-        click.echo(f"done: {before / 1e6:,.1f} MB are {after / 1e6:,.1f} MB now")
+        say(f"done: {before / 1e6:,.1f} MB are {after / 1e6:,.1f} MB now")
     else:
-        click.echo("nothing was changed; add --yes to do it")
+        say("nothing was changed; add --yes to do it")
 
 
 def _bytes(folder: RunFolder) -> int:
@@ -123,8 +121,8 @@ def _run(run: Path) -> tuple[RunFolder, Config]:
 @contextmanager
 def _bar(title: str) -> Iterator[Any]:
     """A function that is told `done, total` and shows it as a bar, on a terminal."""
-    console = Console(stderr=True)
+    place = console(stderr=True)
     columns = (TextColumn("  {task.description}"), BarColumn(bar_width=30), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=place, transient=True, disable=not place.is_terminal) as progress:
         bar = progress.add_task(title, visible=False, total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total, visible=True)

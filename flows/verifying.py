@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-import click
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
+from flows.streams import output_error
+from flows.terminal import print_json_line, print_table, say
 from reval_core.claim_files import CLAIM_FIELDS, ClaimRow, read_claims
 from reval_core.extraction import Mode
 from reval_core.rows import column_options
@@ -47,38 +42,29 @@ def verify_file(
 
 
 def _print_lines(judgements: Iterator[Judgement]) -> None:
-    """One JSON object a row, as soon as it and those before it are judged."""
-    try:
-        for judgement in judgements:
-            line = {
+    """One JSON object a row, as soon as it and those before it are judged; no more once nobody reads them."""
+    for judgement in judgements:
+        print_json_line(
+            {
                 "verdict": judgement.verdict,
                 "extracted": judgement.extracted,
                 "milliseconds": round(judgement.milliseconds, 3),
             }
-            sys.stdout.write(json.dumps(line) + "\n")
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever reads has had enough, which is no error; nor should the flush at exit be one.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        )
+        if output_error() is not None:
+            return
 
 
 def _show(rows: Sequence[ClaimRow], judgements: Sequence[Judgement]) -> None:
     times: dict[str, list[float]] = {}
     for judgement in judgements:
         times.setdefault(judgement.verdict, []).append(judgement.milliseconds)
-    table = Table("verdict", box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("count", "share", "median ms", "95% ms"):
-        table.add_column(heading, justify="right")
+    lines = []
     for verdict, found in sorted(times.items(), key=lambda item: -len(item[1])):
         late = statistics.quantiles(found, n=20, method="inclusive")[-1] if len(found) > 1 else found[0]
-        table.add_row(
-            verdict,
-            f"{len(found):,}",
-            f"{len(found) / len(rows):.1%}",
-            f"{statistics.median(found):.1f}",
-            f"{late:.1f}",
-        )
-    Console().print(table)
+        share, median = len(found) / len(rows), statistics.median(found)
+        lines.append((verdict, f"{len(found):,}", f"{share:.1%}", f"{median:.1f}", f"{late:.1f}"))
+    print_table(["verdict", "count", "share", "median ms", "95% ms"], lines)
     _show_agreement(rows, judgements)
 
 
@@ -88,14 +74,14 @@ def _show_agreement(rows: Sequence[ClaimRow], judgements: Sequence[Judgement]) -
         return
     others = [(row, one) for row, one in known if (one.verdict == "correct") != row.expected]
     agreeing = len(known) - len(others)
-    click.echo(f"{agreeing:,} of {len(known):,} agree with what the file expects ({agreeing / len(known):.1%})")
+    say(f"{agreeing:,} of {len(known):,} agree with what the file expects ({agreeing / len(known):.1%})")
     for row, judgement in others[:_SHOWN_DISAGREEMENTS]:
-        click.echo(
+        say(
             f"{row.place}: {judgement.verdict}, expected {'right' if row.expected else 'not right'}; "
             f"gold {_short(row.claim.gold)}, extracted {_short(judgement.extracted)}"
         )
     if len(others) > _SHOWN_DISAGREEMENTS:
-        click.echo(f"and {len(others) - _SHOWN_DISAGREEMENTS:,} more")
+        say(f"and {len(others) - _SHOWN_DISAGREEMENTS:,} more")
 
 
 def _short(text: str | None) -> str:

@@ -268,6 +268,11 @@ class RunFolder:
                 return file.read().strip() or "unknown"
         return None
 
+    def check_free(self) -> None:
+        """Raise InputError if a process holds the folder now: what would be started for a run need not be."""
+        if (holder := self.holder()) is not None:
+            raise InputError(f"{self.path}: process {holder} is running it; wait for it or stop it")
+
     def free_bytes(self) -> int:
         """The bytes free on the disk that holds the folder."""
         existing = next(parent for parent in [self.path, *self.path.parents] if parent.exists())

@@ -158,7 +158,7 @@ class _Loader(yaml.SafeLoader):
             raise _refused(f"{text!r} stands for no {kind}", node.start_mark)
 
 
-def _refused(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
+def _refused(problem: str, mark: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from statistics import median
 
+from reval_core.output.characters import visible
 from reval_core.report.page import MINUS, Html, join, tag
 
 Values = Sequence[float | None]
@@ -173,7 +174,7 @@ def _plot(
         *(tag("span", y.label(tick), class_="y", style=f"bottom:{_share(y.place(tick))}") for tick in y.ticks),
         *_ticks(x),
     ]
-    points = json.dumps([[round(x.place(at), 4), text] for at, text in readings], ensure_ascii=False)
+    points = json.dumps([[round(x.place(at), 4), visible(text)] for at, text in readings], ensure_ascii=False)
     name = " ".join(["plot", *filter(None, sizes)])
     return tag(
         "div", _svg(drawn, description), *labels, *ends, class_=name, data_points=points if readings else None

@@ -13,9 +13,11 @@ from html import escape
 from textwrap import dedent
 from typing import Any
 
+from reval_core.output.characters import visible_lines
+
 MINUS = "−"
 
-# Control characters are shown as their pictures: a response can hold any of them.
+# Control characters are shown as their pictures, others that nobody sees as escapes: a response can hold any.
 _PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
 
 
@@ -28,13 +30,17 @@ class Html(str):
 def tag(name: str, *children: str, **attributes: str | None) -> Html:
     """An element. `class_` gives the attribute class, `data_x` data-x; an attribute that is None is left out."""
     given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
-    shown = "".join(f' {key}="{escape(value)}"' for key, value in given.items())
+    shown = "".join(f' {key}="{_shown(value)}"' for key, value in given.items())
     return Html(f"<{name}{shown}>{join(children)}</{name}>")
 
 
 def join(parts: Iterable[str]) -> Html:
     """Parts one after the other, each escaped unless it is markup."""
-    return Html("".join(part if isinstance(part, Html) else escape(part.translate(_PICTURES)) for part in parts))
+    return Html("".join(part if isinstance(part, Html) else _shown(part) for part in parts))
+
+
+def _shown(text: str) -> str:
+    return escape(visible_lines(text.translate(_PICTURES)))
 
 
 def folded(summary: str, *children: str) -> Html:

@@ -1,0 +1,135 @@
+"""`reval sql`: one question about a run's tables, which can neither write nor read anything else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.terminal import print_csv, print_json, print_rows
+from reval_core.errors import InputError
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection, Statement
+
+    from reval_core.facts import Manifest
+
+
+class QueryError(InputError):
+    """A query that was refused, in as many lines as DuckDB takes to show where."""
+
+
+def show_query(run: Path, query: str, form: str) -> None:
+    """Print the rows of a query over a run's tables, as a table, as `json` or as `csv`.
+
+    Raises QueryError for anything but one SELECT, and for what DuckDB refuses.
+    """
+    import duckdb
+
+    from reval_core.evaluation.folder import published_facts
+
+    with locked_views(run, published_facts(run)) as connection:
+        try:
+            names, rows = _answer(connection, _one_select(connection, query))
+        # A date after the year 9999 is a ValueError, a text that is not UTF-8 a UnicodeDecodeError.
+        except (duckdb.Error, ValueError, OverflowError) as error:
+            raise QueryError(f"the query failed: {error}") from error
+    try:
+        _print(names, rows, form)
+    except RecursionError as error:
+        raise QueryError("the query failed: its values are nested too deep to print") from error
+
+
+def _answer(connection: DuckDBPyConnection, statement: Statement) -> tuple[list[str], list[Any]]:
+    """The columns and rows that a statement gives. Ctrl-C ends it, which DuckDB by itself does not notice."""
+
+    def ask() -> list[Any]:
+        return connection.execute(statement).fetchall()
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        asked = thread.submit(ask)
+        try:
+            rows = asked.result()
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one does not wait
+            connection.interrupt()
+            raise
+    return _apart(column[0] for column in connection.description or ()), rows
+
+
+def _print(names: Sequence[str], rows: Sequence[Sequence[Any]], form: str) -> None:
+    if form == "json":
+        print_json([dict(zip(names, row, strict=True)) for row in rows])
+    elif form == "csv":
+        print_csv(names, rows)
+    else:
+        print_rows(names, rows)
+
+
+@contextmanager
+def locked_views(run: Path, manifests: Iterable[Manifest]) -> Iterator[DuckDBPyConnection]:
+    """The views of a run's tables in a database that opens only their files, to read, and nothing else.
+
+    Raises InputError for a table whose file is outside the run directory.
+    """
+    from reval_core.store import sql_views
+
+    manifests = list(manifests)
+    files = [run.absolute() / file.path for manifest in manifests for file in manifest.files]
+    home = run.resolve()
+    for file in files:
+        if not file.resolve().is_relative_to(home):
+            raise InputError(
+                f"{file}: is a link out of the run directory, which reval sql does not follow; copy it"
+            )
+    with sql_views(run, manifests) as connection, tempfile.TemporaryDirectory(prefix="reval-sql-") as spilled:
+        for setting, value in (
+            ("temp_directory", spilled),  # what does not fit into memory; else it would lie where the user stands
+            ("allowed_paths", [str(file) for file in files]),
+            ("enable_external_access", False),
+            ("python_enable_replacements", False),  # variables of this process are no tables
+            ("autoinstall_known_extensions", False),
+            ("autoload_known_extensions", False),
+            ("lock_configuration", True),
+        ):
+            connection.execute(f"SET {setting} = $value", {"value": value})
+        yield connection
+
+
+def _one_select(connection: DuckDBPyConnection, query: str) -> Statement:
+    """The statement of a query. DuckDB's settings alone would let others attach the tables' files."""
+    import duckdb
+
+    try:
+        text = os.fsencode(query).decode("utf-8")  # in a C locale Python takes no other bytes than ASCII for text
+    except UnicodeError as error:
+        raise QueryError(f"the query failed: it is not UTF-8 ({error.reason})") from error
+    statements = connection.extract_statements(text)
+    if len(statements) != 1:
+        raise QueryError(f"the query failed: one SELECT can be asked, and this is {len(statements)} statements")
+    try:
+        kind = statements[0].type
+    except ValueError:  # one that DuckDB's Python interface has no name for
+        kind = None
+    if kind != duckdb.StatementType.SELECT:
+        name = {None: "this", duckdb.StatementType.MULTI: "PIVOT without IN (…)"}.get(kind, kind and kind.name)
+        raise QueryError(f"the query failed: only a SELECT can be asked, not {name}")
+    return statements[0]
+
+
+def _apart(names: Iterable[str]) -> list[str]:
+    """The names of columns, each once: `count`, `count_1`, `count_2`."""
+    found: list[str] = []
+    given = list(names)
+    for name in given:
+        number, new = 0, name
+        while new in found or (number and new in given):
+            number += 1
+            new = f"{name}_{number}"
+        found.append(new)
+    return found

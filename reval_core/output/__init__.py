@@ -1,0 +1,1 @@
+"""What leaves reval for people and programs: text that acts on no terminal, and JSON that every parser takes."""
