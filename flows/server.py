@@ -90,8 +90,8 @@ def check_api(url: str) -> None:
         raise InputError(f"{shown}: is no Prefect server (it tells no version); {_LOCALLY}")
     if numbers[1] != __version__.partition(".")[0]:
         raise InputError(
-            f"{shown}: runs Prefect {found[:20]}, and this is Prefect {__version__}; start one of this version there, "
-            f"or {_LOCALLY}"
+            f"{shown}: runs Prefect {found[:20]}, and this is Prefect {__version__}; start one of that "
+            f"version there, or {_LOCALLY}"
         )
 
 
