@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from reval_core.errors import InputError, RevalError
+from reval_core.output.characters import visible
 
 LOCAL_API = "http://127.0.0.1:4200/api"
 WORK_POOL = "reval"
@@ -64,7 +65,7 @@ def check_api(url: str) -> None:
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-    shown = f"PREFECT_API_URL: {_without_password(url)}"
+    shown = f"PREFECT_API_URL: {visible(_without_password(url))}"
     cloud = _check_url(url, shown)
     if cloud and not PREFECT_API_KEY.value():
         raise InputError(f"{shown}: is Prefect Cloud, which wants PREFECT_API_KEY; set it, or {_LOCALLY}")
