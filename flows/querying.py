@@ -73,20 +73,11 @@ def _print(names: Sequence[str], rows: Sequence[Sequence[Any]], form: str) -> No
 
 @contextmanager
 def locked_views(run: Path, manifests: Iterable[Manifest]) -> Iterator[DuckDBPyConnection]:
-    """The views of a run's tables in a database that opens only their files, to read, and nothing else.
-
-    Raises InputError for a table whose file is outside the run directory.
-    """
+    """The views of a run's tables in a database that opens only their files, to read, and nothing else."""
     from reval_core.store import sql_views
 
     manifests = list(manifests)
     files = [run.absolute() / file.path for manifest in manifests for file in manifest.files]
-    home = run.resolve()
-    for file in files:
-        if not file.resolve().is_relative_to(home):
-            raise InputError(
-                f"{file}: is a link out of the run directory, which reval sql does not follow; copy it"
-            )
     with sql_views(run, manifests) as connection, tempfile.TemporaryDirectory(prefix="reval-sql-") as spilled:
         for setting, value in (
             ("temp_directory", spilled),  # what does not fit into memory; else it would lie where the user stands
