@@ -47,10 +47,6 @@ def run_flow(flow: Callable[[], object]) -> bool:
 
     A local server that answers is used; otherwise Prefect starts one for the run.
     """
-    if url := configured_api():
-        check_api(url)
-    elif answers(LOCAL_API):
-        os.environ["PREFECT_API_URL"] = LOCAL_API
     # The server that Prefect starts for a run needs more than its default 20 s on a busy machine.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
     # Prefect writes a line for every task; the terminal shows one a round. Its page has the rest.
@@ -58,10 +54,17 @@ def run_flow(flow: Callable[[], object]) -> bool:
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     # Training does not need the server; its end is reported to one that is gone for seconds and not for minutes.
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
+    url = configured_api()  # reads the settings above, once for this process
+    if url is not None:
+        check_api(url)
+    elif answers(LOCAL_API):
+        os.environ["PREFECT_API_URL"] = url = LOCAL_API
     import httpx
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     try:
-        flow()
+        with temporary_settings({PREFECT_API_URL: url} if url else {}):
+            flow()
     except httpx.TransportError:
         return False
     except RuntimeError as error:

@@ -40,7 +40,7 @@ def list_sets(as_json: bool) -> None:
     for row in found:
         size, here = ("–" if number is None else f"{number:,}" for number in (row["size"], row["rows"]))
         here += " (a part)" if row["whole"] is False else ""
-        lines.append((row["set"], row["split"], size, here, row["file"] and Path(row["file"]).name))
+        lines.append((row["set"], row["split"], size, here, Path(row["file"]).name if row["file"] else ""))
     print_table(["set", "split", "size", "here", "file"], lines, right=(2, 3), width=_WIDTH)
     looked = ", ".join(short(folder.absolute()) for folder in folders())
     say(f"Looked in {looked}.\n{VARIABLE} names other folders; docs/problems.md says how to get each set.")
