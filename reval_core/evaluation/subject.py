@@ -68,10 +68,8 @@ def _of_model(source: str) -> Subject:
         for path in folder.iterdir()
         if path.suffix in _READ_BY_TRANSFORMERS and path.name not in _OF_THE_LEARNER
     )
-    if not any(path.suffix == ".safetensors" for path in files):
-        raise InputError(
-            f"{source}: holds neither a run (config.yaml) nor a model's weights (*.safetensors); give one of both"
-        )
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{source}: holds neither a run (config.yaml) nor a model (config.json); give one of both")
 
     def load(model: Model) -> PreTrainedModel:
         from reval_core.models import load_model

@@ -310,7 +310,7 @@ FILES: dict[str, tuple[Callable[[Place], None], str]] = {
         r"train\.parquet",
     ),
     "problems at a URL": (setting("problems.train.path", "s3://bucket/train.jsonl"), r"s3://bucket"),
-    "fewer problems than prompts": (setting("rollouts.prompts", 99), r"rollouts\.prompts"),
+    "fewer problems than prompts": (setting("rollouts.prompts", 20), r"rollouts\.prompts"),
 }
 
 DIRECTORIES: dict[str, tuple[Callable[[Place], None], str]] = {

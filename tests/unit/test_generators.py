@@ -250,7 +250,6 @@ def _(begun: Path, tmp_path: Path) -> None:
 def _(begun: Path, tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet
-
     from reval_core.problems.files import _parquet
 
     path = tmp_path / "problems.parquet"
