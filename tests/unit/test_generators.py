@@ -13,6 +13,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -237,24 +238,36 @@ def _(begun: Path, tmp_path: Path) -> None:
     _rows_are_left(_foreign(tmp_path))
 
 
-@leaves("reval_core.problems.files._csv")
+@leaves("reval_core.rows.files._csv")
 def _(begun: Path, tmp_path: Path) -> None:
-    from reval_core.problems.files import _csv
+    from reval_core.rows.files import _csv
 
     path = tmp_path / "problems.csv"
     path.write_text("problem,answer\n1+1,2\n1+2,3\n")
     _rows_are_left(_csv(path))
 
 
-@leaves("reval_core.problems.files._table_rows")
+@leaves("reval_core.rows.files._table_rows")
 def _(begun: Path, tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet
-    from reval_core.problems.files import _parquet
+
+    from reval_core.rows.files import _parquet
 
     path = tmp_path / "problems.parquet"
     pa.parquet.write_table(pa.table({"problem": ["1+1", "1+2"], "answer": ["2", "3"]}), path)
     _rows_are_left(_parquet(path))
+
+
+@leaves("flows.querying.locked_views")
+def _(begun: Path, tmp_path: Path) -> None:
+    from flows.querying import locked_views
+    from reval_core.evaluation.folder import published_facts
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path))
+        break_in(locked_views(begun, published_facts(begun)))
+    assert os.listdir(tmp_path) == []
 
 
 def _rows_are_left(rows: Generator) -> None:
