@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.foreground import leave_undelivered, run_flow
+from flows.foreground import leave_undelivered, prefect_api, run_flow
 from flows.preparation import prepare_evaluation
 from flows.terminal import print_facts, print_json, print_table, say, short
 from reval_core.errors import InputError, RunStopped
@@ -28,8 +28,6 @@ def evaluate_here(
 ) -> None:
     """Evaluate in this process and print the table."""
     subject, settings, folder = prepare_evaluation(model, protocol, overrides, round, out)
-
-    folder.check_free()
 
     def flow() -> None:
         from flows.evaluate import evaluate
@@ -65,6 +63,7 @@ def show_evaluation_plan(
     from reval_core.evaluation.examination import check_examination
 
     subject, settings, folder = prepare_evaluation(model, protocol, overrides, round, out)
+    prefect_api()
     engine = choose(subject.model, settings.engine)
     found = check_examination(folder, subject, settings)
     sets = {name: len(problems) for name, problems in found.sets.items()}

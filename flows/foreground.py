@@ -20,7 +20,6 @@ def train_here(config: Path, run_dir: Path | None, overrides: Sequence[str], as_
     if not processes.is_first():
         processes.follow(folder, settings)
         return
-    folder.check_free()
     from flows.show import show_summary
 
     def flow() -> None:
@@ -47,18 +46,7 @@ def run_flow(flow: Callable[[], object]) -> bool:
 
     A local server that answers is used; otherwise Prefect starts one for the run.
     """
-    # The server that Prefect starts for a run needs more than its default 20 s on a busy machine.
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
-    # Prefect writes a line for every task; the terminal shows one a round. Its page has the rest.
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
-    # Training does not need the server; its end is reported to one that is gone for seconds and not for minutes.
-    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
-    url = configured_api()  # reads the settings above, once for this process
-    if url is not None:
-        check_api(url)
-    elif answers(LOCAL_API):
-        os.environ["PREFECT_API_URL"] = url = LOCAL_API
+    url = prefect_api()
     import httpx
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -77,3 +65,23 @@ def run_flow(flow: Callable[[], object]) -> bool:
             "its database, set PREFECT_HOME to a new folder"
         ) from error
     return True
+
+
+def prefect_api() -> str | None:
+    """The API that a flow in this process is reported to; None where Prefect starts a server for it.
+
+    Raises InputError if one is configured and is not to be used (see `check_api`).
+    """
+    # The server that Prefect starts for a run needs more than its default 20 s on a busy machine.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
+    # Prefect writes a line for every task; the terminal shows one a round. Its page has the rest.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
+    # Training does not need the server; its end is reported to one that is gone for seconds and not for minutes.
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
+    url = configured_api()  # reads the settings above, once for this process
+    if url is not None:
+        check_api(url)
+    elif answers(LOCAL_API):
+        os.environ["PREFECT_API_URL"] = url = LOCAL_API
+    return url

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from flows.foreground import prefect_api
 from flows.preparation import check_prompts, prepare, run_forecast
 from flows.terminal import console, print_facts, print_json, say, short, styled
 from reval_core.config import Config, Reward, Rollouts, Verification
@@ -37,6 +38,7 @@ def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_j
     from reval_core.engines.choice import choose
 
     settings, folder = prepare(config, overrides, run_dir)
+    prefect_api()
     sizes = run_forecast(settings, folder)
     engine = choose(settings.model, settings.engine) if isinstance(settings.rollouts, Rollouts) else None
     finished = max((manifest.round for manifest in folder.manifests() if manifest.stage == "recording"), default=0)

@@ -11,7 +11,7 @@ from reval_core.config import PROMPTS, Config, ImportedRollouts, Rollouts, Store
 from reval_core.errors import InputError
 from reval_core.loading import load_config, load_settings
 from reval_core.problems import check_contamination, load_held_out, load_train
-from reval_core.processes import check_launch
+from reval_core.processes import check_launch, is_first
 from reval_core.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def checked_settings(config: Path, overrides: Sequence[str], run_dir: Path | Non
         )
     folder = RunFolder(run_dir or Path("runs") / config.stem)
     folder.check(settings)
+    if is_first():  # the first of several processes may hold it by now
+        folder.check_free()
     return settings, folder
 
 
@@ -89,6 +91,7 @@ def prepare_evaluation(
     check_installed(settings.engine.kind)
     check_model(subject.model)
     check_engine(subject.model, settings.engine)
+    folder.check_free()
     if folder.config.exists():
         raise InputError(f"{folder.path}: holds a run; give another --out")
     if out is None and folder.source() not in (None, subject.source):

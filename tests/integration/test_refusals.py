@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -22,7 +23,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from flows.cli import main
+from flows.preparation import prepare
 from reval_core.errors import InputError
+from reval_core.models import stop_ids, tokenizer_of
+from reval_core.run_folder import RunFolder
 from tests.models import save_byte_level_model
 
 SHARED = Path(__file__).parents[3] / "shared" / "cases"
@@ -361,8 +365,6 @@ def test_a_config_that_is_none_is_refused_alike(place, text, said, capsys, monke
 
 
 def _refused_alike(place: Place, said: str, capsys: Any, monkeypatch: Any) -> None:
-    import re
-
     config = place.path / "config.yaml"
     if not config.exists():
         config.write_text(yaml.safe_dump(place.config))
@@ -391,8 +393,6 @@ def _everything(path: Path) -> dict[str, bytes | None]:
 def test_a_model_that_cannot_be_trained_is_neither_evaluated_nor_imported_for(
     place, change, said, capsys, monkeypatch
 ):
-    import re
-
     change(place)
     (place.path / "config.yaml").write_text(yaml.safe_dump(place.config))
     rows = [{"problem": one["problem"], "response": one["answer"], "gold": one["answer"]} for one in PROBLEMS]
@@ -407,6 +407,25 @@ def test_a_model_that_cannot_be_trained_is_neither_evaluated_nor_imported_for(
         assert re.search(said, answer.err) or "nowhere" in answer.err, answer.err
 
 
+def test_a_directory_that_another_process_runs_is_refused_by_a_dry_run_too(place, capsys, monkeypatch):
+    (place.path / "config.yaml").write_text(yaml.safe_dump(place.config))
+    (place.path / "run").mkdir()
+    with RunFolder(place.path / "run").lock():
+        for more in ([], ["--dry-run"]):
+            answer = reval(capsys, monkeypatch, "train", "config.yaml", "--run-dir", "run", *more)
+            assert (answer.code, answer.out) == (2, "")
+            assert re.fullmatch(r"reval: .*run: process \d+ on .* is running it; .*\n", answer.err), answer.err
+
+
+def test_a_wrong_api_url_is_refused_by_a_dry_run_too(place, capsys, monkeypatch):
+    (place.path / "config.yaml").write_text(yaml.safe_dump(place.config))
+    # Prefect reads its settings once for a process, and other tests have let it do so.
+    monkeypatch.setattr("flows.foreground.configured_api", lambda: "not a url")
+    answer = reval(capsys, monkeypatch, "train", "config.yaml", "--run-dir", "run", "--dry-run")
+    assert (answer.code, answer.out) == (2, "")
+    assert re.fullmatch(r"reval: PREFECT_API_URL: .* is no URL .*\n", answer.err), answer.err
+
+
 def _makers() -> ModuleType | None:
     file = SHARED / "make_models.py"
     if not file.exists():
@@ -417,6 +436,55 @@ def _makers() -> ModuleType | None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+SHARED_MODELS = {
+    "origmod": r"_orig_mod\.",
+    "nohead": r"lm_head\.weight",
+    "lfs": r"git-lfs pointer",
+    "cut": r"model\.safetensors.*bytes",
+    "mismatch": r"128 × 64|256 × 64|64 × 128|64 × 256",
+    "nan": r"NaN.*down_proj",
+    "gptq": r"gptq",
+    "addeos": r"</s>",
+    "bigpad": r"\[PAD\]",
+}
+"""The folders of make_models.py that are refused, and what is said of each. The others are trained."""
+
+
+@pytest.fixture(scope="module")
+def shared_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    makers = _makers()
+    if makers is None:
+        pytest.skip("the shared cases are not here")
+    path = tmp_path_factory.mktemp("models")
+    makers.make_base(path / "base")
+    for case in makers.CASES:
+        shutil.copytree(path / "base", path / case.__name__)
+        case(path / case.__name__)
+    return path
+
+
+@pytest.mark.parametrize(("name", "said"), SHARED_MODELS.items(), ids=SHARED_MODELS)
+def test_the_shared_broken_models_are_refused_alike(place, shared_models, name, said, capsys, monkeypatch):
+    place.set("model.path", str(shared_models / name))
+    place.set("rollouts.max_tokens", 4)
+    _refused_alike(place, said, capsys, monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["base", "eoslist", "dated", "nosystem"])
+def test_the_shared_models_that_are_only_unusual_are_not_refused(place, shared_models, name, monkeypatch):
+    place.set("model.path", str(shared_models / name))
+    place.set("rollouts.max_tokens", 4)
+    place.set("problems.prompt.chat", name in ("dated", "nosystem"))
+    (place.path / "config.yaml").write_text(yaml.safe_dump(place.config))
+    settings, _ = prepare(place.path / "config.yaml", [], place.path / "run")
+    if name == "eoslist":
+        ends = stop_ids(settings.model, tokenizer_of(settings.model), ())
+        assert len(ends) == 2, "generation stops at either"
+    if name == "nosystem":
+        with pytest.raises(InputError, match="no system role"):
+            prepare(place.path / "config.yaml", ["problems.prompt.system=Be brief."], place.path / "run")
 
 
 def test_the_sound_config_that_all_cases_begin_from_is_not_refused(place, capsys, monkeypatch):
