@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from reval_core.answers import alternatives, as_choice, as_integer, as_words, without_unit
+from reval_core.answers import alternatives, as_choice
 from reval_core.extraction import Method, extract, prepare_gold
-from reval_core.verification.undone import is_copied, is_number, is_undone
-
-# Shorter ones may be products of variables: ab.
-_LETTERS_OF_A_WORD = 3
+from reval_core.verification.agreement import agree
+from reval_core.verification.undone import is_copied
 
 Verdict = Literal["correct", "wrong", "unparsed", "truncated", "timeout", "error", "given"]
 """What is known of a response. `given`: it was not judged, its reward came with it."""
@@ -105,20 +103,13 @@ def verdict_at_sight(claim: Claim, answer: str | None, lenient: bool) -> Verdict
         return _choice_verdict(golds[0], answer)
     if answer in golds:
         return "correct"
-    golds, answer = _without_units(golds, answer)
-    golds = tuple(gold for gold in golds if not _other_words(gold, answer))
-    if not lenient:
-        golds = _not_for_the_asking(claim, golds, answer)
-    if not golds:
+    if not lenient and is_copied(answer, claim.problem, golds):
         return "wrong"
-    integer = as_integer(answer)
-    if integer is not None:
-        gold_integers = [as_integer(gold) for gold in golds]
-        if integer in gold_integers:
-            return "correct"
-        if None not in gold_integers:
-            return "wrong"
-    return Comparison(golds, answer, lenient)
+    verdicts = {gold: agree(gold, answer, lenient) for gold in golds}
+    if True in verdicts.values():
+        return "correct"
+    open_golds = tuple(gold for gold, verdict in verdicts.items() if verdict is None)
+    return Comparison(open_golds, answer, lenient) if open_golds else "wrong"
 
 
 def _accepted_golds(claim: Claim) -> tuple[str, ...]:
@@ -128,19 +119,6 @@ def _accepted_golds(claim: Claim) -> tuple[str, ...]:
     return tuple(dict.fromkeys([gold, *members]))
 
 
-def _not_for_the_asking(claim: Claim, golds: tuple[str, ...], answer: str) -> tuple[str, ...]:
-    """The golds that the answer can still equal: none for a copied formula, no number for a computation."""
-    if is_copied(answer, claim.problem, golds):
-        return ()
-    return tuple(gold for gold in golds if not is_number(gold)) if is_undone(answer) else golds
-
-
-def _other_words(gold: str, answer: str) -> bool:
-    """Whether these are different words, which algebra would take for products of letters: `eat` for `tea`."""
-    words, stated = as_words(gold), as_words(answer)
-    if words is None or stated is None or words == stated:
-        return False
-    return any(len(word) >= _LETTERS_OF_A_WORD for word in words.split())
 
 
 def _choice_verdict(gold: str, answer: str) -> Verdict:
@@ -148,12 +126,3 @@ def _choice_verdict(gold: str, answer: str) -> Verdict:
     if letter is None:
         return "error"
     return "correct" if as_choice(answer) == letter else "wrong"
-
-
-def _without_units(golds: tuple[str, ...], answer: str) -> tuple[tuple[str, ...], str]:
-    """Golds and answer without units in plain words, where only one of the two has any letters."""
-    if not any(character.isalpha() for gold in golds for character in gold):
-        return golds, without_unit(answer)
-    if not any(character.isalpha() for character in answer):
-        return tuple(map(without_unit, golds)), answer
-    return golds, answer

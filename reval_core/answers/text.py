@@ -7,6 +7,8 @@ import re
 import string
 from decimal import Decimal
 
+from reval_core.answers.characters import as_latex
+
 _DELIMITER = r"(?<!\\)(?:\$+|\\[()\[\]])"
 _DELIMITERS = re.compile(_DELIMITER)
 _LIST_OF_FORMULAS = re.compile(rf"{_DELIMITER}\s*([,;])\s*{_DELIMITER}")
@@ -40,31 +42,6 @@ _NO_UNIT = re.compile(
     r"|cubed|factorial|choose|base|pi|sqrt|root|mod|modulo|sin|cos|tan|log|ln|exp|negative|is|equals?)\b",
     re.IGNORECASE,
 )
-_CHARACTERS = str.maketrans(
-    {
-        "−": "-",
-        "×": r"\times ",
-        "·": r"\cdot ",
-        "÷": "/",
-        "°": r"^\circ ",
-        "π": r"\pi ",
-        "∞": r"\infty ",
-        "≤": r"\le ",
-        "≥": r"\ge ",
-        "≠": r"\ne ",
-        "±": r"\pm ",
-        "∪": r"\cup ",
-        "∈": r"\in ",
-        "²": "^2 ",
-        "³": "^3 ",
-        "½": r"\frac{1}{2}",
-        "¼": r"\frac{1}{4}",
-        "¾": r"\frac{3}{4}",
-        "⅓": r"\frac{1}{3}",
-        "⅔": r"\frac{2}{3}",
-    }
-)
-_ROOT_SIGN = re.compile(r"√\s?(?:\(([^()]{1,80})\)|([0-9.]{1,30}|[a-zA-Z]))")
 _PYTHON_POWER = re.compile(r"(?<=[0-9A-Za-z)])\*\*(?:([0-9]{1,20})|(?=[A-Za-z(]))")
 _LEADING_SIGN = re.compile(r"(?:=|≈|\\approx(?![a-z]))\s*")
 _MIXED_NUMBER = re.compile(r"([+-]?[0-9]{1,15})\s{1,3}([0-9]{1,15})/([0-9]{1,15})")
@@ -79,7 +56,7 @@ def tidy(text: str) -> str:
     misreads are rewritten: thousands grouped by a space (``1\,657`` is read as a sum), mixed numbers (``2 1/2`` as
     21/2), Python floats (``8.7e8`` as 8.7·e·8) and a space that swallows a letter (``\quadx``).
     """
-    text = _ROOT_SIGN.sub(lambda root: rf"\sqrt{{{root[1] or root[2]}}}", text.translate(_CHARACTERS))
+    text = as_latex(text)
     text = _PYTHON_POWER.sub(lambda power: f"^{{{power[1]}}}" if power[1] else "^", text)
     text = _LIST_OF_FORMULAS.sub(r"\1 ", text)
     text = _DELIMITERS.sub("", text).strip(_EDGES)

@@ -1,0 +1,436 @@
+r"""What an answer is: a number with a unit, words, a time, a ratio, a list, a set, an interval, a matrix, an equation.
+
+Whatever is not understood in full stays what it is, and is equal to nothing else: ``half of 42`` is words and no 42.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal
+
+from reval_core.answers.grammar import FUNCTIONS, Term, Unread, read_formula
+from reval_core.answers.numbers import Constant, value_of
+from reval_core.answers.tokens import Token, tokens
+from reval_core.answers.units import FILLERS, Measure, read_measure, unit_named
+
+Kind = Literal["formula", "words", "time", "ratio", "assignment", "relation", "tuple", "set", "list", "union", "matrix"]
+
+_MOST_TOKENS = 1500
+_OPENING = frozenset(["(", "[", "{", r"\{", r"\langle", r"\lfloor", r"\lceil"])
+_CLOSING = frozenset([")", "]", "}", r"\}", r"\rangle", r"\rfloor", r"\rceil"])
+_RELATIONS = frozenset(["=", "<", ">", r"\le", r"\ge", r"\ne", r"\in", r"\notin", r"\approx", r"\equiv", r"\sim"])
+_SET_OPERATIONS = frozenset([r"\cup", r"\cap", r"\setminus"])
+_SEPARATORS = frozenset([",", ";"])
+_CONJUNCTIONS = frozenset(["and", "or"])
+_ENVIRONMENTS = frozenset(["matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array"])
+_SYSTEMS = frozenset(["cases", "aligned", "align", "gathered", "array"])
+_MONEY = frozenset(["$", "£", "€", "₹", "¥", "₩", "₽"])
+_UNIT_SIGNS = frozenset(["%", r"\permil", r"\circ", *_MONEY])
+_GLUED_UNITS = frozenset("cm mm km kg ft lbs mph ml hr hrs min sec nm kph kmh".split())
+_DOUBTS = frozenset(
+    "not never no none half twice double except but without unless less more fewer than wrong incorrect false "
+    "maybe perhaps possibly neither nor either anything other".split()
+)
+_GLUED_CONJUNCTION = re.compile(r"(?<=[0-9)}\]])\s?(or|and)(?=[A-Z(\\$\[])")
+_QUOTED_LIST = re.compile(r"\[\s*(?:'[^']*'|\"[^\"]*\")(?:\s*,\s*(?:'[^']*'|\"[^\"]*\"))*\s*\]")
+_QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
+_NAME = re.compile(r"(?:[A-Za-z]|\\[a-zA-Z]+)(?:_\S+)?'*$")
+_APPLIED = re.compile(r"(?:y|[a-zA-Z]\([a-zA-Z]\))$")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An answer as it is understood.
+
+    `text` is its LaTeX without layout. Of a formula `term` is its tree, None where the grammar does not know it, and
+    `measure` its unit; of the others `parts` are the members, the sides, the rows or the value, and `name` the pair of
+    brackets, the signs of relation between the sides, or the name that a value is assigned to.
+    """
+
+    kind: Kind
+    text: str
+    parts: tuple[Reading, ...] = ()
+    name: str = ""
+    term: Term | None = None
+    measure: Measure | None = None
+
+    @property
+    def value(self) -> Constant | None:
+        """The exact value of a number, without its unit."""
+        return None if self.term is None else value_of(self.term)
+
+
+@lru_cache(maxsize=512)
+def read_answer(text: str) -> Reading:
+    """What a tidied answer is."""
+    if _QUOTED_LIST.fullmatch(text):
+        members = [one[1] or one[2] or "" for one in _QUOTED.finditer(text)]
+        text = ", ".join(member.replace("\\\\", "\\") for member in members)
+    signs = tokens(_GLUED_CONJUNCTION.sub(r" \1 ", text))
+    if len(signs) > _MOST_TOKENS:
+        return Reading("words", text)
+    return _read(_unwrapped(_without_frame(signs)))
+
+
+def _read(signs: Sequence[Token]) -> Reading:
+    members = [_unwrapped(member) for member in _split(signs)]
+    members = [member for member in members if member]
+    if len(members) == 1:
+        return _as_list(_expanded(_member(members[0])))
+    if not members:
+        return Reading("words", "")
+    names = _shared_name(members)
+    found = [one for member in names for one in _expanded(_member(member))]
+    return Reading("list", _text(signs), tuple(found))
+
+
+def _as_list(found: Sequence[Reading]) -> Reading:
+    return found[0] if len(found) == 1 else Reading("list", found[0].text, tuple(found))
+
+
+def _expanded(found: Reading) -> list[Reading]:
+    """The two answers that ± stands for."""
+    if found.kind == "assignment" and found.name != r"\notin":
+        values = _expanded(found.parts[-1])
+        if len(values) == 1:
+            return [found]
+        return [replace(found, parts=(*found.parts[:-1], value)) for value in values]
+    if found.term is None or not _has_sign(found.term):
+        return [found]
+    return [replace(found, term=_signed(found.term, sign), text=f"{found.text} {sign}") for sign in ("pm", "mp")]
+
+
+def _has_sign(term: Term) -> bool:
+    return term.op == "plusminus" or any(map(_has_sign, term.parts))
+
+
+def _signed(term: Term, plus: str) -> Term:
+    parts = tuple(_signed(part, plus) for part in term.parts)
+    if term.op == "plusminus":
+        return parts[0] if term.name == plus else Term("neg", parts)
+    return term._replace(parts=parts)
+
+
+def _shared_name(members: Sequence[Sequence[Token]]) -> list[Sequence[Token]]:
+    """``n = 2, 3, 4`` names each of its members."""
+    first = members[0]
+    equals = [place for place, token in _outside(first) if token.text == "="]
+    bare = all(not any(token.text in _RELATIONS for _, token in _outside(one)) for one in members[1:])
+    if len(equals) == 1 and bare and len(members) > 1 and _is_name(first[: equals[0]]):
+        return [first[equals[0] + 1 :], *members[1:]]
+    return list(members)
+
+
+def _member(signs: Sequence[Token]) -> Reading:
+    """One answer, without separators outside its brackets."""
+    signs = _without_leading_words(_unwrapped(signs))
+    matrix = _matrix(signs)
+    if matrix is not None:
+        return matrix
+    relations = [place for place, token in _outside(signs) if token.text in _RELATIONS]
+    if relations:
+        return _relation(signs, relations)
+    operations = [place for place, token in _outside(signs) if token.text in _SET_OPERATIONS]
+    if operations:
+        parts = tuple(_member(part) for part in _cut(signs, operations))
+        return Reading("union", _text(signs), parts, " ".join(signs[place].text for place in operations))
+    return _bracketed(signs) or _clock_or_ratio(signs) or _quantity(signs)
+
+
+def _relation(signs: Sequence[Token], places: Sequence[int]) -> Reading:
+    sides = _cut(signs, places)
+    names = [signs[place].text for place in places]
+    if r"\approx" in names:
+        first = names.index(r"\approx")
+        if len(names) == 1 and _is_name(sides[0]):
+            names = ["="]
+        else:
+            # What stands before ≈ is exact.
+            sides, names = sides[: first + 1], names[:first]
+    if not all(sides):
+        # "= 5" states 5; "x >" states nothing that is known here.
+        stated = [side for side in sides if side]
+        return _member(stated[0]) if len(stated) == 1 and set(names) == {"="} else Reading("words", _text(signs))
+    if not names:
+        return _member(sides[0])
+    if set(names) == {"="} and not _is_name(sides[0]) and len(sides) == 2 and _is_name(sides[1]):
+        sides = sides[::-1]
+    if _is_name(sides[0]) and (set(names) == {"="} or names in ([r"\in"], [r"\notin"])):
+        name = _text(sides[0]) if names[0] == "=" else names[0]
+        parts = tuple(_read(_unwrapped(side)) for side in sides)
+        return Reading("assignment", _text(signs), parts, name)
+    return Reading("relation", _text(signs), tuple(_member(side) for side in sides), " ".join(names))
+
+
+def _is_name(signs: Sequence[Token]) -> bool:
+    """Whether these tokens only name what follows: ``x_1``, ``f(x)``, ``AB``, ``(p, q)``, ``\\text{Area}``."""
+    if not signs or len(signs) > 24:
+        return False
+    texts = [token.text for token in signs]
+    for place, token in enumerate(signs):
+        if token.text.lower() in _DOUBTS or (token.kind == "command" and token.text[1:] in FUNCTIONS):
+            return False
+        plain = token.kind in ("letters", "word", "command") or token.text in tuple("()[]{}|,:_'^")
+        argument = token.kind == "number" and place and texts[place - 1] in ("_", "{", "(", ",")
+        if not plain and not argument:
+            return False
+    return any(token.kind in ("letters", "word", "command") for token in signs) and "^" not in texts
+
+
+def _bracketed(signs: Sequence[Token]) -> Reading | None:
+    """A tuple, an interval or a set."""
+    if len(signs) < 2 or signs[0].text not in _OPENING or _partner(signs) != len(signs) - 1:
+        return None
+    pair = signs[0].text + signs[-1].text
+    inside = signs[1:-1]
+    if pair == r"\{\}":
+        bars = [place for place, token in _outside(inside) if token.text in ("|", ":")]
+        if len(bars) == 1:
+            return _member(inside[bars[0] + 1 :])
+        return Reading("set", _text(signs), _members(inside), pair)
+    if signs[0].text in (r"\lfloor", r"\lceil"):
+        return None
+    parts = _split(inside, conjunctions=False)
+    if len(parts) < 2:
+        nested = _bracketed(_unwrapped(inside)) if pair in ("[]", "()") and inside else None
+        return replace(nested, name=nested.name) if nested is not None and nested.kind == "tuple" else None
+    return Reading("tuple", _text(signs), tuple(_member(part) for part in parts if part), pair)
+
+
+def _members(signs: Sequence[Token]) -> tuple[Reading, ...]:
+    parts = [_unwrapped(part) for part in _split(signs)]
+    return tuple(one for part in parts if part for one in _expanded(_member(part)))
+
+
+def _matrix(signs: Sequence[Token]) -> Reading | None:
+    """A matrix, or the equations of a system as a list."""
+    if signs and signs[0].text == "Matrix":
+        inside = _bracketed(_unwrapped(signs[1:]))
+        return None if inside is None else _matrix_of(inside)
+    if len(signs) > 2 and signs[0].text in _OPENING and signs[1].text == r"\begin":
+        closed = signs[-1].text in _CLOSING or signs[-1].text == "."
+        return _matrix(signs[1:-1] if closed else signs[1:])
+    if len(signs) < 8 or signs[0].text != r"\begin" or signs[-4].text != r"\end":
+        return None
+    name = signs[2].text
+    if name not in _ENVIRONMENTS | _SYSTEMS or signs[-2].text != name:
+        return None
+    body = signs[4:-4]
+    if body and body[0].text == "{" and name == "array":
+        body = body[_partner(body) + 1 :]
+    if body and body[0].text == "[":
+        body = body[_partner(body) + 1 :]
+    rows = [row for row in _cut(body, [place for place, token in _outside(body) if token.text == r"\\"]) if row]
+    if any(token.text in _RELATIONS for row in rows for _, token in _outside(row)) or name in ("cases", "aligned"):
+        plain = [[token for token in row if token.text != "&"] for row in rows]
+        return Reading("list", _text(signs), tuple(_member(row) for row in plain if row))
+    cells = [_cut(row, [place for place, token in _outside(row) if token.text == "&"]) for row in rows]
+    read = tuple(Reading("tuple", _text(row), tuple(map(_member, row_cells))) for row, row_cells in zip(rows, cells, strict=True))
+    return Reading("matrix", _text(signs), read)
+
+
+def _matrix_of(rows: Reading) -> Reading:
+    """``Matrix([[1, 2], [3, 4]])``; of a single row of numbers the column, as sympy has it."""
+    if all(part.kind == "tuple" for part in rows.parts):
+        return Reading("matrix", rows.text, rows.parts)
+    return Reading("matrix", rows.text, tuple(Reading("tuple", part.text, (part,)) for part in rows.parts))
+
+
+def _clock_or_ratio(signs: Sequence[Token]) -> Reading | None:
+    colons = [place for place, token in _outside(signs) if token.text == ":"]
+    if not colons:
+        return None
+    half = "".join(token.text for token in signs if token.kind in ("word", "letters")).lower()
+    parts = _cut(signs, colons)
+    texts = ["".join(token.text for token in part) for part in parts]
+    if len(parts) in (2, 3) and re.fullmatch(r"[0-9]{1,2}", texts[0]):
+        minutes = "".join(token.text for token in parts[1] if token.kind == "number")
+        rest = [token for token in signs if token.kind != "number" and token.text not in (":", ".")]
+        plain = all(token.kind in ("word", "letters") for token in rest)
+        if re.fullmatch(r"[0-5][0-9]", minutes) and int(texts[0]) <= 24 and plain and half in ("", "am", "pm", "hours", "h"):
+            seconds = "".join(token.text for token in parts[2] if token.kind == "number") if len(parts) == 3 else ""
+            return Reading("time", f"{int(texts[0])}:{minutes}:{seconds or '00'}", name=half if half in ("am", "pm") else "")
+    read = tuple(_member(part) for part in parts if part)
+    if len(read) == len(parts) and all(part.kind == "formula" for part in read):
+        return Reading("ratio", _text(signs), read)
+    return None
+
+
+def _quantity(signs: Sequence[Token]) -> Reading:
+    """A formula with its unit, or words."""
+    signs, measure = _with_unit(signs)
+    try:
+        return Reading("formula", _text(signs), term=_plain_number(signs) or read_formula(signs), measure=measure)
+    except Unread:
+        pass
+    if _is_wordy(signs) or measure is not None:
+        return Reading("words", _text(signs))
+    return Reading("formula", _text(signs))
+
+
+def _plain_number(signs: Sequence[Token]) -> Term | None:
+    """A number with its thousands parted by commas, and words that the grammar would take for products."""
+    if len(signs) > 2 and signs[1].text == "," and all(token.kind == "number" or token.text in ",-+" for token in signs):
+        return read_formula(tokens("".join(token.text for token in signs).replace(",", "")))
+    if not any(token.kind == "number" for token in signs) and _is_wordy(signs):
+        raise Unread
+    return None
+
+
+def _is_wordy(signs: Sequence[Token]) -> bool:
+    """Whether text stands here that is no product of variables."""
+    runs = [token.text for token in signs if token.kind in ("letters", "word")]
+    names = {signs[place + 2].text for place, token in enumerate(signs[:-2]) if token.text in (r"\begin", r"\end")}
+    letters = [run for run in runs if run not in names]
+    if any(token.kind == "word" and (len(token.text) > 1 or not token.text.isascii()) for token in signs):
+        return True
+    return any(len(run) >= 3 for run in letters) or any(run in _CONJUNCTIONS for run in letters)
+
+
+def _with_unit(signs: Sequence[Token]) -> tuple[Sequence[Token], Measure | None]:
+    """A number's tokens without those of the unit beside it, and that unit."""
+    if len(signs) > 1 and signs[0].text in _MONEY or (signs and signs[0].text in (r"\circ",)):
+        inner, measure = _with_unit(signs[1:])
+        return (inner, measure) if measure is not None else (inner, read_measure(signs[:1]))
+    if len(signs) > 2 and signs[0].text == "-" and signs[1].text in _MONEY:
+        return [signs[0], *signs[2:]], read_measure(signs[1:2])
+    if any(token.kind == "command" and token.text[1:] in FUNCTIONS for token in signs):
+        return signs, None
+    for place, token in _outside(signs):
+        if place and _may_begin_unit(signs, place, token):
+            measure = read_measure(_without_brackets(signs[place:]))
+            return (_unwrapped(signs[:place]), measure) if measure is not None else (signs, None)
+    return signs, None
+
+
+def _without_brackets(signs: Sequence[Token]) -> Sequence[Token]:
+    return signs
+
+
+def _may_begin_unit(signs: Sequence[Token], place: int, token: Token) -> bool:
+    if token.text in _UNIT_SIGNS:
+        return True
+    if token.text == "^":
+        return [one.text for one in signs[place + 1 : place + 3] if one.text != "{"][:1] == [r"\circ"]
+    if not any(one.kind == "number" for one in signs[:place]) and not any(one.text == r"\infty" for one in signs[:place]):
+        if token.kind != "word" or len(token.text) < 2:
+            return False
+    if token.kind == "word":
+        return True
+    if token.kind == "letters" and len(token.text) > 1:
+        known = unit_named(token.text) is not None or token.text.lower() in FILLERS or token.text.lower() in ("square", "sq", "cubic", "in")
+        return known and (token.spaced or token.text in _GLUED_UNITS or len(token.text) > 3)
+    return False
+
+
+def _without_leading_words(signs: Sequence[Token]) -> Sequence[Token]:
+    """Without "the answer is" and the like before a number or a formula."""
+    place = 0
+    while place < len(signs) and signs[place].kind in ("letters", "word") and signs[place].text.lower() in FILLERS and len(signs[place].text) > 1:
+        place += 1
+    rest = signs[place:]
+    if place and rest and rest[0].text == ":":
+        rest = rest[1:]
+    return rest if rest and (rest[0].kind in ("number", "sign", "command")) else signs
+
+
+def _without_frame(signs: Sequence[Token]) -> Sequence[Token]:
+    """Without a final stop or exclamation after words, and quotation marks around all."""
+    if len(signs) > 1 and signs[-1].text in ("!", ".") and signs[-2].kind in ("word", "letters") and len(signs[-2].text) > 1:
+        return _without_frame(signs[:-1])
+    if len(signs) > 1 and signs[-1].text == "." and signs[-2].kind != "sign":
+        return signs[:-1]
+    if len(signs) > 2 and signs[0].text == signs[-1].text == '"':
+        return signs[1:-1]
+    return signs
+
+
+def _unwrapped(signs: Sequence[Token]) -> Sequence[Token]:
+    """Without brackets around all of it that hold one answer: ``{5}``, ``(5)``, ``\\text{(A)}``."""
+    while len(signs) > 2 and signs[0].text in ("(", "{") and _partner(signs) == len(signs) - 1 and signs[-1].text in (")", "}"):
+        if signs[0].text == "(" and (len(_split(signs[1:-1], conjunctions=False)) > 1 or signs[-1].text != ")"):
+            break
+        signs = signs[1:-1]
+    return signs
+
+
+def _outside(signs: Sequence[Token]) -> Iterator[tuple[int, Token]]:
+    """The tokens outside all brackets and environments."""
+    depth = 0
+    for place, token in enumerate(signs):
+        if token.text in _OPENING or token.text == r"\begin":
+            depth += 1
+        elif token.text in _CLOSING or token.text == r"\end":
+            depth -= 1
+        elif depth == 0 or (depth == 1 and token.text == r"\end"):
+            yield place, token
+
+
+def _partner(signs: Sequence[Token]) -> int:
+    """Where the bracket closes that opens first; -1 where it does not."""
+    depth = 0
+    for place, token in enumerate(signs):
+        depth += (token.text in _OPENING) - (token.text in _CLOSING)
+        if depth == 0:
+            return place
+    return -1
+
+
+def _split(signs: Sequence[Token], conjunctions: bool = True) -> list[Sequence[Token]]:
+    """The members of a list: at commas, semicolons, "and" and "or" outside all brackets, but not within 1,657."""
+    places = [
+        place
+        for place, token in _outside(signs)
+        if (token.text in _SEPARATORS and not _parts_thousands(signs, place))
+        or (conjunctions and token.text.lower() in _CONJUNCTIONS and token.kind != "sign")
+    ]
+    if places and conjunctions and not any(signs[place].text in _SEPARATORS for place in places):
+        if not _is_parted(signs, places):
+            return [signs]
+    return _cut(signs, places)
+
+
+def _is_parted(signs: Sequence[Token], places: Sequence[int]) -> bool:
+    return True
+
+
+def _parts_thousands(signs: Sequence[Token], place: int) -> bool:
+    """Whether a comma stands within one number."""
+    if place == 0 or place + 1 >= len(signs) or signs[place].text != ",":
+        return False
+    before, after = signs[place - 1], signs[place + 1]
+    if before.kind != "number" or after.kind != "number" or signs[place].spaced or after.spaced:
+        return False
+    first = place < 2 or signs[place - 2].text != ","
+    fits = re.fullmatch(r"[1-9][0-9]{0,2}" if first else r"[0-9]{3}", before.text)
+    return fits is not None and re.fullmatch(r"[0-9]{3}(?:\.[0-9]*)?", after.text) is not None and _ends(signs, place + 1)
+
+
+def _ends(signs: Sequence[Token], place: int) -> bool:
+    """Whether the groups of three digits go on to the end of the number."""
+    while place + 2 < len(signs) and signs[place + 1].text == "," and not signs[place + 2].spaced:
+        if re.fullmatch(r"[0-9]{3}(?:\.[0-9]*)?", signs[place + 2].text) is None:
+            return False
+        place += 2
+    return True
+
+
+def _cut(signs: Sequence[Token], places: Sequence[int]) -> list[Sequence[Token]]:
+    starts = [0, *[place + 1 for place in places]]
+    return [signs[start:end] for start, end in zip(starts, [*places, len(signs)], strict=True)]
+
+
+def _text(signs: Sequence[Token]) -> str:
+    """The tokens as LaTeX again."""
+    pieces: list[str] = []
+    for token in signs:
+        if token.kind == "word" and len(token.text) > 1:
+            pieces.append(rf"\text{{{token.text}}} ")
+        elif token.kind == "command" or token.spaced and token.kind in ("letters", "number"):
+            pieces.append(f" {token.text} " if token.spaced else f"{token.text} ")
+        else:
+            pieces.append(token.text)
+    return " ".join("".join(pieces).split())

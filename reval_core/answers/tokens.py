@@ -1,0 +1,121 @@
+r"""The signs that an answer is made of, without its layout: ``\left(\dfrac12\right)\,\text{cm}``.
+
+Linear in the length of the text.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple
+
+Kind = Literal["number", "word", "letters", "command", "sign"]
+"""`word` is text, in ``\\text{}`` or of another script; `letters` are plain ones, a word or a product of variables."""
+
+
+class Token(NamedTuple):
+    """One sign, and whether white space stands before it."""
+
+    kind: Kind
+    text: str
+    spaced: bool = False
+
+
+_LETTER = r"[^\W\d_]"
+_REPEATING = (
+    r"\.[0-9]{0,60}(?:\s?\\(?:overline|bar|dot)\s?(?:\{\s?[0-9]{1,60}\s?\}|[0-9])[0-9]{0,60}"
+    r"(?:\\dot\s?(?:\{[0-9]\}|[0-9]))?|\([0-9]{1,60}\))"
+)
+_TEXT = r"\\(?:text(?:normal|bf|it|rm|sf|tt|sc|up|md)?|mbox|hbox|mathrm|operatorname\*?|textmd|rm)\s?\{(?P<text>[^{}]*)\}"
+_TOKEN = re.compile(
+    rf"(?P<space>(?:\s|\\[,;:!> ]|~|\\(?:q?quad|enspace|thinspace|hfill|displaystyle|textstyle|limits|nolimits|left|right"
+    r"|[bB]igg?[lrm]?|middle|mathstrut|break|newline|centering|bf|it|rm|mathord)(?![A-Za-z])"
+    r"|\\(?:hspace|vspace|h?phantom|vphantom|label|tag|color)\*?\s?\{[^{}]*\}|\\textcolor\s?\{[^{}]*\}"
+    r"|\\(?:mathbf|mathit|mathsf|mathtt|mathcal|boldsymbol|bm|pmb|underline|uline|boxed|fbox|ensuremath|emph|mathord"
+    r"|left\.|right\.)(?![A-Za-z]))+)"
+    rf"|{_TEXT}"
+    rf"|(?P<number>[0-9]*{_REPEATING}|[0-9]+(?:\.[0-9]+(?:\.\.\.|\s?\\l?dots(?![a-z]))?|\.(?![0-9.]))?|\.[0-9]+)"
+    r"|(?P<letters>[A-Za-z]+)"
+    rf"|(?P<word>{_LETTER}(?:{_LETTER}|')*)"
+    r"|(?P<command>\\[A-Za-z]+|\\[^A-Za-z])"
+    r"|(?P<dots>\.\.\.+)"
+    r"|(?P<sign><=|>=|!=|\\|.)",
+    re.DOTALL,
+)
+_IN_TEXT = re.compile(
+    rf"(?P<space>[\s~]+|\\[,;:! ])|(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|(?P<word>{_LETTER}(?:{_LETTER}|')*)|(?P<sign>\\?.)",
+    re.DOTALL,
+)
+_SYNONYMS = {
+    r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\dbinom": r"\binom", r"\tbinom": r"\binom",
+    r"\leq": r"\le", r"\leqslant": r"\le", r"\geq": r"\ge", r"\geqslant": r"\ge", r"\neq": r"\ne", r"\lt": "<",
+    r"\gt": ">", r"\{": r"\{", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lbrack": "[", r"\rbrack": "]", r"\vert": "|",
+    r"\lvert": "|", r"\rvert": "|", r"\mid": "|", r"\colon": ":", r"\ast": "*", r"\div": "/", r"\degree": r"\circ",
+    r"\varnothing": r"\emptyset", r"\infin": r"\infty", r"\dots": r"\ldots", r"\cdots": r"\ldots", r"\rarr": r"\to",
+    r"\rightarrow": r"\to", r"\backslash": r"\setminus", r"\%": "%", r"\$": "$", r"\&": "&", r"\#": "#", r"\_": "_",
+    r"\iff": r"\Leftrightarrow", r"\implies": r"\Rightarrow", r"\land": r"\wedge", r"\lor": r"\vee", r"\euro": "€",
+    r"\pounds": "£", r"\yen": "¥", r"\permille": r"\permil", r"\textdegree": r"\circ", r"\prime": "'", r"\imath": "i",
+    r"\cdotp": r"\cdot", r"\textbackslash": r"\setminus", r"\lg": r"\lg", r"\R": "R", "<=": r"\le", ">=": r"\ge",
+    "!=": r"\ne", r"\arcsin": r"\arcsin",
+}  # fmt: skip
+_ALIASES = {
+    "sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln",
+    "log", "exp", "pi", "infinity", "infty", "theta", "alpha", "beta", "gcd", "lcm", "max", "min",
+}  # fmt: skip
+_WORDS_AS_COMMANDS = {"infinity": r"\infty", "Infinity": r"\infty", "inf": r"\infty"}
+_DOUBLED = re.compile(r"\\\\(?=[A-Za-z])")
+_GROUPED = re.compile(r"(?<=[0-9])(?:\{,\}|,\\!)\s?(?=[0-9]{3}(?![0-9]))")
+
+
+def tokens(text: str) -> list[Token]:
+    """The signs of `text` in order."""
+    found: list[Token] = []
+    spaced = False
+    text = _GROUPED.sub("", text).rstrip("\\ \n")
+    if r"\begin" not in text:
+        text = _DOUBLED.sub(r"\\", text)
+    for piece in _TOKEN.finditer(text):
+        kind = str(piece.lastgroup)
+        if kind == "space":
+            spaced = True
+            continue
+        if kind == "text":
+            found += _of_text(piece["text"])
+            spaced = True
+            continue
+        found.append(_token(kind, piece[0], spaced))
+        spaced = False
+    return found
+
+
+def _token(kind: str, text: str, spaced: bool) -> Token:
+    if kind == "dots":
+        return Token("command", r"\ldots", spaced)
+    if kind == "letters":
+        if text in _WORDS_AS_COMMANDS:
+            return Token("command", _WORDS_AS_COMMANDS[text], spaced)
+        return Token("command", "\\" + text, spaced) if text in _ALIASES else Token("letters", text, spaced)
+    if kind == "command":
+        text = _SYNONYMS.get(text, text)
+        return Token("command" if text.startswith("\\") and text[1:].isalpha() else "sign", text, spaced)
+    if kind == "sign":
+        text = _SYNONYMS.get(text, text)
+        return Token("command" if text.startswith("\\") and len(text) > 1 else "sign", text, spaced)
+    return Token("number" if kind == "number" else "word", text, spaced)
+
+
+def _of_text(text: str) -> list[Token]:
+    found: list[Token] = []
+    spaced = True
+    for piece in _IN_TEXT.finditer(text):
+        kind = str(piece.lastgroup)
+        if kind == "space":
+            spaced = True
+            continue
+        if kind == "word" and piece[0] in _WORDS_AS_COMMANDS:
+            found.append(Token("command", r"\infty", spaced))
+        elif kind == "word" and piece[0] in _ALIASES and piece[0] not in ("pi",):
+            found.append(Token("command", "\\" + piece[0], spaced))
+        elif kind != "sign" or piece[0] != "$":
+            found.append(Token(kind, _SYNONYMS.get(piece[0], piece[0]), spaced))  # type: ignore[arg-type]
+        spaced = False
+    return found

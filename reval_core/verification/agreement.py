@@ -1,0 +1,390 @@
+"""Whether an answer is the gold: by its type first, exactly where that can be decided, by algebra where not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from reval_core.answers import as_choice
+from reval_core.answers.grammar import Term
+from reval_core.answers.numbers import Constant, is_finished, value_of
+from reval_core.answers.reading import Reading, read_answer
+from reval_core.answers.units import Measure
+from reval_core.verification.regions import Region, region_of, same_region
+
+_RATIO_OF_LETTERS = 3
+_MOST_MEMBERS = 200
+_SHOUTED = frozenset("yes no true false odd even none neither both all never always".split())
+_VECTORS = frozenset(["()", "[]", r"\langle\rangle"])
+_FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", "=": "=", r"\ne": r"\ne"}
+_DEGREE = (("angle", 1),)
+_PERCENT = (("percent", 1),)
+
+
+@dataclass(frozen=True)
+class Algebra:
+    """What a worker can say of formulas, and of what the grammar does not know."""
+
+    same_formula: Callable[[Reading, Reading, bool], bool]
+    same_equation: Callable[[Reading, Reading], bool]
+    same_otherwise: Callable[[str, str, bool], bool]
+
+
+def agree(gold: str, answer: str, lenient: bool, algebra: Algebra | None = None) -> bool | None:
+    """Whether a tidied answer means the same as a tidied gold; None where only algebra could tell."""
+    if gold == answer:
+        return True
+    letter = as_choice(gold)
+    if letter is not None and _is_letter(gold, letter) and not _is_letter(answer, letter):
+        chosen = as_choice(answer)
+        if chosen is not None:
+            return chosen == letter
+    return _Comparer(lenient, algebra).readings(read_answer(gold), read_answer(answer))
+
+
+def _is_letter(text: str, letter: str) -> bool:
+    reading = read_answer(text)
+    return reading.term == Term("symbol", (), letter) and reading.measure is None
+
+
+def every(verdicts: Iterable[bool | None]) -> bool | None:
+    """False if one is, else None if one is not known."""
+    unknown = False
+    for verdict in verdicts:
+        if verdict is False:
+            return False
+        unknown = unknown or verdict is None
+    return None if unknown else True
+
+
+def some(verdicts: Iterable[bool | None]) -> bool | None:
+    """True if one is, else None if one is not known."""
+    unknown = False
+    for verdict in verdicts:
+        if verdict:
+            return True
+        unknown = unknown or verdict is None
+    return None if unknown else False
+
+
+class _Comparer:
+    def __init__(self, lenient: bool, algebra: Algebra | None) -> None:
+        self.lenient = lenient
+        self.algebra = algebra
+
+    def readings(self, gold: Reading, answer: Reading) -> bool | None:
+        """Whether two readings mean the same."""
+        if gold.kind == answer.kind and gold.text == answer.text and gold.measure == answer.measure and gold.name == answer.name:
+            return True
+        if "assignment" in (gold.kind, answer.kind):
+            return self.assignments(gold, answer)
+        if gold.kind == answer.kind == "formula":
+            return self.formulas(gold, answer)
+        if gold.kind == answer.kind == "words":
+            return _same_words(gold.text, answer.text)
+        if gold.kind == answer.kind == "time":
+            return gold.text == answer.text and (gold.name == answer.name or (self.lenient and not (gold.name and answer.name)))
+        if {gold.kind, answer.kind} <= {"ratio", "time", "formula"}:
+            return self.ratios(_as_ratio(gold), _as_ratio(answer))
+        if gold.kind == answer.kind == "relation" and "=" in (gold.name, answer.name):
+            return gold.name == answer.name and self.ask(lambda algebra: algebra.same_equation(gold, answer))
+        if answer.kind == "relation" and gold.kind != "relation":
+            stated = self.stated(answer)
+            if stated is not None:
+                return self.readings(gold, stated)
+        return self.collections(gold, answer)
+
+    def ask(self, question: Callable[[Algebra], bool]) -> bool | None:
+        return None if self.algebra is None else question(self.algebra)
+
+    # Names and equations
+
+    def assignments(self, gold: Reading, answer: Reading) -> bool | None:
+        if gold.kind == answer.kind:
+            if _same_name(gold.name, answer.name):
+                return self.readings(gold.parts[-1], answer.parts[-1])
+            if "\\" in (gold.name[:1], answer.name[:1]) and {gold.name, answer.name} & {r"\in", r"\notin"}:
+                return self.regions(gold, answer)
+            return self.ask(lambda algebra: algebra.same_equation(gold, answer))
+        named, other = (gold, answer) if gold.kind == "assignment" else (answer, gold)
+        if other.kind == "relation" and other.name.split()[0] == "=":
+            return self.ask(lambda algebra: algebra.same_equation(gold, answer))
+        if named.name == r"\notin" or (other.kind == "relation" and named.name == r"\in"):
+            return self.regions(gold, answer)
+        if other.kind == "relation":
+            return self.collections(gold, answer)
+        if answer is named and not self.is_consistent(answer):
+            return False
+        return self.readings(gold.parts[-1], answer) if named is gold else self.readings(gold, answer.parts[-1])
+
+    def stated(self, answer: Reading) -> Reading | None:
+        """What a chain of equalities comes to: ``5 + 7 = 12`` states 12; but 5 = 6 states nothing."""
+        if set(answer.name.split()) != {"="}:
+            return None
+        return answer.parts[-1] if self.is_consistent(answer) else None
+
+    def is_consistent(self, chain: Reading) -> bool:
+        """Whether all sides of a chain that have a value have the same; leniently of two sides only."""
+        if self.lenient and len(chain.parts) > 2:
+            return True
+        values = [side.value for side in chain.parts if side.kind == "formula" and side.value is not None]
+        return all(value == values[0] for value in values)
+
+    # Numbers and formulas
+
+    def formulas(self, gold: Reading, answer: Reading) -> bool | None:
+        if not self.lenient and gold.term is not None and is_finished(gold.term):
+            if answer.term is None or not is_finished(answer.term):
+                return False
+        if gold.term is None or answer.term is None:
+            if gold.measure != answer.measure and gold.measure and answer.measure:
+                return False
+            return self.ask(lambda algebra: algebra.same_otherwise(gold.text, answer.text, self.lenient))
+        return some(
+            self.terms(gold.term, answer.term, gold_size, answer_size)
+            for gold_size, answer_size in self.scales(gold, answer)
+        )
+
+    def scales(self, gold: Reading, answer: Reading) -> list[tuple[Constant, Constant]]:
+        """What both values are to be multiplied with before they are compared; none where their units differ."""
+        one = Constant(Fraction(1))
+        kinds = [side.measure.kinds if side.measure else () for side in (gold, answer)]
+        if kinds[0] and kinds[1]:
+            return [(_size(gold), _size(answer))] if kinds[0] == kinds[1] and (self.lenient or _size(gold) == _size(answer)) else []
+        found = [(one, one)]
+        if _PERCENT in kinds:
+            hundredths = [Constant(_size(side).fraction / 100) if side.measure and side.measure.kinds else one for side in (gold, answer)]
+            found = [] if _size(gold).fraction * _size(answer).fraction != 1 else found
+            if self.lenient:
+                found.append((hundredths[0], hundredths[1]))
+        if _DEGREE in kinds and any(side.value is not None and side.value.pi for side in (gold, answer)):
+            turned = [Constant(_size(side).fraction / 180, 1, 1) if side.measure and side.measure.kinds else one for side in (gold, answer)]
+            found = [(turned[0], turned[1])]
+        return found
+
+    def terms(self, gold: Term, answer: Term, gold_size: Constant, answer_size: Constant) -> bool | None:
+        values = [value_of(_scaled(term, size)) for term, size in ((gold, gold_size), (answer, answer_size))]
+        if values[0] is not None and values[1] is not None:
+            if values[0] == values[1]:
+                return True
+            return self.lenient and (_is_decimal(gold) or _is_decimal(answer)) and _rounds_to(values[0], values[1])
+        sides = [Reading("formula", "", term=_scaled(term, size)) for term, size in ((gold, gold_size), (answer, answer_size))]
+        return self.ask(lambda algebra: algebra.same_formula(sides[0], sides[1], self.lenient))
+
+    def ratios(self, gold: tuple[Reading, ...], answer: tuple[Reading, ...]) -> bool | None:
+        if len(gold) == len(answer) and not self.lenient:
+            return every(map(self.readings, gold, answer))
+        if len(gold) != len(answer):
+            if not self.lenient or {len(gold), len(answer)} != {1, 2}:
+                return False
+            sides = [side[0] if len(side) == 1 else _quotient(side) for side in (gold, answer)]
+            return self.readings(sides[0], sides[1])
+        return every(
+            self.readings(_quotient((gold[0], one)), _quotient((answer[0], other)))
+            for one, other in zip(gold[1:], answer[1:], strict=True)
+        )
+
+    # Lists, tuples, sets, matrices
+
+    def collections(self, gold: Reading, answer: Reading) -> bool | None:
+        kinds = (gold.kind, answer.kind)
+        if kinds == ("matrix", "matrix"):
+            return self.in_order(gold.parts, answer.parts)
+        if "matrix" in kinds:
+            return self.matrices(gold, answer)
+        if kinds == ("tuple", "tuple"):
+            return self.tuples(gold, answer)
+        if kinds == ("list", "list") and _names_differ(gold, answer):
+            return self.in_order(gold.parts, answer.parts)
+        if set(kinds) <= {"list", "set"}:
+            return self.members(gold.parts, answer.parts)
+        if set(kinds) == {"list", "tuple"}:
+            pair = gold if gold.kind == "tuple" else answer
+            return self.lenient and pair.name in _VECTORS and self.in_order(gold.parts, answer.parts)
+        if self.is_single(gold, answer):
+            return self.readings(*(side.parts[0] if side.kind == "set" else side for side in (gold, answer)))
+        return self.regions(gold, answer)
+
+    def is_single(self, gold: Reading, answer: Reading) -> bool:
+        """Whether one of them is a set of one member, and the other that member."""
+        return self.lenient and any(
+            one.kind == "set" and len(one.parts) == 1 and other.kind == "formula"
+            for one, other in ((gold, answer), (answer, gold))
+        )
+
+    def matrices(self, gold: Reading, answer: Reading) -> bool | None:
+        """A matrix and something else: a vector may be written as a tuple or a list, a matrix in brackets."""
+        matrix, other = (gold, answer) if gold.kind == "matrix" else (answer, gold)
+        if other.kind == "formula" and other.term is None:
+            return self.ask(lambda algebra: algebra.same_otherwise(gold.text, answer.text, self.lenient))
+        if other.kind not in ("tuple", "list") or (other.kind == "tuple" and other.name not in _VECTORS):
+            return False
+        rows = matrix.parts
+        if all(part.kind == "tuple" for part in other.parts):
+            return self.in_order(gold.parts, answer.parts)
+        if len(rows) == 1:
+            cells = rows[0].parts
+        elif all(len(row.parts) == 1 for row in rows):
+            cells = tuple(row.parts[0] for row in rows)
+        else:
+            return False
+        return self.in_order(cells, other.parts) if matrix is gold else self.in_order(other.parts, cells)
+
+    def tuples(self, gold: Reading, answer: Reading) -> bool | None:
+        if gold.name != answer.name:
+            vectors = {gold.name, answer.name} <= _VECTORS and (len(gold.parts) > 2 or r"\langle\rangle" in (gold.name, answer.name))
+            if not vectors:
+                return False
+        found = self.in_order(gold.parts, answer.parts)
+        return found
+
+    def in_order(self, gold: Sequence[Reading], answer: Sequence[Reading]) -> bool | None:
+        if len(gold) != len(answer) or len(gold) > _MOST_MEMBERS:
+            return False
+        return every(self.readings(one, other) for one, other in zip(gold, answer, strict=True))
+
+    def members(self, gold: Sequence[Reading], answer: Sequence[Reading]) -> bool | None:
+        """Whether each member of one is a member of the other."""
+        if max(len(gold), len(answer)) > _MOST_MEMBERS:
+            return False
+        there = every(some(self.readings(one, other) for other in answer) for one in gold)
+        if there is False:
+            return False
+        return every([there, *(some(self.readings(one, other) for one in gold) for other in answer)])
+
+    # Intervals and inequalities
+
+    def regions(self, gold: Reading, answer: Reading) -> bool | None:
+        """Sets of numbers, however they are written; strictly an inequality is no interval."""
+        inequalities = [side.kind == "relation" for side in (gold, answer)]
+        if any(inequalities) and not all(inequalities) and not self.lenient:
+            return False
+        if all(inequalities):
+            found = self.inequalities(gold, answer)
+            if found is not False:
+                return found
+        regions: list[Region | None] = [region_of(gold), region_of(answer)]
+        if regions[0] is not None and regions[1] is not None:
+            if same_region(regions[0], regions[1]):
+                return True
+            pieces = [_pieces(side) for side in (gold, answer)]
+            return self.members(pieces[0], pieces[1]) if pieces[0] and pieces[1] else False
+        if all(inequalities):
+            return self.ask(lambda algebra: algebra.same_equation(gold, answer))
+        set_like = ("tuple", "union", "set", "relation", "formula", "assignment")
+        if gold.kind not in set_like or answer.kind not in set_like or "words" in (gold.kind, answer.kind):
+            return False
+        if gold.kind == answer.kind == "union" and gold.name == answer.name:
+            return self.members(gold.parts, answer.parts)
+        if "union" not in (gold.kind, answer.kind):
+            return False
+        return self.ask(lambda algebra: algebra.same_otherwise(gold.text, answer.text, self.lenient))
+
+    def inequalities(self, gold: Reading, answer: Reading) -> bool | None:
+        """Chains with the same sides in the same order, or in the opposite one."""
+        names, stated = gold.name.split(), answer.name.split()
+        if len(names) != len(stated):
+            return False
+        found = self.in_order(gold.parts, answer.parts) if names == stated else False
+        if found is False and names == [_FLIPPED.get(sign, sign) for sign in reversed(stated)]:
+            return self.in_order(gold.parts, answer.parts[::-1])
+        return found
+
+
+def _size(reading: Reading) -> Constant:
+    measure = reading.measure or Measure()
+    return Constant(measure.size)
+
+
+def _scaled(term: Term, size: Constant) -> Term:
+    if size == Constant(Fraction(1)):
+        return term
+    factor = Term("number", (), "exact", size.fraction)
+    parts = (factor, Term("constant", (), "pi"), term) if size.pi else (factor, term)
+    return Term("mul", parts)
+
+
+def _is_decimal(term: Term) -> bool:
+    return (term.op == "number" and term.name == "decimal") or any(map(_is_decimal, term.parts))
+
+
+def _rounds_to(one: Constant, other: Constant) -> bool:
+    """Whether two numbers are equal to six decimals and, if they are small, to four digits."""
+    try:
+        values = [float(one), float(other)]
+    except OverflowError:
+        return False
+    size = max(map(abs, values))
+    if abs(values[0] - values[1]) > 5e-4 * size:
+        return False
+    return round(values[0], 6) == round(values[1], 6) and min(map(abs, values)) > 0
+
+
+def _quotient(parts: tuple[Reading, ...]) -> Reading:
+    terms = [part.term for part in parts]
+    if terms[0] is None or terms[1] is None:
+        return Reading("words", ":".join(part.text for part in parts))
+    return Reading("formula", "/".join(part.text for part in parts), term=Term("frac", (terms[0], terms[1])))
+
+
+def _as_ratio(reading: Reading) -> tuple[Reading, ...]:
+    if reading.kind == "ratio":
+        return reading.parts
+    if reading.kind == "time":
+        hours, minutes, seconds = reading.text.split(":")
+        if reading.name or seconds != "00":
+            return ()
+        return tuple(Reading("formula", part, term=Term("number", (), "integer", Fraction(part))) for part in (hours, minutes))
+    return (reading,)
+
+
+def _pieces(reading: Reading) -> tuple[Reading, ...]:
+    """The intervals and sets that a union joins."""
+    if reading.kind == "assignment":
+        return _pieces(reading.parts[-1])
+    if reading.kind == "union" and set(reading.name.split()) == {r"\cup"}:
+        return tuple(piece for part in reading.parts for piece in _pieces(part))
+    return (reading,) if reading.kind in ("tuple", "set") else ()
+
+
+def _names_differ(gold: Reading, answer: Reading) -> bool:
+    """Whether one list names its members by different letters, and the other does not name them."""
+    for one, other in ((gold, answer), (answer, gold)):
+        if all(part.kind == "assignment" for part in one.parts) and not any(part.kind == "assignment" for part in other.parts):
+            return len({part.name.partition("_")[0] for part in one.parts}) == len(one.parts)
+    return False
+
+
+def _same_name(one: str, other: str) -> bool:
+    """Whether two names are the same; ``y`` and ``f(x)`` both name a function's value."""
+    return one == other or (_is_function_value(one) and _is_function_value(other))
+
+
+def _is_function_value(name: str) -> bool:
+    plain = name.replace(" ", "")
+    return plain == "y" or (len(plain) == 4 and plain[1] == "(" and plain[3] == ")" and plain[0].isalpha())
+
+
+def _same_words(one: str, other: str) -> bool:
+    """Whether words are the same; case does not count in words, but in names such as ``GMm``."""
+    pieces = [_plain_words(text) for text in (one, other)]
+    if pieces[0] == pieces[1]:
+        return True
+    if len(pieces[0]) != len(pieces[1]):
+        return "".join(pieces[0]) == "".join(pieces[1]) and bool(pieces[0])
+    return all(_same_word(*pair) for pair in zip(*pieces, strict=True))
+
+
+def _same_word(one: str, other: str) -> bool:
+    return one == other or (one.casefold() == other.casefold() and _is_word(one) and _is_word(other))
+
+
+def _is_word(word: str) -> bool:
+    return word.islower() or word.istitle() or (word.isupper() and (len(word) > 4 or word.lower() in _SHOUTED))
+
+
+def _plain_words(text: str) -> list[str]:
+    for sign in (r"\text", "{", "}", ".", ",", "!", '"', "'"):
+        text = text.replace(sign, " " if sign in ("{", "}", ",") else "")
+    return text.replace("-", " - ").split()

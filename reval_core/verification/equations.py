@@ -1,0 +1,115 @@
+"""Equations and inequalities: the same where one is the other, up to a factor that is not zero."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from reval_core.answers.grammar import Term
+from reval_core.answers.reading import Reading
+from reval_core.verification.identity import Undecided, is_zero, proportional, symbols_of
+
+_ONE = Term("number", (), "integer", Fraction(1))
+_DOWN = {"<", r"\le"}
+_UP = {">": "<", r"\ge": r"\le"}
+
+
+def same_equation(gold: Reading, answer: Reading) -> bool:
+    """Whether two relations of two sides hold for the same values of their variables.
+
+    An equation that holds for all values says nothing, and equals none.
+    """
+    sides = [_sides(gold), _sides(answer)]
+    if sides[0] is None or sides[1] is None:
+        return False
+    (one, sign), (other, other_sign) = _with_one_name_for_values(sides[0], sides[1])
+    if sign != other_sign:
+        return False
+    try:
+        if _is_identity(one) or _is_identity(other):
+            return False
+        factor = proportional(one, other)
+        if not factor and sign in ("=", r"\ne"):
+            factor = proportional(fraction_parts(one)[0], fraction_parts(other)[0])
+    except Undecided:
+        return False
+    return factor == 1 or (factor == -1 and sign in ("=", r"\ne"))
+
+
+def is_identity(relation: Reading) -> bool:
+    """Whether an equation holds whatever its variables are: ``1 = 1``, ``x = x``."""
+    sides = _sides(relation)
+    try:
+        return sides is not None and sides[1] == "=" and _is_identity(sides[0])
+    except Undecided:
+        return False
+
+
+def _is_identity(difference: Term) -> bool:
+    return is_zero(difference)
+
+
+def _sides(relation: Reading) -> tuple[Term, str] | None:
+    """The left side less the right one, and the sign between them, turned so that it is < or ≤."""
+    if relation.kind == "list" or len(relation.parts) != 2:
+        return None
+    left, right = (part.term for part in relation.parts)
+    sign = "=" if relation.kind == "assignment" else relation.name
+    if left is None or right is None or any(part.measure and part.measure.kinds for part in relation.parts):
+        return None
+    if sign in _UP:
+        left, right, sign = right, left, _UP[sign]
+    if sign not in {"=", r"\ne", *_DOWN}:
+        return None
+    return Term("add", (left, Term("neg", (right,)))), sign
+
+
+def _with_one_name_for_values(
+    gold: tuple[Term, str], answer: tuple[Term, str]
+) -> tuple[tuple[Term, str], tuple[Term, str]]:
+    """f(x) is y where the other side writes y."""
+    if "y" in symbols_of(gold[0]) and "y" not in symbols_of(answer[0]):
+        return gold, (_calls_as_y(answer[0]), answer[1])
+    if "y" in symbols_of(answer[0]) and "y" not in symbols_of(gold[0]):
+        return (_calls_as_y(gold[0]), gold[1]), answer
+    return gold, answer
+
+
+def _calls_as_y(term: Term) -> Term:
+    if term.op == "call" and len(term.name) == 1:
+        return Term("symbol", (), "y")
+    return term._replace(parts=tuple(map(_calls_as_y, term.parts)))
+
+
+def fraction_parts(term: Term) -> tuple[Term, Term]:
+    """A numerator and a denominator without fractions in them."""
+    if term.op in ("group", "neg"):
+        above, below = fraction_parts(term.parts[0])
+        return Term(term.op, (above,)), below
+    if term.op == "frac":
+        (above, below), (other, under) = map(fraction_parts, term.parts)
+        return _times(above, under), _times(below, other)
+    if term.op == "mul":
+        above, below = _ONE, _ONE
+        for part in term.parts:
+            over, under = fraction_parts(part)
+            above, below = _times(above, over), _times(below, under)
+        return above, below
+    if term.op == "add":
+        above, below = fraction_parts(term.parts[0])
+        for part in term.parts[1:]:
+            over, under = fraction_parts(part)
+            above, below = Term("add", (_times(above, under), _times(over, below))), _times(below, under)
+        return above, below
+    if term.op == "power" and term.parts[1].op == "neg":
+        above, below = fraction_parts(term.parts[0])
+        exponent = term.parts[1].parts[0]
+        return Term("power", (below, exponent)), Term("power", (above, exponent))
+    return term, _ONE
+
+
+def _times(one: Term, other: Term) -> Term:
+    if one == _ONE or other == _ONE:
+        return other if one == _ONE else one
+    return Term("mul", (one, other))
+
+
