@@ -35,9 +35,22 @@ _BOX_TOKEN = re.compile(
 # follows (`y_2 =`) and one word for what came before ("3 apples and").
 _JOINT = re.compile(
     r"(?:[\s$,;&*}~]|\\?%|\\\\|\\[()\[\],;:! ]|\\q?quad(?![a-z])|\\(?:text|mathrm|textbf)\s*\{|\^\{?\\circ"
-    r"|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])"
+    r"|(?<![A-Za-z\\])(?:and|or|maybe|perhaps|possibly|alternatively|either|else|also|could|might|may|be|it|is|not|for|part|case)(?![A-Za-z])|\([a-z0-9]\)"
     r"|(?<![A-Za-z\\])[A-Za-z]{2,20}(?=[\s,$]{1,4}(?:and|or)\b)"
     r"|(?<![A-Za-z\\])[A-Za-z](?:_\{?\w{1,3}\}?|\([a-z]\))?\s{0,3}=)*"
+)
+# Words before a number, within its clause, that make it another one or none.
+_DOUBT = re.compile(
+    r"(?i:\b(?:not|never|no|nor|neither|hardly|half|third|quarter|twice|thrice|double|triple|times|minus|plus|without"
+    r"|except|excluding|besides|anything|everything|nothing|other than|rather than|instead of|unlike|wrong|incorrect"
+    r"|false(?:ly)?|more than|less than|fewer than|greater than|larger than|smaller than|at least|at most|over|under"
+    r"|above|below|up to|between|opposite|negative|square|cube|root|inverse|reciprocal|percent of|multiple)\b|n't\b)"
+)
+_CLAUSE = re.compile(r"[.,;:!?0-9]|\b(?:it's|which|so|that)\b")
+_CHANGE = re.compile(
+    r"(?i:[\s$*)]{0,4}(?:is|was|are)?\s{0,2}(?:not\b|n't\b|wrong|incorrect|false|(?:hundred|thousand|[mbtr]+illion|dozen|score"
+    r"|gross|million)s?\b|half|halves|squared|cubed|factorial|times\b|or\s|and a (?:half|third|quarter)|percent of|if\b"
+    r"|unless\b|point\s|plus\b|minus\b|divided|multiplied|to the power))"
 )
 _THOUGHTS_END = "</think>"
 _PHRASE = re.compile(r"(?:\b(?i:answer)\**(?:\s+is\b|\s*:)|^A:)[\s:*]*", re.MULTILINE)
@@ -140,7 +153,16 @@ def _boxes(response: str) -> list[_Box]:
             opened = unclosed.pop()
             if opened is not None:
                 boxes[opened] = boxes[opened]._replace(content_end=token.end() - 1, end=token.end())
+    if boxes and boxes[-1].end == boxes[-1].content and (end := response.rfind("\\}", boxes[-1].content)) > 0:
+        boxes[-1] = boxes[-1]._replace(content_end=end, end=end + 2)  # \boxed{5\}: its brace is escaped by mistake
     return [box for box in boxes if response[box.content : box.content_end].strip()]
+
+
+def boxed_answers(response: str) -> list[str]:
+    """What stands in every box, tidied, in order; not what was only thought."""
+    statement = response.rpartition(_THOUGHTS_END)[2]
+    contents = [statement[box.content : box.content_end][-LONGEST_ANSWER:] for box in _boxes(statement)]
+    return [tidy(content) for content in contents]
 
 
 def _last_boxes(response: str) -> str | None:
@@ -183,9 +205,17 @@ def _statement(response: str, start: int) -> str:
     sentence = sentence[led.end() :] if led else sentence
     mathematics = _MATH_LIST.search(sentence)
     if mathematics:
-        return mathematics[0]
-    numbers = _NUMBERS.findall(sentence)
-    return _balanced(numbers[0]) if len(numbers) == 1 and _is_prose(sentence) else sentence
+        return sentence if _is_doubted(sentence, mathematics) else mathematics[0]
+    numbers = list(_NUMBERS.finditer(sentence))
+    if len(numbers) != 1 or not _is_prose(sentence) or _is_doubted(sentence, numbers[0]):
+        return sentence
+    return _balanced(numbers[0][0])
+
+
+def _is_doubted(sentence: str, found: re.Match[str]) -> bool:
+    """Whether the words beside a number or a formula deny it, doubt it or change it."""
+    before = _CLAUSE.split(sentence[max(0, found.start() - 60) : found.start()])[-1]
+    return _DOUBT.search(before) is not None or _CHANGE.match(sentence, found.end()) is not None
 
 
 def _last_hashes(response: str) -> str | None:
@@ -207,6 +237,8 @@ def _tail(response: str) -> str | None:
         return end[1:-1] if _ONE_IN_BRACKETS.fullmatch(end) else end
     numbers = list(_NUMBERS.finditer(end))
     last = max((*formulas[-1:], *numbers[-1:]), key=lambda found: found.end(), default=None)
+    if last is not None and _is_doubted(end, last):
+        return None
     if last is None:
         return end if len(_WORD.findall(end)) <= _WORDS_OF_AN_ANSWER else None
     return _balanced(last[0]) if last.re is _NUMBERS else last[0]

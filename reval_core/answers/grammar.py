@@ -19,7 +19,7 @@ _LONGEST_NUMBER = 2000
 FUNCTIONS = frozenset(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp gcd lcm min max".split()
 )
-_GREEK = frozenset(
+GREEK = frozenset(
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho varrho sigma "
     "varsigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell "
     "hbar".split()
@@ -140,7 +140,7 @@ class _Reader:
             return len(token.text) == 1 and token.text.isascii()
         if token.kind == "command":
             name = token.text[1:]
-            return name in FUNCTIONS or name in _GREEK or name in _OPENING_COMMANDS
+            return name in FUNCTIONS or name in GREEK or name in _OPENING_COMMANDS
         return token.text in ("(", "{", "[")
 
     def postfix(self) -> Term:
@@ -283,7 +283,7 @@ class _Reader:
             return Term("constant", (), "pi")
         if name == "infty":
             return Term("constant", (), "oo")
-        if name in _GREEK:
+        if name in GREEK:
             return self.named("\\" + name)
         if name in FUNCTIONS:
             return self.call(name)

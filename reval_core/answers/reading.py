@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
-from reval_core.answers.grammar import FUNCTIONS, Term, Unread, read_formula
+from reval_core.answers.grammar import FUNCTIONS, GREEK, Term, Unread, read_formula
 from reval_core.answers.numbers import Constant, value_of
 from reval_core.answers.tokens import Token, tokens
 from reval_core.answers.units import FILLERS, Measure, read_measure, unit_named
@@ -37,8 +37,9 @@ _DOUBTS = frozenset(
 _GLUED_CONJUNCTION = re.compile(r"(?<=[0-9)}\]])\s?(or|and)(?=[A-Z(\\$\[])")
 _QUOTED_LIST = re.compile(r"\[\s*(?:'[^']*'|\"[^\"]*\")(?:\s*,\s*(?:'[^']*'|\"[^\"]*\"))*\s*\]")
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
-_NAME = re.compile(r"(?:[A-Za-z]|\\[a-zA-Z]+)(?:_\S+)?'*$")
-_APPLIED = re.compile(r"(?:y|[a-zA-Z]\([a-zA-Z]\))$")
+_NAMING = frozenset(
+    "\\frac \\angle \\triangle \\overline \\bar \\hat \\tilde \\vec \\overrightarrow \\mathbb \\circ".split()
+) | {"\\" + name for name in GREEK}
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,9 @@ def read_answer(text: str) -> Reading:
 
 
 def _read(signs: Sequence[Token]) -> Reading:
+    groups = _groups(signs)
+    if groups:
+        return Reading("list", _text(signs), groups)
     members = [_unwrapped(member) for member in _split(signs)]
     members = [member for member in members if member]
     if len(members) == 1:
@@ -85,6 +89,22 @@ def _read(signs: Sequence[Token]) -> Reading:
     names = _shared_name(members)
     found = [one for member in names for one in _expanded(_member(member))]
     return Reading("list", _text(signs), tuple(found))
+
+
+def _groups(signs: Sequence[Token]) -> tuple[Reading, ...]:
+    """The tuples of ``p = 5, q = 2; p = 7, q = 2``: groups parted by semicolons, of members parted by commas."""
+    stops = [place for place, token in _outside(signs) if token.text == ";"]
+    commas = [place for place, token in _outside(signs) if token.text == "," and not _parts_thousands(signs, place)]
+    if not stops or not commas:
+        return ()
+    groups = [_split(group) for group in _cut(signs, stops)]
+    if len({len(group) for group in groups}) != 1 or not all(member for group in groups for member in group):
+        return ()
+    return tuple(Reading("tuple", "", tuple(_value(_member(member)) for member in group), "()") for group in groups)
+
+
+def _value(reading: Reading) -> Reading:
+    return reading.parts[-1] if reading.kind == "assignment" else reading
 
 
 def _as_list(found: Sequence[Reading]) -> Reading:
@@ -171,13 +191,19 @@ def _is_name(signs: Sequence[Token]) -> bool:
         return False
     texts = [token.text for token in signs]
     for place, token in enumerate(signs):
-        if token.text.lower() in _DOUBTS or (token.kind == "command" and token.text[1:] in FUNCTIONS):
+        if _is_doubt(token.text) or (token.kind == "command" and token.text not in _NAMING):
             return False
-        plain = token.kind in ("letters", "word", "command") or token.text in tuple("()[]{}|,:_'^")
-        argument = token.kind == "number" and place and texts[place - 1] in ("_", "{", "(", ",")
+        plain = token.kind in ("letters", "word", "command") or token.text in tuple("()[]{}|,:_'")
+        argument = token.kind == "number" and place and (
+            texts[place - 1] in ("_", "(", ",") or texts[max(0, place - 2) : place] == ["_", "{"]
+        )
         if not plain and not argument:
             return False
-    return any(token.kind in ("letters", "word", "command") for token in signs) and "^" not in texts
+    return any(token.kind in ("letters", "word", "command") for token in signs)
+
+
+def _is_doubt(word: str) -> bool:
+    return word.lower() in _DOUBTS and not word.isupper()
 
 
 def _bracketed(signs: Sequence[Token]) -> Reading | None:
@@ -193,15 +219,14 @@ def _bracketed(signs: Sequence[Token]) -> Reading | None:
         return Reading("set", _text(signs), _members(inside), pair)
     if signs[0].text in (r"\lfloor", r"\lceil"):
         return None
-    parts = _split(inside, conjunctions=False)
+    parts = _split(inside, within=True)
     if len(parts) < 2:
-        nested = _bracketed(_unwrapped(inside)) if pair in ("[]", "()") and inside else None
-        return replace(nested, name=nested.name) if nested is not None and nested.kind == "tuple" else None
+        return None
     return Reading("tuple", _text(signs), tuple(_member(part) for part in parts if part), pair)
 
 
 def _members(signs: Sequence[Token]) -> tuple[Reading, ...]:
-    parts = [_unwrapped(part) for part in _split(signs)]
+    parts = [_unwrapped(part) for part in _split(signs, within=True)]
     return tuple(one for part in parts if part for one in _expanded(_member(part)))
 
 
@@ -214,6 +239,8 @@ def _matrix(signs: Sequence[Token]) -> Reading | None:
         closed = signs[-1].text in _CLOSING or signs[-1].text == "."
         return _matrix(signs[1:-1] if closed else signs[1:])
     if len(signs) < 8 or signs[0].text != r"\begin" or signs[-4].text != r"\end":
+        return None
+    if sum(token.text == r"\begin" for token in signs) != 1:
         return None
     name = signs[2].text
     if name not in _ENVIRONMENTS | _SYSTEMS or signs[-2].text != name:
@@ -235,7 +262,7 @@ def _matrix(signs: Sequence[Token]) -> Reading | None:
 def _matrix_of(rows: Reading) -> Reading:
     """``Matrix([[1, 2], [3, 4]])``; of a single row of numbers the column, as sympy has it."""
     if all(part.kind == "tuple" for part in rows.parts):
-        return Reading("matrix", rows.text, rows.parts)
+        return Reading("matrix", rows.text, tuple(replace(part, name="") for part in rows.parts))
     return Reading("matrix", rows.text, tuple(Reading("tuple", part.text, (part,)) for part in rows.parts))
 
 
@@ -287,7 +314,8 @@ def _is_wordy(signs: Sequence[Token]) -> bool:
     letters = [run for run in runs if run not in names]
     if any(token.kind == "word" and (len(token.text) > 1 or not token.text.isascii()) for token in signs):
         return True
-    return any(len(run) >= 3 for run in letters) or any(run in _CONJUNCTIONS for run in letters)
+    several = sum(len(run) > 1 for run in letters) > 1 and all(token.kind == "letters" for token in signs)
+    return several or any(len(run) >= 3 for run in letters) or any(run in _CONJUNCTIONS for run in letters)
 
 
 def _with_unit(signs: Sequence[Token]) -> tuple[Sequence[Token], Measure | None]:
@@ -301,13 +329,9 @@ def _with_unit(signs: Sequence[Token]) -> tuple[Sequence[Token], Measure | None]
         return signs, None
     for place, token in _outside(signs):
         if place and _may_begin_unit(signs, place, token):
-            measure = read_measure(_without_brackets(signs[place:]))
+            measure = read_measure(signs[place:])
             return (_unwrapped(signs[:place]), measure) if measure is not None else (signs, None)
     return signs, None
-
-
-def _without_brackets(signs: Sequence[Token]) -> Sequence[Token]:
-    return signs
 
 
 def _may_begin_unit(signs: Sequence[Token], place: int, token: Token) -> bool:
@@ -315,9 +339,11 @@ def _may_begin_unit(signs: Sequence[Token], place: int, token: Token) -> bool:
         return True
     if token.text == "^":
         return [one.text for one in signs[place + 1 : place + 3] if one.text != "{"][:1] == [r"\circ"]
-    if not any(one.kind == "number" for one in signs[:place]) and not any(one.text == r"\infty" for one in signs[:place]):
-        if token.kind != "word" or len(token.text) < 2:
-            return False
+    if token.kind not in ("word", "letters") or (token.kind == "letters" and len(token.text) < 2):
+        return False
+    before = signs[:place]
+    if _is_wordy(before) or all(one.kind in ("letters", "word") and len(one.text) > 1 for one in before):
+        return False
     if token.kind == "word":
         return True
     if token.kind == "letters" and len(token.text) > 1:
@@ -351,7 +377,7 @@ def _without_frame(signs: Sequence[Token]) -> Sequence[Token]:
 def _unwrapped(signs: Sequence[Token]) -> Sequence[Token]:
     """Without brackets around all of it that hold one answer: ``{5}``, ``(5)``, ``\\text{(A)}``."""
     while len(signs) > 2 and signs[0].text in ("(", "{") and _partner(signs) == len(signs) - 1 and signs[-1].text in (")", "}"):
-        if signs[0].text == "(" and (len(_split(signs[1:-1], conjunctions=False)) > 1 or signs[-1].text != ")"):
+        if signs[0].text == "(" and (len(_split(signs[1:-1], within=True)) > 1 or signs[-1].text != ")"):
             break
         signs = signs[1:-1]
     return signs
@@ -365,7 +391,7 @@ def _outside(signs: Sequence[Token]) -> Iterator[tuple[int, Token]]:
             depth += 1
         elif token.text in _CLOSING or token.text == r"\end":
             depth -= 1
-        elif depth == 0 or (depth == 1 and token.text == r"\end"):
+        elif depth == 0:
             yield place, token
 
 
@@ -379,22 +405,18 @@ def _partner(signs: Sequence[Token]) -> int:
     return -1
 
 
-def _split(signs: Sequence[Token], conjunctions: bool = True) -> list[Sequence[Token]]:
-    """The members of a list: at commas, semicolons, "and" and "or" outside all brackets, but not within 1,657."""
+def _split(signs: Sequence[Token], within: bool = False) -> list[Sequence[Token]]:
+    """The members of a list: at commas, semicolons, "and" and "or" outside all brackets, but not within 1,657.
+
+    `within` brackets only commas and semicolons part, and every comma does.
+    """
     places = [
         place
         for place, token in _outside(signs)
-        if (token.text in _SEPARATORS and not _parts_thousands(signs, place))
-        or (conjunctions and token.text.lower() in _CONJUNCTIONS and token.kind != "sign")
+        if (token.text in _SEPARATORS and (within or not _parts_thousands(signs, place)))
+        or (not within and token.kind != "sign" and token.text.lower() in _CONJUNCTIONS)
     ]
-    if places and conjunctions and not any(signs[place].text in _SEPARATORS for place in places):
-        if not _is_parted(signs, places):
-            return [signs]
     return _cut(signs, places)
-
-
-def _is_parted(signs: Sequence[Token], places: Sequence[int]) -> bool:
-    return True
 
 
 def _parts_thousands(signs: Sequence[Token], place: int) -> bool:
@@ -427,10 +449,8 @@ def _text(signs: Sequence[Token]) -> str:
     """The tokens as LaTeX again."""
     pieces: list[str] = []
     for token in signs:
-        if token.kind == "word" and len(token.text) > 1:
-            pieces.append(rf"\text{{{token.text}}} ")
-        elif token.kind == "command" or token.spaced and token.kind in ("letters", "number"):
-            pieces.append(f" {token.text} " if token.spaced else f"{token.text} ")
-        else:
-            pieces.append(token.text)
-    return " ".join("".join(pieces).split())
+        apart = bool(pieces) and (token.spaced or (pieces[-1][:1] == "\\" and pieces[-1][1:].isalpha()))
+        if apart and token.kind in ("letters", "number"):
+            pieces.append(" ")
+        pieces.append(rf"\text{{ {token.text} }}" if token.kind == "word" and len(token.text) > 1 else token.text)
+    return "".join(pieces)

@@ -13,7 +13,7 @@ _DELIMITER = r"(?<!\\)(?:\$+|\\[()\[\]])"
 _DELIMITERS = re.compile(_DELIMITER)
 _LIST_OF_FORMULAS = re.compile(rf"{_DELIMITER}\s*([,;])\s*{_DELIMITER}")
 _EDGES = string.whitespace + "*"
-_FINAL_STOP = re.compile(r"(?<!\\right)\.$")
+_FINAL_STOP = re.compile(r"(?<!\\right)(?<!\.\.)\.$")
 _SPACED_THOUSANDS = re.compile(r"(?<=[0-9])(?:\\[,;: ]|[ \u00a0\u2009\u202f])(?=[0-9]{3}(?![0-9]))")
 _PYTHON_FLOAT = re.compile(r"([+-]?[0-9]{1,20}(?:\.[0-9]{0,20})?)[eE]([+-]?[0-9]{1,2})")
 _INTEGER = re.compile(r"([+-]?)(?:\\\$)?([0-9]{1,30}|[1-9][0-9]{0,2}(?:(?:,(?:\\!)?|\{,\})[0-9]{3}){1,9})")
@@ -24,7 +24,8 @@ _CHOSEN = re.compile(
     r"(?i:the\s+)?(?i:(?:option|choice|answer)\s+)?[*(\[\s]*(?:\\(?:text|mathrm|textbf|mathbf)\s*\{)?[(\s]*([A-J])"
     r"(?=[)\]}.:*,]|\s*$|\s+(?:because|since|as|for|is)\b)"
 )
-_OTHER_CHOICE = re.compile(r"\([A-J]\)|(?:,|\b(?:and|or)\b|/)[\s\\a-z{*(]{0,9}[A-J](?![A-Za-z'])")
+_OTHER_CHOICE = re.compile(r"\([A-J]\)|(?<![A-Za-z])[A-J][.):](?=\s|$)|(?:,|\b(?:and|or)\b|/)[\s\\a-z{*(]{0,9}[A-J](?![A-Za-z'])")
+_DENIED = re.compile(r"[)\]}*\s]*(?:is|was|are|can|could|does|must|should|will|would|do)?(?:\s*not\b|n't\b|\s+(?:wrong|incorrect|false)\b)", re.I)
 _WITH_UNIT = re.compile(
     r"((?:\\?\$\s?)?[-+]?[0-9][0-9.,]{0,40}(?:/[0-9]{1,20})?)\s{1,3}"
     r"((?:[A-Za-z]{2,20}|a)(?:\^\{?[23]\}?)?\.?(?:\s{1,3}(?:[A-Za-z]{2,20}|a)\.?){0,5})"
@@ -85,8 +86,11 @@ def as_choice(text: str) -> str | None:
 
     Naming several letters chooses none of them.
     """
-    match = _CHOSEN.match(tidy(text))
-    return None if match is None or _OTHER_CHOICE.search(text, match.end()) else match[1]
+    text = tidy(text)
+    match = _CHOSEN.match(text)
+    if match is None or _OTHER_CHOICE.search(text, match.end()) or _DENIED.match(text, match.end()):
+        return None
+    return match[1]
 
 
 def without_unit(text: str) -> str:

@@ -29,8 +29,8 @@ _KINDS: dict[str, str] = {
     "time": """s sec second=1; min mins minute=60; h hr hrs hour=3600; day=86400; week=604800; ms millisecond=1/1000;
         month=0; year yr yrs=0; decade=0; century centuries=0""",
     "angle": r"degree deg \circ=1; radian rad=0; arcsecond=1/3600; arcminute=1/60",
-    "temperature": "celsius °c=0; fahrenheit °f=0; kelvin k=0",
-    "money": r"""dollar usd \$ buck=1; cent=1/100; euro eur € \euro=0; pence p=0;
+    "temperature": "celsius °c=0; fahrenheit °f=0; K kelvin=0",
+    "money": r"""dollar usd \$ buck=1; cent=1/100; euro eur € \euro=0; pence=0;
         rupee inr rs ₹=0; yen jpy ¥ \yen=0; yuan rmb cny 元=0; won ₩=0; ruble rub ₽=0; peso=0; franc=0; dirham=0""",
     "pound": r"pound lb lbs £ gbp \pounds quid=1",
     "percent": r"percent percentage pct % \%=1; permille permil ‰ \permil=1/10",
@@ -38,30 +38,30 @@ _KINDS: dict[str, str] = {
         tablespoon=0; teaspoon=0; barrel=0; bushel=0""",
     "area": "acre=0; hectare ha=0; sqft=0; sqm=0",
     "speed": "mph=0; kmph kmh kph=0",
-    "physics": r"""n newton=1; j joule=1; w watt=1; v volt=1; a amp ampere=1; hz hertz=1; pa pascal=1; c coulomb=1;
-        ohm \omega=1; ev=0; kj=0; kw kilowatt=0; mw=0; kpa=0; atm=0; mol mole=0; thz=0; ghz=0; mhz=0; khz=0; f farad=0;
-        h henry=0; t tesla=0; erg=0; dyne=0; calorie cal=0; kcal=0; db decibel=0; bit=0; byte=0; gb=0; mb=0""",
+    "physics": r"""N newton=1; J joule=1; W watt=1; V volt=1; A amp ampere=1; hz hertz=1; pa pascal=1; C coulomb=1;
+        ohm \omega=1; ev=0; kj=0; kw kilowatt=0; mw=0; kpa=0; atm=0; mol mole=0; thz=0; ghz=0; mhz=0; khz=0; F farad=0;
+        H henry=0; T tesla=0; erg=0; dyne=0; calorie cal=0; kcal=0; db decibel=0; bit=0; byte=0; gb=0; mb=0""",
 }
 _COUNTED = """
     people person persons student child children kid man men woman women boy girl adult member friend player customer
     passenger employee worker patient parent teacher family grandchildren camper soldier voter vote way solution value
     root integer number digit unit point line triangle square circle rectangle side edge vertex vertices face diagonal
     region element subset set arrangement permutation combination outcome possibility path route step move turn term
-    factor divisor pair triple group team class row column cell term item object thing piece part slice portion section
+    factor divisor pair group team class row column cell term item object thing piece part slice portion section
     apple orange banana lemon peach peaches pear mango mangoes strawberry strawberries blueberry blueberries berry
     berries cherry cherries watermelon tomato tomatoes potato potatoes carrot mushroom vegetable fruit nut peanut egg
     cookie cake cupcake pie pizza donut doughnut brownie candy candies chocolate sweet lollipop pancake sandwich
     sandwiches hotdog hamburger cracker loaf loaves bread meal serving dish dishes plate glass glasses bottle can jar
     box boxes bag basket pack package packet case container barrel cup bowl carton crate tray bucket book page letter word
     sentence pencil pen crayon marker eraser notebook paper sheet card sticker stamp envelope photo picture painting
-    poster magazine ticket coin penny pennies nickel dime quarter bill marble bead ball balloon toy doll block brick
+    poster magazine ticket coin penny pennies nickel dime bill marble bead ball balloon toy doll block brick
     tile button key nail board plank stick rock stone shell seashell token game song movie video episode match matches
     puzzle car truck bus buses bike bicycle boat train plane trip lap round mile-stone tree flower rose tulip daisy
     daisies plant seed leaf leaves bush bushes branch branches petal bouquet animal dog cat puppy puppies kitten bird
     chicken duck cow horse sheep goat pig rabbit fish frog turtle lion shark ant bee bug insect cricket butterfly
     butterflies legs leg eye ear wheel tire shirt dress dresses shoe sock hat coat scarf scarves towel bracelet necklace
     ring earring room house home building floor door window chair seat table shelf shelves bed lamp wall stair step
-    computer phone machine game level goal score mark question problem test lesson class classes course page chapter
+    computer phone machine game level goal mark question problem test lesson class classes course page chapter
     night weekend shift session event day date birthday party parties gift present decoration candle pill dose load
     bar block drop scoop bunch bunches daps monkey prime chore photo text message email call visit click follower
     """
@@ -72,7 +72,7 @@ _SYMBOLS_OF_MONEY = {"$": r"\$", "£": "£", "€": "€", "₹": "₹", "¥": "
 
 JOINING = frozenset(["per", "of", "a", "an", "each", "every", "the", "/", "in"])
 """Words within a unit (``dollars per hour``); none of them begins one."""
-POWERS = {"square": 2, "squared": 2, "sq": 2, "cubic": 3, "cubed": 3, "cu": 3}
+POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 FILLERS = frozenset(
     "the a an answer is are final result equals equal to total altogether exactly approximately approx value of "
     "different distinct possible ordered positive real us unique".split()
@@ -103,6 +103,8 @@ def unit_named(name: str) -> Unit | None:
         return UNITS[_SYMBOLS_OF_MONEY[word]]
     if word in _CLASSIFIERS.split():
         return UNITS.get(_CLASSIFIED.get(word, ""), COUNT) if word in _CLASSIFIED else COUNT
+    if len(word) == 1:
+        return UNITS.get(word) or (UNITS["l"] if word == "L" else None)
     word = word.lower()
     for form in (word, word.removesuffix("s"), word.removesuffix("es"), re.sub("ies$", "y", word)):
         if form in UNITS:
@@ -128,22 +130,26 @@ def read_measure(tokens: Sequence[Token]) -> Measure | None:
     r"""The unit that all these tokens are: ``square feet``, ``\text{m/s}^2``, ``%``; None where they are more."""
     powers: dict[str, int] = {}
     size = Fraction(1)
-    place, sign, times, named = 0, 1, 1, False
+    place, sign, times = 0, 1, 1
+    named = bool(tokens) and all(is_trailing_filler(token.text) or token.text == "in" for token in tokens)
     while place < len(tokens):
         token = tokens[place]
         word = token.text.lower().rstrip(".")
         place += 1
         if word in POWERS:
-            times = POWERS[word]
-            if named and word in ("squared", "cubed"):
+            after = unit_named(tokens[place].text) if place < len(tokens) else None
+            if after is None or after.kind not in ("length", "count"):
                 return None
+            if after.kind == "count" and not tokens[place].text.startswith("unit"):
+                return None
+            times = POWERS[word]
             continue
         if word in ("/", "per", "a", "an", "each", "every") and named:
             sign = -1
             continue
         if token.kind == "sign" and word in (".", "-", "") or word == r"\cdot" and named:
             continue
-        if word in JOINING or word in FILLERS or is_trailing_filler(word):
+        if is_trailing_filler(word) or (place < len(tokens) and (word in JOINING or word in FILLERS)):
             continue
         if token.text == "^" and place < len(tokens):
             unit, place = _circle(tokens, place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,7 +14,7 @@ from reval_core.answers.reading import Reading, read_answer
 from reval_core.answers.units import Measure
 from reval_core.verification.regions import Region, region_of, same_region
 
-_RATIO_OF_LETTERS = 3
+_DECIMAL_COMMA = re.compile(r"([+-]?[0-9]{1,15}),([0-9]{1,15})")
 _MOST_MEMBERS = 200
 _SHOUTED = frozenset("yes no true false odd even none neither both all never always".split())
 _VECTORS = frozenset(["()", "[]", r"\langle\rangle"])
@@ -35,12 +36,23 @@ def agree(gold: str, answer: str, lenient: bool, algebra: Algebra | None = None)
     """Whether a tidied answer means the same as a tidied gold; None where only algebra could tell."""
     if gold == answer:
         return True
+    if lenient:
+        gold, answer = _with_points(gold, answer)
     letter = as_choice(gold)
     if letter is not None and _is_letter(gold, letter) and not _is_letter(answer, letter):
         chosen = as_choice(answer)
         if chosen is not None:
             return chosen == letter
     return _Comparer(lenient, algebra).readings(read_answer(gold), read_answer(answer))
+
+
+def _with_points(gold: str, answer: str) -> tuple[str, str]:
+    """Gold and answer with the comma of one as a decimal point, where the other has a point."""
+    if "." in answer and _DECIMAL_COMMA.fullmatch(gold):
+        return gold.replace(",", "."), answer
+    if "." in gold and _DECIMAL_COMMA.fullmatch(answer):
+        return gold, answer.replace(",", ".")
+    return gold, answer
 
 
 def _is_letter(text: str, letter: str) -> bool:
@@ -93,6 +105,9 @@ class _Comparer:
             stated = self.stated(answer)
             if stated is not None:
                 return self.readings(gold, stated)
+        if gold.kind == "relation" and answer.kind == "formula" and len(gold.parts) > 2:
+            stated = self.stated(gold)
+            return stated is not None and self.readings(stated, answer)
         return self.collections(gold, answer)
 
     def ask(self, question: Callable[[Algebra], bool]) -> bool | None:
@@ -232,12 +247,11 @@ class _Comparer:
         return self.in_order(cells, other.parts) if matrix is gold else self.in_order(other.parts, cells)
 
     def tuples(self, gold: Reading, answer: Reading) -> bool | None:
-        if gold.name != answer.name:
+        if gold.name != answer.name and gold.name and answer.name:
             vectors = {gold.name, answer.name} <= _VECTORS and (len(gold.parts) > 2 or r"\langle\rangle" in (gold.name, answer.name))
             if not vectors:
                 return False
-        found = self.in_order(gold.parts, answer.parts)
-        return found
+        return self.in_order(gold.parts, answer.parts)
 
     def in_order(self, gold: Sequence[Reading], answer: Sequence[Reading]) -> bool | None:
         if len(gold) != len(answer) or len(gold) > _MOST_MEMBERS:
@@ -257,20 +271,22 @@ class _Comparer:
 
     def regions(self, gold: Reading, answer: Reading) -> bool | None:
         """Sets of numbers, however they are written; strictly an inequality is no interval."""
-        inequalities = [side.kind == "relation" for side in (gold, answer)]
+        inequalities = [_is_inequality(side) for side in (gold, answer)]
         if any(inequalities) and not all(inequalities) and not self.lenient:
             return False
-        if all(inequalities):
+        if gold.kind == answer.kind == "relation":
             found = self.inequalities(gold, answer)
             if found is not False:
                 return found
+        if self.lenient and "union" in (gold.kind, answer.kind):
+            gold, answer = (_as_set(side) for side in (gold, answer))
         regions: list[Region | None] = [region_of(gold), region_of(answer)]
         if regions[0] is not None and regions[1] is not None:
             if same_region(regions[0], regions[1]):
                 return True
             pieces = [_pieces(side) for side in (gold, answer)]
             return self.members(pieces[0], pieces[1]) if pieces[0] and pieces[1] else False
-        if all(inequalities):
+        if gold.kind == answer.kind == "relation":
             return self.ask(lambda algebra: algebra.same_equation(gold, answer))
         set_like = ("tuple", "union", "set", "relation", "formula", "assignment")
         if gold.kind not in set_like or answer.kind not in set_like or "words" in (gold.kind, answer.kind):
@@ -337,6 +353,15 @@ def _as_ratio(reading: Reading) -> tuple[Reading, ...]:
             return ()
         return tuple(Reading("formula", part, term=Term("number", (), "integer", Fraction(part))) for part in (hours, minutes))
     return (reading,)
+
+
+def _is_inequality(reading: Reading) -> bool:
+    return reading.kind == "relation" or (reading.kind == "list" and all(map(_is_inequality, reading.parts)))
+
+
+def _as_set(reading: Reading) -> Reading:
+    """A number as the set of it."""
+    return Reading("set", reading.text, (reading,), r"\{\}") if reading.value is not None else reading
 
 
 def _pieces(reading: Reading) -> tuple[Reading, ...]:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from reval_core.answers import alternatives, as_choice
-from reval_core.extraction import Method, extract, prepare_gold
+from reval_core.extraction import Method, boxed_answers, extract, prepare_gold
 from reval_core.verification.agreement import agree
 from reval_core.verification.undone import is_copied
+
+_MOST_BOXES = 50
 
 Verdict = Literal["correct", "wrong", "unparsed", "truncated", "timeout", "error", "given"]
 """What is known of a response. `given`: it was not judged, its reward came with it."""
@@ -103,7 +105,7 @@ def verdict_at_sight(claim: Claim, answer: str | None, lenient: bool) -> Verdict
         return _choice_verdict(golds[0], answer)
     if answer in golds:
         return "correct"
-    if not lenient and is_copied(answer, claim.problem, golds):
+    if not lenient and (is_copied(answer, claim.problem, golds) or _is_one_of_several(claim, answer)):
         return "wrong"
     verdicts = {gold: agree(gold, answer, lenient) for gold in golds}
     if True in verdicts.values():
@@ -119,6 +121,15 @@ def _accepted_golds(claim: Claim) -> tuple[str, ...]:
     return tuple(dict.fromkeys([gold, *members]))
 
 
+
+
+def _is_one_of_several(claim: Claim, answer: str) -> bool:
+    """Whether a response boxes other answers too, apart from this one."""
+    boxed = dict.fromkeys(boxed_answers(claim.response))
+    if len(boxed) > _MOST_BOXES:
+        return True
+    parts = {answer, *alternatives(answer)}
+    return any(one not in parts and not agree(answer, one, lenient=True) for one in boxed)
 
 
 def _choice_verdict(gold: str, answer: str) -> Verdict:

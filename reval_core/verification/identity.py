@@ -159,10 +159,26 @@ def _value(term: Term, point: Mapping[str, Any], sizes: _Sizes) -> Any:
     values = [_evaluate(part, point, sizes) for part in term.parts]
     if term.op == "call":
         return _call(term.name, values)
+    if term.op == "power" and values[0] and mp.im(values[0]) == 0 and values[0] < 0:
+        degree = _odd_degree(term.parts[1])
+        if degree:
+            # As the root is: x^{2/3} is the square of a real root of x.
+            return _root(values[0], degree) ** int(mp.nint(values[1] * degree))
     rule = _RULES.get(term.op)
     if rule is None:
         raise Undecided
     return rule(*values)
+
+
+def _odd_degree(exponent: Term) -> int:
+    """The denominator of an exponent such as 2/3 or -1/5, where it is odd; else 0."""
+    while exponent.op in ("neg", "group"):
+        exponent = exponent.parts[0]
+    if exponent.op != "frac" or any(part.op != "number" or part.name != "integer" for part in exponent.parts):
+        return 0
+    fraction = exponent.parts[0].value / exponent.parts[1].value if exponent.parts[1].value else 0
+    degree = getattr(fraction, "denominator", 0)
+    return degree if degree % 2 and 1 < degree < 1000 else 0
 
 
 def _power(base: Any, exponent: Any) -> Any:

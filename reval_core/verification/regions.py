@@ -177,6 +177,5 @@ def _is_at(limit: Constant) -> Callable[[Place], bool]:
 def _is_name(side: Reading) -> bool:
     if side.kind != "formula" or side.measure is not None or side.term is None:
         return False
-    return side.term.op == "symbol" or (side.term.op == "call" and side.term.parts[0].op == "symbol") or (
-        side.term.op == "mul" and len(side.term.parts) == 2 and side.text.endswith(")")
-    )
+    applied = side.term.op == "call" and len(side.term.name) == 1
+    return side.term.op == "symbol" or applied
