@@ -122,7 +122,7 @@ class _Reader:
     def side_by_side(self) -> Term:
         factors = [self.postfix()]
         while self.starts_factor():
-            if self.tokens[self.place].kind == "number":
+            if self.tokens[self.place].kind == "number" and self.tokens[self.place - 1].text != ")":
                 raise Unread  # "5 6" is no product
             factors.append(self.postfix())
         mixed = _mixed_number(factors[:2])

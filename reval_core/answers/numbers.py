@@ -236,8 +236,15 @@ def is_finished(term: Term) -> bool:
             return _is_reduced(above, below)
         if below.op == "number" and below.name == "integer" and below.value > 1:
             return _is_multiple(above, below)
-        return False
+        return _is_plain(above) and below.op == "power" and _is_lowest(term)
     return _is_irrational(term) or _is_multiple(term, None)
+
+
+def _is_lowest(term: Term) -> bool:
+    """Whether an integer over a power, ``\\frac{3}{2^{10}}``, cannot be reduced."""
+    above, below = term.parts
+    value = value_of(term)
+    return value is not None and _is_finished_power(*below.parts) and value.fraction.numerator == _signed_value(above)
 
 
 def _is_plain(term: Term) -> bool:

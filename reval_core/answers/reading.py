@@ -29,6 +29,7 @@ _ENVIRONMENTS = frozenset(["matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatr
 _SYSTEMS = frozenset(["cases", "aligned", "align", "gathered", "array"])
 _MONEY = frozenset(["$", "£", "€", "₹", "¥", "₩", "₽"])
 _UNIT_SIGNS = frozenset(["%", r"\permil", r"\circ", *_MONEY])
+_UNIT_LETTERS = frozenset("m g s h L N J W V A K".split())
 _GLUED_UNITS = frozenset("cm mm km kg ft lbs mph ml hr hrs min sec nm kph kmh".split())
 _DOUBTS = frozenset(
     "not never no none half twice double except but without unless less more fewer than wrong incorrect false "
@@ -36,6 +37,8 @@ _DOUBTS = frozenset(
 )
 _GLUED_CONJUNCTION = re.compile(r"(?<=[0-9)}\]])\s?(or|and)(?=[A-Z(\\$\[])")
 _QUOTED_LIST = re.compile(r"\[\s*(?:'[^']*'|\"[^\"]*\")(?:\s*,\s*(?:'[^']*'|\"[^\"]*\"))*\s*\]")
+_BASE = re.compile(r"-?([0-9]{1,60})_\{?\(?([0-9]{1,2})\)?\}?")
+_CLOCK = re.compile(r"([0-9]{1,2}):([0-5][0-9])(?::([0-5][0-9]))?(am|pm|h|hours)?")
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 _NAMING = frozenset(
     "\\frac \\angle \\triangle \\overline \\bar \\hat \\tilde \\vec \\overrightarrow \\mathbb \\circ".split()
@@ -74,6 +77,22 @@ def read_answer(text: str) -> Reading:
     if len(signs) > _MOST_TOKENS:
         return Reading("words", text)
     return _read(_unwrapped(_without_frame(signs)))
+
+
+def read_gold(text: str) -> Reading:
+    """What a gold is. Its number counts, whatever words stand after it: ``14 \\text{ right triangles}``."""
+    found = read_answer(text)
+    if found.kind != "words":
+        return found
+    signs = tokens(text)
+    start = next((place for place, token in enumerate(signs) if token.kind in ("word", "letters")), 0)
+    numbered = start and all(token.kind != "number" for token in signs[start:]) and not any(map(_is_sign_of_doubt, signs[start:]))
+    value = read_answer(_text(signs[:start])) if numbered else found
+    return value if value.kind == "formula" and value.value is not None else found
+
+
+def _is_sign_of_doubt(token: Token) -> bool:
+    return token.text.lower() in _DOUBTS or token.text.lower() in _CONJUNCTIONS or token.kind == "command"
 
 
 def _read(signs: Sequence[Token]) -> Reading:
@@ -270,20 +289,16 @@ def _clock_or_ratio(signs: Sequence[Token]) -> Reading | None:
     colons = [place for place, token in _outside(signs) if token.text == ":"]
     if not colons:
         return None
-    half = "".join(token.text for token in signs if token.kind in ("word", "letters")).lower()
     parts = _cut(signs, colons)
-    texts = ["".join(token.text for token in part) for part in parts]
-    if len(parts) in (2, 3) and re.fullmatch(r"[0-9]{1,2}", texts[0]):
-        minutes = "".join(token.text for token in parts[1] if token.kind == "number")
-        rest = [token for token in signs if token.kind != "number" and token.text not in (":", ".")]
-        plain = all(token.kind in ("word", "letters") for token in rest)
-        if re.fullmatch(r"[0-5][0-9]", minutes) and int(texts[0]) <= 24 and plain and half in ("", "am", "pm", "hours", "h"):
-            seconds = "".join(token.text for token in parts[2] if token.kind == "number") if len(parts) == 3 else ""
-            return Reading("time", f"{int(texts[0])}:{minutes}:{seconds or '00'}", name=half if half in ("am", "pm") else "")
     read = tuple(_member(part) for part in parts if part)
-    if len(read) == len(parts) and all(part.kind == "formula" for part in read):
-        return Reading("ratio", _text(signs), read)
-    return None
+    ratio = read if len(read) == len(parts) and all(part.kind == "formula" for part in read) else ()
+    plain = "".join(token.text for token in signs if token.text not in (".", "{", "}")).lower()
+    clock = _CLOCK.fullmatch(plain)
+    if clock is not None and int(clock[1]) <= 24:
+        plain_ratio = ratio if not clock[4] and not any(part.startswith("0") for part in plain.split(":")) else ()
+        text = f"{int(clock[1])}:{clock[2]}:{clock[3] or '00'}"
+        return Reading("time", text, plain_ratio, name=(clock[4] or "").removeprefix("h"))
+    return Reading("ratio", _text(signs), ratio) if ratio else None
 
 
 def _quantity(signs: Sequence[Token]) -> Reading:
@@ -325,13 +340,26 @@ def _with_unit(signs: Sequence[Token]) -> tuple[Sequence[Token], Measure | None]
         return (inner, measure) if measure is not None else (inner, read_measure(signs[:1]))
     if len(signs) > 2 and signs[0].text == "-" and signs[1].text in _MONEY:
         return [signs[0], *signs[2:]], read_measure(signs[1:2])
+    if len(signs) > 1 and signs[0].kind != "number" and signs[-1].kind == "number" and _is_money(signs[0]):
+        dotted = signs[1].text == "." and len(signs) > 2
+        return signs[2 if dotted else 1 :], read_measure(signs[:1])
     if any(token.kind == "command" and token.text[1:] in FUNCTIONS for token in signs):
         return signs, None
+    base = _BASE.fullmatch("".join(token.text for token in signs)) if len(signs) < 8 else None
+    if base is not None:
+        return [token for token in signs if token.text == "-"] + [Token("number", base[1])], Measure(((f"base {base[2]}", 1),))
+    if len(signs) == 2 and signs[0].kind == "number" and signs[1].spaced and signs[1].text in _UNIT_LETTERS:
+        return signs[:1], read_measure(signs[1:])
     for place, token in _outside(signs):
         if place and _may_begin_unit(signs, place, token):
             measure = read_measure(signs[place:])
             return (_unwrapped(signs[:place]), measure) if measure is not None else (signs, None)
     return signs, None
+
+
+def _is_money(token: Token) -> bool:
+    unit = unit_named(token.text) if len(token.text) > 1 else None
+    return unit is not None and unit.kind.startswith("money")
 
 
 def _may_begin_unit(signs: Sequence[Token], place: int, token: Token) -> bool:

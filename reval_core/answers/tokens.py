@@ -61,6 +61,7 @@ _ALIASES = {
     "sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln",
     "log", "exp", "pi", "infinity", "infty", "theta", "alpha", "beta", "gcd", "lcm", "max", "min",
 }  # fmt: skip
+_UNITS_TOO = {"pi", "min", "sec", "max"}
 _WORDS_AS_COMMANDS = {"infinity": r"\infty", "Infinity": r"\infty", "inf": r"\infty"}
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z])")
 _GROUPED = re.compile(r"(?<=[0-9])(?:\{,\}|,\\!)\s?(?=[0-9]{3}(?![0-9]))")
@@ -113,7 +114,7 @@ def _of_text(text: str) -> list[Token]:
             continue
         if kind == "word" and piece[0] in _WORDS_AS_COMMANDS:
             found.append(Token("command", r"\infty", spaced))
-        elif kind == "word" and piece[0] in _ALIASES and piece[0] not in ("pi",):
+        elif kind == "word" and piece[0] in _ALIASES - _UNITS_TOO:
             found.append(Token("command", "\\" + piece[0], spaced))
         elif kind != "sign" or piece[0] != "$":
             found.append(Token(kind, _SYNONYMS.get(piece[0], piece[0]), spaced))  # type: ignore[arg-type]

@@ -38,8 +38,8 @@ _KINDS: dict[str, str] = {
         tablespoon=0; teaspoon=0; barrel=0; bushel=0""",
     "area": "acre=0; hectare ha=0; sqft=0; sqm=0",
     "speed": "mph=0; kmph kmh kph=0",
-    "physics": r"""N newton=1; J joule=1; W watt=1; V volt=1; A amp ampere=1; hz hertz=1; pa pascal=1; C coulomb=1;
-        ohm \omega=1; ev=0; kj=0; kw kilowatt=0; mw=0; kpa=0; atm=0; mol mole=0; thz=0; ghz=0; mhz=0; khz=0; F farad=0;
+    "physics": r"""N newton=0; J joule=0; W watt=0; V volt=0; A amp ampere=0; hz hertz=0; pa pascal=0; C coulomb=0;
+        ohm \omega=0; ev=0; kj=0; kw kilowatt=0; mw=0; kpa=0; atm=0; mol mole=0; thz=0; ghz=0; mhz=0; khz=0; F farad=0;
         H henry=0; T tesla=0; erg=0; dyne=0; calorie cal=0; kcal=0; db decibel=0; bit=0; byte=0; gb=0; mb=0""",
 }
 _COUNTED = """
@@ -137,6 +137,7 @@ def read_measure(tokens: Sequence[Token]) -> Measure | None:
         word = token.text.lower().rstrip(".")
         place += 1
         if word in POWERS:
+            place += place < len(tokens) and tokens[place].text == "."
             after = unit_named(tokens[place].text) if place < len(tokens) else None
             if after is None or after.kind not in ("length", "count"):
                 return None

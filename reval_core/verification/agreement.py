@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from reval_core.answers import as_choice
 from reval_core.answers.grammar import Term
 from reval_core.answers.numbers import Constant, is_finished, value_of
-from reval_core.answers.reading import Reading, read_answer
+from reval_core.answers.reading import Reading, read_answer, read_gold
 from reval_core.answers.units import Measure
 from reval_core.verification.regions import Region, region_of, same_region
 
@@ -27,7 +27,7 @@ _PERCENT = (("percent", 1),)
 class Algebra:
     """What a worker can say of formulas, and of what the grammar does not know."""
 
-    same_formula: Callable[[Reading, Reading, bool], bool]
+    same_formula: Callable[[Reading, Reading, bool, bool], bool]
     same_equation: Callable[[Reading, Reading], bool]
     same_otherwise: Callable[[str, str, bool], bool]
 
@@ -43,7 +43,7 @@ def agree(gold: str, answer: str, lenient: bool, algebra: Algebra | None = None)
         chosen = as_choice(answer)
         if chosen is not None:
             return chosen == letter
-    return _Comparer(lenient, algebra).readings(read_answer(gold), read_answer(answer))
+    return _Comparer(lenient, algebra).readings(read_gold(gold), read_answer(answer))
 
 
 def _with_points(gold: str, answer: str) -> tuple[str, str]:
@@ -80,10 +80,12 @@ def some(verdicts: Iterable[bool | None]) -> bool | None:
     return None if unknown else False
 
 
+@dataclass(frozen=True)
 class _Comparer:
-    def __init__(self, lenient: bool, algebra: Algebra | None) -> None:
-        self.lenient = lenient
-        self.algebra = algebra
+    lenient: bool
+    algebra: Algebra | None
+    bound: bool = False
+    """Whether the gold defines a function: ``N(n) = …``, whose variable may have any name."""
 
     def readings(self, gold: Reading, answer: Reading) -> bool | None:
         """Whether two readings mean the same."""
@@ -122,6 +124,8 @@ class _Comparer:
             if "\\" in (gold.name[:1], answer.name[:1]) and {gold.name, answer.name} & {r"\in", r"\notin"}:
                 return self.regions(gold, answer)
             return self.ask(lambda algebra: algebra.same_equation(gold, answer))
+        if gold.kind == "assignment" and _is_function_value(gold.name) and not self.bound:
+            return replace(self, bound=True).assignments(gold, answer)
         named, other = (gold, answer) if gold.kind == "assignment" else (answer, gold)
         if other.kind == "relation" and other.name.split()[0] == "=":
             return self.ask(lambda algebra: algebra.same_equation(gold, answer))
@@ -185,9 +189,11 @@ class _Comparer:
                 return True
             return self.lenient and (_is_decimal(gold) or _is_decimal(answer)) and _rounds_to(values[0], values[1])
         sides = [Reading("formula", "", term=_scaled(term, size)) for term, size in ((gold, gold_size), (answer, answer_size))]
-        return self.ask(lambda algebra: algebra.same_formula(sides[0], sides[1], self.lenient))
+        return self.ask(lambda algebra: algebra.same_formula(sides[0], sides[1], self.lenient, self.bound))
 
     def ratios(self, gold: tuple[Reading, ...], answer: tuple[Reading, ...]) -> bool | None:
+        if not gold or not answer:
+            return False
         if len(gold) == len(answer) and not self.lenient:
             return every(map(self.readings, gold, answer))
         if len(gold) != len(answer):
@@ -345,13 +351,8 @@ def _quotient(parts: tuple[Reading, ...]) -> Reading:
 
 
 def _as_ratio(reading: Reading) -> tuple[Reading, ...]:
-    if reading.kind == "ratio":
+    if reading.kind in ("ratio", "time"):
         return reading.parts
-    if reading.kind == "time":
-        hours, minutes, seconds = reading.text.split(":")
-        if reading.name or seconds != "00":
-            return ()
-        return tuple(Reading("formula", part, term=Term("number", (), "integer", Fraction(part))) for part in (hours, minutes))
     return (reading,)
 
 

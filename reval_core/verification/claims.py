@@ -103,9 +103,11 @@ def verdict_at_sight(claim: Claim, answer: str | None, lenient: bool) -> Verdict
         return "error"  # without a gold nobody can be right, and that is not the response's fault
     if claim.gold_mode == "choice":
         return _choice_verdict(golds[0], answer)
+    if not lenient and _is_one_of_several(claim, answer):
+        return "wrong"
     if answer in golds:
         return "correct"
-    if not lenient and (is_copied(answer, claim.problem, golds) or _is_one_of_several(claim, answer)):
+    if not lenient and is_copied(answer, claim.problem, golds):
         return "wrong"
     verdicts = {gold: agree(gold, answer, lenient) for gold in golds}
     if True in verdicts.values():

@@ -19,19 +19,27 @@ def is_correct(golds: list[str], answer: str, lenient: bool) -> bool:
     return any(agree(gold, answer, lenient, _ALGEBRA) for gold in golds)
 
 
-def _same_formula(gold: Reading, answer: Reading, lenient: bool) -> bool:
-    """Leniently the one variable of an expression may have another name, and decimals are compared to six places."""
+def _same_formula(gold: Reading, answer: Reading, lenient: bool, bound: bool) -> bool:
+    """Leniently the one variable of an expression may have another name, and decimals are compared to six places.
+
+    The same letter in another case is no other name. Where a function is defined its variable is `bound`, and may
+    always have any name.
+    """
     one, other = gold.term, answer.term
     assert one is not None and other is not None, "formulas that were read"
     if one == other:
         return True
-    renamed = lenient and "symbol" not in (one.op, other.op)
+    renamed = bound or (lenient and "symbol" not in (one.op, other.op) and not _of_other_case(one, other))
     try:
         if same_function(one, other, renamed):
             return True
         return lenient and _has_decimal(one, other) and _rounds_to(number(one), number(other))
     except (Undecided, KeyError):
         return False
+
+
+def _of_other_case(one: Any, other: Any) -> bool:
+    return {name.lower() for name in symbols_of(one)} == {name.lower() for name in symbols_of(other)}
 
 
 def _has_decimal(*terms: Any) -> bool:

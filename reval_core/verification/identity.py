@@ -105,7 +105,9 @@ def _points(names: set[str]) -> Sequence[Mapping[str, Any]]:
 def _close(one: Any, other: Any, digits: int, noise: Any) -> bool:
     with mp.workdps(digits):
         size = max(abs(one), abs(other))
-        return bool(size <= noise or abs(one - other) <= size * mp.mpf(10) ** -_CERTAIN)
+        # Half of the digits beyond the first ones may be lost to cancellation, and no more.
+        certain = _CERTAIN + (digits - _DIGITS) // 2
+        return bool(size <= noise or abs(one - other) <= size * mp.mpf(10) ** -certain)
 
 
 def _pair(
