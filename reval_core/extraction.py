@@ -41,15 +41,16 @@ _JOINT = re.compile(
 )
 # Words before a number, within its clause, that make it another one or none.
 _DOUBT = re.compile(
-    r"(?i:\b(?:not|never|no|nor|neither|hardly|half|third|quarter|twice|thrice|double|triple|times|minus|plus|without"
-    r"|except|excluding|besides|anything|everything|nothing|other than|rather than|instead of|unlike|wrong|incorrect"
-    r"|false(?:ly)?|more than|less than|fewer than|greater than|larger than|smaller than|at least|at most|over|under"
-    r"|above|below|up to|between|opposite|negative|square|cube|root|inverse|reciprocal|percent of|multiple)\b|n't\b)"
+    r"(?i:\b(?:not|never|no|nor|neither|hardly|half|third|quarter|twice|thrice|double|triple|times|minus|plus"
+    r"|without|except|excluding|besides|anything|everything|nothing|other than|rather than|instead of|unlike|wrong"
+    r"|incorrect|false(?:ly)?|(?:more|less|fewer|greater|larger|smaller) than|at least|at most|over"
+    r"|under|above|below|up to|opposite|negative|square|cube|root|inverse|reciprocal|percent of|multiple)\b|n't\b)"
 )
 _CLAUSE = re.compile(r"[.,;:!?0-9]|\b(?:it's|which|so|that)\b")
 _CHANGE = re.compile(
-    r"(?i:[\s$*)]{0,4}(?:is|was|are)?\s{0,2}(?:not\b|n't\b|wrong|incorrect|false|(?:hundred|thousand|[mbtr]+illion|dozen|score"
-    r"|gross|million)s?\b|half|halves|squared|cubed|factorial|times\b|or\s|and a (?:half|third|quarter)|percent of|if\b"
+    r"(?i:[\s$*)]{0,4}(?:is|was|are)?\s{0,2}(?:not\b|n't\b|wrong|incorrect|false"
+    r"|(?:hundred|thousand|[mbtr]+illion|dozen|score|gross)s?\b"
+    r"|half|halves|squared|cubed|factorial|times\b|or\s|and a (?:half|third|quarter)|percent of|if\b"
     r"|unless\b|point\s|plus\b|minus\b|divided|multiplied|to the power))"
 )
 _THOUGHTS_END = "</think>"

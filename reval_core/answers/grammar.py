@@ -10,19 +10,17 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from reval_core.answers.tokens import Token
+from reval_core.answers.tokens import Token, words_of
 
-_LONGEST = 600
-_DEEPEST = 30
+_LONGEST = 400
+_DEEPEST = 60
 _LONGEST_NUMBER = 2000
 
-FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp gcd lcm min max".split()
-)
-GREEK = frozenset(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho varrho sigma "
-    "varsigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell "
-    "hbar".split()
+FUNCTIONS = words_of("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp gcd lcm min max")
+GREEK = words_of(
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho "
+    "varrho sigma varsigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma "
+    "Upsilon Phi Psi Omega ell hbar"
 )
 _APPLIED = frozenset("fgh")
 _REPEATING = re.compile(
@@ -178,7 +176,7 @@ class _Reader:
             return self.group("{", "}")
         if self.peek() == "-":
             self.take()
-            return Term("neg", (self.argument(),))
+            return Term("neg", (self.atom(),))
         return self.atom()
 
     def digit_or_group(self) -> Term:
@@ -199,8 +197,14 @@ class _Reader:
         return inside if opening == "{" else Term("group", (inside,))
 
     def atom(self) -> Term:
-        if self.place >= len(self.tokens):
+        self.depth += 1
+        if self.depth > _DEEPEST or self.place >= len(self.tokens):
             raise Unread
+        found = self.plain_atom()
+        self.depth -= 1
+        return found
+
+    def plain_atom(self) -> Term:
         token = self.tokens[self.place]
         if token.kind == "number":
             self.place += 1
@@ -326,7 +330,7 @@ class _Reader:
         return factors[0] if len(factors) == 1 else Term("mul", tuple(factors))
 
 
-_OPENING_COMMANDS = frozenset(["frac", "binom", "sqrt", "lfloor", "lceil", "pi", "infty"])
+_OPENING_COMMANDS = words_of("frac binom sqrt lfloor lceil pi infty")
 
 
 def _number(text: str) -> Term:

@@ -7,6 +7,7 @@ rounding. Sizes are checked before anything is computed.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -53,16 +54,15 @@ def _value(term: Term) -> Constant | None:
         if value is None or _bits(value) > _MOST_BITS:
             return None
         values.append(value)
-    found = rule(*values) if term.op != "mul" and term.op != "add" else _folded(rule, values)
-    return found
+    return _folded(rule, values) if term.op in ("add", "mul") else rule(*values)
 
 
-def _folded(rule: object, values: list[Constant]) -> Constant | None:
+def _folded(rule: Callable[[Constant, Constant], Constant | None], values: list[Constant]) -> Constant | None:
     found: Constant | None = values[0]
     for value in values[1:]:
         if found is None or _bits(found) > _MOST_BITS:
             return None
-        found = rule(found, value)  # type: ignore[operator]
+        found = rule(found, value)
     return found
 
 
@@ -194,11 +194,11 @@ def _rounded(one: Constant, up: bool) -> Constant | None:
     return Constant(Fraction(math.ceil(one.fraction) if up else math.floor(one.fraction)))
 
 
-_RULES = {
+_RULES: dict[str, Callable[..., Constant | None]] = {
     "add": _add,
     "mul": _times,
     "scientific": _times,
-    "mixed": lambda whole, part: _add(whole, part),
+    "mixed": _add,
     "neg": lambda one: _normal(-one.fraction, one.radicand, one.pi),
     "frac": _over,
     "power": _power,
@@ -244,7 +244,9 @@ def _is_lowest(term: Term) -> bool:
     """Whether an integer over a power, ``\\frac{3}{2^{10}}``, cannot be reduced."""
     above, below = term.parts
     value = value_of(term)
-    return value is not None and _is_finished_power(*below.parts) and value.fraction.numerator == _signed_value(above)
+    return (
+        value is not None and _is_finished_power(*below.parts) and value.fraction.numerator == _signed_value(above)
+    )
 
 
 def _is_plain(term: Term) -> bool:
@@ -289,7 +291,7 @@ def _is_multiple(term: Term, below: Term | None) -> bool:
         term = term.parts[0]
     if _is_irrational(term):
         return True
-    if term.op != "mul" or term.name == "*" and len(term.parts) != 2:
+    if term.op != "mul" or (term.name == "*" and len(term.parts) != 2):
         return False
     first, *others = term.parts
     if first.op == "frac" and below is None:

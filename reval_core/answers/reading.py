@@ -6,52 +6,64 @@ Whatever is not understood in full stays what it is, and is equal to nothing els
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
+from reval_core.answers.brackets import (
+    CLOSING,
+    CONJUNCTIONS,
+    OPENING,
+    as_text,
+    cut,
+    depth_of,
+    outside,
+    partner,
+    parts_thousands,
+    split,
+    unwrapped,
+)
 from reval_core.answers.grammar import FUNCTIONS, GREEK, Term, Unread, read_formula
 from reval_core.answers.numbers import Constant, value_of
-from reval_core.answers.tokens import Token, tokens
+from reval_core.answers.tokens import Token, tokens, words_of
 from reval_core.answers.units import FILLERS, Measure, read_measure, unit_named
 
-Kind = Literal["formula", "words", "time", "ratio", "assignment", "relation", "tuple", "set", "list", "union", "matrix"]
+Kind = Literal[
+    "formula", "words", "time", "ratio", "assignment", "relation", "tuple", "set", "list", "union", "matrix"
+]
 
 _MOST_TOKENS = 1500
-_OPENING = frozenset(["(", "[", "{", r"\{", r"\langle", r"\lfloor", r"\lceil"])
-_CLOSING = frozenset([")", "]", "}", r"\}", r"\rangle", r"\rfloor", r"\rceil"])
-_RELATIONS = frozenset(["=", "<", ">", r"\le", r"\ge", r"\ne", r"\in", r"\notin", r"\approx", r"\equiv", r"\sim"])
+_DEEPEST = 40
+_RELATIONS = words_of(r"= < > \le \ge \ne \in \notin \approx \equiv \sim")
 _SET_OPERATIONS = frozenset([r"\cup", r"\cap", r"\setminus"])
-_SEPARATORS = frozenset([",", ";"])
-_CONJUNCTIONS = frozenset(["and", "or"])
 _ENVIRONMENTS = frozenset(["matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array"])
 _SYSTEMS = frozenset(["cases", "aligned", "align", "gathered", "array"])
-_MONEY = frozenset(["$", "£", "€", "₹", "¥", "₩", "₽"])
+_MONEY = words_of("$ £ € ₹ ¥ ₩ ₽")
 _UNIT_SIGNS = frozenset(["%", r"\permil", r"\circ", *_MONEY])
-_UNIT_LETTERS = frozenset("m g s h L N J W V A K".split())
-_GLUED_UNITS = frozenset("cm mm km kg ft lbs mph ml hr hrs min sec nm kph kmh".split())
-_DOUBTS = frozenset(
-    "not never no none half twice double except but without unless less more fewer than wrong incorrect false "
-    "maybe perhaps possibly neither nor either anything other".split()
+_UNIT_LETTERS = words_of("m g s h L N J W V A K")
+_GLUED_UNITS = words_of("cm mm km kg ft lbs mph ml hr hrs min sec nm kph kmh")
+_DOUBTS = words_of(
+    "not never no none half twice double except but without unless less more fewer than wrong incorrect "
+    "false maybe perhaps possibly neither nor either anything other"
 )
 _GLUED_CONJUNCTION = re.compile(r"(?<=[0-9)}\]])\s?(or|and)(?=[A-Z(\\$\[])")
 _QUOTED_LIST = re.compile(r"\[\s*(?:'[^']*'|\"[^\"]*\")(?:\s*,\s*(?:'[^']*'|\"[^\"]*\"))*\s*\]")
 _BASE = re.compile(r"-?([0-9]{1,60})_\{?\(?([0-9]{1,2})\)?\}?")
 _CLOCK = re.compile(r"([0-9]{1,2}):([0-5][0-9])(?::([0-5][0-9]))?(am|pm|h|hours)?")
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
-_NAMING = frozenset(
-    "\\frac \\angle \\triangle \\overline \\bar \\hat \\tilde \\vec \\overrightarrow \\mathbb \\circ".split()
-) | {"\\" + name for name in GREEK}
+_NAMING = words_of(r"\frac \angle \triangle \overline \bar \hat \tilde \vec \overrightarrow \mathbb \circ") | {
+    "\\" + name for name in GREEK
+}
 
 
 @dataclass(frozen=True)
 class Reading:
     """An answer as it is understood.
 
-    `text` is its LaTeX without layout. Of a formula `term` is its tree, None where the grammar does not know it, and
-    `measure` its unit; of the others `parts` are the members, the sides, the rows or the value, and `name` the pair of
-    brackets, the signs of relation between the sides, or the name that a value is assigned to.
+    `text` is its LaTeX without layout. Of a formula `term` is its tree, None where the grammar does not know it,
+    and `measure` its unit; of the others `parts` are the members, the sides, the rows or the value, and `name` the
+    pair of brackets, the signs of relation between the sides, or the name that a value is assigned to.
     """
 
     kind: Kind
@@ -74,9 +86,9 @@ def read_answer(text: str) -> Reading:
         members = [one[1] or one[2] or "" for one in _QUOTED.finditer(text)]
         text = ", ".join(member.replace("\\\\", "\\") for member in members)
     signs = tokens(_GLUED_CONJUNCTION.sub(r" \1 ", text))
-    if len(signs) > _MOST_TOKENS:
+    if len(signs) > _MOST_TOKENS or depth_of(signs) > _DEEPEST:
         return Reading("words", text)
-    return _read(_unwrapped(_without_frame(signs)))
+    return _read(unwrapped(_without_frame(signs)))
 
 
 def read_gold(text: str) -> Reading:
@@ -86,20 +98,24 @@ def read_gold(text: str) -> Reading:
         return found
     signs = tokens(text)
     start = next((place for place, token in enumerate(signs) if token.kind in ("word", "letters")), 0)
-    numbered = start and all(token.kind != "number" for token in signs[start:]) and not any(map(_is_sign_of_doubt, signs[start:]))
-    value = read_answer(_text(signs[:start])) if numbered else found
+    numbered = (
+        start
+        and all(token.kind != "number" for token in signs[start:])
+        and not any(map(_is_sign_of_doubt, signs[start:]))
+    )
+    value = read_answer(as_text(signs[:start])) if numbered else found
     return value if value.kind == "formula" and value.value is not None else found
 
 
 def _is_sign_of_doubt(token: Token) -> bool:
-    return token.text.lower() in _DOUBTS or token.text.lower() in _CONJUNCTIONS or token.kind == "command"
+    return token.text.lower() in _DOUBTS or token.text.lower() in CONJUNCTIONS or token.kind == "command"
 
 
 def _read(signs: Sequence[Token]) -> Reading:
     groups = _groups(signs)
     if groups:
-        return Reading("list", _text(signs), groups)
-    members = [_unwrapped(member) for member in _split(signs)]
+        return Reading("list", as_text(signs), groups)
+    members = [unwrapped(member) for member in split(signs)]
     members = [member for member in members if member]
     if len(members) == 1:
         return _as_list(_expanded(_member(members[0])))
@@ -107,16 +123,16 @@ def _read(signs: Sequence[Token]) -> Reading:
         return Reading("words", "")
     names = _shared_name(members)
     found = [one for member in names for one in _expanded(_member(member))]
-    return Reading("list", _text(signs), tuple(found))
+    return Reading("list", as_text(signs), tuple(found))
 
 
 def _groups(signs: Sequence[Token]) -> tuple[Reading, ...]:
     """The tuples of ``p = 5, q = 2; p = 7, q = 2``: groups parted by semicolons, of members parted by commas."""
-    stops = [place for place, token in _outside(signs) if token.text == ";"]
-    commas = [place for place, token in _outside(signs) if token.text == "," and not _parts_thousands(signs, place)]
+    stops = [place for place, token in outside(signs) if token.text == ";"]
+    commas = [place for place, token in outside(signs) if token.text == "," and not parts_thousands(signs, place)]
     if not stops or not commas:
         return ()
-    groups = [_split(group) for group in _cut(signs, stops)]
+    groups = [split(group) for group in cut(signs, stops)]
     if len({len(group) for group in groups}) != 1 or not all(member for group in groups for member in group):
         return ()
     return tuple(Reading("tuple", "", tuple(_value(_member(member)) for member in group), "()") for group in groups)
@@ -156,8 +172,8 @@ def _signed(term: Term, plus: str) -> Term:
 def _shared_name(members: Sequence[Sequence[Token]]) -> list[Sequence[Token]]:
     """``n = 2, 3, 4`` names each of its members."""
     first = members[0]
-    equals = [place for place, token in _outside(first) if token.text == "="]
-    bare = all(not any(token.text in _RELATIONS for _, token in _outside(one)) for one in members[1:])
+    equals = [place for place, token in outside(first) if token.text == "="]
+    bare = all(not any(token.text in _RELATIONS for _, token in outside(one)) for one in members[1:])
     if len(equals) == 1 and bare and len(members) > 1 and _is_name(first[: equals[0]]):
         return [first[equals[0] + 1 :], *members[1:]]
     return list(members)
@@ -165,22 +181,22 @@ def _shared_name(members: Sequence[Sequence[Token]]) -> list[Sequence[Token]]:
 
 def _member(signs: Sequence[Token]) -> Reading:
     """One answer, without separators outside its brackets."""
-    signs = _without_leading_words(_unwrapped(signs))
+    signs = _without_leading_words(unwrapped(signs))
     matrix = _matrix(signs)
     if matrix is not None:
         return matrix
-    relations = [place for place, token in _outside(signs) if token.text in _RELATIONS]
+    relations = [place for place, token in outside(signs) if token.text in _RELATIONS]
     if relations:
         return _relation(signs, relations)
-    operations = [place for place, token in _outside(signs) if token.text in _SET_OPERATIONS]
+    operations = [place for place, token in outside(signs) if token.text in _SET_OPERATIONS]
     if operations:
-        parts = tuple(_member(part) for part in _cut(signs, operations))
-        return Reading("union", _text(signs), parts, " ".join(signs[place].text for place in operations))
+        parts = tuple(_member(part) for part in cut(signs, operations))
+        return Reading("union", as_text(signs), parts, " ".join(signs[place].text for place in operations))
     return _bracketed(signs) or _clock_or_ratio(signs) or _quantity(signs)
 
 
 def _relation(signs: Sequence[Token], places: Sequence[int]) -> Reading:
-    sides = _cut(signs, places)
+    sides = cut(signs, places)
     names = [signs[place].text for place in places]
     if r"\approx" in names:
         first = names.index(r"\approx")
@@ -192,16 +208,16 @@ def _relation(signs: Sequence[Token], places: Sequence[int]) -> Reading:
     if not all(sides):
         # "= 5" states 5; "x >" states nothing that is known here.
         stated = [side for side in sides if side]
-        return _member(stated[0]) if len(stated) == 1 and set(names) == {"="} else Reading("words", _text(signs))
+        return _member(stated[0]) if len(stated) == 1 and set(names) == {"="} else Reading("words", as_text(signs))
     if not names:
         return _member(sides[0])
     if set(names) == {"="} and not _is_name(sides[0]) and len(sides) == 2 and _is_name(sides[1]):
         sides = sides[::-1]
     if _is_name(sides[0]) and (set(names) == {"="} or names in ([r"\in"], [r"\notin"])):
-        name = _text(sides[0]) if names[0] == "=" else names[0]
-        parts = tuple(_read(_unwrapped(side)) for side in sides)
-        return Reading("assignment", _text(signs), parts, name)
-    return Reading("relation", _text(signs), tuple(_member(side) for side in sides), " ".join(names))
+        name = as_text(sides[0]) if names[0] == "=" else names[0]
+        parts = tuple(_read(unwrapped(side)) for side in sides)
+        return Reading("assignment", as_text(signs), parts, name)
+    return Reading("relation", as_text(signs), tuple(_member(side) for side in sides), " ".join(names))
 
 
 def _is_name(signs: Sequence[Token]) -> bool:
@@ -213,8 +229,10 @@ def _is_name(signs: Sequence[Token]) -> bool:
         if _is_doubt(token.text) or (token.kind == "command" and token.text not in _NAMING):
             return False
         plain = token.kind in ("letters", "word", "command") or token.text in tuple("()[]{}|,:_'")
-        argument = token.kind == "number" and place and (
-            texts[place - 1] in ("_", "(", ",") or texts[max(0, place - 2) : place] == ["_", "{"]
+        argument = (
+            token.kind == "number"
+            and place
+            and (texts[place - 1] in ("_", "(", ",") or texts[max(0, place - 2) : place] == ["_", "{"])
         )
         if not plain and not argument:
             return False
@@ -227,35 +245,35 @@ def _is_doubt(word: str) -> bool:
 
 def _bracketed(signs: Sequence[Token]) -> Reading | None:
     """A tuple, an interval or a set."""
-    if len(signs) < 2 or signs[0].text not in _OPENING or _partner(signs) != len(signs) - 1:
+    if len(signs) < 2 or signs[0].text not in OPENING or partner(signs) != len(signs) - 1:
         return None
     pair = signs[0].text + signs[-1].text
     inside = signs[1:-1]
     if pair == r"\{\}":
-        bars = [place for place, token in _outside(inside) if token.text in ("|", ":")]
+        bars = [place for place, token in outside(inside) if token.text in ("|", ":")]
         if len(bars) == 1:
             return _member(inside[bars[0] + 1 :])
-        return Reading("set", _text(signs), _members(inside), pair)
+        return Reading("set", as_text(signs), _members(inside), pair)
     if signs[0].text in (r"\lfloor", r"\lceil"):
         return None
-    parts = _split(inside, within=True)
+    parts = split(inside, within=True)
     if len(parts) < 2:
         return None
-    return Reading("tuple", _text(signs), tuple(_member(part) for part in parts if part), pair)
+    return Reading("tuple", as_text(signs), tuple(_member(part) for part in parts if part), pair)
 
 
 def _members(signs: Sequence[Token]) -> tuple[Reading, ...]:
-    parts = [_unwrapped(part) for part in _split(signs, within=True)]
+    parts = [unwrapped(part) for part in split(signs, within=True)]
     return tuple(one for part in parts if part for one in _expanded(_member(part)))
 
 
 def _matrix(signs: Sequence[Token]) -> Reading | None:
     """A matrix, or the equations of a system as a list."""
     if signs and signs[0].text == "Matrix":
-        inside = _bracketed(_unwrapped(signs[1:]))
+        inside = _bracketed(unwrapped(signs[1:]))
         return None if inside is None else _matrix_of(inside)
-    if len(signs) > 2 and signs[0].text in _OPENING and signs[1].text == r"\begin":
-        closed = signs[-1].text in _CLOSING or signs[-1].text == "."
+    if len(signs) > 2 and signs[0].text in OPENING and signs[1].text == r"\begin":
+        closed = signs[-1].text in CLOSING or signs[-1].text == "."
         return _matrix(signs[1:-1] if closed else signs[1:])
     if len(signs) < 8 or signs[0].text != r"\begin" or signs[-4].text != r"\end":
         return None
@@ -266,16 +284,19 @@ def _matrix(signs: Sequence[Token]) -> Reading | None:
         return None
     body = signs[4:-4]
     if body and body[0].text == "{" and name == "array":
-        body = body[_partner(body) + 1 :]
+        body = body[partner(body) + 1 :]
     if body and body[0].text == "[":
-        body = body[_partner(body) + 1 :]
-    rows = [row for row in _cut(body, [place for place, token in _outside(body) if token.text == r"\\"]) if row]
-    if any(token.text in _RELATIONS for row in rows for _, token in _outside(row)) or name in ("cases", "aligned"):
+        body = body[partner(body) + 1 :]
+    rows = [row for row in cut(body, [place for place, token in outside(body) if token.text == r"\\"]) if row]
+    if any(token.text in _RELATIONS for row in rows for _, token in outside(row)) or name in ("cases", "aligned"):
         plain = [[token for token in row if token.text != "&"] for row in rows]
-        return Reading("list", _text(signs), tuple(_member(row) for row in plain if row))
-    cells = [_cut(row, [place for place, token in _outside(row) if token.text == "&"]) for row in rows]
-    read = tuple(Reading("tuple", _text(row), tuple(map(_member, row_cells))) for row, row_cells in zip(rows, cells, strict=True))
-    return Reading("matrix", _text(signs), read)
+        return Reading("list", as_text(signs), tuple(_member(row) for row in plain if row))
+    cells = [cut(row, [place for place, token in outside(row) if token.text == "&"]) for row in rows]
+    read = tuple(
+        Reading("tuple", as_text(row), tuple(map(_member, row_cells)))
+        for row, row_cells in zip(rows, cells, strict=True)
+    )
+    return Reading("matrix", as_text(signs), read)
 
 
 def _matrix_of(rows: Reading) -> Reading:
@@ -286,10 +307,10 @@ def _matrix_of(rows: Reading) -> Reading:
 
 
 def _clock_or_ratio(signs: Sequence[Token]) -> Reading | None:
-    colons = [place for place, token in _outside(signs) if token.text == ":"]
+    colons = [place for place, token in outside(signs) if token.text == ":"]
     if not colons:
         return None
-    parts = _cut(signs, colons)
+    parts = cut(signs, colons)
     read = tuple(_member(part) for part in parts if part)
     ratio = read if len(read) == len(parts) and all(part.kind == "formula" for part in read) else ()
     plain = "".join(token.text for token in signs if token.text not in (".", "{", "}")).lower()
@@ -298,24 +319,28 @@ def _clock_or_ratio(signs: Sequence[Token]) -> Reading | None:
         plain_ratio = ratio if not clock[4] and not any(part.startswith("0") for part in plain.split(":")) else ()
         text = f"{int(clock[1])}:{clock[2]}:{clock[3] or '00'}"
         return Reading("time", text, plain_ratio, name=(clock[4] or "").removeprefix("h"))
-    return Reading("ratio", _text(signs), ratio) if ratio else None
+    return Reading("ratio", as_text(signs), ratio) if ratio else None
 
 
 def _quantity(signs: Sequence[Token]) -> Reading:
     """A formula with its unit, or words."""
     signs, measure = _with_unit(signs)
     try:
-        return Reading("formula", _text(signs), term=_plain_number(signs) or read_formula(signs), measure=measure)
+        return Reading("formula", as_text(signs), term=_plain_number(signs) or read_formula(signs), measure=measure)
     except Unread:
         pass
     if _is_wordy(signs) or measure is not None:
-        return Reading("words", _text(signs))
-    return Reading("formula", _text(signs))
+        return Reading("words", as_text(signs))
+    return Reading("formula", as_text(signs))
 
 
 def _plain_number(signs: Sequence[Token]) -> Term | None:
     """A number with its thousands parted by commas, and words that the grammar would take for products."""
-    if len(signs) > 2 and signs[1].text == "," and all(token.kind == "number" or token.text in ",-+" for token in signs):
+    if (
+        len(signs) > 2
+        and signs[1].text == ","
+        and all(token.kind == "number" or token.text in ",-+" for token in signs)
+    ):
         return read_formula(tokens("".join(token.text for token in signs).replace(",", "")))
     if not any(token.kind == "number" for token in signs) and _is_wordy(signs):
         raise Unread
@@ -330,12 +355,12 @@ def _is_wordy(signs: Sequence[Token]) -> bool:
     if any(token.kind == "word" and (len(token.text) > 1 or not token.text.isascii()) for token in signs):
         return True
     several = sum(len(run) > 1 for run in letters) > 1 and all(token.kind == "letters" for token in signs)
-    return several or any(len(run) >= 3 for run in letters) or any(run in _CONJUNCTIONS for run in letters)
+    return several or any(len(run) >= 3 for run in letters) or any(run in CONJUNCTIONS for run in letters)
 
 
 def _with_unit(signs: Sequence[Token]) -> tuple[Sequence[Token], Measure | None]:
     """A number's tokens without those of the unit beside it, and that unit."""
-    if len(signs) > 1 and signs[0].text in _MONEY or (signs and signs[0].text in (r"\circ",)):
+    if (len(signs) > 1 and signs[0].text in _MONEY) or (signs and signs[0].text in (r"\circ",)):
         inner, measure = _with_unit(signs[1:])
         return (inner, measure) if measure is not None else (inner, read_measure(signs[:1]))
     if len(signs) > 2 and signs[0].text == "-" and signs[1].text in _MONEY:
@@ -347,13 +372,15 @@ def _with_unit(signs: Sequence[Token]) -> tuple[Sequence[Token], Measure | None]
         return signs, None
     base = _BASE.fullmatch("".join(token.text for token in signs)) if len(signs) < 8 else None
     if base is not None:
-        return [token for token in signs if token.text == "-"] + [Token("number", base[1])], Measure(((f"base {base[2]}", 1),))
+        return [token for token in signs if token.text == "-"] + [Token("number", base[1])], Measure(
+            ((f"base {base[2]}", 1),)
+        )
     if len(signs) == 2 and signs[0].kind == "number" and signs[1].spaced and signs[1].text in _UNIT_LETTERS:
         return signs[:1], read_measure(signs[1:])
-    for place, token in _outside(signs):
+    for place, token in outside(signs):
         if place and _may_begin_unit(signs, place, token):
             measure = read_measure(signs[place:])
-            return (_unwrapped(signs[:place]), measure) if measure is not None else (signs, None)
+            return (unwrapped(signs[:place]), measure) if measure is not None else (signs, None)
     return signs, None
 
 
@@ -375,7 +402,11 @@ def _may_begin_unit(signs: Sequence[Token], place: int, token: Token) -> bool:
     if token.kind == "word":
         return True
     if token.kind == "letters" and len(token.text) > 1:
-        known = unit_named(token.text) is not None or token.text.lower() in FILLERS or token.text.lower() in ("square", "sq", "cubic", "in")
+        known = (
+            unit_named(token.text) is not None
+            or token.text.lower() in FILLERS
+            or token.text.lower() in ("square", "sq", "cubic", "in")
+        )
         return known and (token.spaced or token.text in _GLUED_UNITS or len(token.text) > 3)
     return False
 
@@ -383,7 +414,12 @@ def _may_begin_unit(signs: Sequence[Token], place: int, token: Token) -> bool:
 def _without_leading_words(signs: Sequence[Token]) -> Sequence[Token]:
     """Without "the answer is" and the like before a number or a formula."""
     place = 0
-    while place < len(signs) and signs[place].kind in ("letters", "word") and signs[place].text.lower() in FILLERS and len(signs[place].text) > 1:
+    while (
+        place < len(signs)
+        and signs[place].kind in ("letters", "word")
+        and signs[place].text.lower() in FILLERS
+        and len(signs[place].text) > 1
+    ):
         place += 1
     rest = signs[place:]
     if place and rest and rest[0].text == ":":
@@ -393,92 +429,15 @@ def _without_leading_words(signs: Sequence[Token]) -> Sequence[Token]:
 
 def _without_frame(signs: Sequence[Token]) -> Sequence[Token]:
     """Without a final stop or exclamation after words, and quotation marks around all."""
-    if len(signs) > 1 and signs[-1].text in ("!", ".") and signs[-2].kind in ("word", "letters") and len(signs[-2].text) > 1:
+    if (
+        len(signs) > 1
+        and signs[-1].text in ("!", ".")
+        and signs[-2].kind in ("word", "letters")
+        and len(signs[-2].text) > 1
+    ):
         return _without_frame(signs[:-1])
     if len(signs) > 1 and signs[-1].text == "." and signs[-2].kind != "sign":
         return signs[:-1]
     if len(signs) > 2 and signs[0].text == signs[-1].text == '"':
         return signs[1:-1]
     return signs
-
-
-def _unwrapped(signs: Sequence[Token]) -> Sequence[Token]:
-    """Without brackets around all of it that hold one answer: ``{5}``, ``(5)``, ``\\text{(A)}``."""
-    while len(signs) > 2 and signs[0].text in ("(", "{") and _partner(signs) == len(signs) - 1 and signs[-1].text in (")", "}"):
-        if signs[0].text == "(" and (len(_split(signs[1:-1], within=True)) > 1 or signs[-1].text != ")"):
-            break
-        signs = signs[1:-1]
-    return signs
-
-
-def _outside(signs: Sequence[Token]) -> Iterator[tuple[int, Token]]:
-    """The tokens outside all brackets and environments."""
-    depth = 0
-    for place, token in enumerate(signs):
-        if token.text in _OPENING or token.text == r"\begin":
-            depth += 1
-        elif token.text in _CLOSING or token.text == r"\end":
-            depth -= 1
-        elif depth == 0:
-            yield place, token
-
-
-def _partner(signs: Sequence[Token]) -> int:
-    """Where the bracket closes that opens first; -1 where it does not."""
-    depth = 0
-    for place, token in enumerate(signs):
-        depth += (token.text in _OPENING) - (token.text in _CLOSING)
-        if depth == 0:
-            return place
-    return -1
-
-
-def _split(signs: Sequence[Token], within: bool = False) -> list[Sequence[Token]]:
-    """The members of a list: at commas, semicolons, "and" and "or" outside all brackets, but not within 1,657.
-
-    `within` brackets only commas and semicolons part, and every comma does.
-    """
-    places = [
-        place
-        for place, token in _outside(signs)
-        if (token.text in _SEPARATORS and (within or not _parts_thousands(signs, place)))
-        or (not within and token.kind != "sign" and token.text.lower() in _CONJUNCTIONS)
-    ]
-    return _cut(signs, places)
-
-
-def _parts_thousands(signs: Sequence[Token], place: int) -> bool:
-    """Whether a comma stands within one number."""
-    if place == 0 or place + 1 >= len(signs) or signs[place].text != ",":
-        return False
-    before, after = signs[place - 1], signs[place + 1]
-    if before.kind != "number" or after.kind != "number" or signs[place].spaced or after.spaced:
-        return False
-    first = place < 2 or signs[place - 2].text != ","
-    fits = re.fullmatch(r"[1-9][0-9]{0,2}" if first else r"[0-9]{3}", before.text)
-    return fits is not None and re.fullmatch(r"[0-9]{3}(?:\.[0-9]*)?", after.text) is not None and _ends(signs, place + 1)
-
-
-def _ends(signs: Sequence[Token], place: int) -> bool:
-    """Whether the groups of three digits go on to the end of the number."""
-    while place + 2 < len(signs) and signs[place + 1].text == "," and not signs[place + 2].spaced:
-        if re.fullmatch(r"[0-9]{3}(?:\.[0-9]*)?", signs[place + 2].text) is None:
-            return False
-        place += 2
-    return True
-
-
-def _cut(signs: Sequence[Token], places: Sequence[int]) -> list[Sequence[Token]]:
-    starts = [0, *[place + 1 for place in places]]
-    return [signs[start:end] for start, end in zip(starts, [*places, len(signs)], strict=True)]
-
-
-def _text(signs: Sequence[Token]) -> str:
-    """The tokens as LaTeX again."""
-    pieces: list[str] = []
-    for token in signs:
-        apart = bool(pieces) and (token.spaced or (pieces[-1][:1] == "\\" and pieces[-1][1:].isalpha()))
-        if apart and token.kind in ("letters", "number"):
-            pieces.append(" ")
-        pieces.append(rf"\text{{ {token.text} }}" if token.kind == "word" and len(token.text) > 1 else token.text)
-    return "".join(pieces)

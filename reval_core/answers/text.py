@@ -1,7 +1,4 @@
-r"""The form in which answers are compared: text in, text out, no mathematics.
-
-`reval_core.extraction` finds answers; whether two mean the same is for `reval_core.verification`.
-"""
+"""The form in which answers are compared: text in, text out, no mathematics."""
 
 import re
 import string
@@ -24,36 +21,22 @@ _CHOSEN = re.compile(
     r"(?i:the\s+)?(?i:(?:option|choice|answer)\s+)?[*(\[\s]*(?:\\(?:text|mathrm|textbf|mathbf)\s*\{)?[(\s]*([A-J])"
     r"(?=[)\]}.:*,]|\s*$|\s+(?:because|since|as|for|is)\b)"
 )
-_OTHER_CHOICE = re.compile(r"\([A-J]\)|(?<![A-Za-z])[A-J][.):](?=\s|$)|(?:,|\b(?:and|or)\b|/)[\s\\a-z{*(]{0,9}[A-J](?![A-Za-z'])")
-_DENIED = re.compile(r"[)\]}*\s]*(?:is|was|are|can|could|does|must|should|will|would|do)?(?:\s*not\b|n't\b|\s+(?:wrong|incorrect|false)\b)", re.I)
-_WITH_UNIT = re.compile(
-    r"((?:\\?\$\s?)?[-+]?[0-9][0-9.,]{0,40}(?:/[0-9]{1,20})?)\s{1,3}"
-    r"((?:[A-Za-z]{2,20}|a)(?:\^\{?[23]\}?)?\.?(?:\s{1,3}(?:[A-Za-z]{2,20}|a)\.?){0,5})"
+_OTHER_CHOICE = re.compile(
+    r"\([A-J]\)|(?<![A-Za-z])[A-J][.):](?=\s|$)|(?:,|\b(?:and|or)\b|/)[\s\\a-z{*(]{0,9}[A-J](?![A-Za-z'])"
 )
-_WORDS_WITHIN_UNITS = {"per", "of", "square", "cubic", "a"}
-_LONGEST_UNIT = 3
-# Prose that changes the number before it, or doubts it.
-_NO_UNIT = re.compile(
-    r"\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
-    r"|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|dozens?"
-    r"|hal(?:f|ves)|(?:third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth)s?"
-    r"|(?:hundred|thousand|(?:m|b|tr)illion)s?|percent(?:age)?|pct"
-    r"|and|or|not|maybe|perhaps|possibly|probably|if|but|versus|vs|except|without|than|less|fewer|more|below"
-    r"|above|under|over|divided|multiplied|times|by|plus|minus|point|to|from|between|through|until|squared"
-    r"|cubed|factorial|choose|base|pi|sqrt|root|mod|modulo|sin|cos|tan|log|ln|exp|negative|is|equals?)\b",
-    re.IGNORECASE,
+_DENIED = re.compile(
+    r"[)\]}*\s]*(?:is|was|are|can|could|does|must|should|will|would|do)?(?:\s*not\b|n't\b|\s+(?:wrong|incorrect|false)\b)",
+    re.I,
 )
 _PYTHON_POWER = re.compile(r"(?<=[0-9A-Za-z)])\*\*(?:([0-9]{1,20})|(?=[A-Za-z(]))")
 _LEADING_SIGN = re.compile(r"(?:=|≈|\\approx(?![a-z]))\s*")
 _MIXED_NUMBER = re.compile(r"([+-]?[0-9]{1,15})\s{1,3}([0-9]{1,15})/([0-9]{1,15})")
-_TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mathrm|mathbf|mbox|operatorname)(?=\s*\{)|\\[ ,;:!]|~")
-_WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
 
 
 def tidy(text: str) -> str:
     r"""`text` without what does not belong to an answer: math delimiters, emphasis, a final stop.
 
-    Signs such as ``≤``, ``√2`` and ``¾`` become LaTeX, and so does Python's ``x**2``. Notations that its parser
+    Unicode becomes LaTeX (`as_latex`), and so does Python's ``x**2``. Notations that its parser
     misreads are rewritten: thousands grouped by a space (``1\,657`` is read as a sum), mixed numbers (``2 1/2`` as
     21/2), Python floats (``8.7e8`` as 8.7·e·8) and a space that swallows a letter (``\quadx``).
     """
@@ -91,30 +74,6 @@ def as_choice(text: str) -> str | None:
     if match is None or _OTHER_CHOICE.search(text, match.end()) or _DENIED.match(text, match.end()):
         return None
     return match[1]
-
-
-def without_unit(text: str) -> str:
-    """A number without the unit in plain words after it (``1000 radians per second``); other texts as they are.
-
-    A unit has at most three words, not counting "per", "of" and the like, and none that changes the number (``1
-    half``, ``2 point five``, ``5 below zero``).
-    """
-    match = _WITH_UNIT.fullmatch(text)
-    if match is None or _NO_UNIT.search(match[2]):
-        return text
-    words = [word for word in match[2].split() if word.lower() not in _WORDS_WITHIN_UNITS]
-    return match[1] if 1 <= len(words) <= _LONGEST_UNIT else text
-
-
-def as_words(text: str) -> str | None:
-    r"""An answer in words without ``\text{}``, case and spacing, or None where `text` is none.
-
-    ``\text{Even}`` is ``even``. Single letters are variables, and case matters in them.
-    """
-    plain = " ".join(_TEXT_COMMAND.sub(" ", text).replace("{", " ").replace("}", " ").split())
-    if _WORDS.fullmatch(plain) is None or not any(len(word) > 1 for word in plain.split()):
-        return None
-    return plain.casefold()
 
 
 def alternatives(gold: str) -> list[str]:

@@ -9,7 +9,7 @@ import re
 from typing import Literal, NamedTuple
 
 Kind = Literal["number", "word", "letters", "command", "sign"]
-"""`word` is text, in ``\\text{}`` or of another script; `letters` are plain ones, a word or a product of variables."""
+"""`word` is text, in ``\\text{}`` or of another script; `letters` are plain: a word or a product of variables."""
 
 
 class Token(NamedTuple):
@@ -20,43 +20,47 @@ class Token(NamedTuple):
     spaced: bool = False
 
 
+def words_of(text: str) -> frozenset[str]:
+    """The words of a table."""
+    return frozenset(text.split())
+
+
 _LETTER = r"[^\W\d_]"
 _REPEATING = (
     r"\.[0-9]{0,60}(?:\s?\\(?:overline|bar|dot)\s?(?:\{\s?[0-9]{1,60}\s?\}|[0-9])[0-9]{0,60}"
     r"(?:\\dot\s?(?:\{[0-9]\}|[0-9]))?|\([0-9]{1,60}\))"
 )
-_TEXT = r"\\(?:text(?:normal|bf|it|rm|sf|tt|sc|up|md)?|mbox|hbox|mathrm|operatorname\*?|textmd|rm)\s?\{(?P<text>[^{}]*)\}"
+_WORD = rf"{_LETTER}(?:{_LETTER}|')*"
+_TEXT = r"\\(?:text(?:normal|bf|it|rm|sf|tt|sc|up|md)?|[mh]box|mathrm|operatorname\*?)\s?\{(?P<text>[^{}]*)\}"
 _TOKEN = re.compile(
-    rf"(?P<space>(?:\s|\\[,;:!> ]|~|\\(?:q?quad|enspace|thinspace|hfill|displaystyle|textstyle|limits|nolimits|left|right"
-    r"|[bB]igg?[lrm]?|middle|mathstrut|break|newline|centering|bf|it|rm|mathord)(?![A-Za-z])"
+    rf"(?P<space>(?:\s|\\[,;:!> ]|~|\\(?:q?quad|enspace|thinspace|hfill|displaystyle|textstyle|limits|nolimits"
+    r"|left|right|[bB]igg?[lrm]?|middle|mathstrut|break|newline|centering|bf|it|rm|mathord)(?![A-Za-z])"
     r"|\\(?:hspace|vspace|h?phantom|vphantom|label|tag|color)\*?\s?\{[^{}]*\}|\\textcolor\s?\{[^{}]*\}"
     r"|\\(?:mathbf|mathit|mathsf|mathtt|mathcal|boldsymbol|bm|pmb|underline|uline|boxed|fbox|ensuremath|emph|mathord"
     r"|left\.|right\.)(?![A-Za-z]))+)"
     rf"|{_TEXT}"
     rf"|(?P<number>[0-9]*{_REPEATING}|[0-9]+(?:\.[0-9]+(?:\.\.\.|\s?\\l?dots(?![a-z]))?|\.(?![0-9.]))?|\.[0-9]+)"
     r"|(?P<letters>[A-Za-z]+)"
-    rf"|(?P<word>{_LETTER}(?:{_LETTER}|')*)"
+    rf"|(?P<word>{_WORD})"
     r"|(?P<command>\\[A-Za-z]+|\\[^A-Za-z])"
     r"|(?P<dots>\.\.\.+)"
     r"|(?P<sign><=|>=|!=|\\|.)",
     re.DOTALL,
 )
 _IN_TEXT = re.compile(
-    rf"(?P<space>[\s~]+|\\[,;:! ])|(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|(?P<word>{_LETTER}(?:{_LETTER}|')*)|(?P<sign>\\?.)",
+    rf"(?P<space>[\s~]+|\\[,;:! ])|(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|(?P<word>{_WORD})|(?P<sign>\\?.)",
     re.DOTALL,
 )
-_SYNONYMS = {
-    r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\dbinom": r"\binom", r"\tbinom": r"\binom",
-    r"\leq": r"\le", r"\leqslant": r"\le", r"\geq": r"\ge", r"\geqslant": r"\ge", r"\neq": r"\ne", r"\lt": "<",
-    r"\gt": ">", r"\{": r"\{", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lbrack": "[", r"\rbrack": "]", r"\vert": "|",
-    r"\lvert": "|", r"\rvert": "|", r"\mid": "|", r"\colon": ":", r"\ast": "*", r"\div": "/", r"\degree": r"\circ",
-    r"\varnothing": r"\emptyset", r"\infin": r"\infty", r"\dots": r"\ldots", r"\cdots": r"\ldots", r"\rarr": r"\to",
-    r"\rightarrow": r"\to", r"\backslash": r"\setminus", r"\%": "%", r"\$": "$", r"\&": "&", r"\#": "#", r"\_": "_",
-    r"\iff": r"\Leftrightarrow", r"\implies": r"\Rightarrow", r"\land": r"\wedge", r"\lor": r"\vee", r"\euro": "€",
-    r"\pounds": "£", r"\yen": "¥", r"\permille": r"\permil", r"\textdegree": r"\circ", r"\prime": "'", r"\imath": "i",
-    r"\cdotp": r"\cdot", r"\textbackslash": r"\setminus", r"\lg": r"\lg", r"\R": "R", "<=": r"\le", ">=": r"\ge",
-    "!=": r"\ne", r"\arcsin": r"\arcsin",
-}  # fmt: skip
+_SAME = (
+    r"\frac \dfrac \tfrac \cfrac; \binom \dbinom \tbinom; \le \leq \leqslant <=; \ge \geq \geqslant >=; \ne "
+    r"\neq !=; < \lt; > \gt; \{ \lbrace; \} \rbrace; [ \lbrack; ] \rbrack; | \vert \lvert \rvert \mid; : "
+    r"\colon; * \ast; / \div; \circ \degree \textdegree; \emptyset \varnothing; \infty \infin; \ldots \dots "
+    r"\cdots; \to \rarr \rightarrow; \setminus \backslash \textbackslash; % \%; $ \$; & \&; # \#; _ \_; "
+    r"\Leftrightarrow \iff; \Rightarrow \implies; \wedge \land; \vee \lor; € \euro; £ \pounds; ¥ \yen; \permil "
+    r"\permille; ' \prime; i \imath; \cdot \cdotp; R \R"
+)
+"""What is written in several ways: first as it is kept."""
+_SYNONYMS = {other: first for first, *others in map(str.split, _SAME.split("; ")) for other in others}
 _ALIASES = {
     "sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln",
     "log", "exp", "pi", "infinity", "infty", "theta", "alpha", "beta", "gcd", "lcm", "max", "min",
@@ -64,7 +68,7 @@ _ALIASES = {
 _UNITS_TOO = {"pi", "min", "sec", "max"}
 _WORDS_AS_COMMANDS = {"infinity": r"\infty", "Infinity": r"\infty", "inf": r"\infty"}
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z])")
-_GROUPED = re.compile(r"(?<=[0-9])(?:\{,\}|,\\!)\s?(?=[0-9]{3}(?![0-9]))")
+_GROUPED = re.compile(r"(?<=[0-9])(?:\s?\{,\s?\}|,\\!)\s?(?=[0-9]{3}(?![0-9]))")
 
 
 def tokens(text: str) -> list[Token]:

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from reval_core.answers import alternatives, as_integer
+from reval_core.answers.reading import read_answer
 from reval_core.config import GoldMode
 from reval_core.extraction import extract, prepare_gold
 from reval_core.rows import Unusable, json_list, plain_text
+from reval_core.verification.equations import is_identity
 
 GoldKind = Literal["integer", "number", "expression", "list", "choice", "text"]
 """What a gold looks like. `text`: words without any mathematics, or no answer but an argument."""
@@ -50,7 +52,10 @@ def gold_text(value: Any, gold_mode: GoldMode, field: str = "answer") -> str:
     if members is not None:
         return _joined([gold_text(one, gold_mode, field) for one in members], gold_mode, field)
     text = plain_text(value, field)
-    return extract(text, ("boxed", "hashes")) or text
+    text = extract(text, ("boxed", "hashes")) or text
+    if "=" in text and is_identity(read_answer(prepare_gold(text))):
+        raise Unusable(f"{field}: is an equation that always holds, so that it says nothing")
+    return text
 
 
 def listed(value: Any) -> list[Any] | None:

@@ -11,12 +11,13 @@ from reval_core.answers import as_choice
 from reval_core.answers.grammar import Term
 from reval_core.answers.numbers import Constant, is_finished, value_of
 from reval_core.answers.reading import Reading, read_answer, read_gold
+from reval_core.answers.tokens import words_of
 from reval_core.answers.units import Measure
 from reval_core.verification.regions import Region, region_of, same_region
 
 _DECIMAL_COMMA = re.compile(r"([+-]?[0-9]{1,15}),([0-9]{1,15})")
 _MOST_MEMBERS = 200
-_SHOUTED = frozenset("yes no true false odd even none neither both all never always".split())
+_SHOUTED = words_of("yes no true false odd even none neither both all never always")
 _VECTORS = frozenset(["()", "[]", r"\langle\rangle"])
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", "=": "=", r"\ne": r"\ne"}
 _DEGREE = (("angle", 1),)
@@ -89,7 +90,12 @@ class _Comparer:
 
     def readings(self, gold: Reading, answer: Reading) -> bool | None:
         """Whether two readings mean the same."""
-        if gold.kind == answer.kind and gold.text == answer.text and gold.measure == answer.measure and gold.name == answer.name:
+        if (
+            gold.kind == answer.kind
+            and gold.text == answer.text
+            and gold.measure == answer.measure
+            and gold.name == answer.name
+        ):
             return True
         if "assignment" in (gold.kind, answer.kind):
             return self.assignments(gold, answer)
@@ -98,7 +104,9 @@ class _Comparer:
         if gold.kind == answer.kind == "words":
             return _same_words(gold.text, answer.text)
         if gold.kind == answer.kind == "time":
-            return gold.text == answer.text and (gold.name == answer.name or (self.lenient and not (gold.name and answer.name)))
+            return gold.text == answer.text and (
+                gold.name == answer.name or (self.lenient and not (gold.name and answer.name))
+            )
         if {gold.kind, answer.kind} <= {"ratio", "time", "formula"}:
             return self.ratios(_as_ratio(gold), _as_ratio(answer))
         if gold.kind == answer.kind == "relation" and "=" in (gold.name, answer.name):
@@ -153,9 +161,9 @@ class _Comparer:
     # Numbers and formulas
 
     def formulas(self, gold: Reading, answer: Reading) -> bool | None:
-        if not self.lenient and gold.term is not None and is_finished(gold.term):
-            if answer.term is None or not is_finished(answer.term):
-                return False
+        asked = not self.lenient and gold.term is not None and is_finished(gold.term)
+        if asked and (answer.term is None or not is_finished(answer.term)):
+            return False
         if gold.term is None or answer.term is None:
             if gold.measure != answer.measure and gold.measure and answer.measure:
                 return False
@@ -170,15 +178,25 @@ class _Comparer:
         one = Constant(Fraction(1))
         kinds = [side.measure.kinds if side.measure else () for side in (gold, answer)]
         if kinds[0] and kinds[1]:
-            return [(_size(gold), _size(answer))] if kinds[0] == kinds[1] and (self.lenient or _size(gold) == _size(answer)) else []
+            return (
+                [(_size(gold), _size(answer))]
+                if kinds[0] == kinds[1] and (self.lenient or _size(gold) == _size(answer))
+                else []
+            )
         found = [(one, one)]
         if _PERCENT in kinds:
-            hundredths = [Constant(_size(side).fraction / 100) if side.measure and side.measure.kinds else one for side in (gold, answer)]
+            hundredths = [
+                Constant(_size(side).fraction / 100) if side.measure and side.measure.kinds else one
+                for side in (gold, answer)
+            ]
             found = [] if _size(gold).fraction * _size(answer).fraction != 1 else found
             if self.lenient:
                 found.append((hundredths[0], hundredths[1]))
         if _DEGREE in kinds and any(side.value is not None and side.value.pi for side in (gold, answer)):
-            turned = [Constant(_size(side).fraction / 180, 1, 1) if side.measure and side.measure.kinds else one for side in (gold, answer)]
+            turned = [
+                Constant(_size(side).fraction / 180, 1, 1) if side.measure and side.measure.kinds else one
+                for side in (gold, answer)
+            ]
             found = [(turned[0], turned[1])]
         return found
 
@@ -188,7 +206,10 @@ class _Comparer:
             if values[0] == values[1]:
                 return True
             return self.lenient and (_is_decimal(gold) or _is_decimal(answer)) and _rounds_to(values[0], values[1])
-        sides = [Reading("formula", "", term=_scaled(term, size)) for term, size in ((gold, gold_size), (answer, answer_size))]
+        sides = [
+            Reading("formula", "", term=_scaled(term, size))
+            for term, size in ((gold, gold_size), (answer, answer_size))
+        ]
         return self.ask(lambda algebra: algebra.same_formula(sides[0], sides[1], self.lenient, self.bound))
 
     def ratios(self, gold: tuple[Reading, ...], answer: tuple[Reading, ...]) -> bool | None:
@@ -254,7 +275,9 @@ class _Comparer:
 
     def tuples(self, gold: Reading, answer: Reading) -> bool | None:
         if gold.name != answer.name and gold.name and answer.name:
-            vectors = {gold.name, answer.name} <= _VECTORS and (len(gold.parts) > 2 or r"\langle\rangle" in (gold.name, answer.name))
+            vectors = {gold.name, answer.name} <= _VECTORS and (
+                len(gold.parts) > 2 or r"\langle\rangle" in (gold.name, answer.name)
+            )
             if not vectors:
                 return False
         return self.in_order(gold.parts, answer.parts)
@@ -377,7 +400,9 @@ def _pieces(reading: Reading) -> tuple[Reading, ...]:
 def _names_differ(gold: Reading, answer: Reading) -> bool:
     """Whether one list names its members by different letters, and the other does not name them."""
     for one, other in ((gold, answer), (answer, gold)):
-        if all(part.kind == "assignment" for part in one.parts) and not any(part.kind == "assignment" for part in other.parts):
+        if all(part.kind == "assignment" for part in one.parts) and not any(
+            part.kind == "assignment" for part in other.parts
+        ):
             return len({part.name.partition("_")[0] for part in one.parts}) == len(one.parts)
     return False
 

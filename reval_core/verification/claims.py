@@ -8,7 +8,7 @@ from typing import Any, Literal
 from reval_core.answers import alternatives, as_choice
 from reval_core.extraction import Method, boxed_answers, extract, prepare_gold
 from reval_core.verification.agreement import agree
-from reval_core.verification.undone import is_copied
+from reval_core.verification.copied import is_copied
 
 _MOST_BOXES = 50
 
@@ -121,8 +121,6 @@ def _accepted_golds(claim: Claim) -> tuple[str, ...]:
     gold = prepare_gold(claim.gold)
     members = alternatives(gold) if claim.gold_mode == "any" else []
     return tuple(dict.fromkeys([gold, *members]))
-
-
 
 
 def _is_one_of_several(claim: Claim, answer: str) -> bool:

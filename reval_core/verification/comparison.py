@@ -1,4 +1,4 @@
-"""Whether two answers mean the same, where text cannot tell. Runs in a worker, which may be killed at any moment."""
+"""Whether two answers mean the same, where text cannot tell. Runs in a worker, which may be killed any moment."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def _same_formula(gold: Reading, answer: Reading, lenient: bool, bound: bool) ->
     always have any name.
     """
     one, other = gold.term, answer.term
-    assert one is not None and other is not None, "formulas that were read"
+    assert one is not None, "a formula that was read"
+    assert other is not None, "a formula that was read"
     if one == other:
         return True
     renamed = bound or (lenient and "symbol" not in (one.op, other.op) and not _of_other_case(one, other))
@@ -53,7 +54,11 @@ def _decimal_within(term: Any) -> bool:
 
 def _rounds_to(one: Any, other: Any) -> bool:
     size = max(abs(one), abs(other))
-    return bool(abs(one - other) <= 5e-4 * size and abs(one - other) <= 1e-6 and round(complex(one).real, 6) == round(complex(other).real, 6))
+    return bool(
+        abs(one - other) <= 5e-4 * size
+        and abs(one - other) <= 1e-6
+        and round(complex(one).real, 6) == round(complex(other).real, 6)
+    )
 
 
 def _same_otherwise(gold: str, answer: str, lenient: bool) -> bool:
@@ -63,9 +68,7 @@ def _same_otherwise(gold: str, answer: str, lenient: bool) -> bool:
     parsed = parsed_by_math_verify(gold), parsed_by_math_verify(answer)
     if parsed[0] is None or parsed[1] is None:
         return False
-    found = verify(
-        parsed[0], parsed[1], strict=True, allow_set_relation_comp=lenient, timeout_seconds=None
-    )
+    found = verify(parsed[0], parsed[1], strict=True, allow_set_relation_comp=lenient, timeout_seconds=None)
     return bool(found) and _are_close(*parsed)
 
 

@@ -25,7 +25,7 @@ def same_equation(gold: Reading, answer: Reading) -> bool:
     if sign != other_sign:
         return False
     try:
-        if _is_identity(one) or _is_identity(other):
+        if is_zero(one) or is_zero(other):
             return False
         factor = proportional(one, other)
         if not factor and sign in ("=", r"\ne"):
@@ -37,15 +37,13 @@ def same_equation(gold: Reading, answer: Reading) -> bool:
 
 def is_identity(relation: Reading) -> bool:
     """Whether an equation holds whatever its variables are: ``1 = 1``, ``x = x``."""
+    if relation.kind not in ("relation", "assignment"):
+        return False
     sides = _sides(relation)
     try:
-        return sides is not None and sides[1] == "=" and _is_identity(sides[0])
+        return sides is not None and sides[1] == "=" and is_zero(sides[0])
     except Undecided:
         return False
-
-
-def _is_identity(difference: Term) -> bool:
-    return is_zero(difference)
 
 
 def _sides(relation: Reading) -> tuple[Term, str] | None:
@@ -111,5 +109,3 @@ def _times(one: Term, other: Term) -> Term:
     if one == _ONE or other == _ONE:
         return other if one == _ONE else one
     return Term("mul", (one, other))
-
-

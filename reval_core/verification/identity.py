@@ -19,15 +19,18 @@ from reval_core.answers.grammar import Term
 _DIGITS = 60
 _CERTAIN = 40
 _MOST_DIGITS = 6000
+_MOST_VARIABLES = 20
 _LARGEST_EXPONENT = 10_000_000
 # Positive, negative and beyond 1, so that roots, bars and floors tell; none is a ratio of two others.
 _POINTS = (
-    ("0.7310585786", "1.3862943611", "2.2360679775", "0.5772156649", "3.1622776602", "1.2020569032", "0.9159655942"),
-    ("-0.6180339887", "2.7182818285", "-1.7320508076", "3.3598856662", "-0.2614972128", "1.4513692349", "-2.5849817596"),
-    ("5.2915026221", "-3.6055512755", "0.1234567891", "-1.9021605831", "7.0710678119", "-0.6434105463", "4.6692016091"),
-    ("-8.4261497732", "-0.3036630029", "-4.8104773810", "6.5808859911", "-2.3025850930", "9.2805227712", "-1.0986122887"),
-    ("13.0117", "17.0231", "11.0591", "19.0373", "23.0147", "29.0219", "31.0371"),
-)  # fmt: skip
+    ("0.7310585786", "1.3862943611", "2.2360679775", "0.5772156649", "3.1622776602", "1.2020569032"),
+    ("-0.6180339887", "2.7182818285", "-1.7320508076", "3.3598856662", "-0.2614972128", "1.4513692349"),
+    ("5.2915026221", "-3.6055512755", "0.1234567891", "-1.9021605831", "7.0710678119", "-0.6434105463"),
+    ("-8.4261497732", "-0.3036630029", "-4.8104773810", "6.5808859911", "-2.3025850930", "9.2805227712"),
+    ("13.0117", "17.0231", "11.0591", "19.0373", "23.0147", "29.0219"),
+)
+_MORE = ("0.9159655942", "-2.5849817596", "4.6692016091", "-1.0986122887", "31.0371")
+"""A point's further coordinates are its own last ones and these, added up."""
 
 
 class Undecided(Exception):
@@ -96,10 +99,17 @@ def number(term: Term) -> Any:
 def _points(names: set[str]) -> Sequence[Mapping[str, Any]]:
     if not names:
         return ({},)
-    if len(names) > len(_POINTS[0]):
+    if len(names) > _MOST_VARIABLES:
         raise Undecided
     with mp.workdps(_DIGITS):
-        return [dict(zip(sorted(names), map(mp.mpf, values), strict=False)) for values in _POINTS]
+        return [dict(zip(sorted(names), _coordinates(place), strict=False)) for place in range(len(_POINTS))]
+
+
+def _coordinates(place: int) -> list[Any]:
+    found = [mp.mpf(value) for value in _POINTS[place]]
+    while len(found) < _MOST_VARIABLES:
+        found.append(found[-len(_POINTS[0])] + mp.mpf(_MORE[place]))
+    return found
 
 
 def _close(one: Any, other: Any, digits: int, noise: Any) -> bool:
@@ -270,4 +280,3 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "arcsin": mp.asin, "arccos": mp.acos, "arctan": mp.atan, "min": min, "max": max,
     **{name: getattr(mp, name) for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")},
 }  # fmt: skip
-

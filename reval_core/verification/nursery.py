@@ -42,6 +42,11 @@ _WARM_UP = [
     (r"(-\infty, 0) \cup [1, 2]", r"-2 \le x < 7"),
     (r"3 \pm \sqrt{5}", r"15\%"),
     (r"\text{even}", r"12 \text{ cm}"),
+    (r"\sum_{k=1}^{3} k", r"\int_0^1 12x dx"),
+    (
+        r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}",
+        r"\begin{pmatrix} 1 \\ 1 \end{pmatrix} + \begin{pmatrix} 0 \\ 1 \end{pmatrix}",
+    ),
 ]
 """The first answer of a kind costs ten times what the next one does, which no deadline should pay for."""
 

@@ -29,7 +29,7 @@ from reval_core.verification.pool import Pool
 # For cache keys: the rules here and in `extraction` and `answers` (raise the number with them), and what decides
 # equality.
 VERIFIER_VERSION = " ".join(
-    ["3", *(f"{name}-{version(name)}" for name in ("math-verify", "latex2sympy2_extended", "sympy"))]
+    ["4", *(f"{name}-{version(name)}" for name in ("math-verify", "latex2sympy2_extended", "sympy"))]
 )
 
 

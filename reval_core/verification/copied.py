@@ -1,14 +1,10 @@
-r"""Answers that leave the work undone: ``37+45`` for 82, or the problem's own formula.
+r"""Answers that copy the problem's own formula: algebra would finish it, and a policy that is paid learns to copy.
 
-Computer algebra would finish them, and a policy that is paid for copying a formula learns to copy. Text only.
+Text only.
 """
 
 import re
 
-from reval_core.answers import as_integer
-
-_DECIMAL = re.compile(r"[+-]?(?:\\?\$)?[0-9][0-9,]*\.[0-9]*|[+-]?\.[0-9]+")
-_AFTER_NUMBER = re.compile(r"(?:\\?%|\^\{?\\circ\}?|\\(?:text|mathrm)\s*\{[A-Za-z .]*\}|\s)+$")
 # Not the sign of a lower limit: \sum_{i=1}.
 _SIDES = re.compile(r"(?:=|\\approx(?![a-z])|\\equiv(?![a-z]))(?![^{}]{0,80}\})")
 # A text of letters holds units: what looks like an operator in it ("foot-pounds", "m/s") is none.
@@ -33,27 +29,12 @@ _SIDE_BY_SIDE = (
     r"\)\s*\(|[0-9]\s*\(\s*[-0-9.]|\)\s*[0-9]"
     r"|\}\s*\\[dt]?frac(?![a-z])|\\sqrt\s*(?:\{[^{}]*\}|[0-9])\s*\\sqrt(?![a-z])"
 )
-_UNDONE = re.compile("|".join((_FUNCTION, _SIGN, _PRODUCT, _SIDE_BY_SIDE)))
-_FORMULA = re.compile("|".join((_UNDONE.pattern, r"\^|\\sqrt(?![a-z])|\\times|\\cdot|/|\\[dt]?frac(?![a-z])")))
+_WRITTEN = r"\^|\\sqrt(?![a-z])|\\times|\\cdot|/|\\[dt]?frac(?![a-z])"
+_FORMULA = re.compile("|".join((_FUNCTION, _SIGN, _PRODUCT, _SIDE_BY_SIDE, _WRITTEN)))
 _FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{\s*([0-9]{1,30})\s*\}|([0-9]))\s*(?:\{\s*([0-9]{1,30})\s*\}|([0-9]))")
 # What may stand between the signs of a formula that is the same: spaces, delimiters, braces, the size of brackets.
 _NOTHING = re.compile(r"(?:\s|[${}]|\\[()\[\],;:! ]|\\(?:left|right|displaystyle)(?![A-Za-z]))+")
 _SAME_COMMAND = re.compile(r"\\[dt](?=frac|binom)")
-
-
-def is_number(gold: str) -> bool:
-    r"""Whether a prepared gold is a plain integer or decimal, also with percent, degrees or a unit after it."""
-    number = _AFTER_NUMBER.sub("", gold)
-    return as_integer(number) is not None or _DECIMAL.fullmatch(number) is not None
-
-
-def is_undone(answer: str) -> bool:
-    r"""Whether an answer to a question for a number is a computation: a sum, a difference, a product, a function.
-
-    Of ``37+45 = 82`` the last side counts. Fractions, roots, powers, π, percent, scientific notation and
-    units are ways to write a number.
-    """
-    return any(_UNDONE.search(_plain(side)) for side in _sides(answer)[-1:])
 
 
 def is_copied(answer: str, problem: str, golds: tuple[str, ...]) -> bool:
