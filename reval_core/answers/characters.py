@@ -69,8 +69,8 @@ _DASH = re.compile(r"[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]")
 def as_latex(text: str) -> str:
     r"""`text` with its Unicode signs as LaTeX: ``x⁴`` is ``x^{4}``, ``√2`` ``\sqrt{2}``, ``½`` ``\frac{1}{2}``.
 
-    Dashes become minus signs, full-width and mathematical letters plain ones, and what is invisible goes. Letters of
-    other scripts stay.
+    Dashes become minus signs, full-width and mathematical letters plain ones, and what is invisible goes. Letters
+    of other scripts stay.
     """
     if text.isascii():
         return text

@@ -82,7 +82,7 @@ class _Reader:
         parts = [self.signed()]
         while self.peek() in ("+", "-", r"\pm", r"\mp"):
             sign = self.take()
-            part = self.product()
+            part = self.signed() if self.peek() == "-" else self.product()
             if sign in (r"\pm", r"\mp"):
                 parts.append(Term("plusminus", (part,), sign[1:]))
             else:

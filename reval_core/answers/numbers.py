@@ -30,6 +30,7 @@ class Constant(NamedTuple):
 
 
 ZERO = Constant(Fraction(0))
+_TWO = Constant(Fraction(2))
 
 
 def value_of(term: Term) -> Constant | None:
@@ -118,12 +119,12 @@ def _power(base: Constant, exponent: Constant) -> Constant | None:
     )
 
 
-def _root(inside: Constant, degree: Constant = Constant(Fraction(2))) -> Constant | None:
+def _root(inside: Constant, degree: Constant = _TWO) -> Constant | None:
     if inside.radicand != 1 or inside.pi or inside.fraction < 0:
         return _cube_root(inside) if degree.fraction == 3 else None
     if not inside.fraction:
         return ZERO
-    if degree != Constant(Fraction(2)):
+    if degree != _TWO:
         return _cube_root(inside) if degree.fraction == 3 else None
     above, below = inside.fraction.numerator, inside.fraction.denominator
     if _bits(inside) > _MOST_BITS_SPELLED:
@@ -215,8 +216,8 @@ _RULES: dict[str, Callable[..., Constant | None]] = {
 def is_finished(term: Term) -> bool:
     r"""Whether a number is written out, and not left to be computed.
 
-    Finished are an integer, a decimal (also a repeating one), a reduced fraction of integers, a mixed number, a root
-    that cannot be simplified, a multiple of π or e, a power with an exponent other than 0 and 1, and scientific
+    Finished are an integer, a decimal (also a repeating one), a reduced fraction of integers, a mixed number, a
+    root that cannot be simplified, a multiple of π or e, a power with an exponent other than 0 and 1, and scientific
     notation, each with a sign, and such a root or constant over or beside an integer or a reduced fraction:
     ``\frac{3\sqrt{2}}{4}``. ``\frac{4}{2}``, ``6\sqrt{49}``, ``13^1``, ``5 \cdot 2`` and ``37\frac{45}{1}`` are not.
     """
@@ -267,7 +268,11 @@ def _is_finished_power(base: Term, exponent: Term) -> bool:
         base = base.parts[0]
     if not is_signed_integer(exponent) or _signed_value(exponent) in (0, 1):
         return False
-    return (_is_plain(base) and abs(_signed_value(base)) > 1) or base.op == "constant" or base.op == "number"
+    return (_is_plain(base) and abs(_signed_value(base)) > 1) or base.op == "constant" or _is_fractional(base)
+
+
+def _is_fractional(base: Term) -> bool:
+    return (base.op == "frac" and all(map(_is_plain, base.parts))) or (base.op == "number" and base.name != "integer")
 
 
 def _is_irrational(term: Term) -> bool:

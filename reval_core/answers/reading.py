@@ -1,6 +1,6 @@
-r"""What an answer is: a number with a unit, words, a time, a ratio, a list, a set, an interval, a matrix, an equation.
+r"""What an answer is: a number with a unit, words, a time, a ratio, a list, an interval, a matrix, an equation.
 
-Whatever is not understood in full stays what it is, and is equal to nothing else: ``half of 42`` is words and no 42.
+What is not understood in full stays what it is, and is equal to nothing else: ``half of 42`` is words and no 42.
 """
 
 from __future__ import annotations

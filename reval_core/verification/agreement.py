@@ -135,6 +135,9 @@ class _Comparer:
         if gold.kind == "assignment" and _is_function_value(gold.name) and not self.bound:
             return replace(self, bound=True).assignments(gold, answer)
         named, other = (gold, answer) if gold.kind == "assignment" else (answer, gold)
+        if other.kind == "relation" and all(side.value is not None for side in other.parts):
+            stated = self.stated(other)
+            return stated is not None and other is answer and self.readings(gold, stated)
         if other.kind == "relation" and other.name.split()[0] == "=":
             return self.ask(lambda algebra: algebra.same_equation(gold, answer))
         if named.name == r"\notin" or (other.kind == "relation" and named.name == r"\in"):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from reval_core.answers import as_choice, as_words, without_unit
-from reval_core.extraction import METHODS, Method, extract
+from reval_core.answers import as_choice
+from reval_core.extraction import METHODS, Method, boxed_answers, extract
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,11 @@ CHOICES: list[tuple[str, str | None]] = [
     ("B and C", None),
     ("B, C", None),
     ("(B) or (C)", None),
+    ("A. B. C. D.", None),
+    ("B is not the answer", None),
+    ("B isn't it", None),
+    ("(B) is wrong", None),
+    (r"\text{B) } 12", "B"),
     (r"\text{B or C}", None),
     ("Bees", None),
     ("A cat", None),
@@ -136,27 +141,35 @@ def test_the_last_choice_of_a_text(response: str, answer: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "number"),
+    "response",
     [
-        ("1000 radians per second", "1000"),
-        ("12 dollars", "12"),
-        ("10 cm^2", "10"),
-        ("10 m^2", "10 m^2"),
-        ("5 or 6", "5 or 6"),
-        ("5 or more", "5 or more"),
-        ("3 million", "3 million"),
-        ("2 pi", "2 pi"),
-        ("5 x", "5 x"),
-        ("five apples", "five apples"),
-        ("1" + " a" * 300, "1" + " a" * 300),
+        "The answer is not 42.",
+        "The answer is half of 42.",
+        "The answer is anything but 42.",
+        "The answer is 42 million.",
+        "The answer is 42 dozen, I think.",
+        "The answer isn't 42.",
+        "It is certainly not $42$. The answer is not $42$.",
+        "The answer is twice $42$.",
     ],
 )
-def test_units_in_plain_words(text: str, number: str) -> None:
-    assert without_unit(text) == number
+def test_a_number_that_is_denied_or_changed_is_not_taken_alone(response: str) -> None:
+    assert extract(response, METHODS["lenient"]) != "42"
+    assert extract(response, METHODS["strict"]) != "42"
 
 
-def test_words() -> None:
-    assert as_words(r"\text{No  Solution}") == as_words("no solution") == "no solution"
-    assert as_words("x") is None
-    assert as_words("x + 1") is None
-    assert as_words(r"\sqrt{two}") is None
+@pytest.mark.parametrize("response", ["so it is not 42", "about half of 42", "it equals 42 thousand"])
+def test_no_tail_is_taken_from_a_number_that_is_denied_or_changed(response: str) -> None:
+    assert extract(response, ("tail",)) != "42"
+
+
+def test_boxes_with_words_of_hedging_between_them_are_one_list() -> None:
+    assert extract(r"\boxed{42} or maybe \boxed{43}", ("boxed",)) == "42, 43"
+
+
+def test_a_brace_that_is_escaped_by_mistake_closes_the_box() -> None:
+    assert extract(r"so $\boxed{5\}$", ("boxed",)) == "5"
+
+
+def test_all_boxes_are_told() -> None:
+    assert boxed_answers(r"<think>\boxed{1}</think> \boxed{2}, \boxed{}, \boxed{$3$}") == ["2", "3"]
