@@ -114,7 +114,8 @@ class _Reader:
             elif _is_power_of_ten(other) and found.op in ("number", "neg"):
                 found = Term("scientific", (found, other))
             else:
-                found = Term("mul", (found, other), "*")
+                before = found.parts if found.op == "mul" and found.name == "*" else (found,)
+                found = Term("mul", (*before, other), "*")
         return found
 
     def side_by_side(self) -> Term:

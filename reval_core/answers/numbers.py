@@ -217,9 +217,10 @@ def is_finished(term: Term) -> bool:
     r"""Whether a number is written out, and not left to be computed.
 
     Finished are an integer, a decimal (also a repeating one), a reduced fraction of integers, a mixed number, a
-    root that cannot be simplified, a multiple of π or e, a power with an exponent other than 0 and 1, and scientific
-    notation, each with a sign, and such a root or constant over or beside an integer or a reduced fraction:
-    ``\frac{3\sqrt{2}}{4}``. ``\frac{4}{2}``, ``6\sqrt{49}``, ``13^1``, ``5 \cdot 2`` and ``37\frac{45}{1}`` are not.
+    root that cannot be simplified, a multiple of π or e, a power with an exponent other than 0 and 1, and
+    scientific notation, each with a sign, and such a root or constant over or beside an integer or a reduced fraction:
+    ``\frac{3\sqrt{2}}{4}``. ``\frac{4}{2}``, ``6\sqrt{49}``, ``13^1``, ``5 \cdot 2`` and
+    ``37\frac{45}{1}`` are not.
     """
     if term.op == "neg":
         return is_finished(term.parts[0]) and term.parts[0].op != "neg"
@@ -272,7 +273,9 @@ def _is_finished_power(base: Term, exponent: Term) -> bool:
 
 
 def _is_fractional(base: Term) -> bool:
-    return (base.op == "frac" and all(map(_is_plain, base.parts))) or (base.op == "number" and base.name != "integer")
+    return (base.op == "frac" and all(map(_is_plain, base.parts))) or (
+        base.op == "number" and base.name != "integer"
+    )
 
 
 def _is_irrational(term: Term) -> bool:
@@ -280,7 +283,7 @@ def _is_irrational(term: Term) -> bool:
     if term.op == "constant":
         return True
     if term.op == "power":
-        return term.parts[0].op == "constant" and is_signed_integer(term.parts[1])
+        return term.parts[0].op == "constant" and _is_finished_power(*term.parts)
     if term.op != "root" or not _is_plain(term.parts[0]):
         return False
     inside = int(term.parts[0].value)

@@ -371,7 +371,7 @@ def _with_unit(signs: Sequence[Token]) -> tuple[Sequence[Token], Measure | None]
     if any(token.kind == "command" and token.text[1:] in FUNCTIONS for token in signs):
         return signs, None
     base = _BASE.fullmatch("".join(token.text for token in signs)) if len(signs) < 8 else None
-    if base is not None:
+    if base is not None and sum(token.kind == "number" for token in signs) == 2:
         return [token for token in signs if token.text == "-"] + [Token("number", base[1])], Measure(
             ((f"base {base[2]}", 1),)
         )

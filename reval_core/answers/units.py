@@ -103,6 +103,7 @@ def _read_table() -> dict[str, Unit]:
 
 
 UNITS = _read_table()
+_SIGNS_ONLY = ("percent", "angle", "temperature")
 _COUNTED_WORDS = frozenset(_COUNTED.split())
 COUNT = Unit("count", Fraction(1))
 
@@ -179,7 +180,8 @@ def read_measure(tokens: Sequence[Token]) -> Measure | None:
             size *= unit.size**power if unit.size else 1
         named, times = True, 1
     kinds = tuple(sorted((kind, power) for kind, power in powers.items() if power))
-    return Measure(kinds, size) if named else None
+    doubled = any(kind in _SIGNS_ONLY and power != 1 for kind, power in kinds)
+    return Measure(kinds, size) if named and not doubled else None
 
 
 def _circle(tokens: Sequence[Token], place: int) -> tuple[Unit | None, int]:

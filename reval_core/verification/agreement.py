@@ -126,14 +126,14 @@ class _Comparer:
     # Names and equations
 
     def assignments(self, gold: Reading, answer: Reading) -> bool | None:
+        if gold.kind == "assignment" and _is_function_value(gold.name) and gold.name != "y" and not self.bound:
+            return replace(self, bound=True).assignments(gold, answer)
         if gold.kind == answer.kind:
             if _same_name(gold.name, answer.name):
                 return self.readings(gold.parts[-1], answer.parts[-1])
             if "\\" in (gold.name[:1], answer.name[:1]) and {gold.name, answer.name} & {r"\in", r"\notin"}:
                 return self.regions(gold, answer)
             return self.ask(lambda algebra: algebra.same_equation(gold, answer))
-        if gold.kind == "assignment" and _is_function_value(gold.name) and not self.bound:
-            return replace(self, bound=True).assignments(gold, answer)
         named, other = (gold, answer) if gold.kind == "assignment" else (answer, gold)
         if other.kind == "relation" and all(side.value is not None for side in other.parts):
             stated = self.stated(other)
@@ -224,6 +224,9 @@ class _Comparer:
             if not self.lenient or {len(gold), len(answer)} != {1, 2}:
                 return False
             sides = [side[0] if len(side) == 1 else _quotient(side) for side in (gold, answer)]
+            value = sides[1].value
+            if len(answer) > 1 and value is not None and value.fraction.denominator == 1:
+                return False  # 42:1 is no way to write 42
             return self.readings(sides[0], sides[1])
         return every(
             self.readings(_quotient((gold[0], one)), _quotient((answer[0], other)))
@@ -317,7 +320,7 @@ class _Comparer:
             if same_region(regions[0], regions[1]):
                 return True
             pieces = [_pieces(side) for side in (gold, answer)]
-            return self.members(pieces[0], pieces[1]) if pieces[0] and pieces[1] else False
+            return len(pieces[0]) * len(pieces[1]) > 1 and self.members(pieces[0], pieces[1])
         if gold.kind == answer.kind == "relation":
             return self.ask(lambda algebra: algebra.same_equation(gold, answer))
         set_like = ("tuple", "union", "set", "relation", "formula", "assignment")
