@@ -44,10 +44,10 @@ def with_hostile(honest: list[Claim]) -> list[Claim]:
 
 
 HOSTILE = [
-    lambda n: rf"\binom{{{10_000_000 + n}}}{{5000000}}",
-    lambda n: rf"{9 + n}^{{9^{{9^9}}}}",
-    lambda n: rf"({1_000_000 + n}!)!",
-    lambda n: rf"{7_000_000 + n}!",
+    lambda n: rf"\sum_{{k=1}}^{{2}} \binom{{{10_000_000 + n}}}{{5000000}}",
+    lambda n: rf"\sum_{{k=1}}^{{2}} {9 + n}^{{9^{{9^9}}}}",
+    lambda n: rf"\sum_{{k=1}}^{{2}} ({1_000_000 + n}!)!",
+    lambda n: rf"\sum_{{k=1}}^{{2}} {7_000_000 + n}!",
     lambda n: rf"\sum_{{k=1}}^{{{100_000_000 + n}}} \frac{{1}}{{k^2+k!}}",
     lambda n: rf"\int_0^{{{n + 1}}} \frac{{\sin(x^{{x^x}}) e^{{\cos x}}}}{{\ln(1+x^7)}} dx",
     lambda n: rf"(x+y+z+{n})^{{900}} - (x+y)^{{899}}",
