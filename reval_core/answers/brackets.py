@@ -111,3 +111,20 @@ def as_text(signs: Sequence[Token]) -> str:
             pieces.append(" ")
         pieces.append(rf"\text{{ {token.text} }}" if token.kind == "word" and len(token.text) > 1 else token.text)
     return "".join(pieces)
+
+
+def with_whole_numbers(signs: Sequence[Token]) -> list[Token]:
+    """The tokens with each number in one, though commas part its thousands: ``1,657``."""
+    found: list[Token] = []
+    joined = False
+    commas = {place for place, token in outside(signs) if token.text == "," and parts_thousands(signs, place)}
+    for place, token in enumerate(signs):
+        if place in commas:
+            joined = True
+            continue
+        if joined:
+            found[-1] = found[-1]._replace(text=found[-1].text + token.text)
+        else:
+            found.append(token)
+        joined = False
+    return found

@@ -218,9 +218,9 @@ def is_finished(term: Term) -> bool:
 
     Finished are an integer, a decimal (also a repeating one), a reduced fraction of integers, a mixed number, a
     root that cannot be simplified, a multiple of π or e, a power with an exponent other than 0 and 1, and
-    scientific notation, each with a sign, and such a root or constant over or beside an integer or a reduced fraction:
-    ``\frac{3\sqrt{2}}{4}``. ``\frac{4}{2}``, ``6\sqrt{49}``, ``13^1``, ``5 \cdot 2`` and
-    ``37\frac{45}{1}`` are not.
+    scientific notation, each with a sign, and such a root or constant over or beside an integer or a reduced
+    fraction: ``\frac{3\sqrt{2}}{4}``. Not finished are ``\frac{4}{2}``, ``6\sqrt{49}``, ``13^1``, ``5 \cdot 2`` and
+    ``37\frac{45}{1}``.
     """
     if term.op == "neg":
         return is_finished(term.parts[0]) and term.parts[0].op != "neg"

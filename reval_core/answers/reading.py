@@ -23,6 +23,7 @@ from reval_core.answers.brackets import (
     parts_thousands,
     split,
     unwrapped,
+    with_whole_numbers,
 )
 from reval_core.answers.grammar import FUNCTIONS, GREEK, Term, Unread, read_formula
 from reval_core.answers.numbers import Constant, value_of
@@ -324,9 +325,10 @@ def _clock_or_ratio(signs: Sequence[Token]) -> Reading | None:
 
 def _quantity(signs: Sequence[Token]) -> Reading:
     """A formula with its unit, or words."""
-    signs, measure = _with_unit(signs)
+    signs, measure = _with_unit(with_whole_numbers(signs))
     try:
-        return Reading("formula", as_text(signs), term=_plain_number(signs) or read_formula(signs), measure=measure)
+        _refuse_words(signs)
+        return Reading("formula", as_text(signs), term=read_formula(signs), measure=measure)
     except Unread:
         pass
     if _is_wordy(signs) or measure is not None:
@@ -334,17 +336,10 @@ def _quantity(signs: Sequence[Token]) -> Reading:
     return Reading("formula", as_text(signs))
 
 
-def _plain_number(signs: Sequence[Token]) -> Term | None:
-    """A number with its thousands parted by commas, and words that the grammar would take for products."""
-    if (
-        len(signs) > 2
-        and signs[1].text == ","
-        and all(token.kind == "number" or token.text in ",-+" for token in signs)
-    ):
-        return read_formula(tokens("".join(token.text for token in signs).replace(",", "")))
+def _refuse_words(signs: Sequence[Token]) -> None:
+    """Raises Unread for words that the grammar would take for products of variables."""
     if not any(token.kind == "number" for token in signs) and _is_wordy(signs):
         raise Unread
-    return None
 
 
 def _is_wordy(signs: Sequence[Token]) -> bool:
