@@ -292,7 +292,7 @@ RESPONSE_FILES = [
     Hostile("a Parquet file that is a pickle", _written("r.parquet", pickle.dumps(_Attack())), r"r\.parquet"),
     Hostile(
         "a response that hangs computer algebra",
-        _written("r.jsonl", _lines(REPLY, {**REPLY, "response": r"\binom{10000000}{5000000}"})),
+        _written("r.jsonl", _lines(REPLY, {**REPLY, "response": r"\sum_{k=1}^{2} \binom{10000000}{5000000}"})),
     ),
     Hostile(
         "10,000 boxes that do not close",

@@ -13,7 +13,7 @@ import pytest
 from reval_core.verification import Claim, Verifier, VerifierUnavailable, crew
 
 # Computes for hours.
-HANG = r"\binom{1000000000}{500000000}"
+HANG = r"\sum_{k=1}^{2} \binom{1000000000}{500000000}"
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes through /proc")
 

@@ -23,7 +23,7 @@ ROWS: list[dict[str, Any]] = [
     {"gold": "1, 2", "response": r"\boxed{1}"},
     {"gold": "B", "response": "(B)", "gold_mode": "choice"},
     {"gold": "5", "response": r"\boxed{5}", "truncated": True},
-    {"gold": "x", "response": r"\boxed{\binom{10000000}{5000000}}"},
+    {"gold": "x", "response": r"\boxed{\sum_{k=1}^{2} \binom{10000000}{5000000}}"},
     {"gold": "7", "response": r"\boxed{8}"},
 ]
 VERDICTS = ["correct", "correct", "unparsed", "correct", "wrong", "correct", "truncated", "timeout", "wrong"]
@@ -90,8 +90,8 @@ def test_csv_arrow_and_json_lines_are_read_too(tmp_path: Path) -> None:
 
 def test_a_problem_beside_the_response_may_not_be_copied(tmp_path: Path) -> None:
     rows = [
-        {"gold": r"\frac{5}{2}", "response": r"\boxed{\frac{10}{4}}", "problem": problem}
-        for problem in (r"Simplify $\frac{10}{4}$.", "How much is it?", None)
+        {"gold": "1024", "response": r"\boxed{2^{10}}", "problem": problem}
+        for problem in ("Find $2^{10}$.", "How much is it?", None)
     ]
     done = verify(jsonl(tmp_path, rows), "--json", "--mode", "strict")
     assert [json.loads(line)["verdict"] for line in done.stdout.splitlines()] == ["wrong", "correct", "correct"]
