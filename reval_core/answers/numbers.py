@@ -223,7 +223,9 @@ def is_finished(term: Term) -> bool:
     ``37\frac{45}{1}``.
     """
     if term.op == "neg":
-        return is_finished(term.parts[0]) and term.parts[0].op != "neg"
+        return is_finished(term.parts[0]) and term.parts[0].op not in ("neg", "group")
+    if term.op == "group":
+        return is_finished(term.parts[0])
     if term.op == "number":
         return True
     if term.op == "mixed":

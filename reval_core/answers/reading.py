@@ -64,7 +64,8 @@ class Reading:
 
     `text` is its LaTeX without layout. Of a formula `term` is its tree, None where the grammar does not know it,
     and `measure` its unit; of the others `parts` are the members, the sides, the rows or the value, and `name` the
-    pair of brackets, the signs of relation between the sides, or the name that a value is assigned to.
+    pair of brackets, the signs of relation between the sides, the word between the members of a list, or the name
+    that a value is assigned to.
     """
 
     kind: Kind
@@ -124,7 +125,13 @@ def _read(signs: Sequence[Token]) -> Reading:
         return Reading("words", "")
     names = _shared_name(members)
     found = [one for member in names for one in _expanded(_member(member))]
-    return Reading("list", as_text(signs), tuple(found))
+    return Reading("list", as_text(signs), tuple(found), _conjunction(signs))
+
+
+def _conjunction(signs: Sequence[Token]) -> str:
+    """The one word between the members of a list, if it is one."""
+    words = {token.text.lower() for _, token in outside(signs) if token.text.lower() in CONJUNCTIONS}
+    return words.pop() if len(words) == 1 else ""
 
 
 def _groups(signs: Sequence[Token]) -> tuple[Reading, ...]:

@@ -34,7 +34,7 @@ _WORD = rf"{_LETTER}(?:{_LETTER}|')*"
 _TEXT = r"\\(?:text(?:normal|bf|it|rm|sf|tt|sc|up|md)?|[mh]box|mathrm|operatorname\*?)\s?\{(?P<text>[^{}]*)\}"
 _TOKEN = re.compile(
     rf"(?P<space>(?:\s|\\[,;:!> ]|~|\\(?:q?quad|enspace|thinspace|hfill|displaystyle|textstyle|limits|nolimits"
-    r"|left|right|[bB]igg?[lrm]?|middle|mathstrut|break|newline|centering|bf|it|rm|mathord)(?![A-Za-z])"
+    r"|left|right|[bB]igg?[lrm]?|middle|mathstrut|break|newline|centering|[lL]arge|LARGE|[hH]uge|small|tiny|normalsize|bf|it|rm|mathord)(?![A-Za-z])"
     r"|\\(?:hspace|vspace|h?phantom|vphantom|label|tag|color)\*?\s?\{[^{}]*\}|\\textcolor\s?\{[^{}]*\}"
     r"|\\(?:mathbf|mathit|mathsf|mathtt|mathcal|boldsymbol|bm|pmb|underline|uline|boxed|fbox|ensuremath|emph|mathord"
     r"|left\.|right\.)(?![A-Za-z]))+)"

@@ -21,6 +21,7 @@ _SHOUTED = words_of("yes no true false odd even none neither both all never alwa
 _VECTORS = frozenset(["()", "[]", r"\langle\rangle"])
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", "=": "=", r"\ne": r"\ne"}
 _DEGREE = (("angle", 1),)
+_RADIAN = (("angle: radian", 1),)
 _PERCENT = (("percent", 1),)
 
 
@@ -180,6 +181,9 @@ class _Comparer:
         """What both values are to be multiplied with before they are compared; none where their units differ."""
         one = Constant(Fraction(1))
         kinds = [side.measure.kinds if side.measure else () for side in (gold, answer)]
+        if sorted(kinds) == [_DEGREE, _RADIAN]:
+            turn = Constant(Fraction(1, 180), 1, 1)
+            return [(turn, one) if kinds[0] == _DEGREE else (one, turn)]
         if kinds[0] and kinds[1]:
             return (
                 [(_size(gold), _size(answer))]
@@ -245,9 +249,11 @@ class _Comparer:
             return self.tuples(gold, answer)
         if kinds == ("list", "list") and _names_differ(gold, answer):
             return self.in_order(gold.parts, answer.parts)
+        if kinds == ("list", "list") and _is_inequality(gold) and {gold.name, answer.name} == {"and", "or"}:
+            return False
         if set(kinds) <= {"list", "set"}:
             return self.members(gold.parts, answer.parts)
-        if set(kinds) == {"list", "tuple"}:
+        if set(kinds) == {"list", "tuple"} and not any(map(_is_inequality, (gold, answer))):
             pair = gold if gold.kind == "tuple" else answer
             return self.lenient and pair.name in _VECTORS and self.in_order(gold.parts, answer.parts)
         if self.is_single(gold, answer):

@@ -44,8 +44,8 @@ def region_of(reading: Reading) -> Region | None:
         return _combined(reading)
     if reading.kind == "relation":
         return _inequality(reading)
-    if reading.kind == "list" and all(part.kind == "relation" for part in reading.parts):
-        return _joined([region_of(part) for part in reading.parts], any)
+    if reading.kind == "list" and reading.name and all(part.kind == "relation" for part in reading.parts):
+        return _joined([region_of(part) for part in reading.parts], any if reading.name == "or" else all)
     if reading.text.replace(" ", "") in (r"\mathbb{R}", r"\R", "R"):
         return Region(frozenset(), lambda place: True)
     if reading.text in (r"\emptyset", r"\{\}"):

@@ -56,8 +56,8 @@ def test_there_are_cases_of_both_halves_and_both_verdicts() -> None:
     assert len(CASES) >= 600
     for kind in KINDS:
         found = [case for case in CASES if case["kind"] == kind]
-        assert {case["half"] for case in found} == {"first", "second"}
-        assert {case["lenient"] for case in found if kind not in ("phrase", "hedge")} <= {True, False}
+        assert {case["half"] for case in found} >= {"first", "second"}, "the third were found later"
+        assert {case["strict"] for case in found} == {True, False}
 
 
 def test_verdicts_depend_on_no_order() -> None:
