@@ -116,6 +116,8 @@ class _Comparer:
             stated = self.stated(answer)
             if stated is not None:
                 return self.readings(gold, stated)
+        if gold.kind == "relation" and all(side.value is not None for side in gold.parts) and "=" in gold.name:
+            return some(self.readings(side, answer) for side in gold.parts)  # 0.56 = 56%
         if gold.kind == "relation" and answer.kind == "formula" and len(gold.parts) > 2:
             stated = self.stated(gold)
             return stated is not None and self.readings(stated, answer)

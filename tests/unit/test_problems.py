@@ -57,6 +57,7 @@ def numbered(count: int) -> list[Problem]:
         ([row(answer=None)], ":1: answer: ", "is missing"),
         ([row(answer="")], ":1: answer: ", "is empty"),
         ([row(), row(answer=" \t")], ":2: answer: ", "is empty"),
+        ([row(answer="x + 1 = 1 + x")], ":1: answer: ", "is an equation that always holds"),
         ([row(problem="\u2028")], ":1: problem: ", "is empty"),
         ([row(answer=True)], ":1: answer: ", "must be text or a number, not bool"),
         ([row(answer={"value": "2"})], ":1: answer: ", "not dict; an inner column is named answer.NAME"),
