@@ -1,9 +1,12 @@
-r"""Answers that copy the problem's own formula: algebra would finish it, and a policy that is paid learns to copy.
+r"""Answers that leave the work undone: the problem's own formula, or another form than it asks for.
 
-Text only.
+Algebra would finish them, and a policy that is paid for copying a formula learns to copy. Text only.
 """
 
 import re
+
+from reval_core.answers.grammar import Term
+from reval_core.answers.reading import read_answer
 
 # Not the sign of a lower limit: \sum_{i=1}.
 _SIDES = re.compile(r"(?:=|\\approx(?![a-z])|\\equiv(?![a-z]))(?![^{}]{0,80}\})")
@@ -31,6 +34,8 @@ _SIDE_BY_SIDE = (
 )
 _WRITTEN = r"\^|\\sqrt(?![a-z])|\\times|\\cdot|/|\\[dt]?frac(?![a-z])"
 _FORMULA = re.compile("|".join((_FUNCTION, _SIGN, _PRODUCT, _SIDE_BY_SIDE, _WRITTEN)))
+_FACTOR = re.compile(r"\b(?:factor(?:i[sz]e|ed)?|as a product)\b", re.IGNORECASE)
+_EXPAND = re.compile(r"\b(?:expand(?:ed)?|multiply out|without parentheses)\b", re.IGNORECASE)
 _FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{\s*([0-9]{1,30})\s*\}|([0-9]))\s*(?:\{\s*([0-9]{1,30})\s*\}|([0-9]))")
 # What may stand between the signs of a formula that is the same: spaces, delimiters, braces, the size of brackets.
 _NOTHING = re.compile(r"(?:\s|[${}]|\\[()\[\],;:! ]|\\(?:left|right|displaystyle)(?![A-Za-z]))+")
@@ -48,6 +53,37 @@ def is_copied(answer: str, problem: str, golds: tuple[str, ...]) -> bool:
     if any(_signs(side)[0] == _signs(gold)[0] for side in (answer, *stated) for gold in golds):
         return False
     return _stands_in(_signs(answer)[0], problem)
+
+
+def lacks_asked_form(answer: str, problem: str, golds: tuple[str, ...]) -> bool:
+    """Whether a problem asks to factor or to expand, the golds are of that form, and the answer is not."""
+    terms = [_term(text) for text in (answer, *golds)]
+    if not problem or any(term is None for term in terms):
+        return False
+    stated, *known = (term for term in terms if term is not None)
+    if _FACTOR.search(problem) and all(map(_is_factored, known)):
+        return not _is_factored(stated)
+    return bool(_EXPAND.search(problem)) and not any(map(_has_product, known)) and _has_product(stated)
+
+
+def _term(text: str) -> Term | None:
+    reading = read_answer(text)
+    return (reading.parts[-1] if reading.kind == "assignment" else reading).term
+
+
+def _is_factored(term: Term) -> bool:
+    """A product or a power with a sum in it: ``2(x+1)``, ``(x-1)^2``."""
+    while term.op in ("neg", "group"):
+        term = term.parts[0]
+    return term.op in ("mul", "power") and _has_product(term)
+
+
+def _has_product(term: Term) -> bool:
+    """Whether a sum is multiplied or raised somewhere within."""
+    factors = term.parts[:1] if term.op == "power" else term.parts
+    sums = any(part.op == "group" and part.parts[0].op == "add" for part in factors)
+    raised = any(part.op == "power" and _has_product(part) for part in term.parts)
+    return (term.op in ("mul", "power") and (sums or raised)) or any(map(_has_product, term.parts))
 
 
 def _sides(answer: str) -> list[str]:

@@ -162,6 +162,23 @@ def test_the_formula_of_the_problem_is_no_answer(problem: str, gold: str, answer
     assert at_sight(gold, answer, problem, lenient=True) != "wrong"
 
 
+@pytest.mark.parametrize(
+    ("problem", "gold", "answer", "right"),
+    [
+        ("Factor $ab+5b+2a+10$.", "(a+5)(b+2)", "2a + 10 + ab + 5b", "(b+2)(a+5)"),
+        ("Factor $4x^2-8x+4$.", "4(x-1)^2", "4x^2 + 4 - 8x", "(2x-2)^2"),
+        ("Factor $2x^2+2x$.", "2x(x+1)", "2x + 2x^2", "(x+1)(2x)"),
+        ("Expand $(x+1)^2$.", "x^2+2x+1", "(1+x)^2", "2x+x^2+1"),
+        ("Expand $2(x+1)(x+2)$.", "2x^2+6x+4", "(x+1)(2x+4)", "4+6x+2x^2"),
+    ],
+)
+def test_the_form_that_is_asked_for(problem: str, gold: str, answer: str, right: str) -> None:
+    assert at_sight(gold, answer, problem) == "wrong"
+    assert at_sight(gold, right, problem) is None, "a worker is asked"
+    assert at_sight(gold, answer, problem, lenient=True) is None
+    assert at_sight(gold, answer, "What is it?") is None
+
+
 def test_the_formula_of_another_problem_is_compared() -> None:
     assert at_sight("1024", "2^{10}", "Find $2^{10}$.") == "wrong"
     assert at_sight("1024", "2^{10}", "Find $4^{5}$.") == "correct"
