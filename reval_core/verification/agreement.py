@@ -16,6 +16,7 @@ from reval_core.answers.units import Measure
 from reval_core.verification.regions import Region, region_of, same_region
 
 _DECIMAL_COMMA = re.compile(r"([+-]?[0-9]{1,15}),([0-9]{1,15})")
+_LOOSE_SPACE = re.compile(r"(?<![0-9]) | (?![0-9])")
 _MOST_MEMBERS = 200
 _SHOUTED = words_of("yes no true false odd even none neither both all never always")
 _VECTORS = frozenset(["()", "[]", r"\langle\rangle"])
@@ -45,7 +46,10 @@ def agree(gold: str, answer: str, lenient: bool, algebra: Algebra | None = None)
         chosen = as_choice(answer)
         if chosen is not None:
             return chosen == letter
-    return _Comparer(lenient, algebra).readings(read_gold(gold), read_answer(answer))
+    known, stated = read_gold(gold), read_answer(answer)
+    if stated.kind == "words":
+        known = read_answer(gold)  # "14 right triangles" in full
+    return _Comparer(lenient, algebra).readings(known, stated)
 
 
 def _with_points(gold: str, answer: str) -> tuple[str, str]:
@@ -91,12 +95,7 @@ class _Comparer:
 
     def readings(self, gold: Reading, answer: Reading) -> bool | None:
         """Whether two readings mean the same."""
-        if (
-            gold.kind == answer.kind
-            and gold.text == answer.text
-            and gold.measure == answer.measure
-            and gold.name == answer.name
-        ):
+        if gold.kind == answer.kind and _signs(gold) == _signs(answer) and gold.measure == answer.measure:
             return True
         if "assignment" in (gold.kind, answer.kind):
             return self.assignments(gold, answer)
@@ -349,6 +348,12 @@ class _Comparer:
         if found is False and names == [_FLIPPED.get(sign, sign) for sign in reversed(stated)]:
             return self.in_order(gold.parts, answer.parts[::-1])
         return found
+
+
+def _signs(reading: Reading) -> tuple[str, str]:
+    """How a reading is written; spaces count in words and between digits only."""
+    text = reading.text if reading.kind == "words" else _LOOSE_SPACE.sub("", reading.text)
+    return text, reading.name.replace(" ", "")
 
 
 def _size(reading: Reading) -> Constant:
