@@ -1,4 +1,4 @@
-"""The rules of comparison, by cases of our own: half of each kind was written before they were tuned, half after."""
+"""The rules of comparison, by cases of our own: half of each kind was written before a rule, half after."""
 
 import json
 import random
