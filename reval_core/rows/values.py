@@ -71,15 +71,20 @@ def number_of(value: Any, field: str) -> float:
     return number
 
 
-def json_list(text: str) -> list[str] | None:
-    """The members of a list that was written as JSON text, `["2", "3"]`; None where the text is none.
+_LONE_BACKSLASH = re.compile(r"(?<!\\)\\(?!u[0-9A-Fa-f]{4})(?=[A-Za-z]{2}|[^\"\\/A-Za-z])")
+"""A backslash that begins a command of LaTeX and no escape of JSON."""
 
-    `[1, 2]` is none: mathematics writes intervals and vectors so. A lone number in brackets is one.
+
+def json_list(text: str) -> list[str] | None:
+    r"""The members of a list that was written as JSON text, `["2", "3"]`; None where the text is none.
+
+    `[1, 2]` is none: mathematics writes intervals and vectors so. A lone number in brackets is one. LaTeX whose
+    backslashes were not doubled is read as LaTeX: `["\text{even}"]` holds no tab.
     """
     if not text.strip().startswith("["):
         return None
     try:
-        found = json.loads(text)
+        found = json.loads(_LONE_BACKSLASH.sub(r"\\\\", text))
     except (ValueError, RecursionError):
         return None
     lone = len(found) == 1 and isinstance(found[0], int | float) and not isinstance(found[0], bool)

@@ -20,6 +20,7 @@ from reval_core.problems import load_problems
 from reval_core.problems.checking import check_set
 from reval_core.problems.golds import is_missing
 from reval_core.responses import Response, read_responses
+from reval_core.rows.values import json_list
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "problems"
 needs_cases = pytest.mark.skipif(not CASES.exists(), reason="the shared cases are not beside the project")
@@ -307,3 +308,17 @@ def test_missing_values_inside_boxes_are_noted_and_stay_usable(tmp_path: Path) -
     check = check_set(ProblemSet(path=str(path)), {})
     assert check.notes["answer is a missing value"] == [f"line {number}" for number in (1, 2, 3, 4)]
     assert (check.faults, check.trainable) == ({}, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "members"),
+    [
+        (r'["\text{even}"]', [r"\text{even}"]),
+        (r'["\\text{even}"]', [r"\text{even}"]),
+        (r'["\frac{1}{2}", "\sqrt{2}"]', [r"\frac{1}{2}", r"\sqrt{2}"]),
+        (r'["1\,\!000", "5\%"]', [r"1\,\!000", r"5\%"]),
+        (r'["caf\u00e9", "x\"y", "1\n2"]', ["café", 'x"y', "1\n2"]),
+    ],
+)
+def test_latex_in_a_json_list_keeps_its_commands_however_its_backslashes_were_written(text, members):
+    assert json_list(text) == members
