@@ -1,0 +1,1 @@
+"""Auditing golds and rules: what a gold accepts in other words, and what it must refuse."""

@@ -1,0 +1,198 @@
+"""An audit of a problem set: its golds and their rewritings must be paid, mutants must not."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from reval_core.auditing.golds import suspicions
+from reval_core.auditing.mutants import mutants
+from reval_core.auditing.rewritings import GOLD_ITSELF, rewritings
+from reval_core.auditing.variant import Variant
+from reval_core.config import ProblemSet
+from reval_core.extraction import Mode
+from reval_core.problems.loading import read_set
+from reval_core.problems.order import shuffled
+from reval_core.problems.problem import Problem
+from reval_core.rows import within
+from reval_core.verification import Claim, Verdict, Verifier
+
+What = Literal["gold", "rewriting", "mutant"]
+"""What was asked. A gold and its rewritings must be paid, a mutant must not."""
+
+Placed = tuple[str, Problem]
+"""A problem and the line or row where it stands."""
+
+_OTHERS = 2
+"""So many other problems' golds are tried on each."""
+_PROBLEMS_PER_CALL = 200
+"""Judged together: enough for the workers, few enough for the memory."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One response that was judged."""
+
+    place: str
+    """The line or row of its problem."""
+    prompt_id: str
+    gold: str
+    what: What
+    kind: str
+    """How it was made from the gold."""
+    response: str
+    verdict: Verdict
+
+    @property
+    def as_it_should_be(self) -> bool:
+        """Whether a right answer was paid, or a wrong one was not."""
+        return (self.verdict == "correct") == (self.what != "mutant")
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """A gold that may be none, or that the rules do not fit."""
+
+    place: str
+    prompt_id: str
+    gold: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found."""
+
+    origin: str
+    problems: int
+    """Those that were audited."""
+    usable: int
+    """Those that the set has."""
+    mode: Mode
+    kinds: Mapping[tuple[What, str], tuple[int, int]]
+    """By the kind of a variant: how many were asked, and how many of those were judged as they should be."""
+    unjudged: int
+    """Responses that ran late or killed a worker; they are paid nothing."""
+    rest: Sequence[Asked]
+    """Everything that was not judged as it should be."""
+    suspicious: Sequence[Suspicion]
+
+    def counts(self, what: What) -> tuple[int, int]:
+        """How many of these were asked, and how many of those were judged as they should be."""
+        found = [counts for (one, _), counts in self.kinds.items() if one == what]
+        return sum(asked for asked, _ in found), sum(passed for _, passed in found)
+
+
+def audit_set(
+    source: ProblemSet,
+    verifier: Verifier,
+    mode: Mode,
+    sample: int | None = None,
+    seed: int = 0,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> Audit:
+    """Ask a verifier of this mode about every usable problem of a set, or about `sample` of them.
+
+    What is asked about a problem follows from `seed`, its id and the golds of the set, not from the sample. `tick`
+    is told how many of how many problems are done.
+    Raises InputError if the set cannot be read.
+    """
+    origin, reads = read_set(source)
+    usable = [(within(read.place, origin), read.problem) for read in reads if read.problem is not None]
+    return audit_problems(origin, usable, _sample(usable, sample, seed), verifier, mode, seed, tick)
+
+
+def audit_problems(
+    origin: str,
+    usable: Sequence[Placed],
+    chosen: Sequence[Placed],
+    verifier: Verifier,
+    mode: Mode,
+    seed: int = 0,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> Audit:
+    """Ask a verifier of this mode about some of a set's problems (see `audit_set`)."""
+    variants_of = partial(variants, golds=[problem.answer for _, problem in usable], mode=mode, seed=seed)
+    asked: Counter[tuple[What, str]] = Counter()
+    rest: list[Asked] = []
+    unjudged = 0
+    for one in _judged(chosen, variants_of, verifier, tick):
+        asked[one.what, one.kind] += 1
+        unjudged += one.verdict in ("timeout", "error")
+        if not one.as_it_should_be:
+            rest.append(one)
+    failed = Counter((one.what, one.kind) for one in rest)
+    return Audit(
+        origin=origin,
+        problems=len(chosen),
+        usable=len(usable),
+        mode=mode,
+        kinds={kind: (count, count - failed[kind]) for kind, count in asked.items()},
+        unjudged=unjudged,
+        rest=rest,
+        suspicious=_suspicious(chosen, rest),
+    )
+
+
+def variants(problem: Problem, golds: Sequence[str], mode: Mode, seed: int) -> list[tuple[What, Variant]]:
+    """All that is asked about a problem; `golds` are those of its set."""
+    rng = random.Random(f"{seed} {problem.prompt_id}")
+    gold, gold_mode, text = problem.answer, problem.gold_mode, problem.problem
+    right = rewritings(gold, gold_mode, text)
+    wrong = mutants(gold, gold_mode, text, [rng.choice(golds) for _ in range(_OTHERS)], mode, rng)
+    named: list[tuple[What, Variant]] = [("gold" if one.kind == GOLD_ITSELF else "rewriting", one) for one in right]
+    return [*named, *(("mutant", one) for one in wrong)]
+
+
+def _sample(usable: Sequence[Placed], sample: int | None, seed: int) -> Sequence[Placed]:
+    if sample is None or sample >= len(usable):
+        return usable
+    kept = set(shuffled([problem.prompt_id for _, problem in usable], seed, "audit")[:sample])
+    return [(place, problem) for place, problem in usable if problem.prompt_id in kept]
+
+
+def _judged(
+    chosen: Sequence[Placed],
+    variants_of: Callable[[Problem], list[tuple[What, Variant]]],
+    verifier: Verifier,
+    tick: Callable[[int, int], None],
+) -> Iterator[Asked]:
+    for start in range(0, len(chosen), _PROBLEMS_PER_CALL):
+        rows = [
+            (number, place, problem, what, variant)
+            for number, (place, problem) in enumerate(chosen[start : start + _PROBLEMS_PER_CALL], start + 1)
+            for what, variant in variants_of(problem)
+        ]
+        claims = [
+            Claim(problem.answer, variant.response, False, problem.gold_mode, problem.problem)
+            for _, _, problem, _, variant in rows
+        ]
+        for row, judgement in zip(rows, verifier.judge_each(claims), strict=True):
+            number, place, problem, what, variant = row
+            tick(number, len(chosen))
+            yield Asked(
+                place, problem.prompt_id, problem.answer, what, variant.kind, variant.response, judgement.verdict
+            )
+
+
+def _suspicious(chosen: Sequence[Placed], rest: Sequence[Asked]) -> list[Suspicion]:
+    """By their text, and by what was judged of them."""
+    judged: dict[str, dict[str, None]] = defaultdict(dict)
+    for one in rest:
+        reason = {"gold": "not accepted by itself", "mutant": "accepts a mutant"}.get(one.what)
+        if reason:
+            judged[one.prompt_id][reason] = None
+    found = [
+        Suspicion(
+            place,
+            problem.prompt_id,
+            problem.answer,
+            (*suspicions(problem.answer, problem.gold_mode), *judged.get(problem.prompt_id, ())),
+        )
+        for place, problem in chosen
+    ]
+    return [one for one in found if one.reasons]
