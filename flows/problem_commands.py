@@ -9,6 +9,15 @@ import click
 
 from flows.options import AS_JSON
 
+_SET = click.option("--set", "set_name", metavar="NAME", help="The registered set that FILE holds.")
+_COLUMN = click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="FIELD=NAME",
+    help="What the file calls problem, answer, prompt_id or options, such as answer=solution.",
+)
+
 
 @click.group()
 def problems() -> None:
@@ -26,14 +35,8 @@ def list_problems(as_json: bool) -> None:
 
 @problems.command("check")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--set", "set_name", metavar="NAME", help="The registered set that FILE holds.")
-@click.option(
-    "--column",
-    "columns",
-    multiple=True,
-    metavar="FIELD=NAME",
-    help="What the file calls problem, answer, prompt_id or options, such as answer=solution.",
-)
+@_SET
+@_COLUMN
 @click.option(
     "--against",
     multiple=True,
@@ -51,6 +54,42 @@ def check_problems(
     from flows.problems import check_file
 
     check_file(file, set_name, columns, against, as_json)
+
+
+@problems.command("audit")
+@click.argument("file", type=click.Path(path_type=Path))
+@_SET
+@_COLUMN
+@click.option(
+    "--mode",
+    type=click.Choice(["strict", "lenient"]),
+    default="strict",
+    show_default=True,
+    help="How forgiving: as training pays, or as one grades responses of others.",
+)
+@click.option("--sample", type=click.IntRange(min=1), help="Audit only so many problems, chosen by the seed.")
+@click.option("--seed", default=0, show_default=True, help="What mutants and the sample are drawn by.")
+@click.option("--workers", type=click.IntRange(min=1), help="Comparisons at a time; the cores if not given.")
+@AS_JSON
+def audit_problems(
+    file: Path,
+    set_name: str | None,
+    columns: tuple[str, ...],
+    mode: Any,
+    sample: int | None,
+    seed: int,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Ask the verifier about each gold in FILE.
+
+    FILE is a file of problems or the name of a registered set. The gold and rewritten forms of it must be paid,
+    wrong answers made from it must not. Suspicious golds are listed with their lines. It ends with 0 whatever was
+    found.
+    """
+    from flows.auditing import audit_file
+
+    audit_file(file, set_name, columns, mode, sample, seed, workers, as_json)
 
 
 @click.command()

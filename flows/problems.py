@@ -5,20 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from flows.auditing import audit_counts, audit_line, audit_source
+from flows.problem_sources import named_set
 from flows.terminal import print_json, print_table, say, short
-from reval_core.config import ProblemField, ProblemSet, SetName
-from reval_core.errors import InputError
+from reval_core.auditing.audit import Audit
 from reval_core.problems.checking import Check, check_set, known_tests
-from reval_core.problems.columns import PROBLEM_FIELDS
 from reval_core.problems.registered import REGISTERED, VARIABLE, find_set, folders
-from reval_core.rows import column_options, read_rows
-from reval_core.storage.places import check_local
+from reval_core.rows import read_rows
 
 _WIDTH = 80
 _SHOWN = 10
 """How many overlaps are listed for people; `--json` has all."""
+_AUDITED = 20
+"""So many problems are audited in a check, which should take seconds."""
 
 
 def list_sets(as_json: bool) -> None:
@@ -53,17 +54,14 @@ def check_file(
 
     Raises InputError if it cannot be read as problems.
     """
-    if set_name is not None and set_name not in REGISTERED:
-        raise InputError(f"--set {set_name}: is no registered set; known are {', '.join(REGISTERED)}")
-    check_local(file)
-    names = cast("dict[ProblemField, str]", column_options(columns, PROBLEM_FIELDS))
-    source = ProblemSet(path=str(file), set=cast("SetName | None", set_name), columns=names)
+    source = named_set(file, set_name, columns)
     tests, left_out = known_tests(against)
     check = check_set(source, tests)
+    audit = audit_source(source, "strict", _AUDITED, seed=0, workers=1)
     if as_json:
-        print_json(_as_json(check, left_out))
+        print_json({**_as_json(check, left_out), "audit": audit_counts(audit)})
     else:
-        _show(check, left_out)
+        _show(check, left_out, audit)
     if not check.trainable:
         sys.exit(1)
 
@@ -88,7 +86,7 @@ def _as_json(check: Check, left_out: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _show(check: Check, left_out: Mapping[str, str]) -> None:
+def _show(check: Check, left_out: Mapping[str, str], audit: Audit) -> None:
     usable = check.rows - sum(map(len, check.faults.values()))
     say(f"{short(Path(check.origin))}: {check.rows:,} rows, {usable:,} problems")
     if check.faults or check.notes:
@@ -105,6 +103,8 @@ def _show(check: Check, left_out: Mapping[str, str]) -> None:
     say(f"problems: {shortest} to {longest} characters, median {median}")
     for name, why in left_out.items():
         say(f"not compared with {name}: {why.partition(';')[0]}")
+    if audit.problems:
+        say(audit_line(audit))
     _show_overlaps(check)
     say(_verdict(check))
 

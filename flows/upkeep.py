@@ -23,7 +23,7 @@ def show_check(run: Path, as_json: bool) -> None:
 
     folder, config = _run(run)
     findings = []
-    with folder.lock(), _bar("replaying rounds") as tick:
+    with folder.lock(), bar("replaying rounds") as tick:
         for finding in check_run(folder, config, tick):
             findings.append(finding)
             if not as_json:
@@ -73,7 +73,7 @@ def show_policy(run: Path, round: int | None, out: Path, as_json: bool) -> None:
         raise InputError(f"{run}: has {reached}; give --round one of those")
     if not folder.checkpoint(policy.round).exists():
         fix_machine(folder, config)  # a replay gives the same weights only where it learns the same
-    with _bar("replaying rounds") as tick:
+    with bar("replaying rounds") as tick:
         learner = replay(folder, config, DrawReader(folder), policy, tick=tick)
     export_policy(out, learner.model, tokenizer_of(config.model))
     digest = policy_digest(learner.model)
@@ -88,7 +88,7 @@ def show_prune(run: Path, yes: bool, as_json: bool) -> None:
     from reval_core.pruning import plan, prune
 
     folder, config = _run(run)
-    with folder.lock(), _bar("merging tables") as tick:
+    with folder.lock(), bar("merging tables") as tick:
         found = plan(folder, config)
         before = _bytes(folder)
         if yes:
@@ -119,7 +119,7 @@ def _run(run: Path) -> tuple[RunFolder, Config]:
 
 
 @contextmanager
-def _bar(title: str) -> Iterator[Any]:
+def bar(title: str) -> Iterator[Any]:
     """A function that is told `done, total` and shows it as a bar, on a terminal."""
     place = console(stderr=True)
     columns = (TextColumn("  {task.description}"), BarColumn(bar_width=30), MofNCompleteColumn())

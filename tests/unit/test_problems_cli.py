@@ -99,6 +99,7 @@ def test_whatever_is_odd_is_counted_with_its_lines(reval: Reval, tmp_path: Path)
     assert found["characters"] == {"shortest": 4, "median": 15, "longest": 3000}
     assert found["compared_with"] == {"aime25": 30}
     shared = "cows and sells half of them to a neighbour who pays in apples"
+    assert found["audit"]["gold_accepted"]["of"] == 11
     assert found["overlaps"] == [
         {"prompt_id": "13", "test_set": "aime25", "test_id": "1", "shared": shared},
         {"prompt_id": "14", "test_set": "aime25", "test_id": "6", "shared": None},
@@ -206,3 +207,49 @@ def test_the_registered_sets_are_listed_with_what_was_found(reval: Reval, tmp_pa
     assert (found["aime25"]["rows"], found["aime25"]["whole"]) == (30, True)
     assert (found["gsm8k"]["whole"], found["gsm8k"]["file"]) == (False, "data/gsm8k_test.jsonl")
     assert (found["gpqa"]["file"], found["gpqa"]["rows"], found["gpqa"]["hub"]) == (None, None, "Idavidrein/gpqa")
+
+
+GOLDS = [
+    {"problem": "six times seven", "answer": "42"},
+    {"problem": "which axis?", "answer": r"\text{cm}"},
+    {"problem": "when?", "answer": "N/A"},
+    {"problem": "find both", "answer": "3, 4"},
+    {"problem": "none", "answer": ""},
+]
+
+
+def test_an_audit_has_three_rates_and_names_suspicious_golds_with_their_lines(reval: Reval, tmp_path: Path) -> None:
+    file = lines(tmp_path / "golds.jsonl", *GOLDS)
+    code, out, _ = reval("audit", file, "--workers", "1", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert (found["problems"], found["usable"], found["mode"]) == (4, 4, "strict")
+    assert found["gold_accepted"] == {"of": 4, "count": 4, "rate": 1.0}
+    assert found["rewritings_accepted"]["of"] > 30
+    assert found["mutants_rejected"]["of"] > 40
+    reasons = {(one["place"], reason) for one in found["suspicious"] for reason in one["reasons"]}
+    assert {("line 2", "only a unit"), ("line 3", "missing-value word"), ("line 4", "several answers")} <= reasons
+    asked = sum(kind["of"] - kind["count"] for kind in found["kinds"])
+    assert asked == len(found["rest"])
+
+
+def test_an_audit_for_people_fits_80_columns_and_ends_with_0(reval: Reval, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    aime(tmp_path)
+    code, out, _ = reval("audit", "aime25", "--workers", "1", "--sample", "3", "--seed", "5")
+    assert code == 0
+    assert out.startswith("data/aime25.jsonl: 3 of 30 problems, strict mode\n")
+    assert max(map(len, out.splitlines())) <= 80
+    assert ["gold", "accepted", "3", "3", "100%"] in [line.split() for line in out.splitlines()]
+
+
+def test_a_check_says_what_an_audit_of_some_problems_found(reval: Reval, tmp_path: Path) -> None:
+    file = lines(tmp_path / "golds.jsonl", *GOLDS)
+    _, out, _ = reval("check", file)
+    assert any(line.startswith("audit of 4: gold accepted 100%, rewritings ") for line in out.splitlines())
+
+
+def test_a_name_that_is_neither_a_file_nor_a_set_is_refused(reval: Reval) -> None:
+    code, _, complained = reval("audit", "aime99")
+    assert code == 2
+    assert complained.startswith("reval: aime99: cannot be read by its name")

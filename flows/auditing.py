@@ -1,0 +1,163 @@
+"""`reval problems audit`: whether a set's golds are paid, in other words too, and wrong answers are not."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flows.problem_sources import named_set
+from flows.terminal import print_json, print_table, say, short
+from flows.upkeep import bar
+from reval_core.auditing.audit import Asked, Audit, Suspicion, What, audit_set
+from reval_core.config import ProblemSet
+from reval_core.extraction import Mode
+from reval_core.verification import Verifier
+
+TIMEOUT_SECONDS = 10.0
+"""Longer than in training: an audit asks what the rules say, not how busy the machine is."""
+
+_SHOWN = 10
+"""How much of the rest is listed for people; `--json` has all."""
+_SHOWN_CHARACTERS = 24
+_WIDTH = 80
+_TITLES: dict[What, str] = {
+    "gold": "gold accepted",
+    "rewriting": "rewritings accepted",
+    "mutant": "mutants rejected",
+}
+_FAULTS: dict[What, str] = {
+    "gold": "not accepted",
+    "rewriting": "rewriting not accepted",
+    "mutant": "mutant accepted",
+}
+
+
+def audit_file(
+    file: Path,
+    set_name: str | None,
+    columns: Sequence[str],
+    mode: Mode,
+    sample: int | None,
+    seed: int,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Audit the problems of a file or of a registered set, and print what was found.
+
+    Raises InputError if it cannot be read as problems.
+    """
+    found = audit_source(named_set(file, set_name, columns), mode, sample, seed, workers)
+    if as_json:
+        print_json(_as_json(found))
+    else:
+        _show(found)
+
+
+def audit_source(source: ProblemSet, mode: Mode, sample: int | None, seed: int, workers: int | None) -> Audit:
+    """Audit a problem set with a verifier of its own, and show how far it is."""
+    verifier = Verifier(workers=workers or os.cpu_count() or 1, timeout_seconds=TIMEOUT_SECONDS, mode=mode)
+    with verifier, bar("problems") as tick:
+        return audit_set(source, verifier, mode, sample, seed, tick)
+
+
+def audit_line(found: Audit) -> str:
+    """What an audit found, in one line."""
+    gold, rewriting, mutant = (_rate(found, what) for what in _TITLES)
+    return f"audit of {found.problems:,}: gold accepted {gold}, rewritings {rewriting}, mutants rejected {mutant}"
+
+
+def audit_counts(found: Audit) -> dict[str, Any]:
+    """The figures of an audit, as JSON."""
+    return {
+        _TITLES[what].replace(" ", "_"): {"of": asked, "count": passed, "rate": passed / asked if asked else None}
+        for what in _TITLES
+        for asked, passed in [found.counts(what)]
+    }
+
+
+def _as_json(found: Audit) -> dict[str, Any]:
+    return {
+        "file": found.origin,
+        "mode": found.mode,
+        "problems": found.problems,
+        "usable": found.usable,
+        **audit_counts(found),
+        "unjudged": found.unjudged,
+        "kinds": [
+            {"what": what, "kind": kind, "of": asked, "count": passed}
+            for (what, kind), (asked, passed) in found.kinds.items()
+        ],
+        "suspicious": [asdict(one) for one in found.suspicious],
+        "rest": [asdict(one) for one in found.rest],
+    }
+
+
+def _show(found: Audit) -> None:
+    name = short(Path(found.origin))
+    part = "" if found.problems == found.usable else f" of {found.usable:,}"
+    say(f"{name}: {found.problems:,}{part} problems, {found.mode} mode")
+    counted = [(title, *found.counts(what), _rate(found, what)) for what, title in _TITLES.items()]
+    lines = [(title, f"{asked:,}", f"{passed:,}", rate) for title, asked, passed, rate in counted]
+    print_table(["", "asked", "count", "share"], lines, width=_WIDTH)
+    if found.unjudged:
+        say(f"{found.unjudged:,} responses could not be judged (late, or a worker died): paid nothing")
+    _show_kinds(found)
+    _show_suspicious(found)
+    _show_rest(found)
+
+
+def _rate(found: Audit, what: What) -> str:
+    asked, passed = found.counts(what)
+    if not asked:
+        return "–"
+    # Not 100% while anything is left.
+    return "100%" if passed == asked else f"{min(100 * passed / asked, 99.99):.4g}%"
+
+
+def _show_kinds(found: Audit) -> None:
+    failed = {kind: (asked, passed) for kind, (asked, passed) in found.kinds.items() if passed < asked}
+    if not failed:
+        return
+    lines = [
+        (_FAULTS[what], kind, f"{asked:,}", f"{asked - passed:,}")
+        for (what, kind), (asked, passed) in sorted(failed.items(), key=lambda item: item[1][1] - item[1][0])
+    ]
+    print_table(["not as it should be", "kind", "asked", "failed"], lines, right=(2, 3), width=_WIDTH)
+
+
+def _show_suspicious(found: Audit) -> None:
+    by_reason: dict[str, list[Suspicion]] = defaultdict(list)
+    for one in found.suspicious:
+        for reason in one.reasons:
+            by_reason[reason].append(one)
+    if not by_reason:
+        return
+    lines = []
+    for reason, golds in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+        places = ", ".join(one.place for one in golds[:3]) + (" …" if len(golds) > 3 else "")
+        lines.append((reason, f"{len(golds):,}", places, ascii(golds[0].gold)[:_SHOWN_CHARACTERS]))
+    print_table(["suspicious gold", "rows", "first", "its gold"], lines, right=(1,), width=_WIDTH)
+
+
+def _show_rest(found: Audit) -> None:
+    for what, fault in _FAULTS.items():
+        rest = [one for one in found.rest if one.what == what]
+        for one in _one_of_each_kind(rest)[:_SHOWN]:
+            say(_line(f"{one.place}: gold {one.gold!a}: {fault}, {one.kind} ({one.verdict})"))
+            say(_line(f"    {one.response!a}"))
+        if len(rest) > _SHOWN:
+            say(f"and {len(rest) - _SHOWN:,} more (--json lists all)")
+
+
+def _one_of_each_kind(rest: Sequence[Asked]) -> list[Asked]:
+    """The first of each kind before all others."""
+    first = {id(one) for one in {one.kind: one for one in reversed(rest)}.values()}
+    return sorted(rest, key=lambda one: id(one) not in first)
+
+
+def _line(text: str) -> str:
+    return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"

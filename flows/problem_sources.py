@@ -1,0 +1,28 @@
+"""The problems that a command is given: a file or the name of a registered set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from reval_core.config import ProblemField, ProblemSet, SetName
+from reval_core.errors import InputError
+from reval_core.problems.columns import PROBLEM_FIELDS
+from reval_core.problems.registered import REGISTERED
+from reval_core.rows import column_options
+from reval_core.storage.places import check_local
+
+
+def named_set(file: Path, set_name: str | None, columns: Sequence[str]) -> ProblemSet:
+    """The problems of a file, or of a registered set whose name is given in its place.
+
+    Raises InputError if `set_name` is no registered set's, or `columns` do not name the file's columns.
+    """
+    if set_name is not None and set_name not in REGISTERED:
+        raise InputError(f"--set {set_name}: is no registered set; known are {', '.join(REGISTERED)}")
+    names = cast("dict[ProblemField, str]", column_options(columns, PROBLEM_FIELDS))
+    if set_name is None and str(file) in REGISTERED and not file.exists():
+        return ProblemSet(set=cast("SetName", str(file)), columns=names)
+    check_local(file)
+    return ProblemSet(path=str(file), set=cast("SetName | None", set_name), columns=names)
