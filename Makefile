@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv venv-test venv-vllm demo smollm2 test test-vllm test-faults test-load bench bench-rollouts bench-verification bench-peers clean
+.PHONY: venv venv-test venv-vllm demo smollm2 test test-vllm test-faults test-load test-audit bench bench-rollouts bench-verification bench-peers clean
 
 venv: .venv/.installed
 venv-test: .venv/.installed-test
@@ -56,6 +56,11 @@ test-faults: venv-test
 test-load: venv-test
 	$(BIN)/pytest -m full --override-ini timeout=3600 --override-ini faulthandler_timeout=3660 \
 	    tests/integration/test_hostile_answers.py
+
+# The verifier's properties over larger draws of the problem sets in ../shared/data, in both modes.
+test-audit: venv-test
+	$(BIN)/pytest -m "full or not full" --override-ini timeout=3600 --override-ini faulthandler_timeout=3660 \
+	    tests/integration/test_audit.py
 
 # Ratios of the learner to its baselines; with bench-peers done before, to TRL as well. Then the store's times.
 bench: venv
