@@ -323,6 +323,39 @@ def report(run: Path) -> None:
 
 
 @cli.command()
+@_RUN
+@click.option("--mode", type=click.Choice(["strict", "lenient"]), help="Other rules; the run's if not given.")
+@click.option("--methods", metavar="METHOD,…", help="Where answers are looked for, such as boxed,phrase.")
+@click.option("--function", metavar="MODULE:NAME", help="A function that judges in place of the rules.")
+@click.option(
+    "--round", "rounds", type=click.IntRange(min=0), multiple=True, help="Only this round; all if not given."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="A new Parquet file; RUN-regraded.parquet beside RUN if not given.",
+)
+@AS_JSON
+def regrade(
+    run: Path,
+    mode: str | None,
+    methods: str | None,
+    function: str | None,
+    rounds: tuple[int, ...],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Judge RUN's stored responses again, under other rules.
+
+    Shows what changes, and the rewards that each round would have had. RUN, which may be training, an import or an
+    evaluation, is not changed.
+    """
+    from flows.regrading import regrade_run
+
+    regrade_run(run, mode, methods, function, rounds, out, as_json)
+
+
+@cli.command()
 @click.argument("runs", type=click.Path(path_type=Path), nargs=-1, metavar="RUN RUN …")
 @click.option("--round", type=click.IntRange(min=0), help="After so many rounds; the last evaluated if not given.")
 @click.option(

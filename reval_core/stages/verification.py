@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from reval_core import rewards
-from reval_core.config import Verification
+from reval_core.config import Reward, Verification
 from reval_core.errors import RunStopped
 from reval_core.facts import Manifest, read_table
 from reval_core.session import Session
@@ -32,6 +32,7 @@ def verification(session: Session, round: int, rollouts: Manifest) -> Outcome:
     """
     columns = (
         "trajectory_id",
+        "round",
         "prompt_id",
         "problem",
         "gold",
@@ -43,32 +44,36 @@ def verification(session: Session, round: int, rollouts: Manifest) -> Outcome:
     files = rollouts.files_of("trajectories")
     shards = [read_table(session.folder.path / file.path, columns) for file in files]
     rows = pa.concat_tables(shards).to_pydict()
-    judgements = _judge(session, rows)
-    verdicts = [judgement.verdict for judgement in judgements]
+    judgements = with_given(rows, session.verifier.judge(claims_of(rows)))
     stop_if_unjudged(f"round {round}", session.config.verification, judgements)
+    return Outcome([publish(session, round, "verdicts", verdict_table(rows, judgements, session.config.reward))])
+
+
+def with_given(rows: Mapping[str, Sequence[Any]], judged: Iterable[Judgement]) -> list[Judgement]:
+    """What is known of each trajectory's response: of `claims_of` what was judged, else what was given with it."""
+    judgements = iter(judged)
+    return [Judgement("given", None, 0.0) if gold is None else next(judgements) for gold in rows["gold"]]
+
+
+def verdict_table(rows: Mapping[str, Sequence[Any]], judgements: Sequence[Judgement], reward: Reward) -> pa.Table:
+    """The verdicts on a round's trajectories, and the rewards that they give."""
+    verdicts = [judgement.verdict for judgement in judgements]
     given, is_given = np.array(rows["given_reward"], dtype=float), np.array(verdicts) == "given"
-    outcome = np.where(is_given, given, rewards.outcomes(judgements, session.config.reward))
-    reward = np.where(is_given, given, rewards.rewards(outcome, rows["prompt_id"], session.config.reward))
+    outcome = np.where(is_given, given, rewards.outcomes(judgements, reward))
+    rewarded = np.where(is_given, given, rewards.rewards(outcome, rows["prompt_id"], reward))
     advantage = rewards.advantages(outcome, rows["prompt_id"])
-    table = pa.table(
+    return pa.table(
         {
             "trajectory_id": rows["trajectory_id"],
-            "round": [round] * len(verdicts),
+            "round": rows["round"],
             "verdict": verdicts,
             "extracted": [judgement.extracted for judgement in judgements],
             "correct": pa.array([verdict == "correct" for verdict in verdicts], mask=is_given),
-            "reward": pa.array(reward, mask=np.isnan(reward)),
+            "reward": pa.array(rewarded, mask=np.isnan(rewarded)),
             "advantage": pa.array(advantage, mask=np.isnan(advantage)),
             "milliseconds": [judgement.milliseconds for judgement in judgements],
         }
     )
-    return Outcome([publish(session, round, "verdicts", table)])
-
-
-def _judge(session: Session, rows: dict[str, list[Any]]) -> list[Judgement]:
-    """What is known of each response: judged where there is a gold, else given with it."""
-    judged = iter(session.verifier.judge(claims_of(rows)))
-    return [Judgement("given", None, 0.0) if gold is None else next(judged) for gold in rows["gold"]]
 
 
 def claims_of(rows: Mapping[str, Sequence[Any]]) -> list[Claim]:

@@ -1,0 +1,117 @@
+"""`reval regrade`: judge a run's stored responses again under other rules, and show what changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flows.terminal import print_json, print_table, say, short
+from flows.upkeep import bar
+from reval_core.regrading.changes import Change, changes, examples, verdict_changes
+from reval_core.regrading.regrade import (
+    check_out,
+    other_rules,
+    regrade,
+    stored_responses,
+    write_regraded,
+)
+from reval_core.session import make_verifier
+
+_SHOWN_ROUNDS = 20
+"""So many rounds are listed for people, those that changed most; `--json` has all."""
+_WIDTH = 80
+_EXAMPLES = 3
+"""Of each pair of verdicts."""
+
+
+def regrade_run(
+    run: Path,
+    mode: str | None,
+    methods: str | None,
+    function: str | None,
+    rounds: Sequence[int],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Write the verdicts of a run's responses under other rules beside the run, and print what changes.
+
+    Raises InputError, before anything is judged, for what cannot be used.
+    """
+    stored = stored_responses(run, rounds)
+    rules = other_rules(stored, mode, methods, function)
+    out = out or stored.folder.path.with_name(f"{stored.folder.name}-regraded.parquet")
+    check_out(stored, out)
+    with make_verifier(rules.verification, rules.reward) as verifier, bar("responses") as tick:
+        table = regrade(stored, rules, verifier, tick)
+    write_regraded(out, table, stored, rules)
+    by = "round" if stored.is_run else "problem_set"
+    found = {
+        "run": stored.folder.name,
+        "out": str(out),
+        "rules": rules.model_dump(mode="json"),
+        "trajectories": len(table),
+        "verdicts": [
+            {"before": before, "now": now, "count": count}
+            for (before, now), count in verdict_changes(table).items()
+        ],
+        "examples": examples(table, _EXAMPLES),
+    }
+    parts = changes(table, by)
+    if as_json:
+        print_json({**found, f"{by}s": [{by: one.part, **_figures(one)} for one in parts]})
+    else:
+        _show(found, parts, by.replace("_", " "))
+
+
+def _figures(change: Change) -> dict[str, Any]:
+    return {name: value for name, value in asdict(change).items() if name != "part"}
+
+
+def _show(found: dict[str, Any], parts: Sequence[Change], by: str) -> None:
+    changed = sum(one.changed for one in parts)
+    say(
+        f"{found['run']}: {found['trajectories']:,} responses, {changed:,} have another verdict "
+        f"({changed / found['trajectories']:.1%})"
+    )
+    lines = [
+        (pair["before"], "the same" if pair["before"] == pair["now"] else pair["now"], f"{pair['count']:,}")
+        for pair in found["verdicts"]
+    ]
+    print_table(["verdict before", "now", "count"], lines, right=(2,), width=_WIDTH)
+    _show_parts(parts, by)
+    for one in found["examples"]:
+        what = f"{one['verdict_before']} -> {one['verdict']}, gold {one['gold']!a}"
+        say(_line(f"trajectory {one['trajectory_id']}: {what}"))
+        say(_line(f"    extracted {one['extracted_before']!a} -> {one['extracted']!a}"))
+    say(f"written: {short(Path(found['out']))} (joins with the run's tables on trajectory_id)")
+
+
+def _show_parts(parts: Sequence[Change], by: str) -> None:
+    most = sorted(parts, key=lambda one: -one.changed)[:_SHOWN_ROUNDS]
+    names = [by, "responses", "changed", "accuracy", "mean reward", "groups turned"]
+    lines = [
+        (
+            one.part,
+            f"{one.trajectories:,}",
+            f"{one.changed / one.trajectories:.1%}",
+            f"{one.accuracy_before:.1%} → {one.accuracy:.1%}",
+            f"{_number(one.reward_before)} → {_number(one.reward)}",
+            f"{one.groups_turned:,}/{one.groups:,}",
+        )
+        for one in parts
+        if one in most
+    ]
+    print_table(names, lines, width=_WIDTH)
+    say("groups turned: some reward is now on another side of the mean of its group")
+    if len(parts) > len(most):
+        say(f"the {len(most)} {by}s of {len(parts):,} that changed most (--json lists all)")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _line(text: str) -> str:
+    return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"

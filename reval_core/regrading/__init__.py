@@ -1,0 +1,1 @@
+"""Judging the stored responses of a run or an evaluation again, under other rules."""

@@ -1,0 +1,178 @@
+"""The stored responses of a run or an evaluation judged again: nothing of it is changed, and no lock is taken."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+
+from reval_core.config import Reward, Verification
+from reval_core.errors import Damaged, InputError
+from reval_core.evaluation.folder import EvaluationFolder, published_facts
+from reval_core.extraction import Method
+from reval_core.facts import SCHEMAS
+from reval_core.files import publish_file
+from reval_core.loading import load_settings
+from reval_core.run_folder import RunFolder
+from reval_core.stages.verification import claims_of, verdict_table, with_given
+from reval_core.store import sql_views
+from reval_core.user_code import check_call
+from reval_core.verification import VERIFIER_VERSION, Claim, Judgement, Verifier
+
+_COLUMNS = """
+    t.trajectory_id, t.round, t.problem_set, t.prompt_id, t.problem, t.gold, t.gold_mode, t.given_reward,
+    t.response, t.finish_reason
+"""
+_OF_A_RUN = f"""
+    SELECT {_COLUMNS}, v.verdict AS verdict_before, v.extracted AS extracted_before, v.reward AS reward_before
+    FROM trajectories t JOIN verdicts v USING (trajectory_id)
+"""
+_OF_AN_EVALUATION = f"""
+    SELECT {_COLUMNS}, e.verdict AS verdict_before, e.extracted AS extracted_before, NULL::REAL AS reward_before
+    FROM trajectories t JOIN evaluations e USING (policy, problem_set, prompt_id, sample)
+"""
+_KEPT = ("problem_set", "prompt_id", "gold", "verdict_before", "extracted_before", "reward_before")
+
+
+class Rules(BaseModel, extra="ignore"):
+    """The sections of a run's config, or of an evaluation's, that decide verdicts and rewards."""
+
+    verification: Verification = Verification()
+    reward: Reward = Reward()
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A run or an evaluation whose responses are judged again."""
+
+    folder: RunFolder
+    is_run: bool
+    rounds: tuple[int, ...]
+    """Those that have been judged, or of an evaluation those of its policies."""
+
+
+def stored_responses(path: Path, rounds: Sequence[int]) -> Stored:
+    """The run or the evaluation in a directory, with the rounds that are asked for, or all that have been judged.
+
+    Raises InputError if there is none, or a round has not been judged yet.
+    """
+    evaluation = EvaluationFolder(path)
+    is_run = not evaluation.protocol.exists()
+    folder = RunFolder(path) if is_run else evaluation
+    judged = _judged_rounds(path, is_run)
+    missing = [round for round in rounds if round not in judged]
+    if missing:
+        there = f"rounds {judged[0]} to {judged[-1]}" if judged else "none yet"
+        raise InputError(
+            f"{path}: round {missing[0]} has no verdicts; judged are {there}: give --round one of those"
+        )
+    if not judged:
+        raise InputError(f"{path}: no response has been judged yet; wait for the first round")
+    return Stored(folder, is_run, tuple(sorted(set(rounds))) or tuple(judged))
+
+
+def other_rules(stored: Stored, mode: str | None, methods: str | None, function: str | None) -> Rules:
+    """The rules of a run or an evaluation with others in their place; all that is not given stays.
+
+    A mode or methods take the place of a function. Raises InputError for what cannot be used.
+    """
+    unknown = [one for one in (methods.split(",") if methods else ()) if one not in get_args(Method)]
+    if unknown:
+        raise InputError(
+            f"--methods {methods}: {unknown[0]!r} is no method; known are {', '.join(get_args(Method))}"
+        )
+    try:
+        if function:
+            check_call(function, 3, {})
+    except ValueError as error:
+        raise InputError(f"--function {error}; give package.module:function") from error
+    overrides = [f"verification.mode={mode}"] if mode else []
+    overrides += [f"verification.methods=[{methods}]"] if methods else []
+    if overrides or function:
+        overrides += [f"reward.function={function or 'null'}", "reward.settings={}"]
+    path = stored.folder.config if stored.is_run else stored.folder.protocol
+    return load_settings(path, Rules, overrides)
+
+
+def check_out(stored: Stored, out: Path) -> None:
+    """Raise InputError unless a new file can be written at `out`, outside of the run."""
+    if out.exists():
+        raise InputError(f"{out}: exists; give --out a file that does not")
+    if out.absolute().is_relative_to(stored.folder.path):
+        raise InputError(
+            f"{out}: is inside {stored.folder.path}, which is not changed; give --out a file beside it"
+        )
+    try:
+        publish_file(out, lambda partial: partial.touch())
+        out.unlink()
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); give another --out") from error
+
+
+def regrade(
+    stored: Stored, rules: Rules, verifier: Verifier, tick: Callable[[int, int], None] = lambda done, total: None
+) -> pa.Table:
+    """The verdicts and rewards of every stored response under other rules, beside those that it has.
+
+    The columns of `verdicts`, then `problem_set`, `prompt_id`, `gold`, `verdict_before`, `extracted_before` and
+    `reward_before`. A reward that came with a response stays. `tick` is told how many of how many responses of
+    a round are done.
+    Raises Damaged if a file of the run cannot be read, and VerifierUnavailable.
+    """
+    tables = []
+    for round in stored.rounds:
+        rows = _rows(stored, round)
+        columns = rows.to_pydict()
+        judgements = with_given(columns, _ticked(verifier, claims_of(columns), tick))
+        judged = verdict_table(columns, judgements, rules.reward).cast(SCHEMAS["verdicts"])
+        for name in _KEPT:
+            judged = judged.append_column(name, rows.column(name))
+        tables.append(judged)
+    return pa.concat_tables(tables)
+
+
+def _ticked(verifier: Verifier, claims: Sequence[Claim], tick: Callable[[int, int], None]) -> Iterator[Judgement]:
+    for done, judgement in enumerate(verifier.judge_each(claims), start=1):
+        tick(done, len(claims))
+        yield judgement
+
+
+def write_regraded(out: Path, table: pa.Table, stored: Stored, rules: Rules) -> None:
+    """Write the table with what it was made of and by, under the key `reval.regraded` of its metadata."""
+    made = {
+        "run": stored.folder.name,
+        "rules": rules.model_dump(mode="json"),
+        "verifier": VERIFIER_VERSION,
+        "rounds": stored.rounds,
+    }
+    described = table.replace_schema_metadata({"reval.regraded": json.dumps(made)})
+    publish_file(out, lambda partial: pq.write_table(described, partial, compression="zstd"))
+
+
+def _judged_rounds(path: Path, is_run: bool) -> list[int]:
+    if is_run:
+        return sorted({one.round for one in published_facts(path) if one.stage == "verification"})
+    with sql_views(path, published_facts(path)) as connection:
+        return [
+            round for (round,) in connection.execute("SELECT DISTINCT round FROM evaluations ORDER BY 1").fetchall()
+        ]
+
+
+def _rows(stored: Stored, round: int) -> pa.Table:
+    query = _OF_A_RUN if stored.is_run else _OF_AN_EVALUATION
+    path = stored.folder.path
+    with sql_views(path, published_facts(path)) as connection:
+        try:
+            found = connection.sql(
+                f"{query} WHERE t.round = $round ORDER BY t.trajectory_id", params={"round": round}
+            )
+            return found.to_arrow_table()
+        except duckdb.Error as error:
+            raise Damaged(f"{path}: round {round} cannot be read ({str(error).splitlines()[0]})") from error

@@ -1,0 +1,254 @@
+"""`reval regrade`: stored responses under other rules, beside a run of which nothing changes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from flows.cli import main
+from reval_core.evaluation.folder import EvaluationFolder
+from reval_core.facts import SCHEMAS, Manifest, publish_table
+from reval_core.files import file_digest, publish_json
+from reval_core.loading import load_config
+from reval_core.pruning import prune
+from reval_core.regrading.changes import changes
+from reval_core.run_folder import RunFolder
+from reval_core.trajectories import IDS_PER_ROUND
+from tests.facts import hand_made_run
+
+Reval = Callable[..., tuple[int, str, str]]
+
+JUDGE = """
+def starts_with_1(problem, gold, response):
+    return response.startswith("1")
+
+def half(problem, gold, response):
+    return 0.5
+
+def needs_a_setting(problem, gold, response, setting):
+    return 0
+"""
+
+
+@pytest.fixture
+def reval(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Reval:
+    """Run the command beside a module with judges; gives exit code, output and complaints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "regrading_judges.py").write_text(JUDGE)
+
+    def command(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["reval", "regrade", *map(str, arguments)])
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as error:
+            code = error.code
+        return code or 0, *capsys.readouterr()
+
+    return command
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """Two rounds of two prompts with two responses: 4 (right), 13; 111… (cut off in round 1), and a timeout."""
+    folder = RunFolder(tmp_path / "runs" / "hand")
+    hand_made_run(folder)
+    return folder
+
+
+def contents(path: Path) -> dict[str, str]:
+    return {str(file.relative_to(path)): file_digest(file) for file in path.rglob("*") if file.is_file()}
+
+
+def test_the_run_is_not_changed_and_its_lock_not_asked_for(reval: Reval, folder: RunFolder) -> None:
+    with folder.lock():
+        before = contents(folder.path)
+        code, out, _ = reval(folder.path, "--methods", "whole", "--json")
+        assert contents(folder.path) == before
+    assert code == 0
+    found = json.loads(out)
+    assert found["trajectories"] == 8
+    assert {(one["before"], one["now"]): one["count"] for one in found["verdicts"]} == {
+        ("correct", "correct"): 2,
+        ("wrong", "wrong"): 3,
+        ("truncated", "truncated"): 1,
+        ("timeout", "wrong"): 2,
+    }
+    assert [(one["round"], one["changed"]) for one in found["rounds"]] == [("1", 1), ("2", 1)]
+
+
+def test_a_function_judges_again_and_the_rewards_are_those_it_would_have_given(
+    reval: Reval, folder: RunFolder
+) -> None:
+    code, out, _ = reval(folder.path, "--function", "regrading_judges:starts_with_1", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["rules"]["reward"]["function"] == "regrading_judges:starts_with_1"
+    first, second = found["rounds"]
+    # Round 1: 4 was right and is not, 13 is now; what was cut off stays so, and the timeout is wrong now.
+    assert (first["accuracy_before"], first["accuracy"]) == (0.25, 0.25)
+    assert (first["reward_before"], first["reward"]) == (pytest.approx(1 / 3), 0.25)
+    assert (first["groups"], first["groups_turned"]) == (2, 1), "the easy prompt's two responses change places"
+    assert (second["accuracy_before"], second["accuracy"]) == (0.25, 0.5)
+    assert (second["groups"], second["groups_turned"]) == (2, 2), "the hard prompt teaches something now"
+    examples = [(one["trajectory_id"], one["verdict_before"], one["verdict"]) for one in found["examples"]]
+    assert (IDS_PER_ROUND, "correct", "wrong") in examples
+    assert (IDS_PER_ROUND + 1, "wrong", "correct") in examples
+
+
+def test_the_table_joins_with_the_run_in_any_duckdb(reval: Reval, folder: RunFolder) -> None:
+    """The query of docs/verification.md."""
+    reval(folder.path, "--function", "regrading_judges:half")
+    out = folder.path.with_name("hand-regraded.parquet")
+    table = pq.read_table(out)
+    assert table.column_names[: len(SCHEMAS["verdicts"])] == SCHEMAS["verdicts"].names
+    assert json.loads(table.schema.metadata[b"reval.regraded"])["run"] == "hand"
+    with duckdb.connect() as connection:
+        rows = connection.execute(
+            f"""
+            SELECT t.trajectory_id, g.verdict_before, g.verdict, g.reward FROM '{out}' g
+            JOIN read_parquet('{folder.path}/rollouts/*/shard-*.parquet', hive_partitioning = false) t
+            USING (trajectory_id) ORDER BY 1
+            """
+        ).fetchall()
+    assert len(rows) == 8
+    assert rows[0] == (IDS_PER_ROUND, "correct", "wrong", 0.5)
+
+
+def test_one_round_and_a_file_of_ones_own(reval: Reval, folder: RunFolder, tmp_path: Path) -> None:
+    out = tmp_path / "elsewhere" / "second.parquet"
+    code, _, _ = reval(folder.path, "--round", "2", "--methods", "whole", "--out", out)
+    assert code == 0
+    assert set(pq.read_table(out).column("round").to_pylist()) == {2}
+
+
+def test_what_is_printed_fits_80_columns(reval: Reval, folder: RunFolder) -> None:
+    code, out, _ = reval(folder.path, "--methods", "whole")
+    assert code == 0
+    assert max(map(len, out.splitlines()[:-1])) <= 80
+    assert out.startswith("hand: 8 responses, 2 have another verdict (25.0%)\n")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "timeout wrong 2" in lines
+    assert "1 4 25.0% 25.0% → 25.0% 0.333 → 0.250 0/2" in lines
+    assert any(line.startswith(f"trajectory {IDS_PER_ROUND + 3}: timeout -> wrong") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["nowhere"], "nowhere: is no run folder"),
+        (["runs/hand", "--round", "3"], "round 3 has no verdicts; judged are rounds 1 to 2"),
+        (["runs/hand", "--methods", "boxes"], "--methods boxes: 'boxes' is no method; known are final, boxed"),
+        (["runs/hand", "--function", "nothing:here"], "--function nothing:here: cannot import nothing"),
+        (["runs/hand", "--function", "regrading_judges:no"], "regrading_judges has no function no"),
+        (["runs/hand", "--function", "regrading_judges:needs_a_setting"], "does not take these settings"),
+        (["runs/hand", "--out", "there.parquet"], "there.parquet: exists; give --out a file that does not"),
+        (["runs/hand", "--out", "runs/hand/new.parquet"], "is inside"),
+        (["runs/hand", "--out", "there.parquet/new.parquet"], "there.parquet/new.parquet: cannot be written"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_judged(
+    reval: Reval, folder: RunFolder, tmp_path: Path, arguments: list[str], complaint: str
+) -> None:
+    (tmp_path / "there.parquet").write_text("not ours")
+    before = contents(tmp_path)
+    code, out, complained = reval(*arguments)
+    assert (code, out) == (2, "")
+    assert complaint in complained
+    assert len(complained.splitlines()) == 1
+    assert contents(tmp_path) == before
+
+
+def test_a_pruned_run_still_has_its_texts(reval: Reval, folder: RunFolder, tmp_path: Path) -> None:
+    reval(folder.path, "--methods", "whole", "--out", tmp_path / "whole.parquet")
+    settings = yaml.safe_load(folder.config.read_text())
+    settings["rollouts"] |= {"prompts": 1, "samples": 2, "prompts_per_shard": 1}
+    settings["replay"]["capacity"] = 3  # those of the last round that have a reward
+    folder.config.write_text(yaml.safe_dump(settings))
+    publish_json(folder.summary, {})
+    prune(folder, load_config(folder.config))
+    assert list(folder.path.glob("pruned-*"))
+    code, _, _ = reval(folder.path, "--methods", "whole", "--out", tmp_path / "pruned.parquet")
+    assert code == 0
+    tables = [
+        pq.read_table(tmp_path / f"{name}.parquet").drop_columns(["milliseconds"]) for name in ("whole", "pruned")
+    ]
+    assert tables[0].equals(tables[1])
+
+
+def test_an_evaluation_is_judged_again_by_problem_set(reval: Reval, folder: RunFolder, tmp_path: Path) -> None:
+    shards = pq.read_table(folder.path / folder.shard(2, 0)).replace_schema_metadata()
+    evaluation = hand_made_evaluation(tmp_path / "evals" / "hand", shards)
+    code, out, _ = reval(evaluation.path, "--function", "regrading_judges:starts_with_1", "--json")
+    assert code == 0
+    found = json.loads(out)
+    [part] = found["problem_sets"]
+    assert (part["problem_set"], part["trajectories"], part["reward_before"]) == ("1-digit sums", 4, None)
+    assert (part["accuracy_before"], part["accuracy"]) == (0.25, 0.5)
+    assert Path(found["out"]) == tmp_path / "evals" / "hand-regraded.parquet"
+
+
+def hand_made_evaluation(path: Path, trajectories: pa.Table) -> EvaluationFolder:
+    folder = EvaluationFolder(path)
+    path.mkdir(parents=True)
+    folder.protocol.write_text(yaml.safe_dump({"model": "m", "round": 2, "benchmarks": []}))
+    number = folder.sitting("key")
+    shard = publish_table(path, folder.shard(number, 0), "trajectories", trajectories)
+    folder.publish(Manifest("rollouts", number, "key", (shard,)))
+    rows = trajectories.select([name for name in SCHEMAS["evaluations"].names if name in trajectories.column_names])
+    correct = [True, False, False, False]
+    judged = {"verdict": ["correct" if one else "wrong" for one in correct], "correct": correct}
+    for name in ("verdict", "extracted", "correct"):
+        rows = rows.append_column(name, pa.array(judged.get(name, trajectories.column("response").to_pylist())))
+    verdicts = publish_table(
+        path, folder.facts(number, "evaluations"), "evaluations", rows.select(SCHEMAS["evaluations"].names)
+    )
+    folder.publish(Manifest("evaluation", number, "verdicts", (verdicts,)))
+    folder.make_current("p1", "settings", "1-digit sums", number)
+    return folder
+
+
+def test_a_group_turns_only_where_a_response_changes_sides() -> None:
+    table = pa.table(
+        {
+            "round": [1] * 6,
+            "prompt_id": ["a", "a", "b", "b", "c", "c"],
+            "verdict_before": ["wrong"] * 6,
+            "verdict": ["wrong"] * 6,
+            "reward_before": [1.0, 0.0, 1.0, 0.0, None, 1.0],
+            "reward": [0.5, 0.25, 0.0, 1.0, None, 0.5],
+        }
+    )
+    [change] = changes(table, "round")
+    assert (change.groups, change.groups_turned, change.changed) == (3, 1, 0)
+
+
+def test_a_reward_that_came_with_a_response_stays(reval: Reval, folder: RunFolder) -> None:
+    """Round 0 of an import: one response has a gold, one came with a reward."""
+    shards = pq.read_table(folder.path / folder.shard(1, 0)).replace_schema_metadata().slice(0, 2)
+    changed = {"trajectory_id": [0, 1], "round": [0, 0], "gold": ["4", None], "given_reward": [None, 0.75]}
+    for name, values in changed.items():
+        shards = shards.set_column(shards.schema.get_field_index(name), name, [values])
+    verdicts = {"trajectory_id": [0, 1], "round": [0, 0], "verdict": ["correct", "given"], "reward": [1.0, 0.75]}
+    rows = pa.Table.from_pylist(pa.table(verdicts).to_pylist(), SCHEMAS["verdicts"])
+    for stage, table, path, values in (
+        ("rollouts", "trajectories", folder.shard(0, 0), shards),
+        ("verification", "verdicts", folder.facts(0, "verdicts"), rows),
+    ):
+        folder.publish(Manifest(stage, 0, stage, (publish_table(folder.path, path, table, values),)))
+    code, out, _ = reval(folder.path, "--round", "0", "--function", "regrading_judges:half", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert [(one["before"], one["now"]) for one in found["verdicts"]] == [("correct", "wrong"), ("given", "given")]
+    assert (found["rounds"][0]["reward_before"], found["rounds"][0]["reward"]) == (0.875, 0.625)
+    assert pq.read_table(found["out"]).column("reward").to_pylist() == [0.5, 0.75]
