@@ -156,7 +156,7 @@ def test_a_damaged_config_is_refused_naming_it(undisturbed, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(undisturbed, path)
     (path / "config.yaml").write_text("seed: [")
-    with pytest.raises(RevalError, match=r"config\.yaml: is damaged .* delete it and give the config"):
+    with pytest.raises(RevalError, match=r"config\.yaml.*is corrupt: delete it and give the config"):
         run(path, CONFIG)
 
 

@@ -388,10 +388,12 @@ def unevaluated(path: Path) -> Path:
     return path
 
 
-def stored(path: Path, source: str) -> Path:
-    path.mkdir()
-    (path / "config.yaml").write_text(f"rollouts: {{source: {source}}}\n", encoding="utf-8")
+def stored(path: Path, **rollouts: Any) -> Path:
+    RunFolder(path).open(small_config(rollouts=rollouts, replay={"capacity": 8, "first": "buffer"}))
     return path
+
+
+IMPORT = {"source": "import", "file": "a.jsonl", "sha256": "0", "columns": {}}
 
 
 @pytest.mark.parametrize(
@@ -400,8 +402,11 @@ def stored(path: Path, source: str) -> Path:
         (lambda path: path / "a", "a: is given twice; a run does not differ from itself"),
         (lambda path: path / "a/../a", "a: is given twice"),
         (lambda path: unevaluated(path / "b"), "b: has no evaluations yet"),
-        (lambda path: stored(path / "b", "import"), "b: is an import, which answers no held-out problems"),
-        (lambda path: stored(path / "b", "stored"), "b: is a run of stored responses, which answers no held-out"),
+        (lambda path: stored(path / "b", **IMPORT), "b: is an import, which answers no held-out problems"),
+        (
+            lambda path: stored(path / "b", source="stored", run="a", batch=1),
+            "b: is a run of stored responses, which answers no held-out",
+        ),
         (lambda path: made(path / "b", {("x", "1"): [1]}), "b: shares no problem with a"),
         (lambda path: path / "b", "b: is no run folder"),
     ],

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from flows import foreground
 from flows.cli import main
 from reval_core.files import publish_json, read_json
 from reval_core.loading import load_config
@@ -42,7 +43,7 @@ def reval(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest
 
     def command(*arguments: str) -> Answer:
         monkeypatch.setattr(sys, "argv", ["reval", *arguments])
-        monkeypatch.setattr("flows.foreground.run_flow", lambda flow: _trained(RunFolder(_folder(arguments))))
+        monkeypatch.setattr(foreground, "run_flow", lambda flow: _trained(RunFolder(_folder(arguments))))
         code: Any = 0
         try:
             main()

@@ -22,6 +22,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from flows import evaluating, foreground
 from flows.cli import main
 from flows.preparation import prepare
 from reval_core.errors import InputError
@@ -104,7 +105,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     shutil.copytree(sound, tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setattr("flows.foreground.run_flow", _no_work)
+    for module in (foreground, evaluating):
+        monkeypatch.setattr(module, "run_flow", _no_work)
     return Place(tmp_path / "work", json.loads(json.dumps(CONFIG)))
 
 
@@ -420,7 +422,7 @@ def test_a_directory_that_another_process_runs_is_refused_by_a_dry_run_too(place
 def test_a_wrong_api_url_is_refused_by_a_dry_run_too(place, capsys, monkeypatch):
     (place.path / "config.yaml").write_text(yaml.safe_dump(place.config))
     # Prefect reads its settings once for a process, and other tests have let it do so.
-    monkeypatch.setattr("flows.foreground.configured_api", lambda: "not a url")
+    monkeypatch.setattr(foreground, "configured_api", lambda: "not a url")
     answer = reval(capsys, monkeypatch, "train", "config.yaml", "--run-dir", "run", "--dry-run")
     assert (answer.code, answer.out) == (2, "")
     assert re.fullmatch(r"reval: PREFECT_API_URL: .* is no URL .*\n", answer.err), answer.err

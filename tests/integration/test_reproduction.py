@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,12 @@ def start(folder: Path, out: Path, **how: Any) -> subprocess.Popen[str]:
     )
 
 
+def _is_server(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):  # it has ended
+        return "uvicorn" in process.cmdline()
+    return False
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
     """The study's configs, where it was made, and what was printed. It was killed once on the way."""
@@ -109,9 +116,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str
     while not list(out.glob("runs/*/*/*/config.yaml")) and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     processes = psutil.Process(first.pid).children(recursive=True)
+    servers = [one for one in processes if _is_server(one)]  # Prefect's own outlives whoever started it
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
-    psutil.wait_procs(processes)  # they see that it is gone
+    for one in servers:
+        one.kill()
+    psutil.wait_procs(processes)  # the workers see that it is gone
     assert not (out / "figures").exists()
     second = start(folder, out)
     printed, complaints = second.communicate(timeout=400)

@@ -689,7 +689,7 @@ def configs(draw: st.DrawFn) -> Config:
     characters = st.lists(
         st.characters(codec="utf-8", exclude_characters="\x85"), min_size=1, max_size=20, unique=True
     ).map("".join)
-    tiny = section(layers=counts, feed_forward=st.integers(8, 999), characters=characters)
+    tiny = section(layers=st.integers(1, 256), feed_forward=st.integers(8, 999), characters=characters)
     tiny |= {"heads": heads, "width": 2 * heads * draw(st.integers(8, 64))}
     arithmetic = st.fixed_dictionaries(
         {"digits": st.integers(1, 3), "operators": st.sampled_from(["+", "-*"]), "split": st.just("held_out")}
