@@ -333,7 +333,7 @@ def test_every_objective_reward_and_sampling_runs(tmp_path, changes):
 
 def test_the_run_stops_when_too_many_responses_cannot_be_judged(run_path):
     """A verdict that takes too long says nothing about the answer: it must not teach that it is wrong."""
-    config = small_config(verification__timeout_seconds=1e-6, model__tiny__characters="0123456789+-*= ()/")
+    config = small_config(verification__timeout_seconds=1e-6, verification__mode="lenient")
     folder = RunFolder(run_path)
     with open_session(folder, config) as session:
         done = first_round(session, ["rollouts"])
@@ -341,7 +341,7 @@ def test_the_run_stops_when_too_many_responses_cannot_be_judged(run_path):
         rows = pq.read_table(path)
         place = rows.schema.get_field_index("response")
         answers = rows.column("response").to_pylist()
-        answers[:5] = [f"(({number})/(7))/(3)" for number in range(1, 6)]  # fractions of fractions take a worker
+        answers[:5] = [rf"\int_0^1 {number} x \, dx" for number in range(1, 6)]  # which take a worker
         reasons = pa.array(["stop"] * len(rows))
         rows = rows.set_column(place, "response", [answers])
         pq.write_table(

@@ -227,7 +227,7 @@ def test_a_dry_run_for_people_prints_a_config_that_loads(reval: Reval, tmp_path:
     assert "6 tokens; over the set 6 to 6, the median 6" in asked
     assert [line.split()[-1] for line in asked.splitlines() if line.endswith(("correct", "wrong"))].count(
         "wrong"
-    ) == 3
+    ) == 2
 
 
 def test_sql_answers_json(reval: Reval, run: RunFolder) -> None:

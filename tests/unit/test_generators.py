@@ -348,12 +348,12 @@ def _(begun: Path, tmp_path: Path) -> None:
     assert logging.getLogger("reval").handlers == before
 
 
-@leaves("flows.upkeep._bar")
+@leaves("flows.upkeep.bar")
 def _(begun: Path, tmp_path: Path) -> None:
-    from flows.upkeep import _bar
+    from flows.upkeep import bar
 
-    break_in(_bar("pruning"))
-    break_in(_bar("pruning again"))  # rich refuses a second display beside one that is left
+    break_in(bar("pruning"))
+    break_in(bar("pruning again"))  # rich refuses a second display beside one that is left
 
 
 @leaves("flows.reproduce._processes")
