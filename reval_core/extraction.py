@@ -58,7 +58,7 @@ _PHRASE = re.compile(r"(?:\b(?i:answer)\**(?:\s+is\b|\s*:)|^A:)[\s:*]*", re.MULT
 _FINAL_PHRASE = re.compile(r"(?i:final\s+answer)\**(?:\s+is\b|\s*:)[\s:*]*")
 _SENTENCE_END = re.compile(r"\.(?=[\s*]|$)|\n")
 _LED_BY_WORDS = re.compile(r"[A-Za-z].*\b(?:is|are)\s+", re.DOTALL)
-_MATH = r"(?:\$\$[^$]+\$\$|\$[^$]+\$|\\\(.+?\\\)|\\\[.+?\\\])"
+_MATH = r"(?:\$\$[^$]+\$\$|(?<!\\)\$(?:[^$\\]|\\.)+\$|\\\(.+?\\\)|\\\[.+?\\\])"
 _PERCENT = r"(?:\s{0,2}(?:\\?%|(?:percent|pct)\b))?"
 # Between members of a list: commas, "and", "or" with a few words such as "maybe", within emphasis or brackets.
 _OR = r"(?:and\b|or\b(?:\s{1,3}[a-z]{2,12}){0,3})"
@@ -170,12 +170,22 @@ def _last_boxes(response: str) -> str | None:
     boxes = _boxes(response)
     if not boxes:
         return None
-    last = boxes.pop()
+    last = _outermost(boxes, response)
     contents = {response[last.content : last.content_end].strip(): None}
     while boxes and _stand_together(response, boxes[-1], last):
-        last = boxes.pop()
+        last = _outermost(boxes, response)
         contents.setdefault(response[last.content : last.content_end].strip())
     return ", ".join(reversed(contents))
+
+
+def _outermost(boxes: list[_Box], response: str) -> _Box:
+    """The last box, taken from the list with those around it: what stands beside it in them belongs to the answer."""
+    last = boxes.pop()
+    while boxes and boxes[-1].end > last.end:
+        around = boxes.pop()
+        beside = response[around.content : last.start] + response[last.end : around.content_end]
+        last = around if beside.strip() else last._replace(start=around.start, end=around.end)
+    return last
 
 
 def _stand_together(response: str, one: _Box, other: _Box) -> bool:

@@ -246,7 +246,8 @@ class _Reader:
             name += "_" + self.subscript()
         while self.peek() == "'":
             name += self.take()
-        if name in _APPLIED and self.peek() == "(":
+        at_zero = [self.peek(ahead) for ahead in range(3)] == ["(", "0", ")"]
+        if (name in _APPLIED and self.peek() == "(") or at_zero:
             return Term("call", (self.group("(", ")"),), name)
         return self.constant(name)
 

@@ -16,6 +16,7 @@ from reval_core.answers.grammar import Term, is_signed_integer
 _MOST_BITS = 200_000
 _LARGEST_RADICAND = 10**12
 _MOST_BITS_SPELLED = 2_000
+_LARGEST_FACTOR_TRIED = 10_000
 
 
 class Constant(NamedTuple):
@@ -31,6 +32,7 @@ class Constant(NamedTuple):
 
 ZERO = Constant(Fraction(0))
 _TWO = Constant(Fraction(2))
+_SQUARE = Term("number", (), "integer", Fraction(2))
 
 
 def value_of(term: Term) -> Constant | None:
@@ -136,22 +138,22 @@ def _root(inside: Constant, degree: Constant = _TWO) -> Constant | None:
 def _cube_root(inside: Constant) -> Constant | None:
     if inside.radicand != 1 or inside.pi or _bits(inside) > _MOST_BITS_SPELLED:
         return None
-    roots = [_whole_cube_root(abs(part)) for part in inside.fraction.as_integer_ratio()]
+    roots = [_whole_root(abs(part), 3) for part in inside.fraction.as_integer_ratio()]
     if roots[0] is None or roots[1] is None:
         return None
     found = Fraction(roots[0], roots[1])
     return Constant(-found if inside.fraction < 0 else found)
 
 
-def _whole_cube_root(number: int) -> int | None:
-    low, high = 0, 1 << (number.bit_length() // 3 + 1)
+def _whole_root(number: int, degree: int) -> int | None:
+    low, high = 0, 1 << (number.bit_length() // degree + 1)
     while low < high:
         middle = (low + high) // 2
-        if middle**3 < number:
+        if middle**degree < number:
             low = middle + 1
         else:
             high = middle
-    return low if low**3 == number else None
+    return low if low**degree == number else None
 
 
 def _square_part(number: int) -> tuple[int, int] | None:
@@ -259,7 +261,7 @@ def _is_plain(term: Term) -> bool:
 
 def _is_reduced(above: Term, below: Term) -> bool:
     signed, whole = _signed_value(above), _signed_value(below)
-    return abs(whole) > 1 and math.gcd(signed, whole) == 1
+    return abs(whole) > 1 and math.gcd(signed, whole) == 1 and (signed >= 0 or whole > 0)
 
 
 def _signed_value(term: Term) -> int:
@@ -289,10 +291,23 @@ def _is_irrational(term: Term) -> bool:
     if term.op != "root" or not _is_plain(term.parts[0]):
         return False
     inside = int(term.parts[0].value)
-    if len(term.parts) == 2:
-        return term.parts[1] != Term("number", (), "integer", Fraction(2)) and inside > 1
-    parts = _square_part(inside) if 1 < inside <= _LARGEST_RADICAND else None
-    return inside > _LARGEST_RADICAND or (parts is not None and parts[0] == 1)
+    degree = term.parts[1] if len(term.parts) == 2 else _SQUARE
+    return inside > 1 and _is_plain(degree) and not _divided_by_power(inside, _signed_value(degree))
+
+
+def _divided_by_power(number: int, degree: int) -> bool:
+    """Whether a number has a factor that its root of this degree frees; of large ones, a small factor or the root."""
+    if degree < 2 or number.bit_length() > _MOST_BITS_SPELLED:
+        return True
+    if degree == 2 and number <= _LARGEST_RADICAND:
+        parts = _square_part(number)
+        return parts is not None and parts[0] > 1
+    largest = min(_LARGEST_FACTOR_TRIED, 1 << (number.bit_length() // degree + 1))
+    return _is_power(number, degree) or any(number % factor**degree == 0 for factor in range(2, largest))
+
+
+def _is_power(number: int, degree: int) -> bool:
+    return math.isqrt(number) ** 2 == number if degree == 2 else _whole_root(number, degree) is not None
 
 
 def _is_multiple(term: Term, below: Term | None) -> bool:
@@ -303,7 +318,7 @@ def _is_multiple(term: Term, below: Term | None) -> bool:
         return True
     if term.op != "mul" or (term.name == "*" and len(term.parts) != 2):
         return False
-    first, *others = term.parts
+    first, *others = (one for part in term.parts for one in (part.parts if part.op == "mul" else (part,)))
     if first.op == "frac" and below is None:
         plain = all(_is_plain(part) for part in first.parts) and _is_reduced(*first.parts)
     else:

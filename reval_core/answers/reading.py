@@ -27,6 +27,7 @@ from reval_core.answers.brackets import (
 )
 from reval_core.answers.grammar import FUNCTIONS, GREEK, Term, Unread, read_formula
 from reval_core.answers.numbers import Constant, value_of
+from reval_core.answers.text import DOUBTS, as_decimal
 from reval_core.answers.tokens import Token, tokens, words_of
 from reval_core.answers.units import FILLERS, Measure, read_measure, unit_named
 
@@ -44,10 +45,6 @@ _MONEY = words_of("$ £ € ₹ ¥ ₩ ₽")
 _UNIT_SIGNS = frozenset(["%", r"\permil", r"\circ", *_MONEY])
 _UNIT_LETTERS = words_of("m g s h L N J W V A K")
 _GLUED_UNITS = words_of("cm mm km kg ft lbs mph ml hr hrs min sec nm kph kmh")
-_DOUBTS = words_of(
-    "not never no none half twice double except but without unless less more fewer than wrong incorrect "
-    "false maybe perhaps possibly neither nor either anything other"
-)
 _GLUED_CONJUNCTION = re.compile(r"(?<=[0-9)}\]])\s?(or|and)(?=[A-Z(\\$\[])")
 _QUOTED_LIST = re.compile(r"\[\s*(?:'[^']*'|\"[^\"]*\")(?:\s*,\s*(?:'[^']*'|\"[^\"]*\"))*\s*\]")
 _BASE = re.compile(r"-?([0-9]{1,60})_\{?\(?([0-9]{1,2})\)?\}?")
@@ -90,7 +87,9 @@ def read_answer(text: str) -> Reading:
     signs = tokens(_GLUED_CONJUNCTION.sub(r" \1 ", text))
     if len(signs) > _MOST_TOKENS or depth_of(signs) > _DEEPEST:
         return Reading("words", text)
-    return _read(unwrapped(_without_frame(signs)))
+    signs = unwrapped(_without_frame(signs))
+    decimal = None if any(token.spaced for token in signs[1:]) else as_decimal("".join(one.text for one in signs))
+    return _read(signs) if decimal is None else _read(tokens(decimal))
 
 
 def read_gold(text: str) -> Reading:
@@ -110,7 +109,7 @@ def read_gold(text: str) -> Reading:
 
 
 def _is_sign_of_doubt(token: Token) -> bool:
-    return token.text.lower() in _DOUBTS or token.text.lower() in CONJUNCTIONS or token.kind == "command"
+    return token.text.lower() in DOUBTS or token.kind == "command"
 
 
 def _read(signs: Sequence[Token]) -> Reading:
@@ -248,7 +247,7 @@ def _is_name(signs: Sequence[Token]) -> bool:
 
 
 def _is_doubt(word: str) -> bool:
-    return word.lower() in _DOUBTS and not word.isupper()
+    return word.lower() in DOUBTS and not word.isupper()
 
 
 def _bracketed(signs: Sequence[Token]) -> Reading | None:
@@ -345,7 +344,8 @@ def _quantity(signs: Sequence[Token]) -> Reading:
 
 def _refuse_words(signs: Sequence[Token]) -> None:
     """Raises Unread for words that the grammar would take for products of variables."""
-    if not any(token.kind == "number" for token in signs) and _is_wordy(signs):
+    doubted = any(len(token.text) > 1 and _is_doubt(token.text) for token in signs)
+    if doubted or (not any(token.kind == "number" for token in signs) and _is_wordy(signs)):
         raise Unread
 
 
@@ -370,10 +370,12 @@ def _with_unit(signs: Sequence[Token]) -> tuple[Sequence[Token], Measure | None]
     if len(signs) > 1 and signs[0].kind != "number" and signs[-1].kind == "number" and _is_money(signs[0]):
         dotted = signs[1].text == "." and len(signs) > 2
         return signs[2 if dotted else 1 :], read_measure(signs[:1])
+    if len(signs) > 1 and signs[-1].text in (r"\min", r"\sec") and signs[-2].kind == "number":
+        return signs[:-1], read_measure([Token("word", signs[-1].text[1:])])
     if any(token.kind == "command" and token.text[1:] in FUNCTIONS for token in signs):
         return signs, None
     base = _BASE.fullmatch("".join(token.text for token in signs)) if len(signs) < 8 else None
-    if base is not None and sum(token.kind == "number" for token in signs) == 2:
+    if base is not None and _is_of_base(base[1], int(base[2])) and sum(token.kind == "number" for token in signs) == 2:
         return [token for token in signs if token.text == "-"] + [Token("number", base[1])], Measure(
             ((f"base {base[2]}", 1),)
         )
@@ -384,6 +386,10 @@ def _with_unit(signs: Sequence[Token]) -> tuple[Sequence[Token], Measure | None]
             measure = read_measure(signs[place:])
             return (unwrapped(signs[:place]), measure) if measure is not None else (signs, None)
     return signs, None
+
+
+def _is_of_base(digits: str, base: int) -> bool:
+    return 2 <= base <= 36 and all(int(digit) < base for digit in digits)
 
 
 def _is_money(token: Token) -> bool:

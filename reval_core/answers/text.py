@@ -24,6 +24,14 @@ _CHOSEN = re.compile(
 _OTHER_CHOICE = re.compile(
     r"\([A-J]\)|(?<![A-Za-z])[A-J][.):](?=\s|$)|(?:,|\b(?:and|or)\b|/)[\s\\a-z{*(]{0,9}[A-J](?![A-Za-z'])"
 )
+_TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{|\}")
+_FIRST_WORD = re.compile(r"[^A-Za-z]{0,9}([A-Za-z]+)")
+DOUBTS = frozenset(
+    "not never no none half twice double except but without unless less more fewer than wrong incorrect "
+    "false maybe perhaps possibly probably neither nor either anything other or and".split()
+)
+"""Words that leave open what they stand beside."""
+_MAY_GO_ON = re.compile(r"\s*(?:[)\]*.:,]|$|(?<=\s)(?:because|since|as|for|is)\b)")
 _DENIED = re.compile(
     r"[)\]}*\s]*(?:is|was|are|can|could|does|must|should|will|would|do)?(?:\s*not\b|n't\b|\s+(?:wrong|incorrect|false)\b)",
     re.I,
@@ -48,8 +56,13 @@ def tidy(text: str) -> str:
     text = text[len(leading[0]) :] if (leading := _LEADING_SIGN.match(text)) else text
     text = _SPACED_THOUSANDS.sub("", _GLUED_SPACE.sub(" ", text))
     text = _MIXED_NUMBER.sub(r"\1\\frac{\2}{\3}", text) if _MIXED_NUMBER.fullmatch(text) else text
-    python_float = _PYTHON_FLOAT.fullmatch(text)
-    return _spell_out(python_float[1], int(python_float[2])) if python_float else text
+    return as_decimal(text) or text
+
+
+def as_decimal(text: str) -> str | None:
+    """A Python float such as ``8.7e8`` as a decimal, None where the text is none."""
+    found = _PYTHON_FLOAT.fullmatch(text)
+    return _spell_out(found[1], int(found[2])) if found else None
 
 
 def as_integer(text: str) -> int | None:
@@ -71,7 +84,11 @@ def as_choice(text: str) -> str | None:
     """
     text = tidy(text)
     match = _CHOSEN.match(text)
-    if match is None or _OTHER_CHOICE.search(text, match.end()) or _DENIED.match(text, match.end()):
+    if match is None or _OTHER_CHOICE.search(text, match.end()):
+        return None
+    rest = _TEXT_COMMAND.sub("", text[match.end() :])
+    first = _FIRST_WORD.match(rest)
+    if _MAY_GO_ON.match(rest) is None or _DENIED.match(rest) or (first is not None and first[1].lower() in DOUBTS):
         return None
     return match[1]
 

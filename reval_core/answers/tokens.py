@@ -69,13 +69,15 @@ _UNITS_TOO = {"pi", "min", "sec", "max"}
 _WORDS_AS_COMMANDS = {"infinity": r"\infty", "Infinity": r"\infty", "inf": r"\infty"}
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z])")
 _GROUPED = re.compile(r"(?<=[0-9])(?:\s?\{,\s?\}|,\\!)\s?(?=[0-9]{3}(?![0-9]))")
+_BRACED_THOUSANDS = re.compile(r"(?<=[^\\]\{)-?[1-9][0-9]{0,2}(?:,[0-9]{3}){1,9}(?=\})")
 
 
 def tokens(text: str) -> list[Token]:
     """The signs of `text` in order."""
     found: list[Token] = []
     spaced = False
-    text = _GROUPED.sub("", text).rstrip("\\ \n")
+    text = _BRACED_THOUSANDS.sub(lambda number: number[0].replace(",", ""), _GROUPED.sub("", text))
+    text = text.rstrip("\\ \n")
     if r"\begin" not in text:
         text = _DOUBLED.sub(r"\\", text)
     for piece in _TOKEN.finditer(text):

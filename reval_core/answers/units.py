@@ -143,6 +143,7 @@ def read_measure(tokens: Sequence[Token]) -> Measure | None:
     powers: dict[str, int] = {}
     size = Fraction(1)
     place, sign, times = 0, 1, 1
+    counted = False
     named = bool(tokens) and all(is_trailing_filler(token.text) or token.text == "in" for token in tokens)
     while place < len(tokens):
         token = tokens[place]
@@ -175,11 +176,14 @@ def read_measure(tokens: Sequence[Token]) -> Measure | None:
             place += 1
         raised, place = _exponent(tokens, place)
         power = sign * times * raised
+        counted = counted or unit.kind == "count"
         if unit.kind != "count":
             powers[unit.kind] = powers.get(unit.kind, 0) + power
             size *= unit.size**power if unit.size else 1
         named, times = True, 1
     kinds = tuple(sorted((kind, power) for kind, power in powers.items() if power))
+    if counted and not kinds:
+        kinds = (("count", 1),)
     doubled = any(kind in _SIGNS_ONLY and power != 1 for kind, power in kinds)
     return Measure(kinds, size) if named and not doubled else None
 

@@ -15,12 +15,13 @@ from reval_core.answers.tokens import words_of
 from reval_core.answers.units import Measure
 from reval_core.verification.regions import Region, region_of, same_region
 
-_DECIMAL_COMMA = re.compile(r"([+-]?[0-9]{1,15}),([0-9]{1,15})")
+_DECIMAL_COMMA = re.compile(r"[+-]?(?:[0-9]{1,15},(?![0-9]{3}\Z)|(?:0|[0-9]{4,15}),)[0-9]{1,15}")
 _LOOSE_SPACE = re.compile(r"(?<![0-9]) | (?![0-9])")
 _MOST_MEMBERS = 200
 _SHOUTED = words_of("yes no true false odd even none neither both all never always")
 _VECTORS = frozenset(["()", "[]", r"\langle\rangle"])
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", "=": "=", r"\ne": r"\ne"}
+_MEMBERSHIP = (r"\in", r"\notin")
 _DEGREE = (("angle", 1),)
 _RADIAN = (("angle: radian", 1),)
 _PERCENT = (("percent", 1),)
@@ -110,7 +111,9 @@ class _Comparer:
         if {gold.kind, answer.kind} <= {"ratio", "time", "formula"}:
             return self.ratios(_as_ratio(gold), _as_ratio(answer))
         if gold.kind == answer.kind == "relation" and "=" in (gold.name, answer.name):
-            return gold.name == answer.name and self.ask(lambda algebra: algebra.same_equation(gold, answer))
+            if gold.name != answer.name or self.swapped(gold, answer):
+                return gold.name == answer.name
+            return self.ask(lambda algebra: algebra.same_equation(gold, answer))
         if answer.kind == "relation" and gold.kind != "relation":
             stated = self.stated(answer)
             if stated is not None:
@@ -130,6 +133,10 @@ class _Comparer:
     def assignments(self, gold: Reading, answer: Reading) -> bool | None:
         if gold.kind == "assignment" and _is_function_value(gold.name) and gold.name != "y" and not self.bound:
             return replace(self, bound=True).assignments(gold, answer)
+        if _leaves_out_its_variable(gold, answer):
+            return False
+        if gold.kind == answer.kind and self.swapped(gold, answer):
+            return True
         if gold.kind == answer.kind:
             if _same_name(gold.name, answer.name):
                 return self.readings(gold.parts[-1], answer.parts[-1])
@@ -150,9 +157,14 @@ class _Comparer:
             return False
         return self.readings(gold.parts[-1], answer) if named is gold else self.readings(gold, answer.parts[-1])
 
+    def swapped(self, gold: Reading, answer: Reading) -> bool:
+        """Whether two equations have the same sides as they are written, left and right changed or not."""
+        sides, others = ([_signs(side) for side in one.parts] for one in (gold, answer))
+        return len(sides) == 2 and gold.name not in _MEMBERSHIP and others in (sides, sides[::-1])
+
     def stated(self, answer: Reading) -> Reading | None:
         """What a chain of equalities comes to: ``5 + 7 = 12`` states 12; but 5 = 6 states nothing."""
-        if set(answer.name.split()) != {"="}:
+        if set(answer.name.split()) != {"="} or any(side.kind == "words" for side in answer.parts):
             return None
         return answer.parts[-1] if self.is_consistent(answer) else None
 
@@ -431,6 +443,25 @@ def _same_name(one: str, other: str) -> bool:
     return one == other or (_is_function_value(one) and _is_function_value(other))
 
 
+def _leaves_out_its_variable(gold: Reading, answer: Reading) -> bool:
+    """Whether only the gold's value depends on the variable of its name: ``f(x) = 2x`` and ``f(x) = 2t``."""
+    for one in (gold, answer):
+        if one.kind != "assignment" or not _is_function_value(one.name) or one.parts[-1].term is None:
+            return False
+    depends = [_has_symbol(one.parts[-1].term, _variable(one.name)) for one in (gold, answer)]
+    return depends == [True, False]
+
+
+def _variable(name: str) -> str:
+    return "x" if name == "y" else name.replace(" ", "")[2]
+
+
+def _has_symbol(term: Term | None, name: str) -> bool:
+    return term is not None and (
+        (term.op == "symbol" and term.name == name) or any(_has_symbol(part, name) for part in term.parts)
+    )
+
+
 def _is_function_value(name: str) -> bool:
     plain = name.replace(" ", "")
     return plain == "y" or (len(plain) == 4 and plain[1] == "(" and plain[3] == ")" and plain[0].isalpha())
@@ -447,7 +478,8 @@ def _same_words(one: str, other: str) -> bool:
 
 
 def _same_word(one: str, other: str) -> bool:
-    return one == other or (one.casefold() == other.casefold() and _is_word(one) and _is_word(other))
+    folded = one.casefold() == other.casefold()
+    return one == other or (folded and (not one.isascii() or (_is_word(one) and _is_word(other))))
 
 
 def _is_word(word: str) -> bool:
@@ -457,4 +489,5 @@ def _is_word(word: str) -> bool:
 def _plain_words(text: str) -> list[str]:
     for sign in (r"\text", "{", "}", ".", ",", "!", '"', "'"):
         text = text.replace(sign, " " if sign in ("{", "}", ",") else "")
-    return text.replace("-", " - ").split()
+    words = text.replace("-", " - ").split()
+    return words[1:] if len(words) > 1 and words[0].lower() in ("a", "an", "the") else words
