@@ -58,7 +58,10 @@ _PHRASE = re.compile(r"(?:\b(?i:answer)\**(?:\s+is\b|\s*:)|^A:)[\s:*]*", re.MULT
 _FINAL_PHRASE = re.compile(r"(?i:final\s+answer)\**(?:\s+is\b|\s*:)[\s:*]*")
 _SENTENCE_END = re.compile(r"\.(?=[\s*]|$)|\n")
 _LED_BY_WORDS = re.compile(r"[A-Za-z].*\b(?:is|are)\s+", re.DOTALL)
-_MATH = r"(?:\$\$[^$]+\$\$|(?<!\\)\$(?:[^$\\]|\\.)+\$|\\\(.+?\\\)|\\\[.+?\\\])"
+# An escaped dollar before a sum is no delimiter.
+_MATH = (
+    r"(?:\$\$[^$]+\$\$|(?:(?<!\\)\$|\$(?!\s?[0-9.]))(?:[^$\\]|\\[^$]|\\\$(?=\s?[0-9.]))+\$|\\\(.+?\\\)|\\\[.+?\\\])"
+)
 _PERCENT = r"(?:\s{0,2}(?:\\?%|(?:percent|pct)\b))?"
 # Between members of a list: commas, "and", "or" with a few words such as "maybe", within emphasis or brackets.
 _OR = r"(?:and\b|or\b(?:\s{1,3}[a-z]{2,12}){0,3})"

@@ -375,7 +375,11 @@ def _with_unit(signs: Sequence[Token]) -> tuple[Sequence[Token], Measure | None]
     if any(token.kind == "command" and token.text[1:] in FUNCTIONS for token in signs):
         return signs, None
     base = _BASE.fullmatch("".join(token.text for token in signs)) if len(signs) < 8 else None
-    if base is not None and _is_of_base(base[1], int(base[2])) and sum(token.kind == "number" for token in signs) == 2:
+    if (
+        base is not None
+        and _is_of_base(base[1], int(base[2]))
+        and sum(token.kind == "number" for token in signs) == 2
+    ):
         return [token for token in signs if token.text == "-"] + [Token("number", base[1])], Measure(
             ((f"base {base[2]}", 1),)
         )
@@ -383,9 +387,17 @@ def _with_unit(signs: Sequence[Token]) -> tuple[Sequence[Token], Measure | None]
         return signs[:1], read_measure(signs[1:])
     for place, token in outside(signs):
         if place and _may_begin_unit(signs, place, token):
-            measure = read_measure(signs[place:])
+            measure = read_measure(_on_one_line(signs[place:]))
             return (unwrapped(signs[:place]), measure) if measure is not None else (signs, None)
     return signs, None
+
+
+def _on_one_line(unit: Sequence[Token]) -> Sequence[Token]:
+    """A unit with a slash for its fraction: ``\\frac{\\text{m}}{\\text{s}}``."""
+    if unit[0].text != r"\frac":
+        return unit
+    middle = partner(unit[1:]) + 2
+    return [*unwrapped(unit[1:middle]), Token("sign", "/"), *unwrapped(unit[middle:])]
 
 
 def _is_of_base(digits: str, base: int) -> bool:
@@ -400,6 +412,8 @@ def _is_money(token: Token) -> bool:
 def _may_begin_unit(signs: Sequence[Token], place: int, token: Token) -> bool:
     if token.text in _UNIT_SIGNS:
         return True
+    if token.text == r"\frac":
+        return [one.kind for one in signs[place + 1 : place + 3]] == ["sign", "word"]
     if token.text == "^":
         return [one.text for one in signs[place + 1 : place + 3] if one.text != "{"][:1] == [r"\circ"]
     if token.kind not in ("word", "letters") or (token.kind == "letters" and len(token.text) < 2):

@@ -17,6 +17,8 @@ from reval_core.verification.regions import Region, region_of, same_region
 
 _DECIMAL_COMMA = re.compile(r"[+-]?(?:[0-9]{1,15},(?![0-9]{3}\Z)|(?:0|[0-9]{4,15}),)[0-9]{1,15}")
 _LOOSE_SPACE = re.compile(r"(?<![0-9]) | (?![0-9])")
+_NO_ARITHMETIC = re.compile(r"\\ldots|\.\.|[0-9}]\s*_|!\s*!|['?\"#@&]")
+"""Signs beside a number that math-verify leaves out, and that make it another one or none."""
 _MOST_MEMBERS = 200
 _SHOUTED = words_of("yes no true false odd even none neither both all never always")
 _VECTORS = frozenset(["()", "[]", r"\langle\rangle"])
@@ -102,6 +104,8 @@ class _Comparer:
             return self.assignments(gold, answer)
         if gold.kind == answer.kind == "formula":
             return self.formulas(gold, answer)
+        if {gold.kind, answer.kind} == {"words", "formula"} and _letters(gold) == _letters(answer):
+            return True  # \text{xy}
         if gold.kind == answer.kind == "words":
             return _same_words(gold.text, answer.text)
         if gold.kind == answer.kind == "time":
@@ -184,6 +188,8 @@ class _Comparer:
         if gold.term is None or answer.term is None:
             if gold.measure != answer.measure and gold.measure and answer.measure:
                 return False
+            if gold.value is not None and _NO_ARITHMETIC.search(answer.text):
+                return False  # what is not understood beside a number is not ignored
             return self.ask(lambda algebra: algebra.same_otherwise(gold.text, answer.text, self.lenient))
         return some(
             self.terms(gold.term, answer.term, gold_size, answer_size)
@@ -366,6 +372,10 @@ def _signs(reading: Reading) -> tuple[str, str]:
     """How a reading is written; spaces count in words and between digits only."""
     text = reading.text if reading.kind == "words" else _LOOSE_SPACE.sub("", reading.text)
     return text, reading.name.replace(" ", "")
+
+
+def _letters(reading: Reading) -> str:
+    return "".join(_plain_words(reading.text))
 
 
 def _size(reading: Reading) -> Constant:

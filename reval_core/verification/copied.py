@@ -4,7 +4,9 @@ Algebra would finish them, and a policy that is paid for copying a formula learn
 """
 
 import re
+from itertools import islice
 
+from reval_core.answers import tidy
 from reval_core.answers.grammar import Term
 from reval_core.answers.reading import read_answer
 
@@ -39,6 +41,9 @@ _EXPAND = re.compile(r"\b(?:expand(?:ed)?|multiply out|without parentheses)\b", 
 _FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{\s*([0-9]{1,30})\s*\}|([0-9]))\s*(?:\{\s*([0-9]{1,30})\s*\}|([0-9]))")
 # What may stand between the signs of a formula that is the same: spaces, delimiters, braces, the size of brackets.
 _NOTHING = re.compile(r"(?:\s|[${}]|\\[()\[\],;:! ]|\\(?:left|right|displaystyle)(?![A-Za-z]))+")
+_MATHEMATICS = re.compile(r"\$[^$]+\$|\\\([^$]+?\\\)|\\\[[^$]+?\\\]")
+_MOST_FORMULAS = 40
+_LONGEST_FORMULA = 300
 _SAME_COMMAND = re.compile(r"\\[dt](?=frac|binom)")
 
 
@@ -52,7 +57,28 @@ def is_copied(answer: str, problem: str, golds: tuple[str, ...]) -> bool:
     stated = _sides(answer)[-1:]
     if any(_signs(side)[0] == _signs(gold)[0] for side in (answer, *stated) for gold in golds):
         return False
-    return _stands_in(_signs(answer)[0], problem)
+    return _stands_in(_signs(answer)[0], problem) or _is_rearranged(answer, problem, golds)
+
+
+def _is_rearranged(answer: str, problem: str, golds: tuple[str, ...]) -> bool:
+    """Whether an answer is a whole formula of the problem with its addends or factors in another order."""
+    term = _term(answer)
+    if term is None or any(known is not None and _sorted(known) == _sorted(term) for known in map(_term, golds)):
+        return False
+    formulas = islice(_MATHEMATICS.finditer(problem), _MOST_FORMULAS)
+    asked = (_term(tidy(formula[0])) for formula in formulas if len(formula[0]) <= _LONGEST_FORMULA)
+    return _sorted(term) in [_sorted(one) for one in asked if one is not None]
+
+
+def _sorted(term: Term) -> Term:
+    """A formula without brackets, and with addends and factors in one order."""
+    if term.op == "group":
+        return _sorted(term.parts[0])
+    parts = [_sorted(part) for part in term.parts]
+    if term.op in ("add", "mul"):
+        parts = sorted(inner for part in parts for inner in (part.parts if part.op == term.op else (part,)))
+        return Term(term.op, tuple(parts))
+    return term._replace(parts=tuple(parts))
 
 
 def lacks_asked_form(answer: str, problem: str, golds: tuple[str, ...]) -> bool:

@@ -14,18 +14,25 @@ from reval_core.verification import Claim
 from reval_core.verification.claims import extracted_answer, verdict_at_sight
 from reval_core.verification.comparison import is_correct
 
-CASES = [
-    json.loads(line)
-    for line in (Path(__file__).parents[1] / "data" / "verifier_rules.jsonl")
-    .read_text(encoding="utf-8")
-    .splitlines()
-]
+DATA = Path(__file__).parents[1] / "data"
+
+
+def read_cases(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
+
+
+CASES = read_cases("verifier_rules.jsonl")
+ATTACKS = read_cases("verifier_attacks.jsonl")
+"""What a policy would try to be paid for, and pairs of the kinds that honest responses write."""
 KINDS = sorted({case["kind"] for case in CASES})
 
 
 def paid(gold: str, response: str, lenient: bool) -> bool:
+    return claim_is_paid(Claim(gold, response), lenient)
+
+
+def claim_is_paid(claim: Claim, lenient: bool) -> bool:
     """The verdict that a verifier comes to, without its processes."""
-    claim = Claim(gold, response)
     answer = extracted_answer(claim, METHODS["lenient" if lenient else "strict"])
     found = verdict_at_sight(claim, answer, lenient)
     if isinstance(found, str):
@@ -52,8 +59,65 @@ def test_cases(kind: str, mode: str) -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize("kind", sorted({case["kind"] for case in ATTACKS}))
+@pytest.mark.parametrize("mode", ["lenient", "strict"])
+def test_attacks(kind: str, mode: str) -> None:
+    wrong = []
+    for case in ATTACKS:
+        if case["kind"] == kind:
+            mode_of_gold = case.get("gold_mode", "all")
+            claim = Claim(case["gold"], response_of(case), False, mode_of_gold, case.get("problem", ""))
+            if claim_is_paid(claim, mode == "lenient") != case[mode]:
+                wrong.append(case)
+    assert not wrong
+
+
+SIGNS = [
+    *"0123456789xyzXeiB(){}[]|,;:.+-*/^_=<>!?%$&'\" \\",
+    *(rf"\{name}" for name in "frac sqrt text boxed pm in cup begin end le approx overline circ times sum".split()),
+    *(
+        " or",
+        " not ",
+        r"\left(",
+        r"\right)",
+        "{pmatrix}",
+        r"\text{ cm}",
+        "1,000",
+        "4.5e33",
+        "\u0305",
+        "½",
+        "²",
+        "北",
+    ),
+]
+
+
+def random_texts(seed: int, count: int) -> list[tuple[str, str]]:
+    """Golds and answers: half of the answers are random signs, half a gold with some signs changed."""
+    source = random.Random(seed)
+    golds = [case["gold"] for case in CASES]
+    found = []
+    for place in range(count):
+        gold = source.choice(golds)
+        signs = list(gold) if place % 2 else source.choices(SIGNS, k=source.randrange(1, 16))
+        for _ in range(1 + place % 3):
+            signs[source.randrange(len(signs)) : source.randrange(len(signs) + 1)] = source.choices(SIGNS, k=2)
+        found.append((gold, "".join(signs)))
+    return found
+
+
+def test_nothing_is_raised_at_sight() -> None:
+    verdicts = set()
+    for place, (gold, text) in enumerate(random_texts(5, 5_000)):
+        known, stated = (text, gold) if place % 4 == 0 else (gold, text)
+        found = verdict_at_sight(Claim(known, boxed(stated)), stated, lenient=place % 8 < 4)
+        verdicts.add(found if isinstance(found, str) else "compared")
+    assert {"correct", "wrong", "compared"} <= verdicts
+
+
 def test_there_are_cases_of_both_halves_and_both_verdicts() -> None:
     assert len(CASES) >= 600
+    assert sum(not case["strict"] for case in ATTACKS) >= 300
     for kind in KINDS:
         found = [case for case in CASES if case["kind"] == kind]
         assert {case["half"] for case in found} >= {"first", "second"}, "the third were found later"
