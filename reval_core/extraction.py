@@ -182,7 +182,7 @@ def _last_boxes(response: str) -> str | None:
 
 
 def _outermost(boxes: list[_Box], response: str) -> _Box:
-    """The last box, taken from the list with those around it: what stands beside it in them belongs to the answer."""
+    """The last box, taken from the list with those around it: what stands beside it there is of the answer."""
     last = boxes.pop()
     while boxes and boxes[-1].end > last.end:
         around = boxes.pop()

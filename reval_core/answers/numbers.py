@@ -296,7 +296,7 @@ def _is_irrational(term: Term) -> bool:
 
 
 def _divided_by_power(number: int, degree: int) -> bool:
-    """Whether a number has a factor that its root of this degree frees; of large ones, a small factor or the root."""
+    """Whether a number has a factor that its root of this degree frees; of large ones a small one, or it all."""
     if degree < 2 or number.bit_length() > _MOST_BITS_SPELLED:
         return True
     if degree == 2 and number <= _LARGEST_RADICAND:

@@ -87,9 +87,10 @@ def read_answer(text: str) -> Reading:
     signs = tokens(_GLUED_CONJUNCTION.sub(r" \1 ", text))
     if len(signs) > _MOST_TOKENS or depth_of(signs) > _DEEPEST:
         return Reading("words", text)
-    signs = unwrapped(_without_frame(signs))
-    decimal = None if any(token.spaced for token in signs[1:]) else as_decimal("".join(one.text for one in signs))
-    return _read(signs) if decimal is None else _read(tokens(decimal))
+    plain = unwrapped(_without_frame(signs))
+    spaced = any(token.spaced for token in plain[1:])
+    decimal = None if spaced else as_decimal("".join(token.text for token in plain))
+    return _read(plain if decimal is None else tokens(decimal))
 
 
 def read_gold(text: str) -> Reading:

@@ -5,6 +5,7 @@ import string
 from decimal import Decimal
 
 from reval_core.answers.characters import as_latex
+from reval_core.answers.tokens import words_of
 
 _DELIMITER = r"(?<!\\)(?:\$+|\\[()\[\]])"
 _DELIMITERS = re.compile(_DELIMITER)
@@ -26,9 +27,9 @@ _OTHER_CHOICE = re.compile(
 )
 _TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{|\}")
 _FIRST_WORD = re.compile(r"[^A-Za-z]{0,9}([A-Za-z]+)")
-DOUBTS = frozenset(
+DOUBTS = words_of(
     "not never no none half twice double except but without unless less more fewer than wrong incorrect "
-    "false maybe perhaps possibly probably neither nor either anything other or and".split()
+    "false maybe perhaps possibly probably neither nor either anything other or and"
 )
 """Words that leave open what they stand beside."""
 _MAY_GO_ON = re.compile(r"\s*(?:[)\]*.:,]|$|(?<=\s)(?:because|since|as|for|is)\b)")

@@ -72,9 +72,10 @@ def test_attacks(kind: str, mode: str) -> None:
     assert not wrong
 
 
+COMMANDS = "frac sqrt text boxed pm in cup begin end le approx overline circ times sum"
 SIGNS = [
     *"0123456789xyzXeiB(){}[]|,;:.+-*/^_=<>!?%$&'\" \\",
-    *(rf"\{name}" for name in "frac sqrt text boxed pm in cup begin end le approx overline circ times sum".split()),
+    *(rf"\{name}" for name in COMMANDS.split()),
     *(
         " or",
         " not ",
