@@ -11,8 +11,15 @@ from reval_core.answers import as_choice
 from reval_core.answers.grammar import Term
 from reval_core.answers.numbers import Constant, is_finished, value_of
 from reval_core.answers.reading import Reading, read_answer, read_gold
-from reval_core.answers.tokens import words_of
 from reval_core.answers.units import Measure
+from reval_core.verification.names import (
+    is_function_value,
+    leaves_out_its_variable,
+    letters,
+    names_differ,
+    same_name,
+    same_words,
+)
 from reval_core.verification.regions import Region, region_of, same_region
 
 _DECIMAL_COMMA = re.compile(r"[+-]?(?:[0-9]{1,15},(?![0-9]{3}\Z)|(?:0|[0-9]{4,15}),)[0-9]{1,15}")
@@ -20,7 +27,6 @@ _LOOSE_SPACE = re.compile(r"(?<![0-9]) | (?![0-9])")
 _NO_ARITHMETIC = re.compile(r"\\ldots|\.\.|[0-9}]\s*_|!\s*!|['?\"#@&]")
 """Signs beside a number that math-verify leaves out, and that make it another one or none."""
 _MOST_MEMBERS = 200
-_SHOUTED = words_of("yes no true false odd even none neither both all never always")
 _VECTORS = frozenset(["()", "[]", r"\langle\rangle"])
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", "=": "=", r"\ne": r"\ne"}
 _MEMBERSHIP = (r"\in", r"\notin")
@@ -104,10 +110,10 @@ class _Comparer:
             return self.assignments(gold, answer)
         if gold.kind == answer.kind == "formula":
             return self.formulas(gold, answer)
-        if {gold.kind, answer.kind} == {"words", "formula"} and _letters(gold) == _letters(answer):
+        if {gold.kind, answer.kind} == {"words", "formula"} and letters(gold) == letters(answer):
             return True  # \text{xy}
         if gold.kind == answer.kind == "words":
-            return _same_words(gold.text, answer.text)
+            return same_words(gold.text, answer.text)
         if gold.kind == answer.kind == "time":
             return gold.text == answer.text and (
                 gold.name == answer.name or (self.lenient and not (gold.name and answer.name))
@@ -135,14 +141,14 @@ class _Comparer:
     # Names and equations
 
     def assignments(self, gold: Reading, answer: Reading) -> bool | None:
-        if gold.kind == "assignment" and _is_function_value(gold.name) and gold.name != "y" and not self.bound:
+        if gold.kind == "assignment" and is_function_value(gold.name) and gold.name != "y" and not self.bound:
             return replace(self, bound=True).assignments(gold, answer)
-        if _leaves_out_its_variable(gold, answer):
+        if leaves_out_its_variable(gold, answer):
             return False
         if gold.kind == answer.kind and self.swapped(gold, answer):
             return True
         if gold.kind == answer.kind:
-            if _same_name(gold.name, answer.name):
+            if same_name(gold.name, answer.name):
                 return self.readings(gold.parts[-1], answer.parts[-1])
             if "\\" in (gold.name[:1], answer.name[:1]) and {gold.name, answer.name} & {r"\in", r"\notin"}:
                 return self.regions(gold, answer)
@@ -266,7 +272,7 @@ class _Comparer:
             return self.matrices(gold, answer)
         if kinds == ("tuple", "tuple"):
             return self.tuples(gold, answer)
-        if kinds == ("list", "list") and _names_differ(gold, answer):
+        if kinds == ("list", "list") and names_differ(gold, answer):
             return self.in_order(gold.parts, answer.parts)
         if kinds == ("list", "list") and _is_inequality(gold) and {gold.name, answer.name} == {"and", "or"}:
             return False
@@ -374,10 +380,6 @@ def _signs(reading: Reading) -> tuple[str, str]:
     return text, reading.name.replace(" ", "")
 
 
-def _letters(reading: Reading) -> str:
-    return "".join(_plain_words(reading.text))
-
-
 def _size(reading: Reading) -> Constant:
     measure = reading.measure or Measure()
     return Constant(measure.size)
@@ -436,68 +438,3 @@ def _pieces(reading: Reading) -> tuple[Reading, ...]:
     if reading.kind == "union" and set(reading.name.split()) == {r"\cup"}:
         return tuple(piece for part in reading.parts for piece in _pieces(part))
     return (reading,) if reading.kind in ("tuple", "set") else ()
-
-
-def _names_differ(gold: Reading, answer: Reading) -> bool:
-    """Whether one list names its members by different letters, and the other does not name them."""
-    for one, other in ((gold, answer), (answer, gold)):
-        if all(part.kind == "assignment" for part in one.parts) and not any(
-            part.kind == "assignment" for part in other.parts
-        ):
-            return len({part.name.partition("_")[0] for part in one.parts}) == len(one.parts)
-    return False
-
-
-def _same_name(one: str, other: str) -> bool:
-    """Whether two names are the same; ``y`` and ``f(x)`` both name a function's value."""
-    return one == other or (_is_function_value(one) and _is_function_value(other))
-
-
-def _leaves_out_its_variable(gold: Reading, answer: Reading) -> bool:
-    """Whether only the gold's value depends on the variable of its name: ``f(x) = 2x`` and ``f(x) = 2t``."""
-    for one in (gold, answer):
-        if one.kind != "assignment" or not _is_function_value(one.name) or one.parts[-1].term is None:
-            return False
-    depends = [_has_symbol(one.parts[-1].term, _variable(one.name)) for one in (gold, answer)]
-    return depends == [True, False]
-
-
-def _variable(name: str) -> str:
-    return "x" if name == "y" else name.replace(" ", "")[2]
-
-
-def _has_symbol(term: Term | None, name: str) -> bool:
-    return term is not None and (
-        (term.op == "symbol" and term.name == name) or any(_has_symbol(part, name) for part in term.parts)
-    )
-
-
-def _is_function_value(name: str) -> bool:
-    plain = name.replace(" ", "")
-    return plain == "y" or (len(plain) == 4 and plain[1] == "(" and plain[3] == ")" and plain[0].isalpha())
-
-
-def _same_words(one: str, other: str) -> bool:
-    """Whether words are the same; case does not count in words, but in names such as ``GMm``."""
-    pieces = [_plain_words(text) for text in (one, other)]
-    if pieces[0] == pieces[1]:
-        return True
-    if len(pieces[0]) != len(pieces[1]):
-        return "".join(pieces[0]) == "".join(pieces[1]) and bool(pieces[0])
-    return all(_same_word(*pair) for pair in zip(*pieces, strict=True))
-
-
-def _same_word(one: str, other: str) -> bool:
-    folded = one.casefold() == other.casefold()
-    return one == other or (folded and (not one.isascii() or (_is_word(one) and _is_word(other))))
-
-
-def _is_word(word: str) -> bool:
-    return word.islower() or word.istitle() or (word.isupper() and (len(word) > 4 or word.lower() in _SHOUTED))
-
-
-def _plain_words(text: str) -> list[str]:
-    for sign in (r"\text", "{", "}", ".", ",", "!", '"', "'"):
-        text = text.replace(sign, " " if sign in ("{", "}", ",") else "")
-    words = text.replace("-", " - ").split()
-    return words[1:] if len(words) > 1 and words[0].lower() in ("a", "an", "the") else words
