@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 
 from reval_core.answers import as_choice
 from reval_core.answers.grammar import Term
 from reval_core.answers.numbers import Constant, is_finished, value_of
 from reval_core.answers.reading import Reading, read_answer, read_gold
-from reval_core.answers.units import Measure
 from reval_core.verification.names import (
     is_function_value,
     leaves_out_its_variable,
@@ -21,6 +19,7 @@ from reval_core.verification.names import (
     same_words,
 )
 from reval_core.verification.regions import Region, region_of, same_region
+from reval_core.verification.scales import is_decimal, rounds_to, scaled, scales
 
 _DECIMAL_COMMA = re.compile(r"[+-]?(?:[0-9]{1,15},(?![0-9]{3}\Z)|(?:0|[0-9]{4,15}),)[0-9]{1,15}")
 _LOOSE_SPACE = re.compile(r"(?<![0-9]) | (?![0-9])")
@@ -30,9 +29,6 @@ _MOST_MEMBERS = 200
 _VECTORS = frozenset(["()", "[]", r"\langle\rangle"])
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", "=": "=", r"\ne": r"\ne"}
 _MEMBERSHIP = (r"\in", r"\notin")
-_DEGREE = (("angle", 1),)
-_RADIAN = (("angle: radian", 1),)
-_PERCENT = (("percent", 1),)
 
 
 @dataclass(frozen=True)
@@ -199,47 +195,17 @@ class _Comparer:
             return self.ask(lambda algebra: algebra.same_otherwise(gold.text, answer.text, self.lenient))
         return some(
             self.terms(gold.term, answer.term, gold_size, answer_size)
-            for gold_size, answer_size in self.scales(gold, answer)
+            for gold_size, answer_size in scales(gold, answer, self.lenient)
         )
 
-    def scales(self, gold: Reading, answer: Reading) -> list[tuple[Constant, Constant]]:
-        """What both values are to be multiplied with before they are compared; none where their units differ."""
-        one = Constant(Fraction(1))
-        kinds = [side.measure.kinds if side.measure else () for side in (gold, answer)]
-        if sorted(kinds) == [_DEGREE, _RADIAN]:
-            turn = Constant(Fraction(1, 180), 1, 1)
-            return [(turn, one) if kinds[0] == _DEGREE else (one, turn)]
-        if kinds[0] and kinds[1]:
-            return (
-                [(_size(gold), _size(answer))]
-                if kinds[0] == kinds[1] and (self.lenient or _size(gold) == _size(answer))
-                else []
-            )
-        found = [(one, one)]
-        if _PERCENT in kinds:
-            hundredths = [
-                Constant(_size(side).fraction / 100) if side.measure and side.measure.kinds else one
-                for side in (gold, answer)
-            ]
-            found = [] if _size(gold).fraction * _size(answer).fraction != 1 else found
-            if self.lenient:
-                found.append((hundredths[0], hundredths[1]))
-        if _DEGREE in kinds and any(side.value is not None and side.value.pi for side in (gold, answer)):
-            turned = [
-                Constant(_size(side).fraction / 180, 1, 1) if side.measure and side.measure.kinds else one
-                for side in (gold, answer)
-            ]
-            found = [(turned[0], turned[1])]
-        return found
-
     def terms(self, gold: Term, answer: Term, gold_size: Constant, answer_size: Constant) -> bool | None:
-        values = [value_of(_scaled(term, size)) for term, size in ((gold, gold_size), (answer, answer_size))]
+        values = [value_of(scaled(term, size)) for term, size in ((gold, gold_size), (answer, answer_size))]
         if values[0] is not None and values[1] is not None:
             if values[0] == values[1]:
                 return True
-            return self.lenient and (_is_decimal(gold) or _is_decimal(answer)) and _rounds_to(values[0], values[1])
+            return self.lenient and (is_decimal(gold) or is_decimal(answer)) and rounds_to(values[0], values[1])
         sides = [
-            Reading("formula", "", term=_scaled(term, size))
+            Reading("formula", "", term=scaled(term, size))
             for term, size in ((gold, gold_size), (answer, answer_size))
         ]
         return self.ask(lambda algebra: algebra.same_formula(sides[0], sides[1], self.lenient, self.bound))
@@ -378,35 +344,6 @@ def _signs(reading: Reading) -> tuple[str, str]:
     """How a reading is written; spaces count in words and between digits only."""
     text = reading.text if reading.kind == "words" else _LOOSE_SPACE.sub("", reading.text)
     return text, reading.name.replace(" ", "")
-
-
-def _size(reading: Reading) -> Constant:
-    measure = reading.measure or Measure()
-    return Constant(measure.size)
-
-
-def _scaled(term: Term, size: Constant) -> Term:
-    if size == Constant(Fraction(1)):
-        return term
-    factor = Term("number", (), "exact", size.fraction)
-    parts = (factor, Term("constant", (), "pi"), term) if size.pi else (factor, term)
-    return Term("mul", parts)
-
-
-def _is_decimal(term: Term) -> bool:
-    return (term.op == "number" and term.name == "decimal") or any(map(_is_decimal, term.parts))
-
-
-def _rounds_to(one: Constant, other: Constant) -> bool:
-    """Whether two numbers are equal to six decimals and, if they are small, to four digits."""
-    try:
-        values = [float(one), float(other)]
-    except OverflowError:
-        return False
-    size = max(map(abs, values))
-    if abs(values[0] - values[1]) > 5e-4 * size:
-        return False
-    return round(values[0], 6) == round(values[1], 6) and min(map(abs, values)) > 0
 
 
 def _quotient(parts: tuple[Reading, ...]) -> Reading:
