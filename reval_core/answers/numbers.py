@@ -273,7 +273,8 @@ def _is_finished_power(base: Term, exponent: Term) -> bool:
         base = base.parts[0]
     if not is_signed_integer(exponent) or _signed_value(exponent) in (0, 1):
         return False
-    return (_is_plain(base) and abs(_signed_value(base)) > 1) or base.op == "constant" or _is_fractional(base)
+    raised = _is_fractional(base) and _signed_value(exponent) > 0  # a reciprocal is still to be taken
+    return (_is_plain(base) and abs(_signed_value(base)) > 1) or base.op == "constant" or raised
 
 
 def _is_fractional(base: Term) -> bool:

@@ -51,8 +51,10 @@ def without_unit(signs: Sequence[Token]) -> tuple[Sequence[Token], Measure | Non
         return [token for token in signs if token.text == "-"] + [Token("number", base[1])], Measure(
             ((f"base {base[2]}", 1),)
         )
-    if len(signs) == 2 and signs[0].kind == "number" and signs[1].spaced and signs[1].text in _UNIT_LETTERS:
-        return signs[:1], read_measure(signs[1:])
+    if len(signs) > 1 and signs[0].kind == "number" and signs[1].spaced and signs[1].text in _UNIT_LETTERS:
+        measure = read_measure(signs[1:]) if len(signs) == 2 or signs[2].text == "/" else None
+        if measure is not None:
+            return signs[:1], measure
     for place, token in outside(signs):
         if place and _may_begin_unit(signs, place, token):
             measure = read_measure(_on_one_line(signs[place:]))

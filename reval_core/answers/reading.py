@@ -46,6 +46,13 @@ _GLUED_CONJUNCTION = re.compile(r"(?<=[0-9)}\]])\s?(or|and)(?=[A-Z(\\$\[])")
 _QUOTED_LIST = re.compile(r"\[\s*(?:'[^']*'|\"[^\"]*\")(?:\s*,\s*(?:'[^']*'|\"[^\"]*\"))*\s*\]")
 _CLOCK = re.compile(r"([0-9]{1,2}):([0-5][0-9])(?::([0-5][0-9]))?(am|pm|h|hours)?")
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
+_NAMED_SETS = {
+    "allrealnumbers": r"\mathbb{R}",
+    "allreals": r"\mathbb{R}",
+    "allintegers": r"\mathbb{Z}",
+    "emptyset": r"\emptyset",
+    "theemptyset": r"\emptyset",
+}
 _NAMING = words_of(r"\frac \angle \triangle \overline \bar \hat \tilde \vec \overrightarrow \mathbb \circ") | {
     "\\" + name for name in GREEK
 }
@@ -86,7 +93,9 @@ def read_answer(text: str) -> Reading:
     plain = unwrapped(_without_frame(signs))
     spaced = any(token.spaced for token in plain[1:])
     decimal = None if spaced else as_decimal("".join(token.text for token in plain))
-    return _read(plain if decimal is None else tokens(decimal))
+    found = _read(plain if decimal is None else tokens(decimal))
+    named = _NAMED_SETS.get("".join(token.text for token in plain).lower()) if found.kind == "words" else None
+    return found if named is None else _read(tokens(named))
 
 
 def read_gold(text: str) -> Reading:
@@ -243,6 +252,10 @@ def _is_name(signs: Sequence[Token]) -> bool:
     return any(token.kind in ("letters", "word", "command") for token in signs)
 
 
+def _is_doubted(signs: Sequence[Token]) -> bool:
+    return any(len(token.text) > 1 and _is_doubt(token.text) for token in signs)
+
+
 def _is_doubt(word: str) -> bool:
     return word.lower() in DOUBTS and not word.isupper()
 
@@ -334,15 +347,14 @@ def _quantity(signs: Sequence[Token]) -> Reading:
         return Reading("formula", as_text(signs), term=read_formula(signs), measure=measure)
     except Unread:
         pass
-    if is_wordy(signs) or measure is not None:
+    if is_wordy(signs) or measure is not None or _is_doubted(signs):
         return Reading("words", as_text(signs))
     return Reading("formula", as_text(signs))
 
 
 def _refuse_words(signs: Sequence[Token]) -> None:
     """Raises Unread for words that the grammar would take for products of variables."""
-    doubted = any(len(token.text) > 1 and _is_doubt(token.text) for token in signs)
-    if doubted or (not any(token.kind == "number" for token in signs) and is_wordy(signs)):
+    if _is_doubted(signs) or (not any(token.kind == "number" for token in signs) and is_wordy(signs)):
         raise Unread
 
 
