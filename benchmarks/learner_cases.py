@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.meter import measure
 from benchmarks.workloads import TRL_LENGTHS, VOCABULARY, Work, llama, mixed_lengths, texts
 from reval_core.batches import TokenBatch, collate, micro_batches
+from reval_core.learning.copy import round_weights
 from reval_core.objectives import Inputs, grpo, reval
 from reval_core.scoring import Scores, score
 
@@ -41,7 +42,6 @@ def inputs(scores: Scores, batch: TokenBatch, work: Work, rows: Sequence[int]) -
         old_logprobs=old,
         engine_logprobs=old,
         truncated=count > 0,
-        noise=1e-5,
         mean_tokens=1.0,
     )
 
@@ -210,8 +210,8 @@ def rounding() -> dict[str, Any]:
     batch = collate(list(prompts.numpy()), list(whole[:, 16:].numpy()))
     with torch.inference_mode():
         exact = score(model, batch)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            half = score(model, batch)
+        round_weights(model, seed=0)
+        half = score(model, batch)
     gap = (half.logprobs - exact.logprobs).abs()
     return {"mean": float(gap.mean()), "largest": float(gap.max())}
 

@@ -15,6 +15,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from benchmarks.learner_cases import batch_of, inputs
 from benchmarks.meter import measure
 from benchmarks.workloads import VOCABULARY, texts
+from reval_core.learning.copy import LowPrecisionCopy
 from reval_core.objectives import reval
 from reval_core.scoring import score
 
@@ -61,16 +62,17 @@ def measure_all() -> dict[str, Any]:
         raise SystemExit("there is no GPU here: nothing was measured")
     device = torch.cuda.get_device_name()
     model = model_on_gpu()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    weights = LowPrecisionCopy(model, seed=0)
+    optimizer = torch.optim.AdamW(weights.masters.values(), lr=1e-6, fused=True)
     work = texts([LENGTH], VOCABULARY, prompt=512)
     batch = batch_of(work, [0]).to(DEVICE)
 
     def step() -> None:
-        with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
-            scores = score(model, batch)
+        scores = score(model, batch)
         reval(inputs(scores, batch, work, [0]), beta=0.1).loss.mean().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(weights.masters.values(), 1.0)
         optimizer.step()
+        weights.refresh()
         optimizer.zero_grad(set_to_none=True)
 
     step()

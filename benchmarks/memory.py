@@ -43,6 +43,10 @@ def settings(case: dict[str, Any]) -> Config:
     )
 
 
+_STANDING = ("weights", "copy", "moments", "other")
+"""What is there before the update."""
+
+
 def peak(case: dict[str, Any], on_gpu: bool) -> dict[str, int]:
     """The bytes that an update takes above weights and moments: measured, and as reckoned."""
     config = settings(case)
@@ -56,7 +60,7 @@ def peak(case: dict[str, Any], on_gpu: bool) -> dict[str, int]:
     shape = (LAYERS, WIDTH, WIDTH, WIDTH, FEED_FORWARD, VOCABULARY)
     sizes = Sizes(parameters, parameters, *shape, tied=True, context=None)
     (learning,) = (one for one in stage_memory(config, sizes, 1, 0) if one.stage == "learning")
-    reckoned = sum(bytes for part, bytes in learning.parts.items() if part not in ("weights", "moments", "other"))
+    reckoned = sum(bytes for part, bytes in learning.parts.items() if part not in _STANDING)
     return {"measured": measured, "reckoned": reckoned}
 
 

@@ -194,15 +194,16 @@ def rebuild(run: Path, as_json: bool) -> None:
 @_RUN
 @click.option("--round", type=click.IntRange(min=0), help="After so many rounds; the last if not given.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder that transformers loads.")
+@click.option("--masters", is_flag=True, help="Of a bfloat16 run: the float32 weights that the optimizer holds.")
 @AS_JSON
-def policy(run: Path, round: int | None, out: Path, as_json: bool) -> None:
+def policy(run: Path, round: int | None, out: Path, masters: bool, as_json: bool) -> None:
     """Make the policy of any round of RUN again.
 
     It comes from the newest checkpoint before, and the recorded draws after that.
     """
     from flows.upkeep import show_policy
 
-    show_policy(run, round, out, as_json)
+    show_policy(run, round, out, as_json, masters)
 
 
 @cli.command()

@@ -19,9 +19,9 @@ GIGABYTE = 10**9
 
 PARTS = (
     "weights",
+    "copy",
     "moments",
     "gradients",
-    "copies",
     "activations",
     "head",
     "reference",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,15 @@ def show_rebuild(run: Path, as_json: bool) -> None:
         print_rows(["table", "rows"], list(rows.items()))
 
 
-def show_policy(run: Path, round: int | None, out: Path, as_json: bool) -> None:
-    """Write the policy of a round to a new folder and print its digest."""
+def show_policy(run: Path, round: int | None, out: Path, as_json: bool, masters: bool = False) -> None:
+    """Write the policy of a round to a new folder and print its digest.
+
+    masters: write the float32 weights that the optimizer holds, where the policy is a bfloat16 copy of them.
+    """
     from reval_core.checkpoints import export_policy
     from reval_core.draws import DrawReader
     from reval_core.machine import fix_machine
-    from reval_core.models import policy_digest, tokenizer_of
+    from reval_core.models import tokenizer_of
     from reval_core.replay import newest_policy, recorded_policy, replay
 
     folder, config = _run(run)
@@ -75,8 +78,9 @@ def show_policy(run: Path, round: int | None, out: Path, as_json: bool) -> None:
         fix_machine(folder, config)  # a replay gives the same weights only where it learns the same
     with bar("replaying rounds") as tick:
         learner = replay(folder, config, DrawReader(folder), policy, tick=tick)
-    export_policy(out, learner.model, tokenizer_of(config.model))
-    digest = policy_digest(learner.model)
+    with learner.masters() if masters else nullcontext():
+        export_policy(out, learner.model, tokenizer_of(config.model))
+    digest = learner.content()
     if as_json:
         print_json({"run": folder.name, "round": policy.round, "policy_digest": digest, "out": str(out)})
     else:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from reval_core.config import Lora
 from reval_core.errors import InputError
+from reval_core.learning.copy import assign
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,20 +61,22 @@ def save_adapters(model: PreTrainedModel, folder: Path) -> None:
     save_file({_public(name): tensor.contiguous() for name, tensor in _adapters(model).items()}, folder / _FILE)
 
 
-def load_adapters(model: PreTrainedModel, folder: Path) -> None:
-    """Put the adapters of a checkpoint into a model that has adapters of the same shape."""
+def load_adapters(model: PreTrainedModel, folder: Path, seed: int) -> None:
+    """Put the adapters of a checkpoint, or their copy, into a model that has adapters of the same shape.
+
+    seed: of the thresholds that the copy is rounded by.
+    """
     saved = load_file(folder / _FILE)
-    with torch.no_grad():
-        for name, tensor in _adapters(model).items():
-            tensor.copy_(saved[_public(name)])
+    for name, tensor in _adapters(model).items():
+        assign(tensor, name, saved[_public(name)], seed)
 
 
 @contextmanager
-def swapped_adapters(model: PreTrainedModel, folder: Path) -> Iterator[PreTrainedModel]:
+def swapped_adapters(model: PreTrainedModel, folder: Path, seed: int) -> Iterator[PreTrainedModel]:
     """`model` with the adapters of another checkpoint, for as long as the context lasts."""
     own = {name: tensor.clone() for name, tensor in _adapters(model).items()}
     try:
-        load_adapters(model, folder)
+        load_adapters(model, folder, seed)
         yield model
     finally:
         with torch.no_grad():

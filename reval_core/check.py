@@ -18,7 +18,6 @@ from reval_core.errors import Damaged, InputError
 from reval_core.facts import Manifest
 from reval_core.inspection import damaged_checkpoints, inspect, note_checkpoints
 from reval_core.machine import fix_machine
-from reval_core.models import policy_digest
 from reval_core.replay import learn, recorded_policy, replay
 from reval_core.run_folder import RunFolder
 from reval_core.store import Store, sql_views, stages_held, tables_differing
@@ -172,7 +171,7 @@ def _replayed(folder: RunFolder, config: Config, round: int, tick: Callable[[int
         raise Damaged(f"{folder.checkpoint(round)}: no round of this run made it")
     draws = DrawReader(folder)
     learner = replay(folder, config, draws, policy, before=round - 1, tick=tick)
-    if policy_digest(learner.model) != checkpoint_state(folder.checkpoint(round))["content"]:
+    if learner.content() != checkpoint_state(folder.checkpoint(round))["content"]:
         raise Damaged(f"{folder.checkpoint(round)}: replaying the draws gives other weights")
     while (following := recorded_policy(folder, round + 1)) is not None:
         learn(learner, draws.read(following.round))

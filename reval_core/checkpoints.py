@@ -27,18 +27,19 @@ if TYPE_CHECKING:
 
 
 def save_checkpoint(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Publish the learner's state to `folder` and return the digest of its weights.
+    """Publish the learner's state to `folder`, weights in float32, and return the digest of these.
 
     transformers loads the folder as a model; of a run with LoRA, as adapters of the model in `RunFolder.base`.
     """
-    content = policy_digest(learner.model)
+    content = learner.content()
     state = {
         "policy": learner.policy,
         "content": content,
         "updates_done": learner.updates_done,
         "gradient_norms": list(learner.guard.norms),
     }
-    _publish(folder, learner.model, tokenizer, _optimizer_tensors(learner), state)
+    with learner.masters() as model:
+        _publish(folder, model, tokenizer, _optimizer_tensors(learner), state)
     return content
 
 
@@ -68,7 +69,7 @@ def load_learner(checkpoint: Path, base: Path, run: Config) -> Learner:
         check_folder(base)
         model = load_model(base, settings)
         add_adapters(model, settings.lora, run.seed)
-        load_adapters(model, checkpoint)
+        load_adapters(model, checkpoint, run.seed)
     learner = Learner.of(model, run, checkpoint_state(checkpoint)["policy"])
     restore_optimizer(checkpoint, learner)
     return learner
@@ -88,10 +89,10 @@ def restore_optimizer(folder: Path, learner: Learner) -> None:
     Raises Damaged if the weights are not those that the checkpoint recorded.
     """
     state = checkpoint_state(folder)
-    if policy_digest(learner.model) != state["content"]:
+    if learner.content() != state["content"]:
         raise Damaged(f"{folder}: the weights are not those that were saved")
     tensors = _optimizer_state(folder / "optimizer.safetensors")
-    for name, parameter in learner.model.named_parameters():
+    for name, parameter in learner.trained().items():
         kept = {
             key: tensors[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in tensors
         }
@@ -175,7 +176,7 @@ def _save_policy(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToke
 
 
 def _optimizer_tensors(learner: Learner) -> dict[str, Tensor]:
-    names = {parameter: name for name, parameter in learner.model.named_parameters()}
+    names = {parameter: name for name, parameter in learner.trained().items()}
     return {
         f"{names[parameter]}/{key}": value.detach().clone().contiguous()
         for parameter, state in learner.optimizer.state.items()

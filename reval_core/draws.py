@@ -11,12 +11,24 @@ import pyarrow.compute as pc
 from reval_core.facts import read_table
 from reval_core.files import digest
 from reval_core.learner import Drawn
+from reval_core.learning.noise import Noise
 from reval_core.run_folder import RunFolder
 from reval_core.trajectories import IDS_PER_ROUND, RowReader, list_rows, logprob_rows
 
 # What the identity of a policy depends on. The shard's digest and the row stand for the tokens, and for their
 # log-probs: a shard names the policy that wrote it.
-_IDENTITY = ("shard_digest", "row", "reward", "advantage", "weight", "reference", "log_ref", "value_ref")
+_IDENTITY = (
+    "shard_digest",
+    "row",
+    "reward",
+    "advantage",
+    "weight",
+    "reference",
+    "log_ref",
+    "value_ref",
+    "noise_logprob",
+    "noise_value",
+)
 
 
 class DrawReader:
@@ -60,7 +72,14 @@ class DrawReader:
             log_ref=_floats(draw, "log_ref"),
             value_ref=_floats(draw, "value_ref"),
             identity=digest([draw.column(name).to_pylist() for name in _IDENTITY]),
+            noise=_noise(draw),
         )
+
+
+def _noise(draw: pa.Table) -> Noise | None:
+    """What the draw was recorded to go by, the same in all rows."""
+    found = [draw.column(name)[0].as_py() for name in ("noise_logprob", "noise_value")]
+    return None if None in found else Noise(*found)
 
 
 def _floats(draw: pa.Table, name: str) -> np.ndarray:

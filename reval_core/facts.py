@@ -19,7 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from reval_core.errors import Damaged
 from reval_core.files import Record, digest, file_digest, publish_file, publish_sealed, read_sealed
 
-SCHEMA_VERSION = "6"
+SCHEMA_VERSION = "7"
 
 Table = str
 """The name of a table: a key of `SCHEMAS`."""
@@ -115,6 +115,8 @@ SCHEMAS: dict[Table, pa.Schema] = {
         ("reference", pa.string()),
         ("log_ref", pa.float32()),
         ("value_ref", pa.float32()),
+        ("noise_logprob", pa.float64()),
+        ("noise_value", pa.float64()),
     ),
     # One row an update.
     "updates": _schema(
@@ -128,6 +130,7 @@ SCHEMAS: dict[Table, pa.Schema] = {
         ("grad_norm", pa.float64()),
         ("lr", pa.float64()),
         ("effective_sample_size", pa.float64()),
+        ("skipped", pa.bool_()),
         ("seconds", pa.float64()),
     ),
     # One row a drawn trajectory: its residual just before the update that it was fed to. Without an update: one row

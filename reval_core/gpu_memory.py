@@ -3,14 +3,14 @@
 With P parameters, T of them trained, L layers of width d, a width A of all heads and G of all key-value heads, a
 feed-forward width F, a vocabulary of W tokens and micro-batches of n places (`learner.micro_batch_tokens`):
 
-    weights      4 P            float32, on every GPU
+    weights      4 P            float32, on every GPU; in bfloat16 the optimizer's, 4 T
+    copy         2 P            bfloat16 alone: what computes
     moments      8 T            AdamW's two, from the first update on
-    gradients    4 T            while learning; with several GPUs as much again, for what they exchange
-    copies       2 (P − E)      bfloat16 alone: autocast's copies of all weights but the E of embedding and head
-    a layer      n (20 d + 8 A + 8 F) in bfloat16, n (24 d + 16 A + 16 F) in float32: what its backward pass needs
-    activations  L layers; with checkpointing 4 n d L and the one layer that is made again
-    head         n (2048 · 6 + 12 d) + 4 W d   a slice of logits, its gradient, hidden states, the head's gradient
-    keys, values 2 L G e a token in numbers of e bytes
+    gradients    4 T            while learning; in float32 with several GPUs as much again, for what they exchange
+    a layer      n (16 d + 8 A + 8 F) in bfloat16, n (24 d + 16 A + 16 F) in float32: what its backward pass needs
+    activations  L layers; with checkpointing e n d L and the one layer that is made again
+    head         n (2048 · 6 + 12 d) + e W d   a slice of logits, its gradient, hidden states, the head's gradient
+    keys, values 2 L G e a token; e bytes is a number in the precision that computes
 
 A layer's figure counts what torch keeps of Llama's and Qwen's layers under an attention that makes no [n, n] matrix
 (sdpa, flash). An update's largest micro-batch is taken as full. benchmarks/memory.py compares with measurements.
@@ -97,7 +97,12 @@ class StageMemory:
 
 def stage_memory(config: Config, sizes: Sizes, gpus: int, gpu_bytes: int) -> list[StageMemory]:
     """The peak of each stage on the first of so many GPUs of `gpu_bytes` each."""
-    standing = {"weights": FLOAT * sizes.parameters, "moments": 2 * FLOAT * sizes.trained}
+    half = _half(config)
+    standing = {
+        "weights": FLOAT * (sizes.trained if half else sizes.parameters),
+        "copy": HALF * sizes.parameters if half else 0,
+        "moments": 2 * FLOAT * sizes.trained,
+    }
     other = CONTEXT * (2 if config.engine.kind in ("vllm", "auto") else 1)
     standing |= {"other": other}
     learning = _learning(config, sizes, gpus, standing)
@@ -136,19 +141,18 @@ def responses_at_once(config: Config, sizes: Sizes, gpu_bytes: int) -> tuple[int
 
 def layer_bytes(config: Config, sizes: Sizes) -> int:
     """What one layer keeps for its backward pass over a full micro-batch."""
-    wide, rest = (20, 8) if _half(config) else (24, 16)
+    wide, rest = (16, 8) if _half(config) else (24, 16)
     a_token = wide * sizes.width + rest * (sizes.attention + sizes.feed_forward)
     return config.learner.micro_batch_tokens * a_token
 
 
 def _learning(config: Config, sizes: Sizes, gpus: int, standing: dict[str, int]) -> StageMemory:
     learner, layer = config.learner, layer_bytes(config, sizes)
-    boundaries = FLOAT * learner.micro_batch_tokens * sizes.width * sizes.layers
+    boundaries = _number(config) * learner.micro_batch_tokens * sizes.width * sizes.layers
     gradients = FLOAT * sizes.trained
     parts = {
         **standing,
-        "gradients": gradients if gpus == 1 else 2 * gradients,
-        "copies": _copies(config, sizes),
+        "gradients": gradients if gpus == 1 or _half(config) else 2 * gradients,
         "activations": boundaries + layer if learner.gradient_checkpointing else sizes.layers * layer,
         "head": _head(config, sizes, backward=True),
     }
@@ -163,10 +167,9 @@ def _scoring(config: Config, sizes: Sizes, standing: dict[str, int]) -> StageMem
     """The policy and, where it is another one, the reference: its weights are a second model unless adapters."""
     parts = {
         **standing,
-        "copies": _copies(config, sizes),
         "activations": layer_bytes(config, sizes),
         "head": _head(config, sizes, backward=False),
-        "reference": 0 if config.model.lora is not None else FLOAT * sizes.parameters,
+        "reference": 0 if config.model.lora is not None else _number(config) * sizes.parameters,
     }
     return StageMemory("consistency", parts, f"lower learner.micro_batch_tokens, or {_smaller(config, sizes)}")
 
@@ -179,10 +182,8 @@ def _generating(
     if isinstance(engine, VllmServerEngine):
         return parts, _smaller(config, sizes)
     if isinstance(engine, TransformersEngine):
-        cached = HALF if _half(config) else FLOAT
         length = _longest(config.generation, sizes)
-        parts["cache"] = config.generation.batch * length * sizes.cache_a_token(cached)
-        parts["copies"] = _copies(config, sizes)
+        parts["cache"] = config.generation.batch * length * sizes.cache_a_token(_number(config))
         return parts, "lower rollouts.prompts_per_shard, or take engine.kind: vllm"
     vllm = engine if isinstance(engine, VllmEngine) else VllmEngine(kind="vllm")
     weights = _engine_weights(vllm, sizes)
@@ -214,11 +215,6 @@ def _longest(rollouts: Rollouts, sizes: Sizes) -> int:
     return length if sizes.context is None else min(length, sizes.context)
 
 
-def _copies(config: Config, sizes: Sizes) -> int:
-    embedded = sizes.vocabulary * sizes.width * (1 if sizes.tied else 2)
-    return HALF * (sizes.parameters - embedded) if _half(config) else 0
-
-
 def _head(config: Config, sizes: Sizes, backward: bool) -> int:
     places = config.learner.micro_batch_tokens
     forward = places * (min(SLICE, sizes.vocabulary) * FLOAT + 4 * sizes.width)
@@ -226,7 +222,11 @@ def _head(config: Config, sizes: Sizes, backward: bool) -> int:
         return forward
     more = places * (min(SLICE, sizes.vocabulary) * HALF + 8 * sizes.width)
     trained = config.model.lora is None  # adapters leave the head alone
-    return forward + more + (FLOAT * sizes.vocabulary * sizes.width if trained else 0)
+    return forward + more + (_number(config) * sizes.vocabulary * sizes.width if trained else 0)
+
+
+def _number(config: Config) -> int:
+    return HALF if _half(config) else FLOAT
 
 
 def _half(config: Config) -> bool:
@@ -236,7 +236,7 @@ def _half(config: Config) -> bool:
 def _smaller(config: Config, sizes: Sizes) -> str:
     if config.model.lora is not None:
         return "take a smaller model"
-    standing = 4 * FLOAT * sizes.parameters
+    standing = (4 * FLOAT + (HALF if _half(config) else 0)) * sizes.parameters
     return (
         f"train adapters (model.lora): weights, gradients and moments alone are {standing / 1e9:,.0f} GB, whole on "
         "every GPU"

@@ -23,8 +23,11 @@ class Guard:
         self.norms: deque[float] = deque(maxlen=_WINDOW)
         """The norms of the last gradients. A checkpoint keeps them."""
 
-    def check(self, ids: np.ndarray, loss: np.ndarray, norm: float) -> None:
-        """Raise RunStopped if a loss [B] or the gradient's norm is not finite, or the norm is a spike."""
+    def check(self, ids: np.ndarray, loss: np.ndarray, norm: float, usual: bool = True) -> None:
+        """Raise RunStopped if a loss [B] or the gradient's norm is not finite, or the norm is a spike.
+
+        usual: whether the norm tells what is usual; that of a draw without a residual does not.
+        """
         if not np.isfinite(loss).all():
             raise RunStopped(
                 f"the loss is not finite for trajectories {_first(ids[~np.isfinite(loss)])}; "
@@ -33,14 +36,14 @@ class Guard:
         largest = _first(ids[np.argsort(-np.abs(loss))])
         if not np.isfinite(norm):
             raise RunStopped(f"the gradient is not finite; the largest losses are of trajectories {largest}")
-        usual = median(self.norms) if len(self.norms) >= _ENOUGH else np.inf
-        if self._limit is not None and norm > self._limit * usual:
+        middle = median(self.norms) if len(self.norms) >= _ENOUGH else np.inf
+        if self._limit is not None and norm > self._limit * middle:
             raise RunStopped(
-                f"the gradient's norm is {norm:.3g}, {norm / usual:.1f} times the median of the last "
+                f"the gradient's norm is {norm:.3g}, {norm / middle:.1f} times the median of the last "
                 f"{len(self.norms)} updates (learner.spike_limit: {self._limit:g}); "
                 f"the largest losses are of trajectories {largest}"
             )
-        if norm > 0:  # a draw without a residual says nothing of what is usual
+        if usual and norm > 0:
             self.norms.append(norm)
 
 

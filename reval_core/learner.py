@@ -1,7 +1,8 @@
 """The learner: K updates a round on drawn trajectories, and the identity of the policy that results.
 
 It holds one model. What the reference says of a trajectory (log π_ref, V_ref) comes with the draw, so no
-reference model is loaded, and memory is that of supervised fine-tuning.
+reference model is loaded, and memory is that of supervised fine-tuning. In bfloat16 the model is the copy of
+float32 weights that only the optimizer sees (`reval_core.learning.copy`).
 
 A policy's identity is a chain: the next policy's is a digest of this policy's, of every drawn trajectory and of
 the learner's settings and versions. So a policy can be named before its weights exist, and made again from a
@@ -15,25 +16,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import accelerate
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor
 
 from reval_core import config
 from reval_core.batches import Rows, collate, micro_batches, pad_rows
+from reval_core.errors import InputError
 from reval_core.files import digest
 from reval_core.guards import Guard
-from reval_core.models import checkpointed_layers, model_identity
+from reval_core.learning.copy import LowPrecisionCopy
+from reval_core.learning.noise import LEAST, Noise, is_noise, within_noise
+from reval_core.models import checkpointed_layers, model_identity, policy_digest
 from reval_core.objectives import Inputs, Outputs, make_objective, objective_identity
-from reval_core.objectives.residuals import NOISE
 from reval_core.scoring import Scorer, Scores
 
 if TYPE_CHECKING:
@@ -45,7 +48,7 @@ Tick = Callable[[int, int], None]
 Part = tuple[list[int], dict[str, np.ndarray]]
 """Rows of a draw, and what the objective made of them by name, an array each."""
 
-LEARNER_VERSION = "2"
+LEARNER_VERSION = "3"
 """Raised when a change of this code changes the weights that come out."""
 
 
@@ -70,14 +73,21 @@ class Drawn:
     value_ref: np.ndarray
     identity: str
     """The digest of all that the learner is fed."""
+    noise: Noise | None = None
+    """What was measured of the noise of scores; None for the least of the learner's precision."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @cached_property
+    def tokens(self) -> np.ndarray:
+        """[B] the tokens that the policy wrote."""
+        return np.array([int(one.sum()) for one in self.written])
+
+    @cached_property
     def mean_tokens(self) -> float:
         """The tokens that the policy wrote, a trajectory."""
-        return sum(int(one.sum()) for one in self.written) / len(self)
+        return int(self.tokens.sum()) / len(self)
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,8 @@ class Update:
     log_ratio: np.ndarray
     metrics: dict[str, float]
     """The objective's own, as means over the trajectories."""
+    skipped: bool
+    """Whether no step was taken, since all residuals may be noise."""
 
 
 class Learner:
@@ -106,7 +118,12 @@ class Learner:
         settings: config.Learner,
         policy: str,
         temperature: float = 1.0,
+        seed: int = 0,
     ) -> None:
+        """Take up `model`, which is float32. With `precision: bfloat16` its parameters become their copy.
+
+        seed: of the thresholds that the copy is rounded by; the same for all policies that are compared.
+        """
         self.model = model
         self.policy: str | None = policy
         """The identity of the weights, or None while updates are under way."""
@@ -115,23 +132,23 @@ class Learner:
         self._settings = settings
         self._temperature = temperature
         self._objective = make_objective(**objective.model_dump())
-        half = settings.precision == "bfloat16" or next(model.parameters()).dtype != torch.float32
-        self._noise = settings.noise or NOISE["bfloat16" if half else "float32"]
+        self._has_residual = objective.beta is not None
+        self._noise = Noise(settings.noise, settings.noise) if settings.noise else LEAST[settings.precision]
         self._accelerator = accelerate.Accelerator(
             # Without it, processes that find no GPU would each train alone.
             cpu=not torch.cuda.is_available(),
-            mixed_precision="bf16" if settings.precision == "bfloat16" else "no",
+            mixed_precision="no",
         )
-        self._scorer, self.optimizer = self._accelerator.prepare(
-            Scorer(model),
-            torch.optim.AdamW(
-                [parameter for parameter in model.parameters() if parameter.requires_grad],
-                lr=settings.lr,
-                betas=settings.betas,
-                weight_decay=settings.weight_decay,
-                fused=True,
-            ),
-        )
+        self._copy: LowPrecisionCopy | None = None
+        self._scorer: Any = Scorer(model)
+        if settings.precision == "bfloat16":
+            if self._accelerator.distributed_type == DistributedType.FSDP:
+                raise InputError("learner.precision: bfloat16 is not supported under FSDP; use float32 or DDP")
+            self._copy = LowPrecisionCopy(model.to(self._accelerator.device), seed)
+            self.optimizer = self._accelerator.prepare(_adamw(self._copy.masters.values(), settings))
+        else:
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            self._scorer, self.optimizer = self._accelerator.prepare(self._scorer, _adamw(trained, settings))
         self._identity = [
             LEARNER_VERSION,
             objective_identity(**objective.model_dump()),
@@ -142,12 +159,13 @@ class Learner:
             torch.get_num_threads(),
             self._accelerator.device.type,
             self.processes,
+            self._copy and seed,
         ]
 
     @classmethod
     def of(cls, model: PreTrainedModel, run: config.Config, policy: str) -> Learner:
         """A learner with a run's settings."""
-        return cls(model, run.objective, run.learner, policy, run.scoring_temperature)
+        return cls(model, run.objective, run.learner, policy, run.scoring_temperature, run.seed)
 
     def next_policy(self, policy: str, draws: Iterable[Drawn]) -> str:
         """The identity of the policy that these draws make of `policy`."""
@@ -165,7 +183,7 @@ class Learner:
         after = self.next_policy(self.policy, batches)
         self.policy = None
         updates = []
-        with checkpointed_layers(self.model) if self._settings.gradient_checkpointing else nullcontext():
+        with self.as_in_updates():
             for drawn in batches:
                 updates.append(self._update(drawn))
                 tick(len(updates), len(batches))
@@ -180,10 +198,16 @@ class Learner:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         found = self._whole(self._gradients(drawn))
-        norm = float(self._accelerator.clip_grad_norm_(self._scorer.parameters(), self._settings.grad_clip))
-        loss = found.pop("loss") * drawn.weight
-        self.guard.check(drawn.ids, loss, norm)
-        self.optimizer.step()
+        norm = float(self._accelerator.clip_grad_norm_(self._stepped(), self._settings.grad_clip))
+        loss, delta, pulls = found.pop("loss") * drawn.weight, found.pop("delta"), found.pop("pulls")
+        skipped = False
+        if self._has_residual:
+            sigma = (drawn.noise or self._noise).sigma(drawn.tokens)
+            skipped = is_noise(np.where(pulls, delta, 0), sigma)
+            found["quiet"] = within_noise(delta, sigma)
+        self.guard.check(drawn.ids, loss, norm, usual=not skipped)
+        if not skipped:
+            self._step()
         self.updates_done += 1
         return Update(
             loss=float(np.mean(loss)),
@@ -191,10 +215,11 @@ class Learner:
             lr=lr,
             tokens=sum(len(response) for response in drawn.responses),
             seconds=time.perf_counter() - started,
-            delta=found.pop("delta"),
+            delta=delta,
             value_term=found.pop("value_term"),
             log_ratio=found.pop("log_ratio"),
             metrics={name: float(np.mean(values)) for name, values in found.items()},
+            skipped=skipped,
         )
 
     @property
@@ -204,16 +229,43 @@ class Learner:
         return count
 
     def state(self) -> dict[str, Tensor]:
-        """The model's weights by name, whole, also where processes hold a part each. Every process must ask."""
-        state = self._accelerator.get_state_dict(self._scorer)
+        """The float32 weights by name, whole, also where processes hold a part each. Every process must ask."""
+        with self.masters():
+            state = self._accelerator.get_state_dict(self._scorer)
         return {name.removeprefix("model."): tensor for name, tensor in state.items()}
 
-    def autocast(self) -> AbstractContextManager[None]:
-        """The precision that the learner computes in, for whoever scores with its model outside of an update."""
-        return self._accelerator.autocast()
+    @contextmanager
+    def masters(self) -> Iterator[PreTrainedModel]:
+        """The model with the weights that the optimizer holds, in float32, for as long as the context lasts.
+
+        They are the model's own, unless that is a copy. It is for saving and digests, not to compute with.
+        """
+        with self._copy.replaced_by_masters() if self._copy else nullcontext():
+            yield self.model
+
+    def content(self) -> str:
+        """The digest of the float32 weights."""
+        with self.masters() as model:
+            return policy_digest(model)
+
+    def trained(self) -> Mapping[str, Tensor]:
+        """What the optimizer holds, by the names of the model's parameters."""
+        return self._copy.masters if self._copy else dict(self.model.named_parameters())
+
+    def as_in_updates(self) -> AbstractContextManager[None]:
+        """The model's forward pass as updates run it, with gradients enabled."""
+        return checkpointed_layers(self.model) if self._settings.gradient_checkpointing else nullcontext()
+
+    def _stepped(self) -> Iterable[Tensor]:
+        return self._copy.masters.values() if self._copy else self._scorer.parameters()
+
+    def _step(self) -> None:
+        self.optimizer.step()
+        if self._copy is not None:
+            self._copy.refresh()
 
     def _gradients(self, drawn: Drawn) -> list[Part]:
-        """Add up the gradients of this process's micro-batches; the last one averages them over the processes."""
+        """Add up the gradients of this process's micro-batches, and average them over the processes at the last."""
         parts = []
         mine = self._share(drawn)
         for number, rows in enumerate(mine, start=1):
@@ -222,6 +274,8 @@ class Learner:
                     parts.append((rows, self._backward(drawn, rows, share=1.0)))
                 else:  # this process has one micro-batch less, and the others wait for it
                     self._backward(drawn, [0], share=0.0)
+        if self._copy is not None and self.processes > 1:
+            self._copy.average_gradients()
         return parts
 
     def _share(self, drawn: Drawn) -> list[list[int]]:
@@ -240,13 +294,19 @@ class Learner:
         sources = (drawn.prompts, drawn.responses, drawn.written)
         batch = collate(*([source[row] for row in rows] for source in sources), packed=self._settings.packed)
         scores = self._scorer(batch.to(device), self._temperature)
-        outputs = self._objective(self._inputs(drawn, rows, scores))
+        # The objective is cut off from the model, to see which trajectories its loss has a gradient for.
+        seen = Scores(scores.logprobs.detach().requires_grad_(), scores.values.detach().requires_grad_(), None)
+        outputs = self._objective(self._inputs(drawn, rows, seen))
         weight = torch.from_numpy(drawn.weight[rows]).to(device)
         # Gradients are averaged over the processes, and the loss is a mean over the draw.
         share *= self._accelerator.num_processes / len(drawn)
+        slopes = torch.autograd.grad(
+            (outputs.loss * weight).sum() * share, (seen.logprobs, seen.values), materialize_grads=True
+        )
         # Not accelerator.backward: it divides by what the launcher was told of gradient accumulation.
-        ((outputs.loss * weight).sum() * share).backward()
-        return {name: column.detach().cpu().numpy() for name, column in _columns(outputs).items()}
+        torch.autograd.backward((scores.logprobs, scores.values), slopes)
+        pulls = slopes[0].any(dim=1) | slopes[1].any(dim=1)
+        return {name: column.detach().cpu().numpy() for name, column in _columns(outputs, pulls).items()}
 
     def _inputs(self, drawn: Drawn, rows: list[int], scores: Scores) -> Inputs:
         device, horizon = scores.logprobs.device, scores.logprobs.shape[1]
@@ -268,7 +328,6 @@ class Learner:
             old_logprobs=padded(drawn.old_logprobs),
             engine_logprobs=padded(drawn.engine_logprobs),
             truncated=column(drawn.truncated),
-            noise=self._noise,
             mean_tokens=drawn.mean_tokens,
         )
 
@@ -278,6 +337,12 @@ class Learner:
             parts = gather_object(parts)
         order = np.argsort(np.concatenate([rows for rows, _ in parts]))
         return {name: np.concatenate([columns[name] for _, columns in parts])[order] for name in parts[0][1]}
+
+
+def _adamw(parameters: Iterable[Tensor], settings: config.Learner) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        list(parameters), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+    )
 
 
 def learning_rate(settings: config.Learner, updates_done: int) -> float:
@@ -290,6 +355,6 @@ def learning_rate(settings: config.Learner, updates_done: int) -> float:
     return settings.lr * rise * (settings.lr_end + (1 - settings.lr_end) * left)
 
 
-def _columns(outputs: Outputs) -> dict[str, Tensor]:
+def _columns(outputs: Outputs, pulls: Tensor) -> dict[str, Tensor]:
     known = {name: getattr(outputs, name) for name in ("loss", "delta", "value_term", "log_ratio")}
-    return known | outputs.metrics
+    return {**known, "pulls": pulls, **outputs.metrics}

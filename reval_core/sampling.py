@@ -21,6 +21,7 @@ import pyarrow as pa
 from reval_core.config import Replay
 from reval_core.facts import SCHEMAS
 from reval_core.files import digest
+from reval_core.learning.noise import Noise
 from reval_core.store import Store
 
 PRIORITY_OFFSET = 1e-3
@@ -71,15 +72,17 @@ class _Weights:
     """An estimate."""
 
 
-def draw_round(store: Store, settings: Replay, round: int, batch: int, updates: int, seed: int) -> pa.Table:
+def draw_round(
+    store: Store, settings: Replay, round: int, batch: int, updates: int, seed: int, noise: Noise | None = None
+) -> pa.Table:
     """The draws of all updates of a round, from the buffer as it stands: rows of the table `draws`.
 
-    Each update gets `batch` trajectories, or all there are if there are fewer.
+    Each update gets `batch` trajectories, or all there are if there are fewer. `noise` is recorded with them.
     """
     draws = [_fresh_batch(store, round)] if settings.first == "fresh" else []
     seeds = [_seed(seed, round, update) for update in range(len(draws) + 1, updates + 1)]
     draws += _draws(store, settings, round, batch, seeds)
-    return pa.concat_tables(_as_draw(rows, round, update) for update, rows in enumerate(draws, start=1))
+    return pa.concat_tables(_as_draw(rows, round, update, noise) for update, rows in enumerate(draws, start=1))
 
 
 def residual_left(store: Store, beta: float) -> float:
@@ -209,7 +212,7 @@ def _with_probability(rows: pa.Table, probability: np.ndarray, settings: Replay,
     return rows
 
 
-def _as_draw(rows: pa.Table, round: int, update: int) -> pa.Table:
+def _as_draw(rows: pa.Table, round: int, update: int, noise: Noise | None) -> pa.Table:
     count = len(rows)
     columns = {
         **{name: rows.column(name) for name in rows.column_names},
@@ -217,6 +220,8 @@ def _as_draw(rows: pa.Table, round: int, update: int) -> pa.Table:
         "update": pa.array(np.full(count, update)),
         "position": pa.array(np.arange(count)),
         "staleness": pa.array(round - rows.column("trajectory_round").to_numpy()),
+        "noise_logprob": pa.array([noise and noise.logprob] * count, pa.float64()),
+        "noise_value": pa.array([noise and noise.value] * count, pa.float64()),
     }
     schema = SCHEMAS["draws"]
     return pa.table({name: columns[name] for name in schema.names}).cast(schema)

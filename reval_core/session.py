@@ -18,13 +18,14 @@ from reval_core.beta import with_beta
 from reval_core.checkpoints import checkpoint_rounds, checkpoint_state, wanted_checkpoints
 from reval_core.config import Config, Reward, Rollouts, Verification
 from reval_core.draws import DrawReader
-from reval_core.engines.base import Sampling, generated_within, in_batches
+from reval_core.engines.base import Sampling, in_batches
 from reval_core.engines.choice import make_engine
 from reval_core.errors import Damaged, RevalError, RunStopped
 from reval_core.facts import Manifest
 from reval_core.files import check_folder, remove_folder
 from reval_core.inspection import clear
 from reval_core.learner import Learner
+from reval_core.learning.copy import round_weights
 from reval_core.machine import fix_machine
 from reval_core.models import load_model, reading_digest, stop_ids, tokenizer_of
 from reval_core.problems import PromptOrder
@@ -83,7 +84,7 @@ class Session:
         self._published = max((folder.place(one.stage, one.round) for one in manifests), default=(0, -1))
         self.draws = DrawReader(folder)
         self.engine = (
-            make_engine(config.model, config.engine, machine["engine"], self.tokenizer, folder)
+            make_engine(config.model, config.engine, machine["engine"], self.tokenizer, folder, config.seed)
             if isinstance(config.rollouts, Rollouts)
             else None
         )
@@ -137,11 +138,8 @@ class Session:
         learner = self.learner_at(policy)
         self.tick(0, len(requests))  # an engine may take a while to start
         try:
-            # In the precision that the policy learns in, where the engine shares its model.
-            with learner.autocast():
-                engine.load(learner.model, policy.identity)
-            completions = in_batches(engine, requests, sampling, batch or settings.batch, enough)
-            yield from generated_within(learner.autocast, completions)
+            engine.load(learner.model, policy.identity)
+            yield from in_batches(engine, requests, sampling, batch or settings.batch, enough)
         finally:
             engine.rest()
 
@@ -170,10 +168,13 @@ class Session:
         if checkpoint_state(folder)["policy"] != reference.identity:
             raise Damaged(f"{folder}: is not the reference that this run recorded")
         if self.config.model.lora is None:
-            yield load_model(folder, self.config.model).to(self.device)
+            model = load_model(folder, self.config.model)
+            if self.config.learner.precision == "bfloat16":
+                round_weights(model, self.config.seed, self.device)
+            yield model.to(self.device)
         else:
             assert self._learner is not None, "the reference's adapters go into the learner's model"
-            with swapped_adapters(self._learner.model, folder) as model:
+            with swapped_adapters(self._learner.model, folder, self.config.seed) as model:
                 yield model
 
     def take_in(self, manifest: Manifest) -> None:

@@ -60,7 +60,7 @@ class VllmServerEngine(EngineSection):
     weights: LocalPath | None = None
     """A folder that the run writes and all servers read; inside the run folder if not given."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """What weights are rounded to when they are handed over."""
+    """The type of the weights that are handed over; bfloat16 is what a learner's own copy would be."""
     api_key_variable: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """The environment variable that holds the servers' API key. The key itself is never stored."""
     requests_per_server: int = Field(256, ge=1)

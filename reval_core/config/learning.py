@@ -162,9 +162,9 @@ class Learner(Section):
     packed: bool = False
     """Lay trajectories end to end, without padding. Worth it with an attention that skips what is masked (GPU)."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What matrix products are computed in. Weights, sums and logits are float32 either way."""
+    """What the policy computes in; bfloat16: a copy of float32 weights. Sums and logits are float32 either way."""
     noise: float | None = Field(None, gt=0)
-    """Residuals below this · (1 + |log π_ref| + |V_ref|) count as zero; 1e-5 in float32, 0.02 in bfloat16."""
+    """The noise of a score, in nats: this · (√tokens + 1), in place of what is measured."""
     gradient_checkpointing: bool = False
     """Keep no activations inside a layer and compute them again: less memory, about a third more time."""
 

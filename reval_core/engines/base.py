@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -79,21 +78,6 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds. Calling it again does nothing."""
-
-
-def generated_within(
-    context: Callable[[], AbstractContextManager[Any]], completions: Iterator[tuple[int, Completion]]
-) -> Iterator[tuple[int, Completion]]:
-    """The completions, each made within a context that is left before it is given.
-
-    A context held meanwhile, such as autocast, would be the consumer's as well, and stay when that one raises.
-    """
-    while True:
-        with context():
-            found = next(completions, None)
-        if found is None:
-            return
-        yield found
 
 
 def in_batches(

@@ -82,21 +82,29 @@ def check_installed(kind: str) -> None:
 
 
 def make_engine(
-    model: Model, engine: EngineSettings, kind: str, tokenizer: PreTrainedTokenizerBase, folder: RunFolder
+    model: Model,
+    engine: EngineSettings,
+    kind: str,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: RunFolder,
+    seed: int,
 ) -> Engine:
-    """The engine of this kind: the config's, or what `choose` gave for `auto`. It starts when it is first used."""
+    """The engine of this kind: the config's, or what `choose` gave for `auto`. It starts when it is first used.
+
+    seed: of the thresholds that float32 weights are rounded to bfloat16 by.
+    """
     check_installed(kind)
     code = Path(model.path) if model.path and model.trust_remote_code else None
     if kind == "vllm":
         from reval_core.engines.vllm import VllmEngine as Vllm
 
         settings = engine if isinstance(engine, VllmEngine) else VllmEngine(kind="vllm")
-        return Vllm(settings, folder.path / "engine.log", code)
+        return Vllm(settings, folder.path / "engine.log", code, seed)
     if kind == "vllm-server":
         from reval_core.engines.vllm_server import VllmServers
 
         assert isinstance(engine, VllmServerEngine)
-        return VllmServers(engine, folder.path / "weights", code)
+        return VllmServers(engine, folder.path / "weights", code, seed)
     from reval_core.engines.transformers import TransformersEngine
 
     return TransformersEngine(tokenizer.pad_token_id)

@@ -45,12 +45,16 @@ class VllmEngine:
     name = "vllm"
     streams = True
 
-    def __init__(self, settings: Settings, log: Path, code: Path | None = None) -> None:
-        """`log` gets what vLLM prints; `code` is the folder of a model that brings its own code."""
+    def __init__(self, settings: Settings, log: Path, code: Path | None = None, seed: int = 0) -> None:
+        """`log` gets what vLLM prints; `code` is the folder of a model that brings its own code.
+
+        seed: of the thresholds that float32 weights are rounded to bfloat16 by.
+        """
         self._settings = settings
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
         self._log = log
         self._code = code
+        self._seed = seed
         self._folder: Path | None = None
         self._llm: Any = None
         self._loaded: str | None = None
@@ -68,7 +72,7 @@ class VllmEngine:
             self._loaded = None
             if self._folder is None:
                 self._folder = handover_folder(model, self.dtype)
-            write_weights(self._folder, model, policy, self.dtype, self._code)
+            write_weights(self._folder, model, self._seed, self.dtype, self._code)
             if self._llm is None:
                 self._start()
             else:

@@ -52,9 +52,10 @@ class VllmServers:
     name = "vllm-server"
     streams = True
 
-    def __init__(self, settings: VllmServerEngine, weights: Path, code: Path | None = None) -> None:
+    def __init__(self, settings: VllmServerEngine, weights: Path, code: Path | None = None, seed: int = 0) -> None:
         """`weights` is the folder that servers read, if the settings name none; `code` that of a model's own code.
 
+        seed: of the thresholds that float32 weights are rounded to bfloat16 by.
         Raises InputError if the environment variable for the API key holds none.
         """
         self._key = api_key(settings.api_key_variable)
@@ -64,6 +65,7 @@ class VllmServers:
         own = hashlib.sha256(f"{platform.node()}:{weights.absolute()}".encode()).hexdigest()[:16]
         self._folder = weights.absolute() if settings.weights is None else Path(settings.weights).absolute() / own
         self._code = code
+        self._seed = seed
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._servers: list[_Server] = []
@@ -84,7 +86,7 @@ class VllmServers:
         name = f"{policy[:16]}-{self._settings.dtype}"
         if self._weights is None or self._weights.name != name:
             weights = _Weights(name, self._folder / name)
-            write_weights(weights.folder, model, policy, self.dtype, self._code)
+            write_weights(weights.folder, model, self._seed, self.dtype, self._code)
             self._weights = weights
         self._run(self._sync())
         kept = {self._weights.folder} | {server.reading for server in self._servers}

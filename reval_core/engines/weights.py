@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reval_core.files import PARTIAL, digest
+from reval_core.files import PARTIAL
+from reval_core.learning.copy import in_float32, low_precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,10 +43,11 @@ def handover_folder(model: PreTrainedModel, dtype: torch.dtype) -> Path:
 
 
 def write_weights(
-    folder: Path, model: PreTrainedModel, policy: str, dtype: torch.dtype, code: Path | None = None
+    folder: Path, model: PreTrainedModel, seed: int, dtype: torch.dtype, code: Path | None = None
 ) -> None:
     """Make `folder` a model for vLLM: config and weights, in `dtype`. `code` is a folder with the model's own code.
 
+    seed: of the thresholds that float32 weights are rounded to bfloat16 by.
     The weights are in place whole or not at all. Tokens go in and tokens come out, so there is no tokenizer.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +55,7 @@ def write_weights(
     for source in code.glob("*.py") if code is not None else ():
         shutil.copy(source, folder)
     partial = folder / f"{_FILE}{PARTIAL}"
-    save_file(dict(policy_tensors(model, policy, dtype)), partial, {"format": "pt"})
+    save_file(dict(policy_tensors(model, seed, dtype)), partial, {"format": "pt"})
     partial.replace(folder / _FILE)
 
 
@@ -73,14 +75,12 @@ def _alive(process: int) -> bool:
 
 
 @torch.no_grad()
-def policy_tensors(model: PreTrainedModel, policy: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+def policy_tensors(model: PreTrainedModel, seed: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """A policy's weights as an engine gets them: each once, also tied ones, with adapters merged (W + s·B·A).
 
-    bfloat16 is rounded to at random, by the policy's identity, so that the mean is right. Published weights are
-    bfloat16 already, and an update is mostly smaller than the step to the next such number: rounded to the nearest,
-    all of it would be lost, and the engine go on with the policy before it.
+    A learner's bfloat16 copy goes as it is. Float32 weights, and merged ones, are rounded to bfloat16 as that copy
+    is, by the thresholds of `seed`.
     """
-    noise = torch.Generator(device=model.device).manual_seed(int(digest(policy)[:15], 16))
     layers: dict[str, Any] = dict(model.named_modules())
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
@@ -88,14 +88,8 @@ def policy_tensors(model: PreTrainedModel, policy: str, dtype: torch.dtype) -> I
         weight, public = parameter, name.replace(".base_layer.", ".")
         if public != name and public.endswith(".weight"):
             layer = layers[public.removesuffix(".weight")]
-            weight = parameter + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
+            with in_float32(layer):  # the adapters' product is not rounded before it is added
+                weight = parameter + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
         if dtype == torch.bfloat16 and weight.dtype == torch.float32:
-            weight = _randomly_rounded(weight, noise)
+            weight = low_precision(weight, seed, public)
         yield public, weight.to(device="cpu", dtype=dtype).contiguous()
-
-
-def _randomly_rounded(weight: Tensor, noise: torch.Generator) -> Tensor:
-    """Float32 numbers that bfloat16 holds: up or down, with the probabilities whose mean is `weight`."""
-    below = torch.randint(1 << 16, weight.shape, dtype=torch.int32, device=weight.device, generator=noise)
-    # bfloat16 is float32 without its last 16 bits.
-    return (weight.contiguous().view(torch.int32) + below).bitwise_and(-(1 << 16)).view(torch.float32)

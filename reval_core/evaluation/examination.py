@@ -6,20 +6,20 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 import yaml
 
 from reval_core.config.protocol import Protocol
-from reval_core.engines.base import Completion, Request, Sampling, generated_within, in_batches
+from reval_core.engines.base import Completion, Request, Sampling, in_batches
 from reval_core.engines.choice import choose, make_engine
 from reval_core.evaluation.folder import EvaluationFolder
 from reval_core.evaluation.prompts import ExaminedProblems, examined_problems
 from reval_core.evaluation.subject import Subject
 from reval_core.facts import SCHEMA_VERSION, Manifest
 from reval_core.files import digest, publish_file
+from reval_core.learning.copy import compute_in
 from reval_core.models import stop_ids, tokenizer_of
 from reval_core.problems import Problem, problems_digest
 from reval_core.problems.asked import left_out_counts, prompts_in
@@ -86,7 +86,7 @@ class Examination:
                 log.warning("%s: is corrupt; prompts are rendered again", asked.file)
             asked.prompts.usable().publish(asked.file, asked.reading)
         self.sittings = [self._sitting(name, problems) for name, problems in asked.sets.items()]
-        self.engine = make_engine(subject.model, protocol.engine, self.kind, self.tokenizer, folder)
+        self.engine = make_engine(subject.model, protocol.engine, self.kind, self.tokenizer, folder, subject.seed)
         self.verifier = make_verifier(protocol.verification, protocol.reward)
         self._model: PreTrainedModel | None = None
 
@@ -108,12 +108,9 @@ class Examination:
             return
         self.tick(0, len(requests))  # the weights are read, and an engine may take a while to start
         size = self.protocol.problems_per_shard * self.protocol.samples
-        half = self.protocol.precision == "bfloat16"
-        precision = partial(torch.autocast, self.device.type, dtype=torch.bfloat16, enabled=half)
         try:
-            with precision():
-                self.engine.load(self._loaded(), self.subject.identity)
-            yield from generated_within(precision, in_batches(self.engine, requests, self.sampling, size))
+            self.engine.load(self._loaded(), self.subject.identity)
+            yield from in_batches(self.engine, requests, self.sampling, size)
         finally:
             self.engine.rest()
 
@@ -142,7 +139,9 @@ class Examination:
         if self._model is None:
             model = self.subject.load(self.subject.model)
             # An engine of its own only reads the weights: they need not go by way of the GPU.
-            self._model = model.to(self.device) if self.engine.dtype is None else model
+            if self.engine.dtype is None:
+                compute_in(model.to(self.device), self.protocol.precision, self.subject.seed)
+            self._model = model
         return self._model
 
     def _sitting(self, name: str, problems: tuple[Problem, ...]) -> Sitting:

@@ -45,6 +45,8 @@ class Subject:
     """Reads its weights, given `model`, or makes them again."""
     habits: dict[str, Any]
     """The protocol's settings that a training run has chosen already."""
+    seed: int = 0
+    """Of the thresholds that its weights are rounded to bfloat16 by: the run's."""
 
 
 def find_subject(source: str, round: int | None = None) -> Subject:
@@ -119,6 +121,7 @@ def _of_run(folder: RunFolder, round: int | None) -> Subject:
         config.model,
         lambda model: _policy_of_run(folder, config, policy),
         _habits(config),
+        config.seed,
     )
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from reval_core.batches import collate
 from reval_core.config import Learner
 from reval_core.errors import InputError
+from reval_core.learning.copy import in_float32
 from reval_core.models import checkpointed_layers
 from reval_core.scoring import score
 
@@ -30,15 +31,15 @@ def check_scoring(model: PreTrainedModel, settings: Learner) -> None:
 
     It would not where a family of models does to its logits what `head.Head` does not know of, where packed
     trajectories can see each other, where gradient checkpointing brings dropout back, or where a token sees those
-    after it. The layers run in the precision that the learner uses; logits are float32 on both sides, since
-    rounding them to bfloat16 moves a logit of 30 by up to 0.06. Raises InputError.
+    after it. `model` is in the precision that the learner uses; logits are float32 on both sides, since rounding
+    them to bfloat16 moves a logit of 30 by up to 0.06. Raises InputError.
     """
     half = settings.precision == "bfloat16"
     vocabulary = model.get_output_embeddings().weight.shape[0]
     rng = np.random.default_rng(0)
     texts = [rng.integers(vocabulary, size=length) for length in (9, 6)]
     batch = collate([text[:2] for text in texts], [text[2:] for text in texts], packed=settings.packed)
-    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=half), _exact_head(model):
+    with _exact_head(model):
         with checkpointed_layers(model) if settings.gradient_checkpointing else nullcontext():
             found = score(model, batch.to(model.device)).logprobs.cpu()
         for row, text in zip(found, texts, strict=True):
@@ -85,8 +86,8 @@ def _exact_head(model: PreTrainedModel) -> Iterator[None]:
     forward = head.forward
 
     def exact(states: Tensor) -> Tensor:
-        with torch.autocast(states.device.type, enabled=False):
-            return forward(states.to(head.weight.dtype))
+        with in_float32(head):  # of tied weights the embedding is done by now
+            return forward(states.float())
 
     head.forward = exact
     try:

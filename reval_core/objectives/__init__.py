@@ -16,7 +16,6 @@ from reval_core.errors import InputError
 from reval_core.objectives.base import Inputs, Outputs
 from reval_core.objectives.policy_gradient import grpo
 from reval_core.objectives.residuals import (
-    above_noise,
     regression,
     residual_objective,
     reval,
@@ -30,7 +29,6 @@ __all__ = [
     "Inputs",
     "Objective",
     "Outputs",
-    "above_noise",
     "grpo",
     "make_objective",
     "objective_identity",
@@ -43,6 +41,9 @@ __all__ = [
 ]
 
 _COLUMNS = ("loss", "delta", "value_term", "log_ratio")
+
+_RESERVED = {*_COLUMNS, "quiet", "pulls"}
+"""Names that the learner's own figures have."""
 
 Objective = Callable[[Inputs], Outputs]
 """An objective with its settings filled in."""
@@ -83,8 +84,8 @@ def _checked(name: str, objective: Objective, inputs: Inputs) -> Outputs:
                 f"objective.function: {name} gives {one} of shape {list(column.shape)}; "
                 f"it must be one number a trajectory, {list(inputs.reward.shape)}"
             )
-    if columns.keys() & outputs.metrics.keys():
-        raise InputError(f"objective.function: {name} names a metric like one of {', '.join(columns)}")
+    if _RESERVED & outputs.metrics.keys():
+        raise InputError(f"objective.function: {name} names a metric like one of {', '.join(sorted(_RESERVED))}")
     return outputs
 
 

@@ -31,8 +31,6 @@ class Inputs:
     """The same as the engine gave it [B, H], at the temperature that it sampled at; NaN if not known."""
     truncated: Tensor
     """[B] bool: true where the response was cut at the length limit."""
-    noise: float
-    """How far a stored score may be from another batch's, relative to 1 + |log π_ref(τ)| + |V_ref(s_1)|."""
     mean_tokens: float
     """Written tokens a trajectory, over all trajectories of the update, not only these B."""
 

@@ -1,6 +1,5 @@
 """The objectives that square the trajectory residual Δ(τ): ReVal, TBRM and the regression variant.
 
-Where they depart from their papers: a residual within the noise of a stored score counts as zero (`above_noise`).
 The options are off by default; each says what it departs from.
 """
 
@@ -12,9 +11,6 @@ import torch
 from torch import Tensor
 
 from reval_core.objectives.base import Inputs, Outputs
-
-NOISE = {"float32": 1e-5, "bfloat16": 2e-2}
-"""`Inputs.noise` by the precision of the model. See docs/decisions/0003-noise-floor.md for how it was measured."""
 
 
 def reval(inputs: Inputs, beta: float, **options: Any) -> Outputs:
@@ -52,11 +48,10 @@ def residual_objective(
     length_normalised: the loss is Δ² / |τ|, |τ| in tokens. Departs from the mean over trajectories: a long
         response, whose Δ is a longer sum, counts for less, at the same minimum (Δ = 0).
 
-    Metrics: `quiet`, the share of residuals within the noise, and `outliers`, the share beyond huber or clip.
+    Metrics: `outliers`, the share of residuals beyond huber or clip.
     """
     log_ratio = inputs.logprobs.sum(dim=1) - inputs.log_ref
-    size = 1 + inputs.log_ref.abs() + inputs.value_ref.abs()
-    delta = above_noise(of_value + log_ratio - inputs.reward / beta, inputs.noise * size)
+    delta = of_value + log_ratio - inputs.reward / beta
     held = delta if clip is None else delta.clamp(-clip, clip)
     loss = held.square()
     if huber is not None:
@@ -65,17 +60,8 @@ def residual_objective(
         loss = loss / inputs.tokens
     delta = delta.detach()
     limit = min(limit for limit in (huber, clip, torch.inf) if limit is not None)
-    metrics = {"quiet": (delta == 0).to(delta.dtype), "outliers": (delta.abs() > limit).to(delta.dtype)}
+    metrics = {"outliers": (delta.abs() > limit).to(delta.dtype)}
     return Outputs(loss, delta, of_value.detach(), log_ratio.detach(), metrics)
-
-
-def above_noise(delta: Tensor, noise: Tensor) -> Tensor:
-    """`delta` with what is within the noise of stored scores put to exactly 0, gradient included. All are [B].
-
-    A reference score that was made in another batch differs in its last digits. AdamW would turn a residual of that
-    size into full steps, and a policy that should stand still would walk away (docs/decisions/0003-noise-floor.md).
-    """
-    return torch.where(delta.abs() <= noise, torch.zeros_like(delta), delta)
 
 
 def value_term(kind: str, value: Tensor, value_ref: Tensor) -> Tensor:

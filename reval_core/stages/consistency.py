@@ -17,11 +17,11 @@ from reval_core.batches import Rows, TokenBatch, collate, micro_batches, pad_row
 from reval_core.canary import Sample, token_gap, token_kl
 from reval_core.config import Config, Objective
 from reval_core.facts import Manifest, read_table
-from reval_core.learner import Learner
 from reval_core.objectives import step_residuals, value_term
 from reval_core.scoring import Scores, score
 from reval_core.session import Policy, Session
 from reval_core.stages.gap import stop_if_apart
+from reval_core.stages.noise import measured_noise, noise_is_known
 from reval_core.stages.stage import Outcome, publish, settings, stage
 from reval_core.trajectories import list_rows, logprob_rows
 
@@ -67,7 +67,8 @@ def consistency(
 ) -> Outcome:
     """Score the round's fresh trajectories under the policy that wrote them and under the reference.
 
-    `info["beta"]` is the β that their residuals go by; None where the objective has none.
+    `info["beta"]` is the β that their residuals go by, None where the objective has none; `info["noise"]`, in the
+    first round and on another device, is by how much the scores were measured to be uncertain.
     """
     files = rollouts.files_of("trajectories")
     shards = pa.concat_tables(read_table(session.folder.path / file.path, TOKEN_COLUMNS) for file in files)
@@ -78,7 +79,9 @@ def consistency(
         gaps = table.column("engine_gap").to_numpy()
         worst = np.argsort(-gaps, kind="stable")[:_SAMPLED].tolist()  # NaN comes last
         stop_if_apart(session, round, table, policy, partial(_sample, session, shards, policy, worst))
-    return Outcome([publish(session, round, "scores", table)], {"beta": session.config.objective.beta})
+    noise = measured_noise(session, shards, table, policy, known=noise_is_known(session, round))
+    info = {"beta": session.config.objective.beta, **noise}
+    return Outcome([publish(session, round, "scores", table)], info)
 
 
 def score_trajectories(
@@ -91,7 +94,7 @@ def score_trajectories(
     """
     config = session.config
     learner = session.learner_at(policy)
-    by_reference = None if reference == policy else _by_reference(session, rows, learner, reference)
+    by_reference = None if reference == policy else _by_reference(session, rows, reference)
     rewards = reward.to_numpy(zero_copy_only=False).astype(np.float32)
     # The engine's log-probs are those of the policy that wrote a response: only with its own is there a gap.
     written = pc.equal(rows.column("policy"), policy.identity).to_numpy()
@@ -99,7 +102,7 @@ def score_trajectories(
     engine, own = _own_logprobs(rows, policy)
     parts: list[dict[str, Any]] = []
     # Not around the lines above: a policy that is rebuilt there needs gradients.
-    with torch.inference_mode(), learner.autocast():
+    with torch.inference_mode():
         for number, (chosen, batch) in enumerate(token_batches(session, rows)):
             scores = score(learner.model, batch, config.scoring_temperature, entropy=True)
             sampled = scores
@@ -143,15 +146,15 @@ def _sample(session: Session, rows: pa.Table, policy: Policy, chosen: list[int],
     by_engine, compared = _padded(engine, own, chosen, batch)
 
     def by_trainer(temperature: float) -> Tensor:
-        with torch.inference_mode(), session.learner_at(policy).autocast():
+        with torch.inference_mode():
             return score(model, batch, temperature).logprobs
 
     return Sample(by_engine, compared, by_trainer, session.config.generation.temperature)
 
 
-def _by_reference(session: Session, rows: pa.Table, learner: Learner, reference: Policy) -> list[Scores]:
+def _by_reference(session: Session, rows: pa.Table, reference: Policy) -> list[Scores]:
     """What the reference says of each batch. Its weights are gone again before the policy's turn."""
-    with session.reference_model(reference) as model, torch.inference_mode(), learner.autocast():
+    with session.reference_model(reference) as model, torch.inference_mode():
         temperature = session.config.scoring_temperature
         return [score(model, batch, temperature) for _, batch in token_batches(session, rows)]
 

@@ -39,7 +39,7 @@ def stop_if_apart(
         return
     model = session.learner_at(policy).model
     dtype = session.generating().dtype
-    rounded = None if dtype is None else partial(_by_rounded, model, policy, dtype, sample)
+    rounded = None if dtype is None else partial(_by_rounded, model, session.config.seed, dtype, sample)
     try:
         cause = likely_cause(sample(model), _earlier(session, policy, sample), limit, rounded)
     except Exception as error:  # such as a lack of memory: what was found counts, whatever its cause
@@ -57,11 +57,11 @@ def stop_if_apart(
 
 
 def _by_rounded(
-    model: PreTrainedModel, policy: Policy, dtype: torch.dtype, sample: Callable[[torch.nn.Module], Sample]
+    model: PreTrainedModel, seed: int, dtype: torch.dtype, sample: Callable[[torch.nn.Module], Sample]
 ) -> Tensor:
     """What the policy says of the sample with its weights as the engine was given them."""
     handed_over = type(model)(model.config).to(model.device).eval()
-    weights = {name: tensor.float() for name, tensor in policy_tensors(model, policy.identity, dtype)}
+    weights = {name: tensor.float() for name, tensor in policy_tensors(model, seed, dtype)}
     handed_over.load_state_dict(weights, strict=False)  # tied weights stand there once
     found = sample(handed_over)
     return found.score(found.temperature)

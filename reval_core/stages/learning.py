@@ -72,6 +72,7 @@ def _updates(round: int, draws: list[Drawn], updates: list[Update]) -> pa.Table:
             "grad_norm": [update.grad_norm for update in updates],
             "lr": [update.lr for update in updates],
             "effective_sample_size": [effective_sample_size(drawn.weight) for drawn in draws],
+            "skipped": [update.skipped for update in updates],
             "seconds": [update.seconds for update in updates],
         }
     )

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from reval_core.session import Policy, Session
 from reval_core.stages.consistency import TOKEN_COLUMNS, score_trajectories, scoring_settings
+from reval_core.stages.noise import measured_noise
 from reval_core.stages.stage import Outcome, publish, settings, stage
 from reval_core.trajectories import RowReader
 
@@ -26,11 +27,12 @@ def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
 def reference_reset(session: Session, round: int, policy: Policy) -> Outcome:
     """Score every live trajectory under `policy`, which is the reference from the next round on.
 
-    The scores against the old reference stay on record.
+    The scores against the old reference stay on record. `info["noise"]` is what the new ones are uncertain by.
     """
     live, rows = live_trajectories(session)
     scores = score_trajectories(session, round, rows, live.column("reward"), policy, policy)
-    return Outcome([publish(session, round, "scores", scores, name="rescores")], {"reference": policy.identity})
+    info = {"reference": policy.identity, **measured_noise(session, rows, scores, policy)}
+    return Outcome([publish(session, round, "scores", scores, name="rescores")], info)
 
 
 def live_trajectories(session: Session) -> tuple[pa.Table, pa.Table]:

@@ -7,6 +7,7 @@ from typing import Any
 from reval_core.facts import Manifest
 from reval_core.sampling import draw_round, residual_left
 from reval_core.session import Session
+from reval_core.stages.noise import as_noise, round_noise
 from reval_core.stages.stage import Outcome, publish, settings, stage
 
 
@@ -15,19 +16,21 @@ def _inputs(session: Session, round: int, scores: Manifest, before: Manifest) ->
     batch = config.rollouts.trajectories
     updates, least = config.learner.updates, config.learner.least_updates
     drawn = [] if least is None else [least]
-    return [scores.digest, before.digest, settings(config.replay), updates, batch, config.seed, *drawn]
+    noise = round_noise(session, round)
+    return [scores.digest, before.digest, settings(config.replay), updates, batch, config.seed, noise, *drawn]
 
 
 @stage(inputs=_inputs)
 def sampling(session: Session, round: int, scores: Manifest, before: Manifest) -> Outcome:
     """Draw K batches. `before` left the residuals that the priorities come from: the last round's learning.
 
-    `info` says how many, and `residual_left`: the share of the residual that the round begins with.
+    `info` says how many, `residual_left`, the share of the residual that the round begins with, and `noise`, what
+    the learner takes for noise in it.
     """
     config = session.config
     beta = config.objective.beta
     left = None if beta is None else residual_left(session.store, beta)
-    updates = config.learner.updates_with(left)
+    updates, noise = config.learner.updates_with(left), round_noise(session, round)
     draws = draw_round(
         session.store,
         config.replay,
@@ -35,5 +38,7 @@ def sampling(session: Session, round: int, scores: Manifest, before: Manifest) -
         batch=config.rollouts.trajectories,
         updates=updates,
         seed=config.seed,
+        noise=as_noise(noise),
     )
-    return Outcome([publish(session, round, "draws", draws)], {"updates": updates, "residual_left": left})
+    info = {"updates": updates, "residual_left": left, "noise": noise}
+    return Outcome([publish(session, round, "draws", draws)], info)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from reval_core.config import WarmStart
 from reval_core.errors import Damaged
 from reval_core.facts import Manifest
 from reval_core.files import check_folder, digest, publish_folder
+from reval_core.learning.copy import LowPrecisionCopy
 from reval_core.model.scoring_check import check_scoring
 from reval_core.models import load_model, make_tiny_model, save_model
 from reval_core.problems import Problem, load_problems, problems_digest
@@ -51,12 +53,16 @@ def _stands(session: Session, manifest: Manifest) -> bool:
 def warm_start(session: Session, round: int) -> Outcome:
     """Make policy 0 and its checkpoint. `info["policy"]` is the digest of the weights."""
     model, reused = _policy_zero(session)
-    check_scoring(model.to(session.device), session.config.learner)
-    lora = session.config.model.lora
-    if lora is not None:
+    model.to(session.device)
+    config = session.config
+    if config.model.lora is not None:
         publish_folder(session.folder.base, lambda partial: save_model(model, session.tokenizer, partial))
-        add_adapters(model, lora, session.config.seed)
-    identity = save_first_checkpoint(session.folder.checkpoint(0), model, session.tokenizer)
+        add_adapters(model, config.model.lora, config.seed)
+    # Checked as what learns, and saved as what the optimizer holds.
+    copy = LowPrecisionCopy(model, config.seed) if config.learner.precision == "bfloat16" else None
+    check_scoring(model, config.learner)
+    with copy.replaced_by_masters() if copy else nullcontext():
+        identity = save_first_checkpoint(session.folder.checkpoint(0), model, session.tokenizer)
     info = {"policy": identity, "content": identity, "reused": reused, "machine": session.machine}
     return Outcome(info=info)
 

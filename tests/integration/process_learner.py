@@ -27,11 +27,12 @@ def allow_fsdp_on_cpu() -> None:
     PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
 
 
-def three_updates(objective: config.Reval | config.Grpo) -> dict[str, Any]:
+def three_updates(objective: config.Reval | config.Grpo, precision: str = "float32") -> dict[str, Any]:
     """Losses, gradient norms, residuals and the size of every weight."""
     model = tiny_model()
     batches = [drawn(model, count=13, seed=seed) for seed in range(3)]
-    learner = Learner(model, objective, config.Learner(updates=3, lr=1e-3, micro_batch_tokens=24), "start")
+    settings = config.Learner(updates=3, lr=1e-3, micro_batch_tokens=24, precision=precision)
+    learner = Learner(model, objective, settings, "start")
     updates = learner.learn(batches)
     return {
         "processes": learner.processes,
@@ -63,6 +64,8 @@ def main(what: str, target: Path) -> None:
     if os.environ.get("ACCELERATE_USE_FSDP"):
         allow_fsdp_on_cpu()
     found = {objective.kind: three_updates(objective) for objective in OBJECTIVES}
+    if not os.environ.get("ACCELERATE_USE_FSDP"):
+        found["bfloat16"] = three_updates(OBJECTIVES[0], "bfloat16")
     if int(os.environ.get("RANK", "0")) == 0:
         target.write_text(json.dumps(found))
 

@@ -42,6 +42,13 @@ def test_two_processes_learn_what_one_learns(launch, kind, tmp_path):
         for one, other in zip(alone["deltas"], together["deltas"], strict=True):
             assert other == pytest.approx(one, rel=1e-4, abs=1e-4)
         assert together["weights"] == pytest.approx(alone["weights"], rel=1e-5)
+    if kind == "Parameter":
+        alone, together = (
+            process_learner.three_updates(process_learner.OBJECTIVES[0], "bfloat16"),
+            found["bfloat16"],
+        )
+        assert together["losses"] == pytest.approx(alone["losses"], rel=2e-2)
+        assert together["norms"] == pytest.approx(alone["norms"], rel=2e-2)
 
 
 def test_a_run_in_two_processes_learns_what_one_learns_and_goes_on_in_two_alone(tmp_path):

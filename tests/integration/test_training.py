@@ -14,9 +14,11 @@ import pytest
 
 from flows.rounds import train_rounds
 from reval_core import stages
+from reval_core.check import check_run
 from reval_core.checkpoints import checkpoint_rounds
 from reval_core.errors import Damaged, InputError, RunStopped
 from reval_core.facts import SCHEMAS
+from reval_core.learning.noise import LEAST
 from reval_core.models import load_model, policy_digest
 from reval_core.run_folder import RunFolder
 from reval_core.session import Policy, open_session
@@ -280,10 +282,29 @@ def test_a_shard_with_a_flipped_byte_is_generated_again(run_path):
         assert first_round(session, ["rollouts"])["rollouts"].files == done["rollouts"].files
 
 
+@pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}], ids=["whole", "lora"])
+def test_a_run_in_bfloat16_goes_on_bit_for_bit(lora, tmp_path):
+    """Checkpoints hold float32 weights; what a restarted run computes with is their copy, as before."""
+    config = small_config(learner__precision="bfloat16", reference__reset_every=2, model__lora=lora)
+    run(tmp_path / "broken", config, until=1)
+    again, whole = run(tmp_path / "broken", config), run(tmp_path / "whole", config)
+    folder = RunFolder(tmp_path / "broken")
+    assert again["policy_digest"] == whole["policy_digest"]
+    assert tables(folder) == tables(RunFolder(tmp_path / "whole"))
+    assert not [problem for finding in check_run(folder, config) for problem in finding.problems]
+    views = sql_views(folder.path, folder.manifests())
+    noise = "SELECT min(noise_logprob), min(noise_value), bool_or(noise_value IS NULL) FROM draws"
+    logprob, value, unknown = views.execute(noise).fetchone()
+    assert (logprob >= LEAST["bfloat16"].logprob, value >= LEAST["bfloat16"].value, unknown) == (True, True, False)
+    assert views.execute("SELECT max(engine_gap) FROM scores").fetchone()[0] < 0.05
+    same = "SELECT max(abs(value_term)), count(*) FROM scores WHERE policy = reference AND round = 3"
+    assert views.execute(same).fetchone() == (0, 64), "the reference after a reset is the policy's copy to the bit"
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["reval", "regression"])
 def test_a_run_whose_rewards_are_all_zero_leaves_the_policy_where_it_was(kind, precision, tmp_path):
-    """Through the store, prioritised draws, other batch shapes and AdamW: the noise floor holds."""
+    """Through the store, prioritised draws, other batch shapes and AdamW: no draw is more than noise."""
     config = small_config(
         objective={"kind": kind, "beta": 0.1},
         learner__precision=precision,
@@ -302,7 +323,8 @@ def test_a_run_whose_rewards_are_all_zero_leaves_the_policy_where_it_was(kind, p
     assert summary["policy_digest"] == start
     views = sql_views(path, RunFolder(path).manifests())
     assert views.execute("SELECT count(DISTINCT verdict), min(verdict) FROM verdicts").fetchone() == (1, "unparsed")
-    assert views.execute("SELECT max(loss) FROM updates").fetchone()[0] == 0.0
+    assert views.execute("SELECT bool_and(skipped), count(*) FROM updates").fetchone() == (True, 12)
+    assert views.execute("SELECT max(abs(delta)) FROM residuals").fetchone()[0] > 0, "no noise, nothing tested"
 
 
 @pytest.mark.parametrize(

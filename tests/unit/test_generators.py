@@ -131,10 +131,10 @@ def _(begun: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         adapter.add_(1.0)
     own = adapter.clone()
-    break_in(swapped_adapters(model, tmp_path))
+    break_in(swapped_adapters(model, tmp_path, seed=0))
     assert torch.equal(adapter, own)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(SafetensorError), swapped_adapters(model, tmp_path):
+    with pytest.raises(SafetensorError), swapped_adapters(model, tmp_path, seed=0):
         pass
     assert torch.equal(adapter, own)
 
@@ -171,7 +171,7 @@ def _(begun: Path, tmp_path: Path) -> None:
 def _(begun: Path, tmp_path: Path) -> None:
     from reval_core.engines.weights import policy_tensors
 
-    suspended = policy_tensors(tiny_model(), "policy", torch.float32)
+    suspended = policy_tensors(tiny_model(), 0, torch.float32)
     next(suspended)
     assert torch.is_grad_enabled()
     suspended.close()  # type: ignore[attr-defined]
@@ -195,6 +195,34 @@ def _(begun: Path, tmp_path: Path) -> None:
         raise Broken
     with folder.lock():  # nobody else holds it
         pass
+
+
+@leaves("reval_core.learner.Learner.masters")
+@leaves("reval_core.learning.copy.LowPrecisionCopy.replaced_by_masters")
+def _(begun: Path, tmp_path: Path) -> None:
+    from reval_core.config import Learner as Settings
+    from reval_core.config import Reval
+    from reval_core.learner import Learner
+
+    model = tiny_model()
+    settings = Settings(updates=1, lr=1e-3, precision="bfloat16")
+    learner = Learner(model, Reval(kind="reval", beta=0.1), settings, "start")
+    before = [parameter.data for parameter in model.parameters()]
+    with breaking(), learner.masters():
+        assert model.dtype == torch.float32
+        raise Broken
+    assert all(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
+    assert model.dtype == torch.bfloat16
+
+
+@leaves("reval_core.learning.copy.in_float32")
+def _(begun: Path, tmp_path: Path) -> None:
+    from reval_core.learning.copy import in_float32, round_weights
+
+    model = tiny_model()
+    round_weights(model, seed=0)
+    break_in(in_float32(model.get_output_embeddings()))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
 @leaves("reval_core.models.checkpointed_layers")

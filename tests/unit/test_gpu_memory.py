@@ -48,9 +48,9 @@ def stages(config: Config, sizes: Sizes = SIZES, gpus: int = 1, gpu_bytes: int =
 def test_an_update_in_float32_holds_every_layers_activations():
     assert stages(settings())["learning"].parts == {
         "weights": 4000,
+        "copy": 0,
         "moments": 8000,
         "gradients": 4000,
-        "copies": 0,
         # 10 places of 24 · 8 + 16 · (8 + 16) bytes, in 3 layers
         "activations": 3 * 10 * 576,
         # logits of 20 tokens (4 bytes) and their gradient (2), three hidden states, and the head's own gradient
@@ -62,8 +62,15 @@ def test_an_update_in_float32_holds_every_layers_activations():
 def test_checkpointing_holds_the_layers_ends_and_one_layer():
     learner = {"gradient_checkpointing": True, "precision": "bfloat16"}
     parts = stages(settings(learner=learner))["learning"].parts
-    assert parts["activations"] == 10 * 4 * 8 * 3 + 10 * (20 * 8 + 8 * (8 + 16))
-    assert parts["copies"] == 2 * (1000 - 2 * 20 * 8)
+    assert parts["activations"] == 10 * 2 * 8 * 3 + 10 * (16 * 8 + 8 * (8 + 16))
+
+
+def test_bfloat16_holds_eighteen_bytes_a_weight():
+    config = settings(learner={"precision": "bfloat16"})
+    parts = stages(config)["learning"].parts
+    assert [parts[name] for name in ("weights", "copy", "moments", "gradients")] == [4000, 2000, 8000, 4000]
+    assert stages(config, gpus=4)["learning"].parts == parts, "what is exchanged is averaged in place"
+    assert stages(config)["consistency"].parts["reference"] == 2000
 
 
 def test_several_gpus_hold_what_they_exchange_and_divide_nothing():

@@ -16,6 +16,7 @@ from reval_core.config import Learner as Settings
 from reval_core.errors import Damaged, InputError, RunStopped
 from reval_core.facts import Manifest
 from reval_core.learner import Drawn, Learner, learning_rate
+from reval_core.learning.noise import LEAST, is_noise, measure
 from reval_core.models import load_model, make_tiny_tokenizer, policy_digest
 from reval_core.objectives import make_objective
 from reval_core.scoring import Scores, score
@@ -42,7 +43,7 @@ def gradients(one: Learner, batch: Drawn) -> list[torch.Tensor]:
     seen: list[torch.Tensor] = []
 
     def look(optimizer, *_):
-        seen.extend(parameter.grad.clone() for parameter in one.model.parameters())
+        seen.extend(parameter.grad.clone() for parameter in one.trained().values())
 
     one.optimizer.optimizer.register_step_pre_hook(look)
     (one.update,) = one.learn([batch])
@@ -157,6 +158,7 @@ def test_neither_micro_batches_nor_packing_change_the_loss_or_the_gradient(objec
 
 def test_an_update_is_the_mean_of_what_each_trajectory_gives_alone():
     batch = drawn(tiny_model(), count=5)
+    batch = dataclasses.replace(batch, log_ref=batch.log_ref + 0.3)
     together = gradients(learner(grad_clip=1e9), batch)
     alone = [gradients(learner(grad_clip=1e9), pick(batch, [row])) for row in range(5)]
     for whole, *parts in zip(together, *alone, strict=True):
@@ -168,7 +170,7 @@ def pick(batch: Drawn, rows: list[int]) -> Drawn:
     columns = {item.name: getattr(batch, item.name) for item in dataclasses.fields(batch)}
     chosen = {
         name: column
-        if name == "identity"
+        if name in ("identity", "noise")
         else column[rows]
         if isinstance(column, np.ndarray)
         else [column[r] for r in rows]
@@ -199,13 +201,13 @@ def test_gradients_of_the_weights_are_those_of_dense_logits_in_float64(objective
 
 
 def test_bfloat16_moves_the_weights_about_as_float32_does():
-    """Gradients in bfloat16 point the same way; weights and their steps stay float32."""
+    """Gradients in bfloat16 point the same way, and are added up in float32 for weights in float32."""
     batch = drawn(tiny_model(), count=12)
     exact = torch.cat([one.flatten() for one in gradients(learner(grad_clip=1e9), batch)])
-    AcceleratorState._reset_state(reset_partial_state=True)
-    half = learner(precision="bfloat16", grad_clip=1e9)
+    half = learner(precision="bfloat16", grad_clip=1e9, micro_batch_tokens=30)
     rounded = torch.cat([one.flatten() for one in gradients(half, batch)])
-    assert {parameter.dtype for parameter in half.model.parameters()} == {torch.float32}
+    assert {one.dtype for one in half.trained().values()} == {rounded.dtype} == {torch.float32}
+    assert {parameter.dtype for parameter in half.model.parameters()} == {torch.bfloat16}
     assert not torch.equal(exact, rounded)
     assert torch.nn.functional.cosine_similarity(exact, rounded, dim=0) > 0.99
 
@@ -217,26 +219,74 @@ def test_bfloat16_moves_the_weights_about_as_float32_does():
 def test_without_reward_a_policy_scored_in_other_batches_stays_where_it_was(
     objective, precision, sharpness, packed
 ):
-    """AdamW turns a residual of rounding into full steps; the floor of docs/decisions/0003 keeps it from that."""
+    """AdamW turns residuals of rounding into full steps; a draw of nothing else is not stepped on (decision 30)."""
     model = tiny_model()
     with torch.no_grad():
         model.lm_head.weight *= sharpness
     batch = drawn(model, count=8, reward=0.0)
     one = learner(model, objective, lr=3e-4, precision=precision, packed=packed)
-    before = policy_digest(model)
-    with torch.inference_mode(), one.autocast():
+    before = one.content()
+    with torch.inference_mode():
+        together = score(model, collate(batch.prompts, batch.responses))
         alone = [score(model, collate([p], [r])) for p, r in zip(batch.prompts, batch.responses, strict=True)]
+    rows = (batch.prompts, batch.responses, batch.written)
+    stored = (together.log_policy.numpy(), together.value.numpy())
+    with one.as_in_updates():
+        noise = measure(model, rows, stored, 1.0, max_tokens=65536, packed=packed).at_least(LEAST[precision])
     elsewhere = dataclasses.replace(
         batch,
         log_ref=np.array([float(scores.log_policy) for scores in alone], dtype=np.float32),
         value_ref=np.array([float(scores.value) for scores in alone], dtype=np.float32),
+        noise=noise,
     )
-    with torch.inference_mode(), one.autocast():
-        here = score(model, collate(batch.prompts, batch.responses, packed=packed))
-    assert not np.array_equal(elsewhere.log_ref, here.log_policy.numpy()), "no noise, nothing tested"
     updates = one.learn([elsewhere] * 20)
-    assert all(update.loss == 0.0 and update.metrics["quiet"] == 1.0 for update in updates)
-    assert policy_digest(one.model) == before
+    assert np.abs(updates[0].delta).max() > 0, "no noise, nothing tested"
+    assert all(update.skipped for update in updates)
+    assert one.updates_done == 20
+    assert one.content() == before
+
+
+def test_noise_in_a_draw_with_one_true_residual_is_stepped_on_as_it_is():
+    model = tiny_model()
+    batch = drawn(model, count=8, reward=0.0)
+    batch.reward[3] = 1.0
+    (update,) = learner(model).learn([batch])
+    assert not update.skipped
+    assert update.metrics["quiet"] == 7 / 8
+    assert update.delta[3] == pytest.approx(-2.0, abs=1e-5)
+
+
+def test_a_draw_whose_every_true_residual_is_clipped_is_not_stepped_on():
+    """Beyond the clip the loss has no slope: noise is all that AdamW would see."""
+    model = tiny_model()
+    batch = drawn(model, count=8, reward=0.0)
+    batch.reward[:4] = 100.0
+    batch.log_ref[4:] += 1e-6
+    before = policy_digest(model)
+    (update,) = learner(model, Reval(kind="reval", beta=0.5, clip=10.0)).learn([batch])
+    assert update.skipped
+    assert policy_digest(model) == before
+
+
+def test_a_skipped_update_leaves_the_moments_and_counts():
+    model = tiny_model()
+    one = learner(model, warmup_updates=9)
+    one.learn([drawn(model)])
+    moments = [state["exp_avg"].clone() for state in one.optimizer.state.values()]
+    still = drawn(model, reward=0.0)
+    (update,) = one.learn([still])
+    assert update.skipped
+    assert update.lr == pytest.approx(2e-4)
+    assert one.updates_done == 2
+    assert all(torch.equal(a, b["exp_avg"]) for a, b in zip(moments, one.optimizer.state.values(), strict=True))
+
+
+@pytest.mark.parametrize("tokens", [16, 4096])
+def test_tbrms_value_term_is_signal_at_any_length(tokens):
+    """At 4,096 tokens the floor on each residual was 152 nats in bfloat16, and V is some 10."""
+    sigma = LEAST["bfloat16"].sigma(np.full(8, tokens))
+    assert not is_noise(np.full(8, 10.0), sigma)
+    assert is_noise(np.full(8, 1e-4), sigma)
 
 
 def test_without_reward_tbrm_moves_the_policy_and_reval_does_not():

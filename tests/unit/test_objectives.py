@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from reval_core.objectives import (
     Inputs,
-    above_noise,
     grpo,
     make_objective,
     regression,
@@ -41,7 +40,6 @@ def random_inputs(seed: int, rows: int = 6, steps: int = 5, dtype: torch.dtype =
         old_logprobs=(logprobs + 0.3 * normal(rows, steps)).detach() * mask,
         engine_logprobs=(logprobs + 0.3 * normal(rows, steps)).detach() * mask,
         truncated=torch.zeros(rows, dtype=torch.bool),
-        noise=1e-5,
         mean_tokens=float(mask.sum() / rows),
     )
 
@@ -130,16 +128,6 @@ def test_equal_policies_with_shifted_logits_are_not_calibrated():
     inputs = at_the_reference(6, reward=0.0)
     shifted = dataclasses.replace(inputs, value=(inputs.value.detach() + 0.5).requires_grad_())
     torch.testing.assert_close(reval(shifted, BETA).loss, torch.full((6,), 0.25, dtype=torch.float64))
-
-
-def test_a_residual_within_the_noise_of_a_stored_score_is_no_residual():
-    log_ref = torch.tensor([-3.0, -3.0, -900.0])
-    delta = torch.tensor([3e-5, 5e-5, 5e-3], requires_grad=True)
-    floored = above_noise(delta, 1e-5 * (1 + log_ref.abs()))
-    assert floored.tolist() == [0.0, pytest.approx(5e-5), 0.0]
-    floored.square().sum().backward()
-    assert delta.grad is not None
-    assert delta.grad[0] == 0 == delta.grad[2]
 
 
 def grpo_of(inputs: Inputs):

@@ -11,13 +11,14 @@ from reval_core.adapters import add_adapters
 from reval_core.config import Lora
 from reval_core.engines import weights
 from reval_core.engines.weights import drop_weights, handover_folder, policy_tensors, write_weights
+from reval_core.learning.copy import low_precision, round_weights
 from reval_core.models import load_model
 from tests.models import tiny_model
 
 
 def test_float32_weights_arrive_as_they_are(tmp_path):
     model = tiny_model()
-    write_weights(tmp_path, model, "a policy", torch.float32)
+    write_weights(tmp_path, model, 0, torch.float32)
     arrived = load_model(tmp_path)
     assert all(torch.equal(one, arrived.state_dict()[name]) for name, one in model.state_dict().items())
 
@@ -26,8 +27,8 @@ def test_tied_weights_stand_there_once(tmp_path):
     settings = tiny_model().config
     settings.tie_word_embeddings = True
     model = LlamaForCausalLM(settings).eval()
-    assert "lm_head.weight" not in dict(policy_tensors(model, "a policy", torch.float32))
-    write_weights(tmp_path, model, "a policy", torch.float32)
+    assert "lm_head.weight" not in dict(policy_tensors(model, 0, torch.float32))
+    write_weights(tmp_path, model, 0, torch.float32)
     tokens = torch.tensor([[3, 4, 5]])
     with torch.inference_mode():
         assert torch.equal(load_model(tmp_path)(tokens).logits, model(tokens).logits)
@@ -40,7 +41,7 @@ def test_adapters_are_merged(tmp_path):
         for name, parameter in model.named_parameters():
             if ".lora_B." in name:
                 parameter.normal_(generator=torch.Generator().manual_seed(1))
-    write_weights(tmp_path, model, "a policy", torch.float32)
+    write_weights(tmp_path, model, 0, torch.float32)
     tokens = torch.tensor([[3, 4, 5, 6]])
     with torch.inference_mode():
         with_adapters, merged = model(tokens).logits, load_model(tmp_path)(tokens).logits
@@ -48,18 +49,40 @@ def test_adapters_are_merged(tmp_path):
     assert not torch.allclose(tiny_model()(tokens).logits, merged, atol=1e-2)
 
 
-def test_bfloat16_is_one_of_the_two_neighbours_and_the_same_for_the_same_policy():
+def test_bfloat16_is_the_copy_that_the_seed_says():
     model = tiny_model()
-    exact = dict(policy_tensors(model, "a policy", torch.float32))
-    one, again, other = (
-        dict(policy_tensors(model, policy, torch.bfloat16)) for policy in ("a policy", "a policy", "another")
-    )
+    exact = dict(policy_tensors(model, 0, torch.float32))
+    one, again, other = (dict(policy_tensors(model, seed, torch.bfloat16)) for seed in (0, 0, 1))
     for name, weight in exact.items():
-        step = torch.exp2(weight.abs().log2().floor() - 7)  # bfloat16 has 8 significant bits
-        moved = (one[name].float() - weight).abs()
-        assert ((moved < step) | (moved == 0)).all()
+        assert torch.equal(one[name], low_precision(weight, 0, name))
         assert torch.equal(one[name], again[name])
     assert any(not torch.equal(one[name], other[name]) for name in exact)
+
+
+def test_a_learners_copy_is_handed_over_as_it_is():
+    exact, model = tiny_model(), tiny_model()
+    round_weights(model, seed=0)
+    by_learner = dict(policy_tensors(model, 1, torch.bfloat16))
+    by_engine = dict(policy_tensors(exact, 0, torch.bfloat16))
+    for name, tensor in by_learner.items():
+        assert torch.equal(tensor, model.state_dict()[name])
+        assert torch.equal(tensor, by_engine[name]), "a float32 learner with this seed gives the same"
+
+
+def test_merged_adapters_of_a_copy_are_rounded_once():
+    model = tiny_model()
+    add_adapters(model, Lora(rank=4, alpha=8), seed=0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.02, generator=torch.Generator().manual_seed(1))
+    round_weights(model, seed=0)
+    layer = model.model.layers[0].self_attn.q_proj
+    product = layer.lora_B["default"].weight.float() @ layer.lora_A["default"].weight.float() * 2
+    name = "model.layers.0.self_attn.q_proj.weight"
+    merged = dict(policy_tensors(model, 0, torch.bfloat16))[name]
+    assert torch.equal(merged, low_precision(layer.base_layer.weight.float() + product, 0, name))
+    assert {one.dtype for one in model.parameters()} == {torch.bfloat16}
 
 
 def test_an_update_smaller_than_a_step_of_bfloat16_is_not_lost():
@@ -69,8 +92,8 @@ def test_an_update_smaller_than_a_step_of_bfloat16_is_not_lost():
         for parameter in model.parameters():
             parameter.copy_(torch.full_like(parameter, 0.5))  # steps of 2^-8
             parameter.add_(change)
-    exact = dict(policy_tensors(model, "a policy", torch.float32))
-    arrived = dict(policy_tensors(model, "a policy", torch.bfloat16))
+    exact = dict(policy_tensors(model, 0, torch.float32))
+    arrived = dict(policy_tensors(model, 0, torch.bfloat16))
     moved = torch.cat([one.float().flatten() - 0.5 for one in arrived.values()])
     assert {float(one) for one in moved.unique()} == {0.0, 2.0**-8}
     deviation = (change * (2.0**-8 - change) / len(moved)) ** 0.5
@@ -97,7 +120,7 @@ def test_weights_that_do_not_fit_into_memory_go_to_the_disk(tmp_path, monkeypatc
     monkeypatch.setattr(weights, "_MEMORY", tmp_path / "no such folder")
     folder = handover_folder(tiny_model(), torch.float32)
     try:
-        write_weights(folder, tiny_model(), "a policy", torch.float32)
+        write_weights(folder, tiny_model(), 0, torch.float32)
         assert (folder / "model.safetensors").exists()
         drop_weights(folder)
         assert sorted(one.name for one in folder.iterdir()) == ["config.json"]

@@ -190,6 +190,20 @@ def test_a_wrong_temperature_is_named(run_path, monkeypatch):
         run(run_path, config(rollouts=rollouts))
 
 
+def test_in_bfloat16_engine_and_trainer_hold_the_same_copy(run_path):
+    """Updates of 1e-5 are smaller than a step of bfloat16; a gap shows that one of the two does not see them."""
+    settings = config(
+        rounds=3,
+        learner={"updates": 8, "lr": 1e-5, "precision": "bfloat16"},
+        engine=VLLM["engine"] | {"dtype": "bfloat16"},
+    )
+    run(run_path, settings)
+    gaps = [gap for (gap,) in ask(run_path, "SELECT engine_gap FROM rounds ORDER BY round")]
+    assert len(gaps) == 3
+    assert max(gaps) < 0.03
+    assert gaps[-1] < 2 * gaps[0], "it does not grow with the updates"
+
+
 def test_grpo_corrects_by_the_engines_own_probabilities(run_path):
     """In bfloat16 the engine is another policy than the trainer by a little, and the ratio says so."""
     settings = config(

@@ -1,0 +1,1 @@
+"""What turns drawn trajectories into the next policy."""
