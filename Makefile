@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv venv-test venv-vllm demo smollm2 test test-vllm test-faults test-load test-audit bench bench-rollouts bench-verification bench-peers clean
+.PHONY: venv venv-test venv-vllm demo smollm2 test test-vllm test-faults test-load test-audit bench bench-bf16 bench-rollouts bench-verification bench-peers clean
 
 venv: .venv/.installed
 venv-test: .venv/.installed-test
@@ -65,6 +65,10 @@ test-audit: venv-test
 # Ratios of the learner to its baselines; with bench-peers done before, to TRL as well. Then the store's times.
 bench: venv
 	$(BIN)/python benchmarks/learner.py; learner=$$?; $(BIN)/python benchmarks/store.py && exit $$learner
+
+# What training in bfloat16 sees of a small update, on SmolLM2.
+bench-bf16: venv smollm2
+	$(BIN)/python benchmarks/bf16.py
 
 # The rollouts stage beside a bare vLLM, and where vLLM becomes the faster engine.
 bench-rollouts: venv-vllm smollm2
