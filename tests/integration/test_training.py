@@ -11,13 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from flows.rounds import train_rounds
+from flows.upkeep import show_policy
 from reval_core import stages
 from reval_core.check import check_run
 from reval_core.checkpoints import checkpoint_rounds
 from reval_core.errors import Damaged, InputError, RunStopped
 from reval_core.facts import SCHEMAS
+from reval_core.learning.copy import low_precision
 from reval_core.learning.noise import LEAST
 from reval_core.models import load_model, policy_digest
 from reval_core.run_folder import RunFolder
@@ -299,6 +303,13 @@ def test_a_run_in_bfloat16_goes_on_bit_for_bit(lora, tmp_path):
     assert views.execute("SELECT max(engine_gap) FROM scores").fetchone()[0] < 0.05
     same = "SELECT max(abs(value_term)), count(*) FROM scores WHERE policy = reference AND round = 3"
     assert views.execute(same).fetchone() == (0, 64), "the reference after a reset is the policy's copy to the bit"
+    if lora is None:
+        exported = [tmp_path / "copy", tmp_path / "masters"]
+        for out in exported:
+            show_policy(folder.path, round=None, out=out, as_json=True, masters=out.name == "masters")
+        copy, masters = (load_file(out / "model.safetensors") for out in exported)
+        assert policy_digest(load_model(exported[1])) == again["policy_digest"]
+        assert all(torch.equal(copy[name], low_precision(one, 0, name)) for name, one in masters.items())
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
