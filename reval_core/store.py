@@ -16,6 +16,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from reval_core.errors import Damaged, RevalError
 from reval_core.facts import SCHEMAS, FactFile, Manifest
@@ -336,7 +337,11 @@ def _create_views(connection: duckdb.DuckDBPyConnection, folder: Path, listed: I
 
 def _view(schema: pa.Schema, paths: Sequence[str]) -> str:
     if paths:
-        names = ", ".join(f'"{name}"' for name in schema.names)
+        there = _columns(paths[0]) or schema.names
+        names = ", ".join(
+            f'"{name}"' if name in there else f'NULL::{_TYPES[kind]} AS "{name}"'
+            for name, kind in zip(schema.names, schema.types, strict=True)
+        )
         listed = ", ".join(_quoted(_literal(path)) for path in dict.fromkeys(paths))
         return f"SELECT {names} FROM read_parquet([{listed}], hive_partitioning = false)"
     typed = zip(schema.names, schema.types, strict=True)
@@ -346,6 +351,14 @@ def _view(schema: pa.Schema, paths: Sequence[str]) -> str:
 def _literal(path: str) -> str:
     """A path for DuckDB's readers of files, to which `*`, `?` and `[` are patterns."""
     return re.sub(r"[*?[]", r"[\g<0>]", path)
+
+
+def _columns(path: str) -> list[str]:
+    """The columns of a file, of which an earlier version wrote fewer; none where DuckDB will say what is wrong."""
+    try:
+        return list(pq.read_schema(path).names)
+    except (OSError, pa.ArrowException):
+        return []
 
 
 def _quoted(path: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from flows import querying
@@ -188,3 +189,11 @@ def test_values_nested_too_deep_to_print_are_refused(ask: Ask, monkeypatch: pyte
     monkeypatch.setattr(querying, "_answer", lambda connection, statement: (["a"], [(nested,)]))
     with pytest.raises(QueryError, match="nested too deep to print"):
         ask("SELECT 1 AS a", "json")
+
+
+def test_what_an_earlier_version_did_not_write_is_null(ask: Ask, run: Path) -> None:
+    file = next(run.glob("facts/*/verdicts.parquet"))
+    pq.write_table(pq.read_table(file, partitioning=None).drop_columns(["milliseconds"]), file)
+    rows = json.loads(ask("SELECT verdict, milliseconds FROM verdicts LIMIT 1", "json"))
+    assert rows[0]["verdict"]
+    assert rows[0]["milliseconds"] is None
