@@ -19,7 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from reval_core.errors import Damaged
 from reval_core.files import Record, digest, file_digest, publish_file, publish_sealed, read_sealed
 
-SCHEMA_VERSION = "7"
+SCHEMA_VERSION = "8"
 
 Table = str
 """The name of a table: a key of `SCHEMAS`."""

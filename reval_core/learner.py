@@ -48,7 +48,7 @@ Tick = Callable[[int, int], None]
 Part = tuple[list[int], dict[str, np.ndarray]]
 """Rows of a draw, and what the objective made of them by name, an array each."""
 
-LEARNER_VERSION = "3"
+LEARNER_VERSION = "4"
 """Raised when a change of this code changes the weights that come out."""
 
 
