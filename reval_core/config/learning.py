@@ -151,6 +151,8 @@ class Learner(Section):
     """The share of lr that is left at the end of the fall."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the two moments; not the paper's β."""
+    adam_eps: float = Field(1e-8, gt=0, exclude_if=lambda eps: eps == 1e-8)
+    """AdamW's ε, added to the root of the second moment."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's decoupled weight decay."""
     grad_clip: float = Field(1.0, gt=0)
