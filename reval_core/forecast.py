@@ -91,8 +91,8 @@ def import_bytes(config: Config, rows: int, tokens: int) -> int:
 
 
 def _generated(rounds: int, rollouts: RolloutSource) -> tuple[int, int]:
-    """How many trajectories a run generates, and the most tokens that they can have."""
+    """The most trajectories that a run generates, and the most tokens that they can have."""
     if not isinstance(rollouts, Rollouts):
         return 0, 0
-    trajectories = rounds * rollouts.trajectories
+    trajectories = rounds * rollouts.most_trajectories
     return trajectories, trajectories * rollouts.max_tokens

@@ -135,6 +135,7 @@ def _damaged_notes(folder: RunFolder) -> Iterator[Damage]:
         folder.prompts.with_suffix(".json"),
         folder.path / "prefect.json",
         *folder.path.glob("rollouts/round=?????/shard-*.json"),
+        *folder.path.glob("rollouts/round=?????/judged-*.json"),
     ]
     plain = [folder.summary, folder.path / "mlflow.json", folder.path / _NOTE]
     readers: list[tuple[Callable[[Path], object], list[Path]]] = [
