@@ -51,6 +51,8 @@ def forecast(config: Config, stored: StoredRun | None = None) -> Forecast:
     checkpoints = trained * _FLOAT * 3 * (config.checkpoints.keep + 4)
     if config.model.lora is not None:
         checkpoints += parameters * _FLOAT  # the base, once
+    if config.reference.ema is not None:
+        checkpoints += parameters * _FLOAT * 3  # the two newest averages, and one being written
     evaluations = 2 + config.rounds // config.evaluation.every
     if stored is None:
         evaluated = evaluations * _evaluation_bytes(config)

@@ -173,6 +173,7 @@ def _damaged_checkpoints(
     paths = {folder.checkpoint(round): round in read for round in sorted(wanted)}
     if config.model.lora is not None:
         paths[folder.base] = True
+    paths |= dict.fromkeys(folder.averages(), True)
     for path, is_read in paths.items():
         if not path.exists():
             yield _damage(folder, path, "is gone")

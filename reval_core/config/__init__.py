@@ -186,6 +186,11 @@ class Config(Section):
         if self.objective.beta is None and not isinstance(self.objective, ResidualObjective):
             self._check_without_residual()
         self._check_warm_start()
+        if self.reference.ema is not None and self.model.lora is not None:
+            raise ValueError(
+                "reference.ema: the average of two adapters is not the average of what they add to the weights; "
+                "leave it out, or model.lora"
+            )
         return self
 
     def _check_warm_start(self) -> None:

@@ -195,9 +195,13 @@ class Reference(Section):
     """Every so many rounds the current policy becomes the reference; never if not given."""
     reset_below: float | None = Field(None, gt=0, lt=1)
     """Or after each round that began with less than this share of the residual left."""
+    ema: float | None = Field(None, gt=0, lt=1, exclude_if=not_given)
+    """At a reset the reference becomes ema · reference + (1 − ema) · policy, weight by weight; else the policy."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.ema is not None and self.reset_every is None:
+            raise ValueError("ema: says how far the reference moves every reset_every rounds; set reset_every")
         if self.reset_every is not None and self.reset_below is not None:
             raise ValueError("reset_below: takes the place of reset_every; give one of the two")
         return self

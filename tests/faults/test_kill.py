@@ -68,7 +68,7 @@ def beyond(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Undisturbe
 
 @pytest.fixture(scope="module")
 def dynamic(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """A run whose prompts follow from its verdicts."""
+    """A run whose prompts follow from its verdicts, and whose reference is an average."""
     folder = tmp_path_factory.mktemp("dynamic")
     assert start(folder / "run", config="dynamic", trace=str(folder / "moments")) == 0
     return Undisturbed(folder / "run", (folder / "moments").read_text().splitlines())
@@ -126,10 +126,12 @@ def test_a_killed_run_that_goes_by_what_it_finds_ends_as_one_that_was_not(start,
     assert_same_end(path, beyond, BEYOND)
 
 
-@pytest.mark.parametrize("number", [0, 1, *(pytest.param(one, marks=pytest.mark.full) for one in range(2, 10))])
-def test_a_run_killed_while_it_replaces_groups_ends_as_one_that_was_not(start, dynamic, tmp_path, number):
+@pytest.mark.parametrize("number", [0, 1, 2, *(pytest.param(one, marks=pytest.mark.full) for one in range(3, 12))])
+def test_a_run_killed_while_it_replaces_groups_or_averages_ends_as_one_that_was_not(
+    start, dynamic, tmp_path, number
+):
     path = tmp_path / "run"
-    stage = ("rollouts", "verification")[number % 2]
+    stage = ("rollouts", "verification", "reference_reset")[number % 3]
     moment = random.Random(number).choice([one for one in dynamic.moments if one.split("/")[0] == stage])
     assert start(path, config="dynamic", kill=moment) == -9, f"{moment} was not reached"
     finished = shards(path)

@@ -52,10 +52,11 @@ DYNAMIC = small_config(
     reward__overlong={"buffer": 2},
     model__warm_start__steps=60,
     replay__capacity=80,
+    reference={"reset_every": 1, "ema": 0.75},
     checkpoints__keep=1,
     verification__workers=1,
 )
-"""The same where groups without signal are replaced."""
+"""The same where groups without signal are replaced and the reference is an average."""
 
 CONFIGS = {"plain": CONFIG, "beyond": BEYOND, "dynamic": DYNAMIC}
 
