@@ -41,12 +41,13 @@ def token_gap(by_trainer: Tensor, by_engine: Tensor, mask: Tensor) -> Tensor:
     return (by_trainer - by_engine).abs().nan_to_num(nan=torch.inf, posinf=torch.inf).masked_fill(~mask, 0.0)
 
 
-def token_kl(by_trainer: Tensor, by_engine: Tensor, mask: Tensor) -> Tensor:
-    """An estimate of KL(engine ‖ trainer) at each token [B, H], from the engine's own sample: e^d − 1 − d ≥ 0.
+def token_kl(other: Tensor, sampled: Tensor, mask: Tensor) -> Tensor:
+    """An estimate of KL(sampled ‖ other) at each token [B, H] of a sample of the former: e^d − 1 − d ≥ 0.
 
-    d = log π by the trainer − by the engine. Its mean is that of −d, and it is never negative (Schulman's k3).
+    `other` and `sampled` are log π of the tokens, and d = other − sampled. Its mean is that of −d, and it is never
+    negative (Schulman's k3; −d is his k1).
     """
-    difference = (by_trainer - by_engine).masked_fill(~mask, 0.0)
+    difference = (other - sampled).masked_fill(~mask, 0.0)
     return (difference.expm1() - difference).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 

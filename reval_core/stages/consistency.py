@@ -37,6 +37,9 @@ TOKEN_COLUMNS = (
 )
 
 
+_MEASURED = ("engine_gap", "engine_kl", "kl_k1", "kl_k3")
+"""Means over the tokens that the policy wrote; null where it wrote none."""
+
 _SAMPLED = 16
 """The trajectories that are looked at when engine and trainer are apart."""
 
@@ -110,7 +113,12 @@ def score_trajectories(
                 sampled = score(learner.model, batch, temperature)
             scores_ref = scores if by_reference is None else by_reference[number]
             part = _columns(batch, scores, scores_ref, rewards[chosen], config.objective)
-            compared = _compared(sampled.logprobs, engine, own, chosen, batch)
+            by_engine, mask = _padded(engine, own, chosen, batch)
+            compared = {
+                "engine_gap": _mean(token_gap(sampled.logprobs, by_engine, mask), mask),
+                "engine_kl": _mean(token_kl(sampled.logprobs, by_engine, mask), mask),
+                **_divergence(scores, scores_ref, mask & (sampled is scores)),
+            }
             parts.append({"row": chosen, **compared, **part})
             session.tick(sum(len(part["row"]) for part in parts), len(rows))
     columns = _in_order(parts)
@@ -129,7 +137,7 @@ def score_trajectories(
             "scaled_reward": pa.array(columns["scaled_reward"], mask=unknown),
             "delta": pa.array(columns["delta"], mask=unknown),
             "entropy": pa.array(columns["entropy"]),
-            **{name: pa.array(columns[name], mask=np.isnan(columns[name])) for name in ("engine_gap", "engine_kl")},
+            **{name: pa.array(columns[name], mask=np.isnan(columns[name])) for name in _MEASURED},
             "step_deltas": [
                 None if nothing else steps for nothing, steps in zip(unknown, columns["step_deltas"], strict=True)
             ],
@@ -220,16 +228,18 @@ def _padded(engine: Rows, own: Rows, chosen: Sequence[int], batch: TokenBatch) -
     return torch.from_numpy(by_engine).to(device), torch.from_numpy(mask).to(device) & batch.written
 
 
-def _compared(
-    logprobs: Tensor, engine: Rows, own: Rows, chosen: Sequence[int], batch: TokenBatch
-) -> dict[str, np.ndarray]:
-    """How far trainer and engine are apart: means over a trajectory's own tokens, NaN where it has none."""
-    by_engine, mask = _padded(engine, own, chosen, batch)
-    tokens = mask.sum(dim=1)
+def _divergence(scores: Scores, scores_ref: Scores, sampled: Tensor) -> dict[str, np.ndarray]:
+    """Two estimates of KL(policy ‖ reference) per token, from those that were `sampled` [B, H] as scored."""
+    log_ratio = (scores.logprobs - scores_ref.logprobs).masked_fill(~sampled, 0.0)
     return {
-        name: (measure(logprobs, by_engine, mask).sum(dim=1) / tokens).cpu().numpy()
-        for name, measure in (("engine_gap", token_gap), ("engine_kl", token_kl))
+        "kl_k1": _mean(log_ratio, sampled),
+        "kl_k3": _mean(token_kl(scores_ref.logprobs, scores.logprobs, sampled), sampled),
     }
+
+
+def _mean(values: Tensor, mask: Tensor) -> np.ndarray:
+    """The mean [B] of values [B, H] that are 0 outside the mask; NaN where that is empty."""
+    return (values.sum(dim=1) / mask.sum(dim=1)).cpu().numpy()
 
 
 def _rows(padded: Tensor, mask: Tensor) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ import pyarrow as pa
 from reval_core.checkpoints import save_checkpoint
 from reval_core.facts import Manifest
 from reval_core.learner import LEARNER_VERSION, Drawn, Update
+from reval_core.learning.off_policy import writer_log_ratio
 from reval_core.objectives import objective_identity
 from reval_core.replay import learn
 from reval_core.sampling import effective_sample_size
@@ -34,7 +35,8 @@ def learning(session: Session, round: int, draws: Manifest, policy: Policy) -> O
     learner = session.learner_at(policy)
     drawn = session.draws.read(round)
     updates = learn(learner, drawn, session.tick)
-    tables = {"updates": _updates(round, drawn, updates), "residuals": _residuals(round, drawn, updates)}
+    clip = session.config.learner.grad_clip
+    tables = {"updates": _updates(round, drawn, updates, clip), "residuals": _residuals(round, drawn, updates)}
     files = [publish(session, round, name, rows) for name, rows in tables.items()]
     return Outcome(files, {"policy": learner.policy, "updates_done": learner.updates_done})
 
@@ -57,7 +59,7 @@ def checkpoint(session: Session, round: int, policy: Policy) -> Outcome:
     return Outcome(info={"policy": policy.identity, "content": content})
 
 
-def _updates(round: int, draws: list[Drawn], updates: list[Update]) -> pa.Table:
+def _updates(round: int, draws: list[Drawn], updates: list[Update], clip: float) -> pa.Table:
     return pa.table(
         {
             "round": [round] * len(updates),
@@ -70,6 +72,7 @@ def _updates(round: int, draws: list[Drawn], updates: list[Update]) -> pa.Table:
                 [list(update.metrics.items()) for update in updates], pa.map_(pa.string(), pa.float64())
             ),
             "grad_norm": [update.grad_norm for update in updates],
+            "grad_clipped": [update.grad_norm > clip and not update.skipped for update in updates],
             "lr": [update.lr for update in updates],
             "effective_sample_size": [effective_sample_size(drawn.weight) for drawn in draws],
             "skipped": [update.skipped for update in updates],
@@ -79,6 +82,8 @@ def _updates(round: int, draws: list[Drawn], updates: list[Update]) -> pa.Table:
 
 
 def _residuals(round: int, draws: list[Drawn], updates: list[Update]) -> pa.Table:
+    pairs = zip(draws, updates, strict=True)
+    of_writer = np.concatenate([writer_log_ratio(drawn, update.log_ratio) for drawn, update in pairs])
     return pa.table(
         {
             "round": np.full(sum(map(len, draws)), round),
@@ -87,5 +92,6 @@ def _residuals(round: int, draws: list[Drawn], updates: list[Update]) -> pa.Tabl
             "delta": np.concatenate([update.delta for update in updates]),
             "value_term": np.concatenate([update.value_term for update in updates]),
             "log_ratio": np.concatenate([update.log_ratio for update in updates]),
+            "writer_log_ratio": pa.array(of_writer, mask=np.isnan(of_writer)),
         }
     )

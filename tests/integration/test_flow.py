@@ -118,6 +118,9 @@ def _check_mlflow(path: Path, rounds: int) -> None:
         sql_views(path, RunFolder(path).manifests()).sql("SELECT accuracy FROM rounds ORDER BY round").fetchall()
     )
     assert [(metric.value,) for metric in history] == expected
+    by_age = client.get_metric_history(logged.info.run_id, "delta_abs_by_age/1")
+    aged = "SELECT delta_abs FROM off_policy WHERE age = 1 ORDER BY round"
+    assert [(one.value,) for one in by_age] == sql_views(path, RunFolder(path).manifests()).sql(aged).fetchall()
     assert {file.path for file in client.list_artifacts(logged.info.run_id)} == {"config.yaml", "summary.json"}
     assert logged.data.params["learner.lr"] == "0.001"
 
