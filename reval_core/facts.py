@@ -187,6 +187,7 @@ SCHEMAS: dict[Table, pa.Schema] = {
         ("entropy", pa.float64()),
         ("engine_gap", pa.float64()),
         ("engine_kl", pa.float64()),
+        ("engine_lag", pa.float64()),
         ("response_length", pa.float64()),
         ("truncated", pa.float64()),
         ("unjudged", pa.float64()),

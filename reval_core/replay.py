@@ -53,10 +53,12 @@ def replay(
     policy: Policy,
     before: int | None = None,
     tick: Callable[[int, int], None] = lambda done, total: None,
+    keep_before: bool = False,
 ) -> Learner:
     """The learner holding the weights of `policy`, in all processes of the run.
 
     It starts from the newest checkpoint up to `policy`, or of a round up to `before`. `tick` is told of rounds.
+    With `keep_before` the learner keeps the weights of the round before `policy`, if it passes through them.
     Raises Damaged if a file that it needs is not what was recorded, or another policy comes out.
     """
     last = policy.round if before is None else before
@@ -79,7 +81,7 @@ def replay(
         note_checkpoints(folder, [first])
         raise Damaged(f"{error}; reval resume makes it again") from error
     for number in range(first + 1, policy.round + 1):
-        learn(learner, draws.read(number))
+        learn(learner, draws.read(number), keep_before=keep_before and number == policy.round)
         tick(number - first, policy.round - first)
     if learner.policy != policy.identity:
         raise Damaged(
@@ -89,8 +91,10 @@ def replay(
     return learner
 
 
-def learn(learner: Learner, draws: list[Drawn], tick: Tick = lambda done, total: None) -> list[Update]:
-    """Let the learner learn, in all processes of the run."""
+def learn(
+    learner: Learner, draws: list[Drawn], tick: Tick = lambda done, total: None, keep_before: bool = False
+) -> list[Update]:
+    """Let the learner learn, in all processes of the run; this one keeps the weights from before if it is to."""
     processes.tell("learn", draws)
     with processes.together():
-        return learner.learn(draws, tick)
+        return learner.learn(draws, tick, keep_before)

@@ -112,8 +112,28 @@ class Session:
         """
         if self._learner is None or self._learner.policy != policy.identity:
             self._learner = None  # before a second model is loaded
-            self._learner = replay(self.folder, self.config, self.draws, policy)
+            self._learner = replay(self.folder, self.config, self.draws, policy, keep_before=self.engine_may_lag)
         return self._learner
+
+    def learner_and_before(self, policy: Policy) -> Learner | None:
+        """As `learner_at`, where `before` holds the policy of the round before `policy`.
+
+        A learner that was loaded from a checkpoint of `policy` is reconstructed from an earlier one. None where
+        that cannot be: of the initial policy, and of the rounds before a run was pruned.
+        """
+        if policy.round <= self.folder.pruned_at():
+            return None
+        if self.learner_at(policy).before is None:
+            self._learner = None  # before a second model is loaded
+            self._learner = replay(
+                self.folder, self.config, self.draws, policy, before=policy.round - 1, keep_before=True
+            )
+        return self._learner
+
+    @property
+    def engine_may_lag(self) -> bool:
+        """Whether the engine has weights of its own, which may be others than the learner's."""
+        return self.engine is not None and self.engine.dtype is not None
 
     def generating(self) -> Engine:
         """The engine of a run that has one."""

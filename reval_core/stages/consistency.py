@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from reval_core.batches import Rows, TokenBatch, collate, micro_batches, pad_rows
-from reval_core.canary import Sample, token_gap, token_kl
+from reval_core.canary import Lag, Sample, engine_lag, token_gap, token_kl
 from reval_core.config import Config, Objective
 from reval_core.facts import Manifest, read_table
+from reval_core.learning.noise import spread_sample
 from reval_core.objectives import step_residuals, value_term
 from reval_core.scoring import Scores, score
 from reval_core.session import Policy, Session
@@ -71,19 +73,22 @@ def consistency(
     """Score the round's fresh trajectories under the policy that wrote them and under the reference.
 
     `info["beta"]` is the β that their residuals go by, None where the objective has none; `info["noise"]`, in the
-    first round and on another device, is by how much the scores were measured to be uncertain.
+    first round and on another device, is by how much the scores were measured to be uncertain; `info["engine_lag"]`
+    is by how many rounds the weights of an engine are behind, None where that cannot be told.
     """
     files = rollouts.files_of("trajectories")
     shards = pa.concat_tables(read_table(session.folder.path / file.path, TOKEN_COLUMNS) for file in files)
     reward = read_table(session.folder.path / verdicts.file("verdicts").path, ("reward",)).column("reward")
     table = score_trajectories(session, round, shards, reward, policy, reference)
+    lag = None
     # A round that has passed is not judged again when it is scored again.
     if session.engine is not None and session.folder.manifest("consistency", round) is None:
+        lag = _measured_lag(session, shards, policy) if session.engine_may_lag else None
         gaps = table.column("engine_gap").to_numpy()
         worst = np.argsort(-gaps, kind="stable")[:_SAMPLED].tolist()  # NaN comes last
-        stop_if_apart(session, round, table, policy, partial(_sample, session, shards, policy, worst))
+        stop_if_apart(session, round, table, policy, partial(_sample, session, shards, policy, worst), lag)
     noise = measured_noise(session, shards, table, policy, known=noise_is_known(session, round))
-    info = {"beta": session.config.objective.beta, **noise}
+    info = {"beta": session.config.objective.beta, "engine_lag": lag and asdict(lag), **noise}
     return Outcome([publish(session, round, "scores", table)], info)
 
 
@@ -158,6 +163,33 @@ def _sample(session: Session, rows: pa.Table, policy: Policy, chosen: list[int],
             return score(model, batch, temperature).logprobs
 
     return Sample(by_engine, compared, by_trainer, session.config.generation.temperature)
+
+
+def _measured_lag(session: Session, rows: pa.Table, policy: Policy) -> Lag | None:
+    """How far the engine is behind, by a sample of the rows that it wrote with `policy`."""
+    written = [row for row, own in enumerate(_own_logprobs(rows, policy)[1]) if own.any()]
+    learner = session.learner_and_before(policy) if written else None
+    if learner is None:
+        return None
+    responses = list_rows(rows.column("response_tokens"))
+    sample = rows.take(
+        pa.array([written[place] for place in spread_sample([len(responses[row]) for row in written])])
+    )
+    engine, own = _own_logprobs(sample, policy)
+    batches = list(token_batches(session, sample))
+
+    @torch.inference_mode()
+    def scored(model: torch.nn.Module) -> list[Tensor]:
+        return [score(model, batch, session.config.generation.temperature).logprobs for _, batch in batches]
+
+    now = scored(learner.model)
+    with learner.as_before() as model:
+        before = scored(model)
+    tokens = []
+    for (chosen, batch), *by_trainer in zip(batches, now, before, strict=True):
+        by_engine, mask = _padded(engine, own, chosen, batch)
+        tokens.append(torch.stack([one[mask] for one in (by_engine, *by_trainer)]))
+    return engine_lag(*torch.cat(tokens, dim=1).double().cpu().numpy())
 
 
 def _by_reference(session: Session, rows: pa.Table, reference: Policy) -> list[Scores]:

@@ -34,7 +34,7 @@ def learning(session: Session, round: int, draws: Manifest, policy: Policy) -> O
     """Turn `policy` into the next one; `info["policy"]` names it."""
     learner = session.learner_at(policy)
     drawn = session.draws.read(round)
-    updates = learn(learner, drawn, session.tick)
+    updates = learn(learner, drawn, session.tick, keep_before=session.engine_may_lag)
     clip = session.config.learner.grad_clip
     tables = {"updates": _updates(round, drawn, updates, clip), "residuals": _residuals(round, drawn, updates)}
     files = [publish(session, round, name, rows) for name, rows in tables.items()]

@@ -83,6 +83,7 @@ def recording(session: Session, round: int, manifests: Sequence[Manifest]) -> Ou
     row |= {
         "round": round,
         **_off_policy(session, round),
+        "engine_lag": (info.get("consistency", {}).get("engine_lag") or {}).get("slope"),
         "held_out_accuracy": info.get("evaluation", {}).get("accuracy"),
         "residual_left": info["sampling"]["residual_left"],
         "stored_delta_abs": info.get("evaluation", {}).get("delta_abs"),
