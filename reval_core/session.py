@@ -119,9 +119,10 @@ class Session:
         """As `learner_at`, where `before` holds the policy of the round before `policy`.
 
         A learner that was loaded from a checkpoint of `policy` is reconstructed from an earlier one. None where
-        that cannot be: of the initial policy, and of the rounds before a run was pruned.
+        that cannot be: of the initial policy, and where the run was pruned after that checkpoint.
         """
-        if policy.round <= self.folder.pruned_at():
+        saved = (round for round in checkpoint_rounds(self.folder.checkpoints) if round < policy.round)
+        if max(saved, default=-1) < self.folder.pruned_at():
             return None
         if self.learner_at(policy).before is None:
             self._learner = None  # before a second model is loaded
