@@ -33,8 +33,11 @@ from reval_core.batches import Rows, collate, micro_batches, pad_rows
 from reval_core.errors import InputError
 from reval_core.files import digest
 from reval_core.guards import Guard
+from reval_core.learning.checksum import weights_checksum
 from reval_core.learning.copy import LowPrecisionCopy
+from reval_core.learning.deterministic import announce_deterministic, deterministic_kernels
 from reval_core.learning.noise import LEAST, Noise, is_noise, within_noise
+from reval_core.learning.precision import settled_learner
 from reval_core.learning.snapshot import Snapshot
 from reval_core.models import checkpointed_layers, model_identity, policy_digest
 from reval_core.objectives import Inputs, Outputs, make_objective, objective_identity
@@ -125,6 +128,9 @@ class Learner:
 
         seed: of the thresholds that the copy is rounded by; the same for all policies that are compared.
         """
+        settings = settled_learner(settings)
+        if settings.deterministic:
+            announce_deterministic()
         self.model = model
         self.policy: str | None = policy
         """The identity of the weights, or None while updates are under way."""
@@ -191,7 +197,7 @@ class Learner:
         self.before = None  # not two at once
         self.before = Snapshot(self.model) if keep_before else None
         updates = []
-        with self.as_in_updates():
+        with self.as_in_updates(), deterministic_kernels() if self._settings.deterministic else nullcontext():
             for drawn in batches:
                 updates.append(self._update(drawn))
                 tick(len(updates), len(batches))
@@ -267,6 +273,10 @@ class Learner:
         """The digest of the float32 weights."""
         with self.masters() as model:
             return policy_digest(model)
+
+    def checksum(self) -> str:
+        """The checksum of the float32 weights that are trained, added up where they lie."""
+        return weights_checksum({name: one for name, one in self.trained().items() if one.requires_grad})
 
     def trained(self) -> Mapping[str, Tensor]:
         """What the optimizer holds, by the names of the model's parameters."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from reval_core.facts import Manifest
 from reval_core.inspection import note_checkpoints
 from reval_core.learner import Drawn, Learner, Tick, Update
 from reval_core.run_folder import RunFolder
+
+log = logging.getLogger("reval")
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,31 @@ def replay(
             f"{checkpoint}: replaying the draws after it gives another policy than round {policy.round} recorded; "
             "the versions or the number of threads differ, or a file was changed"
         )
+    has_recorded_weights(folder, learner, policy.round)
     return learner
+
+
+def has_recorded_weights(folder: RunFolder, learner: Learner, round: int) -> bool:
+    """Whether a policy that was made again has the weights that were recorded after `round`.
+
+    Raises Damaged if it has others, on a CPU. A GPU may add in another order, so there it is a warning.
+    """
+    learned = folder.manifest("learning", round)
+    recorded = None if learned is None else learned.info.get("weights")  # older runs have none
+    if recorded is None or learner.checksum() == recorded:
+        return True
+    if not torch.cuda.is_available():
+        raise Damaged(
+            f"{folder.path}: learning from its draws again gives other weights than round {round} recorded; "
+            "resume it on a processor of the kind that it began on, or start a new run"
+        )
+    log.warning(
+        "%s: learning from its draws again gives other weights than round %s recorded, as kernels of a GPU may; "
+        "learner.deterministic: true prevents it in a new run",
+        folder.path,
+        round,
+    )
+    return False
 
 
 def learn(

@@ -31,14 +31,20 @@ def _inputs(session: Session, round: int, draws: Manifest, policy: Policy) -> li
 
 @stage(inputs=_inputs)
 def learning(session: Session, round: int, draws: Manifest, policy: Policy) -> Outcome:
-    """Turn `policy` into the next one; `info["policy"]` names it."""
+    """Turn `policy` into the next one; `info["policy"]` names it.
+
+    `info["weights"]` is the checksum of its weights and `info["weights_before"]` that of those it was made from.
+    They are the round before's `weights`, unless a GPU gave others when the run was resumed.
+    """
     learner = session.learner_at(policy)
+    before = learner.checksum()
     drawn = session.draws.read(round)
     updates = learn(learner, drawn, session.tick, keep_before=session.engine_may_lag)
     clip = session.config.learner.grad_clip
     tables = {"updates": _updates(round, drawn, updates, clip), "residuals": _residuals(round, drawn, updates)}
     files = [publish(session, round, name, rows) for name, rows in tables.items()]
-    return Outcome(files, {"policy": learner.policy, "updates_done": learner.updates_done})
+    info = {"policy": learner.policy, "updates_done": learner.updates_done}
+    return Outcome(files, {**info, "weights": learner.checksum(), "weights_before": before})
 
 
 def _checkpoint_inputs(session: Session, round: int, policy: Policy) -> list[Any]:
