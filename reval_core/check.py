@@ -10,7 +10,6 @@ from itertools import takewhile
 from pathlib import Path
 
 import duckdb
-import torch
 
 from reval_core.checkpoints import checkpoint_rounds, checkpoint_state
 from reval_core.config import Config, Rollouts
@@ -19,7 +18,7 @@ from reval_core.errors import Damaged, InputError
 from reval_core.facts import Manifest
 from reval_core.inspection import damaged_checkpoints, inspect, note_checkpoints
 from reval_core.machine import fix_machine
-from reval_core.replay import has_recorded_weights, learn, recorded_policy, replay
+from reval_core.replay import has_recorded_weights, learn, recorded_policy, repeats_bits, replay
 from reval_core.run_folder import RunFolder
 from reval_core.store import Store, sql_views, stages_held, tables_differing
 
@@ -178,7 +177,7 @@ def _replayed(folder: RunFolder, config: Config, round: int, tick: Callable[[int
     draws = DrawReader(folder)
     learner = replay(folder, config, draws, policy, before=round - 1, tick=tick)
     exact = learner.content() == checkpoint_state(folder.checkpoint(round))["content"]
-    if not exact and not torch.cuda.is_available():
+    if not exact and repeats_bits():
         raise Damaged(f"{folder.checkpoint(round)}: replaying the draws gives other weights")
     while (following := recorded_policy(folder, round + 1)) is not None:
         learn(learner, draws.read(following.round))

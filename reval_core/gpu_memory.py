@@ -162,12 +162,12 @@ def run_memory(config: Config, card: Card | None) -> list[StageMemory]:
 
 
 def memory_advice(config: Config, stage: str) -> str:
-    """The settings that a stage of a run needs less memory with."""
+    """The settings that a stage of a run needs less memory with; empty for one that does not run the model."""
     if stage == "warm_start" and config.model.warm_start is not None:
         return "lower model.warm_start.batch"
     alike = {"warm_start": "checkpoint", "reference_reset": "consistency", "residual_evaluation": "consistency"}
     found = {one.stage: one.remedy for one in run_memory(config, card())}
-    return found.get(alike.get(stage, stage)) or "take a smaller model"
+    return found.get(alike.get(stage, stage), "")
 
 
 def overflows(stages: Sequence[StageMemory], card: Card) -> list[str]:

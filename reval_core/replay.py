@@ -104,18 +104,23 @@ def has_recorded_weights(folder: RunFolder, learner: Learner, round: int) -> boo
     recorded = None if learned is None else learned.info.get("weights")  # older runs have none
     if recorded is None or learner.checksum() == recorded:
         return True
-    if not torch.cuda.is_available():
+    if repeats_bits():
         raise Damaged(
             f"{folder.path}: learning from its draws again gives other weights than round {round} recorded; "
             "resume it on a processor of the kind that it began on, or start a new run"
         )
     log.warning(
-        "%s: learning from its draws again gives other weights than round %s recorded, as kernels of a GPU may; "
-        "learner.deterministic: true prevents it in a new run",
+        "%s: learning from its draws again gives other weights than round %s recorded, as kernels of a GPU may "
+        "(see learner.deterministic); the run resumes from these",
         folder.path,
         round,
     )
     return False
+
+
+def repeats_bits() -> bool:
+    """Whether learning gives the same bits every time on this machine. A GPU promises that of some kernels only."""
+    return not torch.cuda.is_available()
 
 
 def learn(

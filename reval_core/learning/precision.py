@@ -27,8 +27,8 @@ def with_precision(config: Config) -> Config:
     settled, attention = settled_learner(config.learner), config.model.attention or ""
     if attention.startswith("flash") and settled.precision == "float32":
         raise InputError(
-            f"model.attention: {attention} computes in bfloat16, and learner.precision: auto is float32 here; leave "
-            "attention out, or run on a GPU that has bfloat16"
+            f"model.attention: {attention} computes in bfloat16, and learner.precision: auto is float32 here; "
+            "leave attention out, or run on a GPU that has bfloat16"
         )
     return config if settled is config.learner else config.model_copy(update={"learner": settled})
 

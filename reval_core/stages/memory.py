@@ -23,7 +23,7 @@ _SIGNS = (
 def explained_memory(title: str, advice: Callable[[], str]) -> Iterator[None]:
     """Turn a lack of memory into RunStopped: trying again would end in the same way.
 
-    title: the work, for people. advice: gives the settings that help; called only then.
+    title: the work, for people. advice: gives the settings that help, or nothing; called only then.
     """
     try:
         yield
@@ -32,10 +32,13 @@ def explained_memory(title: str, advice: Callable[[], str]) -> Iterator[None]:
     except Exception as error:
         if not lacks_memory(error):
             raise
+        settings = advice()
+        change = (
+            f", or {settings} (a run may change settings of its engine; others need a new run)" if settings else ""
+        )
         raise RunStopped(
-            f"{title}: out of memory ({first_line(error)[:200]}). Close what else takes memory and give the same "
-            f"command again, or change settings: {advice()}. A run may change those of its engine; others need a "
-            "new run"
+            f"{title}: out of memory ({first_line(error)[:200]}); close what else takes memory and give the same "
+            f"command again{change}"
         ) from error
 
 
