@@ -8,20 +8,24 @@ feed-forward width F, a vocabulary of W tokens and micro-batches of n places (`l
     moments      8 T            AdamW's two, from the first update on
     gradients    4 T            while learning; in float32 with several GPUs as much again, for what they exchange
     a layer      n (16 d + 8 A + 8 F) in bfloat16, n (24 d + 16 A + 16 F) in float32: what its backward pass needs
-    activations  L layers; with checkpointing e n d L and the one layer that is made again
+    activations  L layers; with checkpointing e n d L and then the one layer that is made again
+    passing      2 e n F        gradients on their way through a layer
     head         n (2048 · 6 + 12 d) + e W d   a slice of logits, its gradient, hidden states, the head's gradient
     keys, values 2 L G e a token; e bytes is a number in the precision that computes
 
 A layer's figure counts what torch keeps of Llama's and Qwen's layers under an attention that makes no [n, n] matrix
-(sdpa, flash). An update's largest micro-batch is taken as full. The reference stays in the CPU's memory and is on
-the GPU while it scores. A warm start, a reference reset and the measurement of noise need less than an update.
+(sdpa, flash). The backward pass comes to the head first and then to the layers, when of the head only its gradient
+is left, and that only where the head is the embedding; the larger of the two counts. An update's largest micro-batch
+is taken as full. The reference stays in the CPU's memory and is on the GPU while it scores. A warm start, a reference
+reset and the measurement of noise need less than an update. What torch keeps of freed memory is given back before
+vLLM wakes.
 benchmarks/memory.py compares with measurements.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -44,7 +48,7 @@ PROMPT = 1024
 
 
 _TIGHT = 0.9
-"""The share of a GPU above which the estimate's error may matter: it was 1.01 and 1.12 of what was measured."""
+"""The share of a GPU above which an error of the estimate may matter, above all in what is assumed."""
 
 
 @dataclass(frozen=True)
@@ -134,16 +138,15 @@ def stage_memory(config: Config, sizes: Sizes, gpus: int, gpu_bytes: int) -> lis
     learning = _learning(config, sizes, gpus, standing)
     scoring = _scoring(config, sizes, standing)
     saving = StageMemory("checkpoint", standing, _smaller(config, sizes))
-    if not isinstance(config.rollouts, Rollouts):
-        return [scoring, learning, saving]
-    own, evaluated = config.generation.batch, config.evaluation.batch or config.generation.batch
-    return [
-        _generating("rollouts", own, config, sizes, gpu_bytes, standing),
-        scoring,
-        learning,
-        _generating("evaluation", evaluated, config, sizes, gpu_bytes, standing),
-        saving,
-    ]
+    stages = [scoring, learning, saving]
+    if isinstance(config.rollouts, Rollouts):
+        own, evaluated = config.generation.batch, config.evaluation.batch or config.generation.batch
+        rollouts = _generating("rollouts", own, config, sizes, gpu_bytes, standing)
+        evaluation = _generating("evaluation", evaluated, config, sizes, gpu_bytes, standing)
+        stages = [rollouts, scoring, learning, evaluation, saving]
+    if 0 < gpu_bytes < saving.total:  # no setting of a stage of its own helps then
+        return [replace(one, remedy=saving.remedy) for one in stages]
+    return stages
 
 
 def card() -> Card | None:
@@ -223,20 +226,30 @@ def layer_bytes(config: Config, sizes: Sizes) -> int:
 
 
 def _learning(config: Config, sizes: Sizes, gpus: int, standing: dict[str, int]) -> StageMemory:
-    learner, layer = config.learner, layer_bytes(config, sizes)
-    boundaries = _number(config) * learner.micro_batch_tokens * sizes.width * sizes.layers
-    gradients = FLOAT * sizes.trained
+    learner, gradients = config.learner, FLOAT * sizes.trained
+    activations, head = max(_backward(config, sizes), key=sum)
     parts = {
         **standing,
         "gradients": gradients if gpus == 1 or _half(config) else 2 * gradients,
-        "activations": boundaries + layer if learner.gradient_checkpointing else sizes.layers * layer,
-        "head": _head(config, sizes, backward=True),
+        "activations": activations,
+        "head": head,
     }
     remedies = [] if learner.gradient_checkpointing else ["set learner.gradient_checkpointing: true"]
     if learner.micro_batch_tokens > 8192:
         remedies.append("lower learner.micro_batch_tokens")
     remedies.append(_smaller(config, sizes))
     return StageMemory("learning", parts, ", or ".join(remedies))
+
+
+def _backward(config: Config, sizes: Sizes) -> list[tuple[int, int]]:
+    """What the backward pass holds of activations and of the head: when it is at the head, and when at a layer."""
+    learner, layer, number = config.learner, layer_bytes(config, sizes), _number(config)
+    boundaries = number * learner.micro_batch_tokens * sizes.width * sizes.layers
+    kept = boundaries if learner.gradient_checkpointing else sizes.layers * layer
+    made_again = layer if learner.gradient_checkpointing else 0
+    passing = 2 * number * learner.micro_batch_tokens * sizes.feed_forward
+    head_gradient = _head_gradient(config, sizes) if sizes.tied else 0
+    return [(kept, _head(config, sizes, backward=True)), (kept + made_again + passing, head_gradient)]
 
 
 def _scoring(config: Config, sizes: Sizes, standing: dict[str, int]) -> StageMemory:
@@ -316,8 +329,12 @@ def _head(config: Config, sizes: Sizes, backward: bool) -> int:
     if not backward:
         return forward
     more = places * (min(SLICE, sizes.vocabulary) * HALF + 8 * sizes.width)
+    return forward + more + _head_gradient(config, sizes)
+
+
+def _head_gradient(config: Config, sizes: Sizes) -> int:
     trained = config.model.lora is None  # adapters leave the head alone
-    return forward + more + (_number(config) * sizes.vocabulary * sizes.width if trained else 0)
+    return _number(config) * sizes.vocabulary * sizes.width if trained else 0
 
 
 def _number(config: Config) -> int:

@@ -72,9 +72,21 @@ def test_an_update_in_float32_holds_every_layers_activations():
 
 
 def test_checkpointing_holds_the_layers_ends_and_one_layer():
-    learner = {"gradient_checkpointing": True, "precision": "bfloat16"}
-    parts = stages(settings(learner=learner))["learning"].parts
-    assert parts["activations"] == 10 * 2 * 8 * 3 + 10 * (16 * 8 + 8 * (8 + 16))
+    config = settings(learner={"gradient_checkpointing": True, "precision": "bfloat16"})
+    parts, tied = (
+        stages(config, Sizes(**{**vars(SIZES), "tied": tied}))["learning"].parts for tied in (False, True)
+    )
+    ends, layer, passing = 10 * 2 * 8 * 3, 10 * (16 * 8 + 8 * (8 + 16)), 2 * 10 * 2 * 16
+    assert (parts["activations"], parts["head"]) == (ends + layer + passing, 0)
+    assert tied == parts | {"head": 2 * 20 * 8}, "the embedding waits for the gradient of the head"
+
+
+def test_checkpointing_of_a_small_layer_holds_the_layers_ends_while_the_head_works():
+    small = Sizes(**{**vars(SIZES), "vocabulary": 2000})
+    config = settings(learner={"gradient_checkpointing": True, "precision": "bfloat16"})
+    parts = stages(config, small)["learning"].parts
+    assert parts["activations"] == 10 * 2 * 8 * 3
+    assert parts["head"] == 10 * (2000 * 6 + 12 * 8) + 2 * 2000 * 8
 
 
 def test_bfloat16_holds_eighteen_bytes_a_weight():
@@ -156,6 +168,12 @@ def test_servers_elsewhere_hold_nothing_here():
 )
 def test_a_stage_names_the_setting_that_would_help(changes: dict[str, Any], stage: str, words: str) -> None:
     assert words in stages(settings(**changes))[stage].remedy
+
+
+def test_where_the_weights_alone_do_not_fit_no_other_setting_is_named():
+    found = stages(settings(engine={"kind": "vllm"}), gpu_bytes=2 * CONTEXT)
+    assert {one.remedy for one in found.values()} == {found["checkpoint"].remedy}
+    assert found["checkpoint"].remedy.startswith("train adapters (model.lora)")
 
 
 def card(total: int, free: int | None = None) -> Card:
