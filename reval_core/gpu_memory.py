@@ -13,12 +13,12 @@ feed-forward width F, a vocabulary of W tokens and micro-batches of n places (`l
     head         n (2048 · 6 + 12 d) + e W d   a slice of logits, its gradient, hidden states, the head's gradient
     keys, values 2 L G e a token; e bytes is a number in the precision that computes
 
-A layer's figure counts what torch keeps of Llama's and Qwen's layers under an attention that makes no [n, n] matrix
-(sdpa, flash). The backward pass comes to the head first and then to the layers, when of the head only its gradient
-is left, and that only where the head is the embedding; the larger of the two counts. An update's largest micro-batch
-is taken as full. The reference stays in the CPU's memory and is on the GPU while it scores. A warm start, a reference
-reset and the measurement of noise need less than an update. What torch keeps of freed memory is given back before
-vLLM wakes.
+A layer's figure counts what torch keeps of Llama's and Qwen's layers under an attention that makes no [n, n]
+matrix (sdpa, flash). The backward pass comes to the head first and then to the layers, when of the head only its
+gradient is left, and that only where the head is the embedding; the larger of the two counts. An update's largest
+micro-batch is taken as full. The reference stays in the CPU's memory and is on the GPU while it scores. A warm
+start, a reference reset and the measurement of noise need less than an update. What torch keeps of freed memory is
+given back before vLLM wakes.
 benchmarks/memory.py compares with measurements.
 """
 
