@@ -6,6 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.bf16 import draw, seen
@@ -16,6 +18,7 @@ from reval_core.checkpoints import restore_optimizer, save_checkpoint
 from reval_core.config import Grpo, Lora, Reval, Tbrm
 from reval_core.config import Learner as Settings
 from reval_core.engines.weights import policy_tensors
+from reval_core.errors import InputError
 from reval_core.learner import Learner
 from reval_core.learning import copy as copies
 from reval_core.learning.copy import LowPrecisionCopy, key_of, low_precision, round_weights, rounded, thresholds
@@ -224,6 +227,14 @@ def test_adapters_merged_for_an_engine_are_what_the_learner_computes_with():
     assert 0.9 < line.value < 1.1
     assert line.error < 0.03
     assert gap < 0.005
+
+
+def test_under_fsdp_it_is_refused_before_the_model_is_touched(monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    model = tiny_model()
+    with pytest.raises(InputError, match=r"learner\.precision: bfloat16 is not supported under FSDP; use float32"):
+        learner(model)
+    assert {one.dtype for one in model.parameters()} == {torch.float32}
 
 
 def test_policies_of_one_seed_share_their_rounding():
