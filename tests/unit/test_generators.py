@@ -215,6 +215,27 @@ def _(begun: Path, tmp_path: Path) -> None:
     assert model.dtype == torch.bfloat16
 
 
+@leaves("reval_core.learner.Learner.as_before")
+@leaves("reval_core.learning.snapshot.Snapshot.swapped_in")
+def _(begun: Path, tmp_path: Path) -> None:
+    from reval_core.config import Learner as Settings
+    from reval_core.config import Reval
+    from reval_core.learner import Learner
+
+    model = tiny_model()
+    learner = Learner(model, Reval(kind="reval", beta=0.1), Settings(updates=1, lr=1e-3), "start")
+    learner.learn([], keep_before=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    after = [parameter.clone() for parameter in model.parameters()]
+    with breaking(), learner.as_before():
+        assert not any(torch.equal(now, then) for now, then in zip(model.parameters(), after, strict=True))
+        raise Broken
+    assert all(torch.equal(now, then) for now, then in zip(model.parameters(), after, strict=True))
+    assert learner.policy is None
+
+
 @leaves("reval_core.learning.copy.in_float32")
 def _(begun: Path, tmp_path: Path) -> None:
     from reval_core.learning.copy import in_float32, round_weights
@@ -339,6 +360,7 @@ def _(begun: Path, tmp_path: Path) -> None:
 @leaves("reval_core.session.open_session")
 @leaves("reval_core.session.Session.generate")
 @leaves("reval_core.session.Session.reference_model")
+@leaves("reval_core.session.Session._weights_of")
 @leaves("reval_core.store.Store._transaction")
 def _(begun: Path, tmp_path: Path) -> None:
     from reval_core.engines.base import Request
@@ -350,6 +372,7 @@ def _(begun: Path, tmp_path: Path) -> None:
         next(suspended)
         assert not torch.is_autocast_enabled("cpu")
         break_in(session.reference_model(policy))
+        break_in(session._weights_of(policy))
         with breaking(), session.store._transaction() as connection:
             connection.execute("CREATE TABLE left_behind (number INTEGER)")
             raise Broken
