@@ -51,9 +51,12 @@ def filled_store(folder: RunFolder, live: int) -> Store:
             FROM ({rows})
         """)
         connection.execute(f"""
-            INSERT INTO scores SELECT {id}, round, 'reference', 'policy ' || round, -100 * {uniform(2)},
-                20 * {uniform(3)}, -100 * {uniform(4)}, 20 * {uniform(5)}, {uniform(6)}, {uniform(7)}, {uniform(8)},
-                -3 * ln({uniform(9)} + 1e-6), {uniform(10)}, 0.0 FROM ({rows})
+            INSERT INTO scores BY NAME SELECT {id} AS trajectory_id, round, 'reference' AS reference,
+                'policy ' || round AS policy, -100 * {uniform(2)} AS log_ref, 20 * {uniform(3)} AS value_ref,
+                -100 * {uniform(4)} AS log_policy, 20 * {uniform(5)} AS value_policy, {uniform(6)} AS value_term,
+                {uniform(7)} AS log_ratio, {uniform(8)} AS scaled_reward, -3 * ln({uniform(9)} + 1e-6) AS delta,
+                {uniform(10)} AS entropy, 0.0 AS engine_gap
+            FROM ({rows})
         """)
         connection.execute(f"""
             INSERT INTO published SELECT 'rollouts', round, place, 'trajectories', 'file ' || round || place,

@@ -15,12 +15,9 @@ from reval_core.trajectories import RowReader
 
 def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
     config = session.config
-    return [
-        policy.identity,
-        config.replay.capacity,
-        settings(config.objective),
-        scoring_settings(config),
-    ]
+    replay = config.replay
+    aged = [] if replay.max_age is None else [replay.max_age]
+    return [policy.identity, replay.capacity, settings(config.objective), scoring_settings(config), *aged]
 
 
 @stage(inputs=_inputs)
