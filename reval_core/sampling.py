@@ -5,12 +5,12 @@ and Spirakis). The probability that trajectory i is among them, given the others
 the (B+1)-th smallest key. (1 / (N p) with p the share of the weight would be biased.)
 
 E_i = −ln u_i with u_i from a hash, and −ln u ≥ 1 − u. So a key can be as small as t only where u is at least
-1 − t · max w. Most rows cost a hash and a comparison with that floor; weights and keys are computed above it. Of old
-rounds, whose weights are small, the floor is higher, and the oldest are not read at all. A wrong guess at t costs time,
-and never changes what is drawn.
+1 − t · max w. Most rows cost a hash and a comparison with that floor; weights and keys are computed above it. The
+weights of old rounds are small, so their floor is higher, and the oldest are not read at all. A wrong guess at t
+costs time, and never changes what is drawn.
 
 A weight is priority × decay: the priority goes by |Δ| and the decay by age. Importance weights correct for the
-priority alone: with the exponent 1 an update estimates the mean over the buffer in which age has the weight decay.
+priority alone: with the exponent 1 an update estimates the mean over the buffer, weighted by the decay.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def importance_exponent(settings: Replay, round: int) -> float:
 def normalised(weights: np.ndarray, cap: float) -> np.ndarray:
     """The weights scaled to a mean of 1, with none above `cap`.
 
-    What the cap takes from the largest is shared out in proportion, so that the mean stays 1: one weight that is far
+    What the cap takes from the largest is shared out in proportion, so that the mean stays 1: a weight that is far
     above the others neither rules the update nor makes it small.
     """
     scaled = weights.copy()
@@ -179,18 +179,24 @@ def _weights(store: Store, settings: Replay) -> _Weights:
     found = store.query("SELECT count(*) AS live, max(round) AS newest FROM buffer").to_pylist()[0]
     live, newest = found["live"], found["newest"] or 0
     decay = 1.0 if settings.sampling == "uniform" else settings.age_decay
-    priority, parameters, largest, mean = "1.0::DOUBLE", {}, 1.0, 1.0
+    weights = _Weights("1.0::DOUBLE", {}, decay, newest, live, largest=1.0, total=live)
+    if decay < 1:
+        weights = replace(weights, total=_sum_of_decays(store, weights))
     if settings.sampling == "prioritised":
-        priority = _PRIORITY.format("delta")
         parameters, largest, mean = _priorities(store, settings, live)
-    weights = _Weights(priority, parameters, decay, newest, live, largest, live * mean)
-    return weights if decay == 1 else replace(weights, total=mean * _sum_of_decays(store, weights))
+        priority = _PRIORITY.format("delta")
+        weights = replace(
+            weights, priority=priority, parameters=parameters, largest=largest, total=weights.total * mean
+        )
+    return weights
 
 
 def _sum_of_decays(store: Store, weights: _Weights) -> float:
     """Over the buffer, but for rounds that are too old to make a difference."""
     oldest = weights.first_round(1e-3)
-    sums = store.query("SELECT round, count(*) AS live FROM buffer WHERE round >= $oldest GROUP BY round", oldest=oldest)
+    sums = store.query(
+        "SELECT round, count(*) AS live FROM buffer WHERE round >= $oldest GROUP BY round", oldest=oldest
+    )
     ages = weights.newest - sums.column("round").to_numpy()
     return float(weights.decay**ages @ sums.column("live").to_numpy())
 
@@ -222,7 +228,7 @@ def _mean_residual(store: Store, largest: float | None) -> float:
 
 
 def _smallest_keys(store: Store, weights: _Weights, batch: int, seed: int) -> pa.Table:
-    """The places, decays, weights and keys of the `batch` + 1 smallest keys, or of all there are; smallest first."""
+    """Places, decays, weights and keys of the `batch` + 1 smallest keys, or of all there are; smallest first."""
     # Six deviations more than are needed, so that the first guess is nearly always enough.
     guess = batch + 1 + 6 * math.sqrt(batch + 1)
     bound = guess / weights.total if weights.live > guess else math.inf
@@ -245,7 +251,7 @@ def _smallest_keys(store: Store, weights: _Weights, batch: int, seed: int) -> pa
 
 
 def _floors(weights: _Weights, reach: float) -> dict[str, int]:
-    """What hashes must be above, from the round `young` on and before it, and the first round that has such ones."""
+    """What hashes must reach from the round `young` on and before it, and the first round where any can."""
     return {
         "oldest": weights.first_round(2**-64 / reach),
         "young": weights.first_round(_OLD),
@@ -277,9 +283,7 @@ def _inclusion(found: pa.Table, weights: _Weights, settings: Replay, batch: int)
     return -np.expm1(-found.column("w").to_numpy()[:batch] * threshold)
 
 
-def _as_rows(
-    rows: pa.Table, drawn: pa.Table, probability: np.ndarray, settings: Replay, round: int
-) -> pa.Table:
+def _as_rows(rows: pa.Table, drawn: pa.Table, probability: np.ndarray, settings: Replay, round: int) -> pa.Table:
     weight = np.ones(len(rows))
     if settings.sampling == "prioritised":
         unscaled = (drawn.column("decay").to_numpy() / probability) ** importance_exponent(settings, round)

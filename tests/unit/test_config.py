@@ -728,7 +728,7 @@ def configs(draw: st.DrawFn) -> Config:
             "reward": section(kind=st.sampled_from(["binary", "centred", "signed"])),
             "objective": objective,
             "replay": {"capacity": prompts * samples + draw(counts), "sampling": draw(st.sampled_from(kinds))}
-            | section(importance_exponent=st.tuples(shares, shares), priority_exponent=rates),
+            | section(importance_exponent=st.tuples(shares, shares), priority_offset=rates),
             "learner": {"updates": draw(counts), "lr": draw(rates)}
             | section(weight_decay=rates, **{"least_updates": st.just(1)} if with_beta else {}),
             "reference": draw(st.sampled_from(resets)),
