@@ -390,6 +390,7 @@ def test_a_run_of_stored_trajectories_needs_no_problems_and_no_engine(
         ),
         ("replay.first=fresh", "replay.first: a round over stored trajectories has no fresh batch; set buffer"),
         ("replay.sampling=fresh", "replay.sampling: fresh draws by age"),
+        ("replay.max_age=3", "replay.max_age: stored trajectories are drawn in all rounds"),
         ("replay.capacity=7", "replay.capacity: 7 is less than rollouts.batch (8)"),
         ("rollouts.samples=4", "rollouts.samples: unknown key; known here: source, run, batch, max_tokens"),
         ("rollouts.source=dream", "rollouts.source: must be one of 'engine', 'stored', 'import', not 'dream'"),
