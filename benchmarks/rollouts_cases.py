@@ -84,10 +84,11 @@ def stage(session: Session, round: int, policy: Policy) -> tuple[float, int]:
 def asked(session: Session, round: int) -> tuple[list[Request], Sampling]:
     """The requests that a round's stage makes of the engine."""
     from reval_core.models import stop_ids
-    from reval_core.stages.rollouts import _groups
+    from reval_core.stages.rollouts import _new_groups, _Problems
 
     generation = session.config.generation
-    requests = [group.request(one) for group in _groups(session, round) for one in group.unfinished]
+    groups = _new_groups(session, round, _Problems(session, round).first_wave())
+    requests = [group.request(one) for group in groups for one in group.unfinished]
     stops = stop_ids(session.config.model, session.tokenizer, generation.stop)
     return requests, Sampling(generation.temperature, generation.max_tokens, stops)
 

@@ -147,8 +147,11 @@ def round_tables(round: int, drawn: np.ndarray, length: int = LENGTH) -> dict[st
             "verdict": np.where(places % 2, "correct", "wrong"),
             "extracted": places,
             "correct": places % 2 == 1,
+            "outcome": places % 2,
+            "overlong_penalty": pa.nulls(ROUND),
             "reward": places % 2,
             "advantage": floats(),
+            "replaced": np.zeros(ROUND, dtype=bool),
             "milliseconds": floats(),
         },
         "scores": {

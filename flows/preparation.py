@@ -159,6 +159,11 @@ def _check_enough(config: Path, train: Sequence[Problem], rollouts: Rollouts) ->
             f"{config}: rollouts.prompts: {rollouts.prompts} a round, but problems.train has only "
             f"{len(train)}; ask for fewer"
         )
+    if len(train) < rollouts.most_prompts:
+        raise InputError(
+            f"{config}: rollouts.dynamic_sampling.waves: a round may ask {rollouts.most_prompts} problems, but "
+            f"problems.train has only {len(train)}; set fewer waves or rollouts.prompts"
+        )
 
 
 def check_stored(config: Path, settings: Config, rollouts: StoredRollouts, folder: RunFolder) -> None:

@@ -12,6 +12,7 @@ from reval_core.checkpoints import goodness
 from reval_core.config import StoredRollouts
 from reval_core.facts import Manifest
 from reval_core.imports import Material
+from reval_core.learning.average import next_reference
 from reval_core.run_folder import reaches_target
 from reval_core.session import Policy, Session
 from reval_core.stored import keep_stored_run, stored_run
@@ -52,12 +53,12 @@ def train_rounds(session: Session, stages: Any) -> Iterator[int]:
             done.append(evaluation)
         reset = config.reference.reset_after(round, draws.info["residual_left"])
         if reset:
-            reference = policy
+            reference = next_reference(reference, policy, config.reference.ema)
         if reset or reached or best[1] == round or _due(session, "checkpoint", round, config.checkpoints.every):
             stages.checkpoint(session, round, policy)
             session.drop_checkpoints()
         if reset:
-            before = stages.reference_reset(session, round, policy)
+            before = stages.reference_reset(session, round, policy, reference)
 
         stages.recording(session, round, done)
         session.store.publish_views(session.folder.tables)

@@ -28,7 +28,7 @@ _ROWS = {
         SELECT trajectory_id FROM trajectories GROUP BY ALL HAVING count(*) > 1""",
     "a round has more or fewer trajectories than were asked for": """
         SELECT round FROM trajectories WHERE round > 0 GROUP BY round
-        HAVING count(*) > $trajectories OR (count(*) < $trajectories AND NOT $fewer)""",
+        HAVING count(*) > $most OR (count(*) < $trajectories AND NOT $fewer)""",
     "a trajectory has not one verdict": """
         SELECT t.trajectory_id FROM trajectories t LEFT JOIN verdicts v USING (trajectory_id)
         WHERE t.round <= $judged GROUP BY ALL HAVING count(v.verdict) <> 1""",
@@ -44,6 +44,8 @@ _ROWS = {
         SELECT d.trajectory_id FROM draws d
         ANTI JOIN (SELECT * FROM trajectories JOIN verdicts USING (trajectory_id)) t
         ON t.trajectory_id = d.trajectory_id AND t.shard = d.shard AND t."row" = d."row" AND t.reward = d.reward""",
+    "a draw is of a group that was replaced": """
+        SELECT d.trajectory_id FROM draws d JOIN verdicts v USING (trajectory_id) WHERE v.replaced""",
     "a draw's reference scores are not on record": """
         SELECT d.trajectory_id FROM draws d
         ANTI JOIN scores s ON s.trajectory_id = d.trajectory_id AND s.reference = d.reference
@@ -98,6 +100,7 @@ def _rows(folder: RunFolder, config: Config) -> Finding:
     manifests = folder.manifests()
     parameters = {
         "trajectories": config.rollouts.trajectories,
+        "most": getattr(config.rollouts, "most_trajectories", config.rollouts.trajectories),
         "fewer": isinstance(config.rollouts, Rollouts) and config.rollouts.cut_off,
         "updates": config.learner.updates,
         "least_updates": config.learner.least_updates or config.learner.updates,

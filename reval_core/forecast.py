@@ -51,6 +51,8 @@ def forecast(config: Config, stored: StoredRun | None = None) -> Forecast:
     checkpoints = trained * _FLOAT * 3 * (config.checkpoints.keep + 4)
     if config.model.lora is not None:
         checkpoints += parameters * _FLOAT  # the base, once
+    if config.reference.ema is not None:
+        checkpoints += parameters * _FLOAT * 3  # the two newest averages, and one being written
     evaluations = 2 + config.rounds // config.evaluation.every
     if stored is None:
         evaluated = evaluations * _evaluation_bytes(config)
@@ -91,8 +93,8 @@ def import_bytes(config: Config, rows: int, tokens: int) -> int:
 
 
 def _generated(rounds: int, rollouts: RolloutSource) -> tuple[int, int]:
-    """How many trajectories a run generates, and the most tokens that they can have."""
+    """The most trajectories that a run generates, and the most tokens that they can have."""
     if not isinstance(rollouts, Rollouts):
         return 0, 0
-    trajectories = rounds * rollouts.trajectories
+    trajectories = rounds * rollouts.most_trajectories
     return trajectories, trajectories * rollouts.max_tokens

@@ -135,6 +135,7 @@ def _damaged_notes(folder: RunFolder) -> Iterator[Damage]:
         folder.prompts.with_suffix(".json"),
         folder.path / "prefect.json",
         *folder.path.glob("rollouts/round=?????/shard-*.json"),
+        *folder.path.glob("rollouts/round=?????/judged-*.json"),
     ]
     plain = [folder.summary, folder.path / "mlflow.json", folder.path / _NOTE]
     readers: list[tuple[Callable[[Path], object], list[Path]]] = [
@@ -172,6 +173,7 @@ def _damaged_checkpoints(
     paths = {folder.checkpoint(round): round in read for round in sorted(wanted)}
     if config.model.lora is not None:
         paths[folder.base] = True
+    paths |= dict.fromkeys(folder.averages(), True)
     for path, is_read in paths.items():
         if not path.exists():
             yield _damage(folder, path, "is gone")

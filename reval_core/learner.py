@@ -341,7 +341,12 @@ class Learner:
 
 def _adamw(parameters: Iterable[Tensor], settings: config.Learner) -> torch.optim.AdamW:
     return torch.optim.AdamW(
-        list(parameters), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+        list(parameters),
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.adam_eps,
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
 
 

@@ -114,7 +114,12 @@ def _delete_unlisted(folder: RunFolder, last: int) -> None:
     for round in range(1, last + 1):
         shards, facts = (folder.manifest_path(stage, round).parent for stage in ("rollouts", "verification"))
         # With the notes of the shards.
-        for path in [*shards.glob("shard-*"), *shards.glob("partials.parquet"), *facts.glob("*.parquet")]:
+        for path in [
+            *shards.glob("shard-*"),
+            *shards.glob("judged-*"),
+            *shards.glob("partials.parquet"),
+            *facts.glob("*.parquet"),
+        ]:
             if path not in listed:
                 path.unlink()
 

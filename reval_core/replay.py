@@ -25,6 +25,8 @@ class Policy:
 
     round: int
     identity: str
+    averaged: bool = False
+    """Whether it is a reference that is an average of policies (see `reval_core.learning.average`)."""
 
     @classmethod
     def of(cls, manifest: Manifest) -> Policy:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reval_core.config import Reward
+from reval_core.config import Overlong, Reward
 from reval_core.verification import Judgement
 
 _EPSILON = 1e-6
@@ -28,6 +28,29 @@ def outcomes(judgements: Sequence[Judgement], settings: Reward) -> np.ndarray:
         "given": np.nan,
     }
     return np.array([values[one.verdict] if one.outcome is None else one.outcome for one in judgements])
+
+
+def overlong_penalties(lengths: Sequence[int], settings: Overlong, max_tokens: int) -> np.ndarray:
+    """DAPO's soft overlong penalty of responses of these lengths in tokens (Eq. 13 of arXiv 2503.14476). [B]
+
+    0 up to max_tokens − buffer, then linear down to −penalty at max_tokens.
+    """
+    over = np.asarray(lengths, dtype=float) - (max_tokens - settings.buffer)
+    return 0.0 - settings.penalty * np.clip(over / settings.buffer, 0.0, 1.0)
+
+
+def penalised(outcome: np.ndarray, penalty: np.ndarray, settings: Reward) -> np.ndarray:
+    """The outcomes from which rewards follow that are `penalty` lower, whatever their kind. [B]"""
+    return outcome + (penalty / 2 if settings.kind == "signed" else penalty)
+
+
+def without_signal(outcome: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """Whether a response is of a group whose known outcomes are all equal, or that has none. [B] bool"""
+    names, group = np.unique(np.array(groups), return_inverse=True)
+    least, most = np.full(len(names), np.inf), np.full(len(names), -np.inf)
+    np.fmin.at(least, group, outcome)
+    np.fmax.at(most, group, outcome)
+    return (least >= most)[group]
 
 
 def rewards(outcome: np.ndarray, groups: Sequence[str], settings: Reward) -> np.ndarray:

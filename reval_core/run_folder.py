@@ -100,6 +100,14 @@ class RunFolder:
         """The checkpoint of the policy after round `round`."""
         return self.checkpoints / f"round={round:05d}"
 
+    def average(self, round: int) -> Path:
+        """The reference that the reset after round `round` made, where it is an average of policies."""
+        return self.checkpoints / f"reference={round:05d}"
+
+    def averages(self) -> list[Path]:
+        """The references that are averages of policies, the oldest first."""
+        return sorted(path for path in self.checkpoints.glob("reference=?????") if path.is_dir())
+
     def manifest_path(self, stage: str, round: int) -> Path:
         """Where a stage's manifest is published."""
         if stage == "rollouts":

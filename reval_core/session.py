@@ -25,6 +25,7 @@ from reval_core.facts import Manifest
 from reval_core.files import check_folder, remove_folder
 from reval_core.inspection import clear
 from reval_core.learner import Learner
+from reval_core.learning.average import drop_averages, make_average
 from reval_core.learning.copy import round_weights
 from reval_core.machine import fix_machine
 from reval_core.models import load_model, reading_digest, stop_ids, tokenizer_of
@@ -159,6 +160,9 @@ class Session:
         It is a second model, or with LoRA the learner's own with the reference's adapters in it.
         """
         folder = self.folder.checkpoint(reference.round)
+        if reference.averaged:
+            folder = self.folder.average(reference.round)
+            make_average(self.folder, self.config, reference, self._weights_of, self.tokenizer)
         if not folder.exists():  # an earlier reference, whose scores are made again
             replayed = replay(self.folder, self.config, self.draws, reference)
             self._learner = None  # of several processes the others hold the reference now
@@ -176,6 +180,19 @@ class Session:
             assert self._learner is not None, "the reference's adapters go into the learner's model"
             with swapped_adapters(self._learner.model, folder, self.config.seed) as model:
                 yield model
+
+    @contextmanager
+    def _weights_of(self, policy: Policy) -> Iterator[PreTrainedModel]:
+        """A policy with its float32 weights, while the context lasts."""
+        folder = self.folder.checkpoint(policy.round)
+        if folder.exists():
+            check_folder(folder)
+            yield load_model(folder, self.config.model)
+            return
+        replayed = replay(self.folder, self.config, self.draws, policy)
+        self._learner = None  # of several processes the others hold this policy now
+        with replayed.masters() as model:
+            yield model
 
     def take_in(self, manifest: Manifest) -> None:
         """Let the store hold what a stage has published. From the first rollouts on, β is known."""
@@ -197,6 +214,7 @@ class Session:
 
     def drop_checkpoints(self) -> None:
         """Delete the checkpoints that nothing needs any more, now that newer ones are on record."""
+        drop_averages(self.folder)
         standing = set(checkpoint_rounds(self.folder.checkpoints))
         if len(standing) > self.config.checkpoints.keep:
             manifests = self.folder.manifests(("sampling", "checkpoint", "evaluation"))

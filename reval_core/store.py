@@ -75,7 +75,7 @@ _ENTER_BUFFER = """
     JOIN verdicts v USING (trajectory_id)
     JOIN scores s USING (trajectory_id)
     JOIN published p ON p."table" = 'trajectories' AND p.round = t.round AND p.place = t.shard
-    WHERE t.round = $round AND s.round = $round AND v.reward IS NOT NULL
+    WHERE t.round = $round AND s.round = $round AND v.reward IS NOT NULL AND v.replaced IS NOT TRUE
     ORDER BY t.trajectory_id
 """
 

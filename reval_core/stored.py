@@ -114,9 +114,11 @@ def check_stored_run(folder: RunFolder, stored: StoredRun, config: Config) -> No
         )
     found = load_config(source.config).model_dump(mode="json")
     wanted = config.model_dump(mode="json")
+    longest = ("rollouts.max_tokens", found["rollouts"]["max_tokens"], wanted["rollouts"]["max_tokens"])
     for name, theirs, ours in (
         ("problems.prompt", found["problems"]["prompt"], wanted["problems"]["prompt"]),
         ("reward", found["reward"], wanted["reward"]),
+        *([longest] if config.reward.overlong else []),
     ):
         if theirs != ours:
             raise InputError(

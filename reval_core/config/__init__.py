@@ -35,9 +35,9 @@ from reval_core.config.problems import (
     Prompt,
     SetName,
 )
-from reval_core.config.rollouts import ImportedRollouts, Rollouts, RolloutSource, StoredRollouts
+from reval_core.config.rollouts import DynamicSampling, ImportedRollouts, Rollouts, RolloutSource, StoredRollouts
 from reval_core.config.section import MOST_THREADS, Section
-from reval_core.config.verification import Reward, Verification
+from reval_core.config.verification import Overlong, Reward, Verification
 
 __all__ = [
     "MOST_THREADS",
@@ -48,6 +48,7 @@ __all__ = [
     "Collapse",
     "Config",
     "CustomObjective",
+    "DynamicSampling",
     "EngineSettings",
     "Evaluation",
     "Example",
@@ -59,6 +60,7 @@ __all__ = [
     "Lora",
     "Model",
     "Objective",
+    "Overlong",
     "ProblemField",
     "ProblemSet",
     "Problems",
@@ -162,6 +164,11 @@ class Config(Section):
         return self.rollouts
 
     @property
+    def samples_dynamically(self) -> bool:
+        """Whether groups without signal are replaced."""
+        return isinstance(self.rollouts, Rollouts) and self.rollouts.dynamic_sampling is not None
+
+    @property
     def scoring_temperature(self) -> float:
         """What the learner divides logits by: 1 for Q-values; GRPO's ratios are at what was sampled."""
         objective = self.objective
@@ -174,10 +181,16 @@ class Config(Section):
             self._check_generation(self.rollouts)
         else:
             self._check_stored(self.rollouts)
+        self._check_overlong()
         self._check_attention()
         if self.objective.beta is None and not isinstance(self.objective, ResidualObjective):
             self._check_without_residual()
         self._check_warm_start()
+        if self.reference.ema is not None and self.model.lora is not None:
+            raise ValueError(
+                "reference.ema: the average of two adapters is not the average of what they add to the weights; "
+                "leave it out, or model.lora"
+            )
         return self
 
     def _check_warm_start(self) -> None:
@@ -224,6 +237,8 @@ class Config(Section):
                     f"rollouts.{name}: a round can be cut off by engine.kind vllm or vllm-server only, "
                     f"not by {self.engine.kind}"
                 )
+        if rollouts.dynamic_sampling is not None:
+            self._check_dynamic_sampling(rollouts)
         room = self.engine.max_model_len if isinstance(self.engine, VllmEngine) else None
         if room is not None and room <= rollouts.max_tokens:
             raise ValueError(
@@ -233,6 +248,19 @@ class Config(Section):
         shard = rollouts.prompts_per_shard
         if shard is not None and shard > rollouts.prompts:
             raise ValueError(f"rollouts.prompts_per_shard: {shard} is more than rollouts.prompts")
+
+    @staticmethod
+    def _check_dynamic_sampling(rollouts: Rollouts) -> None:
+        if rollouts.samples == 1:
+            raise ValueError(
+                "rollouts.dynamic_sampling: a single response is never better or worse than its group; "
+                "take at least 2 rollouts.samples, or leave it out"
+            )
+        if rollouts.cut_off:
+            raise ValueError(
+                "rollouts.dynamic_sampling: what lacks signal is not known of groups that a budget cuts off; "
+                "leave out dynamic_sampling, or budget_tokens and budget_seconds"
+            )
 
     def _check_stored(self, rollouts: StoredRollouts | ImportedRollouts) -> None:
         objective, replay = self.objective, self.replay
@@ -260,6 +288,21 @@ class Config(Section):
             raise ValueError(
                 f"replay.capacity: {replay.capacity} is less than rollouts.batch ({rollouts.trajectories}), and "
                 "must hold all stored trajectories"
+            )
+
+    def _check_overlong(self) -> None:
+        overlong, longest = self.reward.overlong, self.rollouts.max_tokens
+        if overlong is None:
+            return
+        if longest is None:
+            raise ValueError(
+                "reward.overlong: the limit that responses were written under is not known; "
+                "set rollouts.max_tokens, or leave the penalty out"
+            )
+        if overlong.buffer >= longest:
+            raise ValueError(
+                f"reward.overlong.buffer: {overlong.buffer} leaves no length without a penalty; "
+                f"it must be less than rollouts.max_tokens ({longest})"
             )
 
     def _check_attention(self) -> None:

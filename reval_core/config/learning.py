@@ -157,6 +157,8 @@ class Learner(Section):
     """The share of lr that is left at the end of the fall."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the two moments; not the paper's β."""
+    adam_eps: float = Field(1e-8, gt=0, exclude_if=lambda eps: eps == 1e-8)
+    """AdamW's ε, added to the root of the second moment."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's decoupled weight decay."""
     grad_clip: float = Field(1.0, gt=0)
@@ -199,9 +201,13 @@ class Reference(Section):
     """Every so many rounds the current policy becomes the reference; never if not given."""
     reset_below: float | None = Field(None, gt=0, lt=1)
     """Or after each round that began with less than this share of the residual left."""
+    ema: float | None = Field(None, gt=0, lt=1, exclude_if=not_given)
+    """At a reset the reference becomes ema · reference + (1 − ema) · policy, weight by weight; else the policy."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.ema is not None and self.reset_every is None:
+            raise ValueError("ema: says how far the reference moves every reset_every rounds; set reset_every")
         if self.reset_every is not None and self.reset_below is not None:
             raise ValueError("reset_below: takes the place of reset_every; give one of the two")
         return self

@@ -55,6 +55,8 @@ class Protocol(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.reward.overlong is not None:
+            raise ValueError("reward.overlong: is for training; an evaluation has no penalty, so leave it out")
         room = self.engine.max_model_len if isinstance(self.engine, VllmEngine) else None
         if room is not None and room <= self.max_tokens:
             raise ValueError(

@@ -7,7 +7,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from reval_core.config.problems import GoldMode
-from reval_core.config.section import LocalPath, Section
+from reval_core.config.section import LocalPath, Section, not_given
+
+
+class DynamicSampling(Section):
+    """DAPO's dynamic sampling (arXiv 2503.14476): groups whose responses are all worth the same are replaced."""
+
+    waves: int = Field(3, ge=1)
+    """The most times that a round asks other problems, as many as it lacks groups with signal."""
 
 
 class Rollouts(Section):
@@ -32,6 +39,9 @@ class Rollouts(Section):
     budget_seconds: float | None = Field(None, gt=0)
     """The same after so many seconds. Of either the first that is reached counts."""
 
+    dynamic_sampling: DynamicSampling | None = Field(None, exclude_if=not_given)
+    """Groups without signal are replaced and not learned from (docs/objectives.md); off if not given."""
+
     @property
     def cut_off(self) -> bool:
         """Whether a round may end before all of its responses do."""
@@ -41,6 +51,16 @@ class Rollouts(Section):
     def trajectories(self) -> int:
         """B, the fresh trajectories of a round, and those of an update."""
         return self.prompts * self.samples
+
+    @property
+    def most_prompts(self) -> int:
+        """The most problems that a round asks."""
+        return self.prompts * (1 if self.dynamic_sampling is None else 1 + self.dynamic_sampling.waves)
+
+    @property
+    def most_trajectories(self) -> int:
+        """The most trajectories that a round generates."""
+        return self.most_prompts * self.samples
 
     @property
     def batch(self) -> int:

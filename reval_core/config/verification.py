@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from reval_core.config.section import Section
+from reval_core.config.section import Section, not_given
 from reval_core.extraction import Method, Mode
 from reval_core.user_code import check_call
 
@@ -28,6 +28,15 @@ class Verification(Section):
     """The run stops when a larger share of a round ends as `timeout` or `error`."""
 
 
+class Overlong(Section):
+    """DAPO's soft overlong penalty (arXiv 2503.14476, Eq. 13), added to the reward in training."""
+
+    buffer: int = Field(ge=1)
+    """L_cache, in tokens: the penalty grows linearly over the last so many before rollouts.max_tokens (L_max)."""
+    penalty: float = Field(1.0, gt=0)
+    """What is taken off a response of rollouts.max_tokens; DAPO's is 1."""
+
+
 class Reward(Section):
     """r(τ), the outcome reward of a whole response."""
 
@@ -35,6 +44,8 @@ class Reward(Section):
     """`binary` 0/1, `centred` minus the mean of the prompt's group, `signed` ±1; numbers alike."""
     truncated: Literal["zero", "drop"] = "zero"
     """A response cut at the length limit counts as wrong, or stays out of the buffer."""
+    overlong: Overlong | None = Field(None, exclude_if=not_given)
+    """Long responses are paid less; none if not given. Accuracy and evaluations do not change."""
     function: str | None = None
     """A function that judges in place of the comparison with the gold, as `package.module:function`."""
     settings: dict[str, float | int | bool | str | None] = Field(default_factory=dict)

@@ -144,7 +144,7 @@ def _habits(config: Config) -> dict[str, Any]:
         "benchmarks": values["problems"]["held_out"],
         "prompt": values["problems"]["prompt"],
         "verification": values["verification"],
-        "reward": values["reward"],
+        "reward": {name: value for name, value in values["reward"].items() if name != "overlong"},
     }
     if isinstance(config.rollouts, Rollouts):
         habits |= {name: values["rollouts"][name] for name in ("temperature", "max_tokens", "stop")}

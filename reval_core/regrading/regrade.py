@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from reval_core.config import Reward, Verification
+from reval_core.config import DynamicSampling, Reward, Verification
 from reval_core.errors import Damaged, InputError
 from reval_core.evaluation.folder import EvaluationFolder, published_facts
 from reval_core.extraction import Method
@@ -28,7 +28,7 @@ from reval_core.verification import VERIFIER_VERSION, Claim, Judgement, Verifier
 
 _COLUMNS = """
     t.trajectory_id, t.round, t.problem_set, t.prompt_id, t.problem, t.gold, t.gold_mode, t.given_reward,
-    t.response, t.finish_reason
+    t.response, t.response_length, t.finish_reason
 """
 _OF_A_RUN = f"""
     SELECT {_COLUMNS}, v.verdict AS verdict_before, v.extracted AS extracted_before, v.reward AS reward_before
@@ -41,11 +41,19 @@ _OF_AN_EVALUATION = f"""
 _KEPT = ("problem_set", "prompt_id", "gold", "verdict_before", "extracted_before", "reward_before")
 
 
+class Generation(BaseModel, extra="ignore"):
+    """What verdicts say of a run's section `rollouts`."""
+
+    max_tokens: int | None = None
+    dynamic_sampling: DynamicSampling | None = None
+
+
 class Rules(BaseModel, extra="ignore"):
     """The sections of a run's config, or of an evaluation's, that decide verdicts and rewards."""
 
     verification: Verification = Verification()
     reward: Reward = Reward()
+    rollouts: Generation = Generation()
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,13 @@ def regrade(
         rows = _rows(stored, round)
         columns = rows.to_pydict()
         judgements = with_given(columns, _ticked(verifier, claims_of(columns), tick))
-        judged = verdict_table(columns, judgements, rules.reward).cast(SCHEMAS["verdicts"])
+        judged = verdict_table(
+            columns,
+            judgements,
+            rules.reward,
+            max_tokens=rules.rollouts.max_tokens,
+            dynamic=rules.rollouts.dynamic_sampling is not None,
+        ).cast(SCHEMAS["verdicts"])
         for name in _KEPT:
             judged = judged.append_column(name, rows.column(name))
         tables.append(judged)

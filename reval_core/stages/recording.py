@@ -19,8 +19,8 @@ TIMED = ("rollouts", "verification", "consistency", "sampling", "learning", "eva
 # Means over the round's fresh trajectories, and over its draws and updates.
 _FIGURES = """
     WITH fresh AS (
-        SELECT t.*, v.correct, v.verdict, v.reward, s.delta, s.log_ratio, s.entropy, s.engine_gap,
-               s.engine_kl
+        SELECT t.*, v.correct, v.verdict, v.reward, v.overlong_penalty, v.replaced,
+               s.delta, s.log_ratio, s.entropy, s.engine_gap, s.engine_kl
         FROM trajectories t
         JOIN verdicts v USING (trajectory_id)
         JOIN scores s ON s.trajectory_id = t.trajectory_id AND s.round = t.round AND s.policy = t.policy
@@ -39,6 +39,8 @@ _FIGURES = """
         avg(response_length) AS response_length,
         avg((finish_reason = 'length')::INTEGER) AS truncated,
         avg((reward IS NULL)::INTEGER) AS unjudged,
+        avg(overlong_penalty) AS overlong_penalty,
+        count(DISTINCT prompt_id) FILTER (replaced) AS groups_replaced,
         (SELECT avg(staleness) FROM draws WHERE round = $round) AS staleness,
         (SELECT avg(effective_sample_size) FROM updates WHERE round = $round) AS effective_sample_size,
         (SELECT avg(delta_abs) FROM updates WHERE round = $round) AS drawn_delta_abs,

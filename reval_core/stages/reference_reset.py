@@ -1,4 +1,4 @@
-"""Reference reset: the current policy becomes the reference, and the live buffer is scored against it."""
+"""Reference reset: the current policy, or an average, becomes the reference; the live buffer is scored again."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from reval_core.checkpoints import checkpoint_state
 from reval_core.session import Policy, Session
 from reval_core.stages.consistency import TOKEN_COLUMNS, score_trajectories, scoring_settings
 from reval_core.stages.noise import measured_noise
@@ -13,22 +14,30 @@ from reval_core.stages.stage import Outcome, publish, settings, stage
 from reval_core.trajectories import RowReader
 
 
-def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
+def _inputs(session: Session, round: int, policy: Policy, reference: Policy) -> list[Any]:
     config = session.config
-    replay = config.replay
-    aged = [] if replay.max_age is None else [replay.max_age]
-    return [policy.identity, replay.capacity, settings(config.objective), scoring_settings(config), *aged]
+    capacity, max_age = config.replay.capacity, config.replay.max_age
+    return [
+        policy.identity,
+        capacity,
+        settings(config.objective),
+        scoring_settings(config),
+        *([reference.identity] if reference.averaged else []),
+        *([] if max_age is None else [{"max_age": max_age}]),
+    ]
 
 
 @stage(inputs=_inputs)
-def reference_reset(session: Session, round: int, policy: Policy) -> Outcome:
-    """Score every live trajectory under `policy`, which is the reference from the next round on.
+def reference_reset(session: Session, round: int, policy: Policy, reference: Policy) -> Outcome:
+    """Score every live trajectory under `reference`, which is the reference from the next round on, and `policy`.
 
     The scores against the old reference stay on record. `info["noise"]` is what the new ones are uncertain by.
     """
     live, rows = live_trajectories(session)
-    scores = score_trajectories(session, round, rows, live.column("reward"), policy, policy)
-    info = {"reference": policy.identity, **measured_noise(session, rows, scores, policy)}
+    scores = score_trajectories(session, round, rows, live.column("reward"), policy, reference)
+    info = {"reference": reference.identity, **measured_noise(session, rows, scores, policy)}
+    if reference.averaged:
+        info["content"] = checkpoint_state(session.folder.average(round))["content"]
     return Outcome([publish(session, round, "scores", scores, name="rescores")], info)
 
 

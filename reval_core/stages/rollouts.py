@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -17,9 +17,11 @@ from reval_core.facts import FactFile, read_table
 from reval_core.files import digest
 from reval_core.groups import Group, asked_and_written, cut_off_groups, finished_groups
 from reval_core.problems import Problem
+from reval_core.rewards import outcomes, without_signal
 from reval_core.session import Policy, Session
 from reval_core.stages.shards import Shards
 from reval_core.stages.stage import Outcome, settings, stage
+from reval_core.stages.verification import judged, judging
 from reval_core.trajectories import IDS_PER_ROUND, Asked, response_table
 
 
@@ -28,11 +30,12 @@ def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
     carried = _carried(session, round)
     return [
         policy.identity,
-        [problem.content() for problem in _new_problems(session, round)[0]],
+        [problem.content() for problem in _Problems(session, round).first_wave()],
         [carried.content] if carried else [],
         *map(settings, (config.rollouts, config.problems.prompt)),
         config.engine.kind,
         config.seed,
+        *(judging(config) if config.samples_dynamically else []),
     ]
 
 
@@ -41,7 +44,8 @@ def rollouts(session: Session, round: int, policy: Policy) -> Outcome:
     """Generate the round's shards. Those that a crashed attempt has finished are kept.
 
     A shard holds whole groups, `prompts_per_shard` of them: of an engine that streams, those that are done first.
-    Groups in which a budget cuts a response off become `partials`; the next round goes on with them.
+    Groups in which a budget cuts a response off become `partials`; the next round goes on with them. With dynamic
+    sampling the round asks in waves: each asks as many more problems as groups with signal are lacking.
     """
     engine = session.generating()
     if engine.streams and session.folder.manifest("rollouts", round) is not None:
@@ -56,21 +60,50 @@ def rollouts(session: Session, round: int, policy: Policy) -> Outcome:
         writer=policy.round,
         gapless=engine.streams,
     )
-    groups = _groups(session, round)
-    waiting = {number: group for number, group in enumerate(groups) if number not in shards.groups()}
+    problems = _Problems(session, round)
+    groups = [*_carried_groups(session, round), *_new_groups(session, round, problems.first_wave())]
+    waiting = _generate(session, round, policy, shards, dict(enumerate(groups)))
+    waves, asked = 1, len(groups)
+    while lacking := _lacking(session, shards, waves, asked):
+        more = _new_groups(session, round, problems.take(lacking))
+        _generate(session, round, policy, shards, dict(enumerate(more, start=asked)))
+        waves, asked = waves + 1, asked + lacking
+    outcome = shards.outcome()
+    outcome.info |= {
+        "engine": engine.name,
+        "prompts_asked": problems.passed,
+        "groups_cut_off": len(waiting),
+        "waves": waves,
+    }
+    return outcome
+
+
+def _generate(
+    session: Session, round: int, policy: Policy, shards: Shards, groups: Mapping[int, Group]
+) -> dict[int, Group]:
+    """Publish those of these groups that are in no shard yet; gives what a budget cut off."""
+    waiting = {number: group for number, group in groups.items() if number not in shards.groups()}
     size = session.config.generation.prompts_per_shard or session.config.generation.prompts
     table = partial(_table, session, round, policy)
     with closing(_finished(session, policy, waiting, bool(shards.groups()))) as finished:
         shards.publish_finished(waiting, finished, size, table)
     if waiting:
         shards.publish_partials(lambda first: table(None, first, list(waiting.values())))
-    outcome = shards.outcome()
-    outcome.info |= {
-        "engine": engine.name,
-        "prompts_asked": _new_problems(session, round)[1],
-        "groups_cut_off": len(waiting),
-    }
-    return outcome
+    return waiting
+
+
+def _lacking(session: Session, shards: Shards, waves: int, asked: int) -> int:
+    """How many more groups to ask for after so many waves and groups: 0 without dynamic sampling."""
+    settings = session.config.generation
+    if settings.dynamic_sampling is None or waves > settings.dynamic_sampling.waves:
+        return 0
+    rows, judgements = judged(
+        session, shards.files(groups=asked)
+    )  # a crashed attempt may have left shards of later waves
+    shards.restart_clock()
+    useless = without_signal(outcomes(judgements, session.config.reward), rows["prompt_id"])
+    with_signal = len({prompt for prompt, one in zip(rows["prompt_id"], useless, strict=True) if not one})
+    return settings.prompts - with_signal
 
 
 def request_seed(session: Session, purpose: str, round: int, problem: Problem, sample: int) -> int:
@@ -78,16 +111,22 @@ def request_seed(session: Session, purpose: str, round: int, problem: Problem, s
     return int(digest(session.config.seed, purpose, round, problem.prompt_id, sample)[:15], 16)
 
 
-def _groups(session: Session, round: int) -> list[Group]:
-    """What the round asks for: groups that the round before was cut off in, then new ones."""
-    samples = session.config.generation.samples
+def _carried_groups(session: Session, round: int) -> list[Group]:
+    """The groups that the round before was cut off in."""
     carried = _carried(session, round)
-    old = cut_off_groups(read_table(session.folder.path / carried.path), samples) if carried else []
-    groups = [
+    if carried is None:
+        return []
+    old = cut_off_groups(read_table(session.folder.path / carried.path), session.config.generation.samples)
+    return [
         group.reseeded([request_seed(session, "continued", round, one.problem, one.sample) for one in group.asked])
         for group in old
     ]
-    for problem in _new_problems(session, round)[0]:
+
+
+def _new_groups(session: Session, round: int, problems: Sequence[Problem]) -> list[Group]:
+    """A group for each of these problems."""
+    groups = []
+    for problem in problems:
         text, tokens = session.prompts[problem.problem]
         asked = [
             Asked(
@@ -97,36 +136,46 @@ def _groups(session: Session, round: int) -> list[Group]:
                 prompt_tokens=tokens,
                 seed=request_seed(session, "rollout", round, problem, sample),
             )
-            for sample in range(samples)
+            for sample in range(session.config.generation.samples)
         ]
         groups.append(Group.new(asked))
     return groups
 
 
-def _new_problems(session: Session, round: int) -> tuple[list[Problem], int]:
-    """The problems that are asked for the first time, and how many a run has come past with them.
+class _Problems:
+    """A round's way through the order of problems. It asks none twice, those carried over included."""
 
-    With the groups carried over there are as many as the config says, and no problem twice.
-    """
-    prompts, carried = session.config.generation.prompts, _carried(session, round)
-    asked = set(
-        read_table(session.folder.path / carried.path, ("prompt_id",)).column(0).to_pylist() if carried else ()
-    )
-    passed = _asked_before(session, round)
-    found: list[Problem] = []
-    while len(asked) < prompts:
-        (problem,) = session.order.take(passed, 1, prompts)
-        passed += 1
-        if problem.prompt_id not in asked:
-            asked.add(problem.prompt_id)
-            found.append(problem)
-    return found, passed
+    def __init__(self, session: Session, round: int) -> None:
+        carried = _carried(session, round)
+        self.passed = _asked_before(session, round)
+        """How many problems of their order the run has come past."""
+        self._asked: set[str] = set()
+        if carried is not None:
+            self._asked |= set(read_table(session.folder.path / carried.path, ("prompt_id",)).column(0).to_pylist())
+        self._order = session.order
+        self._prompts = session.config.generation.prompts
+
+    def first_wave(self) -> list[Problem]:
+        """With the groups carried over there are as many as the config says."""
+        return self.take(self._prompts - len(self._asked))
+
+    def take(self, count: int) -> list[Problem]:
+        """The next `count` problems that this round has not asked."""
+        found: list[Problem] = []
+        while len(found) < count:
+            (problem,) = self._order.take(self.passed, 1, self._prompts)
+            self.passed += 1
+            if problem.prompt_id not in self._asked:
+                self._asked.add(problem.prompt_id)
+                found.append(problem)
+        return found
 
 
 def _asked_before(session: Session, round: int) -> int:
     """How many problems of their order the rounds before this one have come past."""
-    if not session.config.generation.cut_off:
-        return (round - 1) * session.config.generation.prompts
+    generation = session.config.generation
+    if not generation.cut_off and generation.dynamic_sampling is None:
+        return (round - 1) * generation.prompts
     before = session.folder.manifest("rollouts", round - 1)
     return 0 if before is None else int(before.info["prompts_asked"])
 

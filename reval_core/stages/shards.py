@@ -51,6 +51,15 @@ class Shards:
         """What is in the finished shards."""
         return {number for note in self._notes.values() for number in note["groups"]}
 
+    def files(self, groups: int | None = None) -> list[FactFile]:
+        """The finished shards in order: all, or those of the first so many groups."""
+        notes = [self._notes[number] for number in sorted(self._notes)]
+        return [FactFile(**note["file"]) for note in notes if groups is None or max(note["groups"]) < groups]
+
+    def restart_clock(self) -> None:
+        """Leave the time since the last shard out of what generation took."""
+        self._started = time.perf_counter()
+
     def publish(self, make: Callable[[int, int], pa.Table], groups: Sequence[int]) -> None:
         """Publish the next shard, which holds these groups.
 
@@ -105,13 +114,12 @@ class Shards:
     def outcome(self) -> Outcome:
         """All shards in order, and what was cut off."""
         notes = [self._notes[number] for number in sorted(self._notes)]
-        files = [FactFile(**note["file"]) for note in notes]
         info = {
             "generation_seconds": sum(note["seconds"] for note in notes) + self._rest_seconds,
             "generated_tokens": sum(note["tokens"] for note in notes) + self._rest_tokens,
             "shards_reused": self._reused,
         }
-        return Outcome([*files, *([self._partials] if self._partials else [])], info)
+        return Outcome([*self.files(), *([self._partials] if self._partials else [])], info)
 
     def _elapsed(self) -> float:
         """The seconds since this was asked last."""

@@ -3,50 +3,110 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reval_core import rewards
-from reval_core.config import Reward, Verification
+from reval_core.config import Config, Reward, Verification
 from reval_core.errors import RunStopped
-from reval_core.facts import Manifest, read_table
+from reval_core.facts import FactFile, Manifest, read_table
+from reval_core.files import publish_sealed, read_sealed
 from reval_core.session import Session
 from reval_core.stages.stage import Outcome, publish, settings, stage
 from reval_core.user_code import code_identity
 from reval_core.verification import VERIFIER_VERSION, Claim, Judgement
 
+_COLUMNS = (
+    "trajectory_id",
+    "round",
+    "prompt_id",
+    "problem",
+    "gold",
+    "gold_mode",
+    "given_reward",
+    "response",
+    "response_length",
+    "finish_reason",
+)
+
+
+def judging(config: Config) -> list[Any]:
+    """What a verdict depends on beside the response."""
+    code = code_identity(config.reward.function)
+    return [settings(config.verification), settings(config.reward), code, VERIFIER_VERSION]
+
 
 def _inputs(session: Session, round: int, rollouts: Manifest) -> list[Any]:
-    config = session.config
-    code = code_identity(config.reward.function)
-    return [rollouts.digest, settings(config.verification), settings(config.reward), code, VERIFIER_VERSION]
+    return [rollouts.digest, *judging(session.config)]
 
 
 @stage(inputs=_inputs)
 def verification(session: Session, round: int, rollouts: Manifest) -> Outcome:
     """Judge the round's responses.
 
-    Raises RunStopped if too many could not be judged: their reward is unknown, not 0.
+    Raises RunStopped if too many could not be judged: their reward is unknown, not 0. And, with dynamic sampling,
+    if no group has signal.
     """
-    columns = (
-        "trajectory_id",
-        "round",
-        "prompt_id",
-        "problem",
-        "gold",
-        "gold_mode",
-        "given_reward",
-        "response",
-        "finish_reason",
+    config = session.config
+    shards = rollouts.files_of("trajectories")
+    rows, judgements = judged(session, shards)
+    try:
+        stop_if_unjudged(f"round {round}", config.verification, judgements)
+    except RunStopped:  # whoever starts the run again wants them judged again
+        for file in shards:
+            _note(session, file).unlink(missing_ok=True)
+        raise
+    table = verdict_table(
+        rows,
+        judgements,
+        config.reward,
+        max_tokens=config.rollouts.max_tokens,
+        dynamic=config.samples_dynamically,
     )
-    files = rollouts.files_of("trajectories")
-    shards = [read_table(session.folder.path / file.path, columns) for file in files]
-    rows = pa.concat_tables(shards).to_pydict()
-    judgements = with_given(rows, session.verifier.judge(claims_of(rows)))
-    stop_if_unjudged(f"round {round}", session.config.verification, judgements)
-    return Outcome([publish(session, round, "verdicts", verdict_table(rows, judgements, session.config.reward))])
+    if pc.all(table.column("replaced")).as_py():
+        raise RunStopped(
+            f"round {round}: in each of its {len(set(rows['prompt_id']))} groups all responses are worth the same, "
+            "so there is nothing to learn from; take easier or harder problems or more rollouts.samples, or leave "
+            "out rollouts.dynamic_sampling"
+        )
+    return Outcome([publish(session, round, "verdicts", table)])
+
+
+def judged(session: Session, shards: Sequence[FactFile]) -> tuple[dict[str, list[Any]], list[Judgement]]:
+    """The responses in shards, as columns, and what is known of each.
+
+    With dynamic sampling a round's prompts follow from its verdicts. Those of a shard are noted beside it then, and
+    are not made again.
+    """
+    parts = [read_table(session.folder.path / file.path, _COLUMNS) for file in shards]
+    rows = pa.concat_tables(parts).to_pydict()
+    if not session.config.samples_dynamically:
+        return rows, with_given(rows, session.verifier.judge(claims_of(rows)))
+    return rows, [
+        one for file, part in zip(shards, parts, strict=True) for one in _noted(session, file, part.to_pydict())
+    ]
+
+
+def _noted(session: Session, shard: FactFile, rows: Mapping[str, Sequence[Any]]) -> list[Judgement]:
+    """The judgements on a shard's responses, from its note or, where there is none, made and noted now."""
+    note = _note(session, shard)
+    if note.exists():
+        found = read_sealed(note)
+        if found["content"] == shard.content:
+            return [Judgement(*one) for one in found["judgements"]]
+    judgements = session.verifier.judge(claims_of(rows))
+    publish_sealed(note, {"content": shard.content, "judgements": [astuple(one) for one in judgements]})
+    return judgements
+
+
+def _note(session: Session, shard: FactFile) -> Path:
+    place = session.folder.path / shard.path
+    return place.with_name(place.name.replace("shard-", "judged-")).with_suffix(".json")
 
 
 def with_given(rows: Mapping[str, Sequence[Any]], judged: Iterable[Judgement]) -> list[Judgement]:
@@ -55,13 +115,26 @@ def with_given(rows: Mapping[str, Sequence[Any]], judged: Iterable[Judgement]) -
     return [Judgement("given", None, 0.0) if gold is None else next(judgements) for gold in rows["gold"]]
 
 
-def verdict_table(rows: Mapping[str, Sequence[Any]], judgements: Sequence[Judgement], reward: Reward) -> pa.Table:
-    """The verdicts on a round's trajectories, and the rewards that they give."""
+def verdict_table(
+    rows: Mapping[str, Sequence[Any]],
+    judgements: Sequence[Judgement],
+    reward: Reward,
+    *,
+    max_tokens: int | None,
+    dynamic: bool,
+) -> pa.Table:
+    """The verdicts on a round's trajectories, and the rewards that they give.
+
+    max_tokens: the longest response that could be written; only `reward.overlong` needs it.
+    dynamic: whether groups without signal are replaced.
+    """
     verdicts = [judgement.verdict for judgement in judgements]
     given, is_given = np.array(rows["given_reward"], dtype=float), np.array(verdicts) == "given"
     outcome = np.where(is_given, given, rewards.outcomes(judgements, reward))
-    rewarded = np.where(is_given, given, rewards.rewards(outcome, rows["prompt_id"], reward))
-    advantage = rewards.advantages(outcome, rows["prompt_id"])
+    penalty = _penalties(rows, outcome, is_given, reward, max_tokens)
+    paid = outcome if penalty is None else np.where(is_given, given, rewards.penalised(outcome, penalty, reward))
+    rewarded = np.where(is_given, given, rewards.rewards(paid, rows["prompt_id"], reward))
+    advantage = rewards.advantages(paid, rows["prompt_id"])
     return pa.table(
         {
             "trajectory_id": rows["trajectory_id"],
@@ -69,11 +142,31 @@ def verdict_table(rows: Mapping[str, Sequence[Any]], judgements: Sequence[Judgem
             "verdict": verdicts,
             "extracted": [judgement.extracted for judgement in judgements],
             "correct": pa.array([verdict == "correct" for verdict in verdicts], mask=is_given),
+            "outcome": pa.array(outcome, mask=np.isnan(outcome)),
+            "overlong_penalty": pa.nulls(len(verdicts))
+            if penalty is None
+            else pa.array(penalty, mask=np.isnan(penalty)),
             "reward": pa.array(rewarded, mask=np.isnan(rewarded)),
             "advantage": pa.array(advantage, mask=np.isnan(advantage)),
+            "replaced": rewards.without_signal(outcome, rows["prompt_id"]) & dynamic,
             "milliseconds": [judgement.milliseconds for judgement in judgements],
         }
     )
+
+
+def _penalties(
+    rows: Mapping[str, Sequence[Any]],
+    outcome: np.ndarray,
+    is_given: np.ndarray,
+    reward: Reward,
+    max_tokens: int | None,
+) -> np.ndarray | None:
+    """The overlong penalties of responses [B], NaN where no reward is made; None without the setting."""
+    if reward.overlong is None:
+        return None
+    assert max_tokens is not None, "an overlong penalty without a limit is refused at load"
+    found = rewards.overlong_penalties(rows["response_length"], reward.overlong, max_tokens)
+    return np.where(is_given | np.isnan(outcome), np.nan, found)
 
 
 def claims_of(rows: Mapping[str, Sequence[Any]]) -> list[Claim]:

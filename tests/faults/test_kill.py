@@ -16,7 +16,7 @@ from reval_core.check import check_run
 from reval_core.config import Config
 from reval_core.run_folder import RunFolder
 from reval_core.summary import summarise
-from tests.faults.zygote import BEYOND, CONFIG
+from tests.faults.zygote import BEYOND, CONFIG, DYNAMIC
 from tests.integration.test_training import tables
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +63,14 @@ def beyond(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Undisturbe
     """A run in which K, the reset and β go by what it finds."""
     folder = tmp_path_factory.mktemp("beyond")
     assert start(folder / "run", config="beyond", trace=str(folder / "moments")) == 0
+    return Undisturbed(folder / "run", (folder / "moments").read_text().splitlines())
+
+
+@pytest.fixture(scope="module")
+def dynamic(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """A run whose prompts follow from its verdicts, and whose reference is an average."""
+    folder = tmp_path_factory.mktemp("dynamic")
+    assert start(folder / "run", config="dynamic", trace=str(folder / "moments")) == 0
     return Undisturbed(folder / "run", (folder / "moments").read_text().splitlines())
 
 
@@ -116,6 +124,20 @@ def test_a_killed_run_that_goes_by_what_it_finds_ends_as_one_that_was_not(start,
     assert start(path, config="beyond", kill=moment) == -9, f"{moment} was not reached"
     assert start(path, config="beyond") == 0, moment
     assert_same_end(path, beyond, BEYOND)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, *(pytest.param(one, marks=pytest.mark.full) for one in range(3, 12))])
+def test_a_run_killed_while_it_replaces_groups_or_averages_ends_as_one_that_was_not(
+    start, dynamic, tmp_path, number
+):
+    path = tmp_path / "run"
+    stage = ("rollouts", "verification", "reference_reset")[number % 3]
+    moment = random.Random(number).choice([one for one in dynamic.moments if one.split("/")[0] == stage])
+    assert start(path, config="dynamic", kill=moment) == -9, f"{moment} was not reached"
+    finished = shards(path)
+    assert start(path, config="dynamic") == 0, moment
+    assert {name: shards(path)[name] for name in finished} == finished, f"{moment}: a finished shard was made again"
+    assert_same_end(path, dynamic, DYNAMIC)
 
 
 def test_a_run_killed_three_times_ends_as_one_that_was_not(start, undisturbed, tmp_path):

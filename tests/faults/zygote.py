@@ -45,7 +45,20 @@ BEYOND = small_config(
 )
 """The same where β comes from the length, and K and the reset from the residual."""
 
-CONFIGS = {"plain": CONFIG, "beyond": BEYOND}
+DYNAMIC = small_config(
+    rollouts__prompts=8,
+    rollouts__prompts_per_shard=4,
+    rollouts__dynamic_sampling={"waves": 2},
+    reward__overlong={"buffer": 2},
+    model__warm_start__steps=60,
+    replay__capacity=80,
+    reference={"reset_every": 1, "ema": 0.75},
+    checkpoints__keep=1,
+    verification__workers=1,
+)
+"""The same where groups without signal are replaced and the reference is an average."""
+
+CONFIGS = {"plain": CONFIG, "beyond": BEYOND, "dynamic": DYNAMIC}
 
 
 def main() -> None:

@@ -365,6 +365,7 @@ def test_a_run_whose_rewards_are_all_zero_leaves_the_policy_where_it_was(kind, p
     [
         {"objective": {"kind": "grpo"}, "replay__capacity": 64},
         {"objective": {"kind": "grpo"}, "replay__capacity": 64, "rollouts__temperature": 0.7},
+        {"objective": {"kind": "grpo"}, "replay__capacity": 64, "rollouts__dynamic_sampling": {"waves": 1}},
         {"objective": {"kind": "tbrm", "beta": 0.5}, "learner__updates": 1},
         {"objective": {"kind": "regression", "beta": 0.5}},
         {"reward__kind": "centred"},

@@ -21,6 +21,7 @@ from reval_core.config import (
     Grpo,
     Hub,
     ImportedRollouts,
+    Overlong,
     Problems,
     ProblemSet,
     Regression,
@@ -129,6 +130,8 @@ def ground(key: str, model: type[BaseModel]) -> list[str]:
         return [f"engine={{{ENGINES[model]}}}"]
     if model is Hub:
         return ["problems.train={hub: {name: some/set}}"]
+    if model is Overlong:
+        return ["reward.overlong.buffer=1"]
     return ["model.warm_start.steps=1"] if key.startswith("model.warm_start.") else []
 
 
@@ -335,6 +338,22 @@ def test_grpo_cannot_draw_by_a_residual(refused: Refused) -> None:
         ("learner.decay_updates=10", "learner.decay_updates: belongs to schedule"),
         ("objective={kind: reval, beta: 1, huber: 2, clip: 1}", "objective.huber: has no effect"),
         ("model.attention=flash_attention_2", "model.attention: flash_attention_2 computes in bfloat16"),
+        ("reward={overlong: {buffer: 8}}", "reward.overlong.buffer: 8 leaves no length without a penalty"),
+        ("reward={overlong: {buffer: 0}}", "reward.overlong.buffer: "),
+        ("reward={overlong: {buffer: 2, penalty: 0}}", "reward.overlong.penalty: "),
+        ("learner.adam_eps=0", "learner.adam_eps: "),
+        (
+            "rollouts={prompts: 4, samples: 1, max_tokens: 8, dynamic_sampling: {}}",
+            "dynamic_sampling: a single resp",
+        ),
+        (
+            "rollouts={prompts: 4, samples: 2, max_tokens: 8, dynamic_sampling: {waves: 0}}",
+            "rollouts.dynamic_sampling.waves: ",
+        ),
+        ("reference.ema=0.9", "reference.ema: says how far the reference moves every reset_every rounds"),
+        ("reference={ema: 0.9, reset_below: 0.3}", "reference.ema: says how far"),
+        ("reference={ema: 1.0, reset_every: 1}", "reference.ema: "),
+        ("reference={ema: 0, reset_every: 1}", "reference.ema: "),
         ("learner.packed=true", "learner.packed: this attention takes a mask"),
         ("objective={kind: custom, function: nowhere}", "objective.function: 'nowhere' is not of the form"),
         ("objective={kind: custom, function: 'nowhere:f'}", "objective.function: nowhere:f: cannot import nowhere"),
@@ -392,6 +411,8 @@ def test_a_run_of_stored_trajectories_needs_no_problems_and_no_engine(
         ("replay.sampling=fresh", "replay.sampling: fresh draws by age"),
         ("replay.max_age=3", "replay.max_age: stored trajectories are drawn in all rounds"),
         ("replay.capacity=7", "replay.capacity: 7 is less than rollouts.batch (8)"),
+        ("reward={overlong: {buffer: 4}}", "reward.overlong: the limit that responses were written under is not"),
+        ("rollouts.dynamic_sampling={waves: 1}", "rollouts.dynamic_sampling: unknown key"),
         ("rollouts.samples=4", "rollouts.samples: unknown key; known here: source, run, batch, max_tokens"),
         ("rollouts.source=dream", "rollouts.source: must be one of 'engine', 'stored', 'import', not 'dream'"),
         ("rollouts={prompts: 4, samples: 2, max_tokens: 8}", "problems.train: is missing; a run that generates"),

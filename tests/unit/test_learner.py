@@ -81,6 +81,18 @@ def test_a_policy_is_named_by_what_it_was_fed():
     assert slower.next_policy("start", batches) != one.policy
 
 
+def test_adam_eps_is_adamws_and_only_another_one_makes_another_policy():
+    model = tiny_model()
+    usual, given, larger = (
+        learner(copy.deepcopy(model), **changes) for changes in ({}, {"adam_eps": 1e-8}, {"adam_eps": 1e-3})
+    )
+    batch = drawn(model)
+    assert [one.optimizer.param_groups[0]["eps"] for one in (usual, given, larger)] == [1e-8, 1e-8, 1e-3]
+    names = [one.next_policy("start", [batch]) for one in (usual, given, larger)]
+    assert names[0] == names[1] != names[2]
+    assert "adam_eps" not in Settings(updates=1, lr=1e-3).model_dump()  # older configs lack it
+
+
 def test_weights_that_are_interrupted_lose_their_name():
     model = tiny_model()
     one = learner(model)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reval_core.config import Reward
-from reval_core.rewards import advantages, outcomes, rewards
+from reval_core.config import Overlong, Reward
+from reval_core.rewards import advantages, outcomes, overlong_penalties, penalised, rewards, without_signal
 from reval_core.verification import Judgement, Verdict
 
 NAN = float("nan")
@@ -57,6 +57,36 @@ def test_the_number_of_a_function_is_the_outcome() -> None:
 
 def test_every_verdict_has_an_outcome() -> None:
     assert len(outcomes(said(get_args(Verdict)), Reward())) == len(get_args(Verdict))
+
+
+def test_the_overlong_penalty_is_dapos() -> None:
+    """Eq. 13 of arXiv 2503.14476, with L_max 10 and L_cache 4, at and beside each of its cases."""
+    lengths = [0, 5, 6, 7, 8, 9, 10]
+    same(overlong_penalties(lengths, Overlong(buffer=4), 10), [0, 0, 0, -0.25, -0.5, -0.75, -1])
+    same(overlong_penalties(lengths, Overlong(buffer=4, penalty=0.5), 10)[-2:], [-0.375, -0.5])
+    assert not np.signbit(overlong_penalties([1], Overlong(buffer=4), 10)).any()
+
+
+@pytest.mark.parametrize("kind", ["binary", "signed"])
+def test_a_penalty_is_taken_off_a_reward_of_any_kind_as_it_is(kind: Any) -> None:
+    outcome, penalty = np.array([1.0, 0.0, NAN]), np.array([-0.25, -1.0, NAN])
+    design, groups = Reward(kind=kind), ["p", "p", "p"]
+    plain = rewards(outcome, groups, design)
+    same(rewards(penalised(outcome, penalty, design), groups, design), list(plain + penalty))
+
+
+def test_centred_rewards_are_centred_with_their_penalties() -> None:
+    design = Reward(kind="centred")
+    outcome = penalised(np.array([1.0, 1.0]), np.array([0.0, -0.5]), design)
+    same(rewards(outcome, ["p", "p"], design), [0.25, -0.25])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0, NAN]), st.sampled_from("abc")), min_size=1, max_size=12))
+def test_a_group_without_signal_is_one_of_equals(items: list[tuple[float, str]]) -> None:
+    outcome, groups = np.array([value for value, _ in items]), [group for _, group in items]
+    members = {group: {value for value, one in items if one == group and not math.isnan(value)} for group in groups}
+    assert without_signal(outcome, groups).tolist() == [len(members[group]) < 2 for group in groups]
 
 
 @pytest.mark.parametrize(
