@@ -43,11 +43,16 @@ def filled_store(folder: RunFolder, live: int) -> Store:
 
     with duckdb.connect(folder.database) as connection:
         connection.execute(f"""
-            INSERT INTO trajectories SELECT {id}, round, shard, row, 'problem ' || h % 50000, i % 8, NULL, {PROMPT},
-                {LENGTH}, 'stop', 'policy ' || round, 'transformers', 1.0, h >> 2 FROM ({rows})
+            INSERT INTO trajectories BY NAME SELECT {id} AS trajectory_id, round, shard, row,
+                'problem ' || h % 50000 AS prompt_id, i % 8 AS sample, {PROMPT} AS prompt_length,
+                {LENGTH} AS response_length, 'stop' AS finish_reason, 'policy ' || round AS policy,
+                'transformers' AS engine, 1.0 AS temperature, h >> 2 AS seed
+            FROM ({rows})
         """)
         connection.execute(f"""
-            INSERT INTO verdicts SELECT {id}, round, 'correct', h % 1000, h % 2 = 0, h % 2, {uniform(1)}, 1.0
+            INSERT INTO verdicts BY NAME SELECT {id} AS trajectory_id, round, 'correct' AS verdict,
+                h % 1000 AS extracted, h % 2 = 0 AS correct, h % 2 AS reward, {uniform(1)} AS advantage,
+                1.0 AS milliseconds
             FROM ({rows})
         """)
         connection.execute(f"""

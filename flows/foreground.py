@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flows.preparation import prepare
+from flows.preparation import gpu_notes, prepare
 from flows.server import LOCAL_API, answers, check_api, configured_api
 from flows.streams import exit_code
 from flows.terminal import say
@@ -20,6 +20,8 @@ def train_here(config: Path, run_dir: Path | None, overrides: Sequence[str], as_
     if not processes.is_first():
         processes.follow(folder, settings)
         return
+    for note in gpu_notes(settings):
+        say(note, err=True)
     from flows.show import show_summary
 
     def flow() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from flows.foreground import prefect_api
-from flows.preparation import check_prompts, prepare, run_forecast
+from flows.preparation import check_prompts, gpu_notes, prepare, run_forecast
 from flows.terminal import console, print_facts, print_json, say, short, styled
 from reval_core.config import Config, Reward, Rollouts, Verification
 from reval_core.output.characters import visible, visible_lines
@@ -40,12 +40,15 @@ def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_j
     settings, folder = prepare(config, overrides, run_dir)
     prefect_api()
     sizes = run_forecast(settings, folder)
+    notes = gpu_notes(settings)
     engine = choose(settings.model, settings.engine) if isinstance(settings.rollouts, Rollouts) else None
     finished = max((manifest.round for manifest in folder.manifests() if manifest.stage == "recording"), default=0)
     asked = _asked(config, settings, folder)
     plan = {
         "run_dir": str(folder.path),
         "engine": engine and {"kind": engine.kind, "reason": engine.reason},
+        "precision": settings.learner.precision,
+        "gpu_notes": notes,
         "parameters": sizes.parameters,
         "trajectories": sizes.trajectories,
         "updates": sizes.updates,
@@ -66,6 +69,7 @@ def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_j
     facts = {
         "run folder": short(folder.path),
         "engine": f"{engine.kind} ({engine.reason})" if engine else "none: trajectories are stored",
+        "precision": settings.learner.precision,
         "parameters": f"{sizes.parameters:,}",
         "trajectories": f"{sizes.trajectories:,}",
         "updates": f"{sizes.updates:,}",
@@ -74,6 +78,8 @@ def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_j
         "rounds to do": f"{plan['rounds_to_do']}",
     }
     print_facts("What the run would do", facts)
+    for note in notes:
+        say(note)
 
 
 class AskedProblems:

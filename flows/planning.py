@@ -25,7 +25,6 @@ PARTS = (
     "activations",
     "head",
     "reference",
-    "freed",
     "engine",
     "cache",
     "other",
@@ -54,6 +53,8 @@ def show_plan_elsewhere(
             f"{_architecture(config, settings.model)}"
         )
     stages, sizes, notes = [], None, list(_uses(settings, gpus))
+    if settings.learner.precision == "auto":
+        notes.append("learner.precision: auto is bfloat16 on GPUs that have it, as is assumed here")
     if model is not None:
         from reval_core.forecast import forecast
         from reval_core.gpu_memory import Sizes, responses_at_once, stage_memory
@@ -183,7 +184,7 @@ def _too_long(rollouts: Rollouts, context: int | None) -> bool:
 def _rows(stages: Sequence[StageMemory], sizes: Forecast | None, gpu_bytes: float) -> Iterator[dict[str, Any]]:
     disk = dict(sizes.stage_bytes) if sizes is not None else {}
     for one in stages:
-        fits = one.total <= gpu_bytes
+        fits = one.fits(gpu_bytes)
         yield {
             "stage": one.stage,
             "memory": one.parts,

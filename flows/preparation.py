@@ -36,11 +36,14 @@ def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tup
         check_stored(config, settings, settings.rollouts, folder)
     # Everything that can be refused without them is refused before torch and transformers take their seconds.
     from reval_core.engines.choice import check_installed
+    from reval_core.learning.precision import with_precision
     from reval_core.models import check_model
 
     check_installed(settings.engine.kind)
     check_model(settings.model)
+    settings = with_precision(settings)
     _check_engine(settings)
+    _check_memory(config, settings)
     check_prompts(config, settings, folder)
     check_space(folder, run_forecast(settings, folder).disk_bytes, "lower rounds or checkpoints.keep")
     return settings, folder
@@ -55,7 +58,7 @@ def checked_settings(config: Path, overrides: Sequence[str], run_dir: Path | Non
             "take source: stored, with run: that folder"
         )
     folder = RunFolder(run_dir or Path("runs") / config.stem)
-    folder.check(settings)
+    settings = folder.check(settings)
     if is_first():  # the first of several processes may hold it by now
         folder.check_free()
     return settings, folder
@@ -131,6 +134,28 @@ def _check_engine(settings: Config) -> None:
         from reval_core.engines.vllm_server import api_key
 
         api_key(settings.engine.api_key_variable)
+
+
+def _check_memory(config: Path, settings: Config) -> None:
+    """See that every stage fits the GPU, if there is one, unless `memory_check: warn` leaves that to the user."""
+    from reval_core.gpu_memory import card, overflows, run_memory
+
+    gpu = card()
+    if gpu is not None and settings.memory_check == "refuse":
+        for line in overflows(run_memory(settings, gpu), gpu)[:1]:
+            raise InputError(f"{config}: {line}; to run it all the same, set memory_check: warn")
+
+
+def gpu_notes(settings: Config) -> list[str]:
+    """What a run's user should know of the GPU of this machine; nothing without one."""
+    from reval_core.gpu_memory import card, overflows, run_memory, tight_fit
+
+    gpu = card()
+    if gpu is None:
+        return []
+    stages = run_memory(settings, gpu)
+    memory = overflows(stages, gpu) or tight_fit(stages, gpu)
+    return [f"learner.precision: {settings.learner.precision} on {gpu.name}", *memory]
 
 
 def check_problems(config: Path, settings: Config, rollouts: Rollouts) -> None:

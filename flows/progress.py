@@ -178,7 +178,7 @@ def _round_line(session: Session, round: int) -> list[str | tuple[str, str]]:
     total = session.config.rounds
     parts = [
         f"round {round:>{len(str(total))}}/{total}",
-        *(_fresh_figures(row) if session.engine is not None else _stored_figures(session, row)),
+        *(_fresh_figures(session, row) if session.engine is not None else _stored_figures(session, row)),
         f"{sum(value for name, value in row.items() if name.endswith('_seconds')):.1f} s",
     ]
     measured = []
@@ -191,11 +191,12 @@ def _round_line(session: Session, round: int) -> list[str | tuple[str, str]]:
     return ["  ".join(parts), *((f"  {text}", "bold") for text in measured)]
 
 
-def _fresh_figures(row: dict[str, Any]) -> list[str]:
+def _fresh_figures(session: Session, row: dict[str, Any]) -> list[str]:
+    sampled_as_scored = session.config.generation.temperature == session.config.scoring_temperature
     return [
         f"accuracy {_figure(row['accuracy'])}",
         f"|Δ| {_figure(row['delta_abs'])}",
-        f"KL {_figure(row['kl'])}",
+        f"{'KL' if sampled_as_scored else 'log-ratio'} {_figure(row['kl'])}",
         f"tokens {row['response_length']:.1f}",
     ]
 

@@ -65,6 +65,7 @@ def show_doctor(config: Path | None, as_json: bool) -> None:
     import torch
 
     from reval_core.engines.choice import auto_rule, vllm_installed
+    from reval_core.learning.precision import default_precision
 
     packages = (
         "prefect",
@@ -84,6 +85,7 @@ def show_doctor(config: Path | None, as_json: bool) -> None:
         **{name: _version(name) for name in packages},
         "devices": devices or ["cpu"],
         "threads": torch.get_num_threads(),
+        "learner.precision": f"auto is {default_precision()} here",
         "engines": {
             "transformers": "can run",
             "vllm": "can run"

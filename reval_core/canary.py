@@ -18,6 +18,15 @@ _TEMPERATURES = (1.0, 0.6, 0.7, 0.8, 0.9, 1.2, 1.5)
 
 _FIRST_TOKENS = 2
 
+_LEAST_TOKENS = 32
+"""With fewer the standard error of a lag is itself a guess."""
+
+_LARGEST_ERROR = 0.1
+"""A lag is known where 1 is so certainly more than 1/2 that `Lag.stale` would say so."""
+
+_SURE = 3.0
+"""Standard errors."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -41,13 +50,54 @@ def token_gap(by_trainer: Tensor, by_engine: Tensor, mask: Tensor) -> Tensor:
     return (by_trainer - by_engine).abs().nan_to_num(nan=torch.inf, posinf=torch.inf).masked_fill(~mask, 0.0)
 
 
-def token_kl(by_trainer: Tensor, by_engine: Tensor, mask: Tensor) -> Tensor:
-    """An estimate of KL(engine ‖ trainer) at each token [B, H], from the engine's own sample: e^d − 1 − d ≥ 0.
+def token_kl(other: Tensor, sampled: Tensor, mask: Tensor) -> Tensor:
+    """An estimate of KL(sampled ‖ other) at each token [B, H] of a sample of the former: e^d − 1 − d ≥ 0.
 
-    d = log π by the trainer − by the engine. Its mean is that of −d, and it is never negative (Schulman's k3).
+    `other` and `sampled` are log π of the tokens, and d = other − sampled. Its mean is that of −d, and it is never
+    negative (Schulman's k3; −d is his k1).
     """
-    difference = (by_trainer - by_engine).masked_fill(~mask, 0.0)
+    difference = (other - sampled).masked_fill(~mask, 0.0)
     return (difference.expm1() - difference).nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
+@dataclass(frozen=True)
+class Lag:
+    """By how many rounds an engine's weights are behind the trainer's: 0 is in step, 1 is one round stale."""
+
+    slope: float
+    """Of what the last round changed in the trainer's log-probs, the share that the engine lacks."""
+    error: float
+    """Its standard error."""
+    tokens: int
+
+    @property
+    def stale(self) -> bool:
+        """Whether the engine is surely nearer the policy of the round before than the one that it should have."""
+        return self.slope - _SURE * self.error > 0.5
+
+
+def engine_lag(by_engine: np.ndarray, now: np.ndarray, before: np.ndarray) -> Lag | None:
+    """The slope of `by_engine` − `now` on `before` − `now` over tokens, [N] each, by least squares.
+
+    They are log π of the same tokens by the engine, by the trainer, and by the trainer's policy of the round
+    before, all at one temperature. The standard error is HC3's (MacKinnon and White 1985), since tokens that moved
+    far are noisier. None where the slope could not tell 0 from 1: the policy moved less than the noise, there are
+    too few tokens, or a figure is no number.
+
+    The trainer's own rounding is in both differences, so where it moved no more than that the slope tends to 1/2,
+    from below for an engine in step and from above for a stale one.
+    """
+    apart, moved = (np.asarray(one, np.float64) - np.asarray(now, np.float64) for one in (by_engine, before))
+    tokens = len(apart)
+    if tokens < _LEAST_TOKENS or not np.isfinite([apart, moved]).all():
+        return None
+    apart, moved = apart - apart.mean(), moved - moved.mean()
+    spread = moved @ moved
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = moved @ apart / spread
+        left = (apart - slope * moved) / (1 - 1 / tokens - moved**2 / spread)
+        error = np.sqrt(np.square(moved * left).sum()) / spread
+    return Lag(float(slope), float(error), tokens) if error <= _LARGEST_ERROR else None
 
 
 def likely_cause(

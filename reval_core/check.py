@@ -18,7 +18,7 @@ from reval_core.errors import Damaged, InputError
 from reval_core.facts import Manifest
 from reval_core.inspection import damaged_checkpoints, inspect, note_checkpoints
 from reval_core.machine import fix_machine
-from reval_core.replay import learn, recorded_policy, replay
+from reval_core.replay import has_recorded_weights, learn, recorded_policy, repeats_bits, replay
 from reval_core.run_folder import RunFolder
 from reval_core.store import Store, sql_views, stages_held, tables_differing
 
@@ -158,30 +158,34 @@ def _replay(folder: RunFolder, config: Config, tick: Callable[[int, int], None])
     if saved[-2] < folder.pruned_at():
         return Finding("replay", "left out: the run was pruned, and the tokens that were drawn are gone")
     try:
-        newest = _replayed(folder, config, saved[-1], tick)
+        newest, exact = _replayed(folder, config, saved[-1], tick)
     except Damaged as error:
         return Finding("replay", f"from round {saved[-2]} on", [str(error)])
-    return Finding("replay", f"rounds {saved[-2]} to {newest}: the weights of checkpoint {saved[-1]} to the bit")
+    found = "to the bit" if exact else "were not repeated to the bit, as kernels of a GPU may"
+    return Finding("replay", f"rounds {saved[-2]} to {newest}: the weights of checkpoint {saved[-1]} {found}")
 
 
-def _replayed(folder: RunFolder, config: Config, round: int, tick: Callable[[int, int], None]) -> int:
-    """The last round that could be replayed. Raises Damaged, naming it, at the first that comes out different.
+def _replayed(folder: RunFolder, config: Config, round: int, tick: Callable[[int, int], None]) -> tuple[int, bool]:
+    """The last round that could be replayed, and whether all weights came out to the bit.
 
-    `round` is the newest checkpoint's.
+    `round` is the newest checkpoint's. Raises Damaged, naming it, at the first round that comes out different; on a
+    GPU only the names of policies have to be the same.
     """
     policy = recorded_policy(folder, round)
     if policy is None:
         raise Damaged(f"{folder.checkpoint(round)}: no round of this run made it")
     draws = DrawReader(folder)
     learner = replay(folder, config, draws, policy, before=round - 1, tick=tick)
-    if learner.content() != checkpoint_state(folder.checkpoint(round))["content"]:
+    exact = learner.content() == checkpoint_state(folder.checkpoint(round))["content"]
+    if not exact and repeats_bits():
         raise Damaged(f"{folder.checkpoint(round)}: replaying the draws gives other weights")
     while (following := recorded_policy(folder, round + 1)) is not None:
         learn(learner, draws.read(following.round))
         if learner.policy != following.identity:
             raise Damaged(f"{folder.path}: replaying the draws of round {following.round} gives another policy")
         round = following.round
-    return round
+        exact = has_recorded_weights(folder, learner, round) and exact
+    return round, exact
 
 
 def _last_round(manifests: Sequence[Manifest], stage: str) -> int:

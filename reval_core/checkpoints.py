@@ -178,7 +178,7 @@ def _save_policy(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToke
 def _optimizer_tensors(learner: Learner) -> dict[str, Tensor]:
     names = {parameter: name for name, parameter in learner.trained().items()}
     return {
-        f"{names[parameter]}/{key}": value.detach().clone().contiguous()
+        f"{names[parameter]}/{key}": value.detach().cpu().contiguous()  # a GPU has no room for them twice
         for parameter, state in learner.optimizer.state.items()
         for key, value in state.items()
         if isinstance(value, torch.Tensor)

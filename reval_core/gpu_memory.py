@@ -8,19 +8,30 @@ feed-forward width F, a vocabulary of W tokens and micro-batches of n places (`l
     moments      8 T            AdamW's two, from the first update on
     gradients    4 T            while learning; in float32 with several GPUs as much again, for what they exchange
     a layer      n (16 d + 8 A + 8 F) in bfloat16, n (24 d + 16 A + 16 F) in float32: what its backward pass needs
-    activations  L layers; with checkpointing e n d L and the one layer that is made again
+    activations  L layers; with checkpointing e n d L and then the one layer that is made again
+    passing      2 e n F        gradients on their way through a layer
     head         n (2048 · 6 + 12 d) + e W d   a slice of logits, its gradient, hidden states, the head's gradient
     keys, values 2 L G e a token; e bytes is a number in the precision that computes
 
-A layer's figure counts what torch keeps of Llama's and Qwen's layers under an attention that makes no [n, n] matrix
-(sdpa, flash). An update's largest micro-batch is taken as full. benchmarks/memory.py compares with measurements.
+A layer's figure counts what torch keeps of Llama's and Qwen's layers under an attention that makes no [n, n]
+matrix (sdpa, flash). The backward pass comes to the head first and then to the layers, when of the head only its
+gradient is left, and that only where the head is the embedding; the larger of the two counts. An update's largest
+micro-batch is taken as full. The reference stays in the CPU's memory and is on the GPU while it scores. A warm
+start, a reference reset and the measurement of noise need less than an update. What torch keeps of freed memory is
+given back before vLLM wakes.
+benchmarks/memory.py compares with measurements.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
+import torch
+
+from reval_core import processes
 from reval_core.config import Config, Model, Rollouts, TransformersEngine, VllmEngine, VllmServerEngine
+from reval_core.engines.choice import choose
 from reval_core.head import SLICE
 from reval_core.models import architecture, count_parameters
 
@@ -34,6 +45,19 @@ ENGINE_WORK = 2_000_000_000
 
 PROMPT = 1024
 """The tokens of a prompt where `engine.max_model_len` does not say: assumed."""
+
+
+_TIGHT = 0.9
+"""The share of a GPU above which an error of the estimate may matter, above all in what is assumed."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU, with its memory and what of that nobody uses, in bytes."""
+
+    name: str
+    total: int
+    free: int
 
 
 @dataclass(frozen=True)
@@ -60,7 +84,7 @@ class Sizes:
         """The sizes of a model, by its config alone. Raises InputError if there is none."""
         numbers = architecture(model)
         parameters, trained = count_parameters(model)
-        heads = numbers.num_attention_heads
+        heads = getattr(numbers, "num_attention_heads", None) or 1
         head = getattr(numbers, "head_dim", None) or numbers.hidden_size // heads
         return cls(
             parameters=parameters,
@@ -69,7 +93,7 @@ class Sizes:
             width=numbers.hidden_size,
             attention=heads * head,
             keys=(getattr(numbers, "num_key_value_heads", None) or heads) * head,
-            feed_forward=numbers.intermediate_size,
+            feed_forward=getattr(numbers, "intermediate_size", None) or 4 * numbers.hidden_size,
             vocabulary=numbers.vocab_size,
             tied=bool(numbers.tie_word_embeddings),
             context=getattr(numbers, "max_position_embeddings", None),
@@ -94,6 +118,10 @@ class StageMemory:
         """All parts."""
         return sum(self.parts.values())
 
+    def fits(self, gpu_bytes: float) -> bool:
+        """Whether a GPU has room for it; vLLM needs some for keys and values as well."""
+        return self.total <= gpu_bytes and self.parts.get("cache") != 0
+
 
 def stage_memory(config: Config, sizes: Sizes, gpus: int, gpu_bytes: int) -> list[StageMemory]:
     """The peak of each stage on the first of so many GPUs of `gpu_bytes` each."""
@@ -103,27 +131,77 @@ def stage_memory(config: Config, sizes: Sizes, gpus: int, gpu_bytes: int) -> lis
         "copy": HALF * sizes.parameters if half else 0,
         "moments": 2 * FLOAT * sizes.trained,
     }
-    other = CONTEXT * (2 if config.engine.kind in ("vllm", "auto") else 1)
-    standing |= {"other": other}
+    standing["other"] = CONTEXT * (2 if config.engine.kind in ("vllm", "auto") else 1)
+    engine = _vllm(config)
+    if engine is not None and not engine.sleep:
+        standing |= _vllm_parts(engine, sizes, gpu_bytes)
     learning = _learning(config, sizes, gpus, standing)
     scoring = _scoring(config, sizes, standing)
-    saving = StageMemory(
-        "checkpoint",
-        # reval_core.checkpoints copies the moments where they are before it writes them.
-        {**standing, "moments": 2 * standing["moments"]},
-        f"a checkpoint copies AdamW's moments on the GPU: {_smaller(config, sizes)}",
-    )
-    if not isinstance(config.rollouts, Rollouts):
-        return [scoring, learning, saving]
-    kept = max(one.total for one in (learning, scoring, saving)) - sum(standing.values())
-    generating = _generating(config, sizes, gpu_bytes, standing, kept)
-    return [
-        StageMemory("rollouts", *generating),
-        scoring,
-        learning,
-        StageMemory("evaluation", *generating),
-        saving,
-    ]
+    saving = StageMemory("checkpoint", standing, _smaller(config, sizes))
+    stages = [scoring, learning, saving]
+    if isinstance(config.rollouts, Rollouts):
+        own, evaluated = config.generation.batch, config.evaluation.batch or config.generation.batch
+        rollouts = _generating("rollouts", own, config, sizes, gpu_bytes, standing)
+        evaluation = _generating("evaluation", evaluated, config, sizes, gpu_bytes, standing)
+        stages = [rollouts, scoring, learning, evaluation, saving]
+    if 0 < gpu_bytes < saving.total:  # no setting of a stage of its own helps then
+        return [replace(one, remedy=saving.remedy) for one in stages]
+    return stages
+
+
+def card() -> Card | None:
+    """The GPU that a run on this machine uses, or None."""
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return Card(torch.cuda.get_device_name(), total, free)
+
+
+def run_memory(config: Config, card: Card | None) -> list[StageMemory]:
+    """The peak of each stage on this machine. Raises InputError if the model is not here."""
+    if config.engine.kind == "auto" and choose(config.model, config.engine).kind == "transformers":
+        config = config.model_copy(update={"engine": TransformersEngine()})
+    return stage_memory(config, Sizes.of(config.model), processes.count(), card.total if card else 0)
+
+
+def memory_advice(config: Config, stage: str) -> str:
+    """The settings that a stage of a run needs less memory with; empty for one that does not run the model."""
+    if stage == "warm_start" and config.model.warm_start is not None:
+        return "lower model.warm_start.batch"
+    alike = {"warm_start": "checkpoint", "reference_reset": "consistency", "residual_evaluation": "consistency"}
+    found = {one.stage: one.remedy for one in run_memory(config, card())}
+    return found.get(alike.get(stage, stage), "")
+
+
+def overflows(stages: Sequence[StageMemory], card: Card) -> list[str]:
+    """A line for each stage that does not fit a GPU, the largest stage first."""
+    return [_overflow(one, card) for one in _largest_first(stages) if not one.fits(card.total)]
+
+
+def tight_fit(stages: Sequence[StageMemory], card: Card) -> list[str]:
+    """A line, if the largest stage may not fit after all: by an error of the estimate, or for what else runs."""
+    largest = _largest_first(stages)[0]
+    needs = f"{largest.stage} needs about {_gigabytes(largest.total)} GB"
+    if largest.total > card.free:
+        return [f"{needs} and {_gigabytes(card.free)} GB of the GPU are free; close what else uses it"]
+    if largest.total > _TIGHT * card.total:
+        return [f"{needs} of the GPU's {_gigabytes(card.total)} GB, which is close; if it fails: {largest.remedy}"]
+    return []
+
+
+def _largest_first(stages: Sequence[StageMemory]) -> list[StageMemory]:
+    return sorted(stages, key=lambda one: -one.total)
+
+
+def _overflow(stage: StageMemory, card: Card) -> str:
+    if stage.total <= card.total:
+        return f"{stage.stage} has no room on the GPU for vLLM's keys and values; {stage.remedy}"
+    needs = f"{stage.stage} needs about {_gigabytes(stage.total)} GB of GPU memory"
+    return f"{needs} and there are {_gigabytes(card.total)}; {stage.remedy}"
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.1f}"
 
 
 def responses_at_once(config: Config, sizes: Sizes, gpu_bytes: int) -> tuple[int, int] | None:
@@ -136,7 +214,8 @@ def responses_at_once(config: Config, sizes: Sizes, gpu_bytes: int) -> tuple[int
         return None
     length = engine.max_model_len or _longest(config.rollouts, sizes)
     token = sizes.cache_a_token(_engine_bytes(engine)) // engine.tensor_parallel_size
-    return min(engine.max_num_seqs, max(0, _vllm_cache(engine, sizes, gpu_bytes)) // (token * length)), length
+    at_most = engine.max_num_seqs or _vllm_sequences(gpu_bytes)
+    return min(at_most, max(0, _vllm_cache(engine, sizes, gpu_bytes)) // (token * length)), length
 
 
 def layer_bytes(config: Config, sizes: Sizes) -> int:
@@ -147,20 +226,30 @@ def layer_bytes(config: Config, sizes: Sizes) -> int:
 
 
 def _learning(config: Config, sizes: Sizes, gpus: int, standing: dict[str, int]) -> StageMemory:
-    learner, layer = config.learner, layer_bytes(config, sizes)
-    boundaries = _number(config) * learner.micro_batch_tokens * sizes.width * sizes.layers
-    gradients = FLOAT * sizes.trained
+    learner, gradients = config.learner, FLOAT * sizes.trained
+    activations, head = max(_backward(config, sizes), key=sum)
     parts = {
         **standing,
         "gradients": gradients if gpus == 1 or _half(config) else 2 * gradients,
-        "activations": boundaries + layer if learner.gradient_checkpointing else sizes.layers * layer,
-        "head": _head(config, sizes, backward=True),
+        "activations": activations,
+        "head": head,
     }
     remedies = [] if learner.gradient_checkpointing else ["set learner.gradient_checkpointing: true"]
     if learner.micro_batch_tokens > 8192:
         remedies.append("lower learner.micro_batch_tokens")
     remedies.append(_smaller(config, sizes))
     return StageMemory("learning", parts, ", or ".join(remedies))
+
+
+def _backward(config: Config, sizes: Sizes) -> list[tuple[int, int]]:
+    """What the backward pass holds of activations and of the head: when it is at the head, and when at a layer."""
+    learner, layer, number = config.learner, layer_bytes(config, sizes), _number(config)
+    boundaries = number * learner.micro_batch_tokens * sizes.width * sizes.layers
+    kept = boundaries if learner.gradient_checkpointing else sizes.layers * layer
+    made_again = layer if learner.gradient_checkpointing else 0
+    passing = 2 * number * learner.micro_batch_tokens * sizes.feed_forward
+    head_gradient = _head_gradient(config, sizes) if sizes.tied else 0
+    return [(kept, _head(config, sizes, backward=True)), (kept + made_again + passing, head_gradient)]
 
 
 def _scoring(config: Config, sizes: Sizes, standing: dict[str, int]) -> StageMemory:
@@ -175,23 +264,42 @@ def _scoring(config: Config, sizes: Sizes, standing: dict[str, int]) -> StageMem
 
 
 def _generating(
-    config: Config, sizes: Sizes, gpu_bytes: int, standing: dict[str, int], kept: int
-) -> tuple[dict[str, int], str]:
-    """What generation holds, and the setting that helps. `kept` is what torch has freed and not given back."""
+    stage: str, batch: int, config: Config, sizes: Sizes, gpu_bytes: int, standing: dict[str, int]
+) -> StageMemory:
+    """What generation holds. transformers generates `batch` responses together."""
     parts, engine = {**standing}, config.engine
     if isinstance(engine, VllmServerEngine):
-        return parts, _smaller(config, sizes)
+        return StageMemory(stage, parts, _smaller(config, sizes))
     if isinstance(engine, TransformersEngine):
         length = _longest(config.generation, sizes)
-        parts["cache"] = config.generation.batch * length * sizes.cache_a_token(_number(config))
-        return parts, "lower rollouts.prompts_per_shard, or take engine.kind: vllm"
+        parts["cache"] = batch * length * sizes.cache_a_token(_number(config))
+        setting = "rollouts.prompts_per_shard" if stage == "rollouts" else "evaluation.batch"
+        return StageMemory(stage, parts, f"lower {setting}, or take engine.kind: vllm")
     vllm = engine if isinstance(engine, VllmEngine) else VllmEngine(kind="vllm")
-    weights = _engine_weights(vllm, sizes)
-    parts |= {"freed": kept, "engine": weights + ENGINE_WORK, "cache": _vllm_cache(vllm, sizes, gpu_bytes)}
-    if parts["cache"] <= 0:
-        return parts | {"cache": 0}, "raise engine.gpu_memory_utilization: its share does not hold the weights"
-    lower = "engine.gpu_memory_utilization" if vllm.kv_cache_gib is None else "engine.kv_cache_gib"
-    return parts, f"lower {lower} or learner.micro_batch_tokens, or take engine.kind: vllm-server on other GPUs"
+    parts |= _vllm_parts(vllm, sizes, gpu_bytes)
+    if not parts["cache"]:
+        remedy = "raise engine.gpu_memory_utilization: its share does not hold the weights"
+    else:
+        lower = "engine.gpu_memory_utilization" if vllm.kv_cache_gib is None else "engine.kv_cache_gib"
+        remedy = f"lower {lower}, or take engine.kind: vllm-server on other GPUs"
+    return StageMemory(stage, parts, remedy)
+
+
+def _vllm(config: Config) -> VllmEngine | None:
+    return config.engine if isinstance(config.engine, VllmEngine) else None
+
+
+def _vllm_parts(engine: VllmEngine, sizes: Sizes, gpu_bytes: int) -> dict[str, int]:
+    """What vLLM holds while it is awake."""
+    return {
+        "engine": _engine_weights(engine, sizes) + ENGINE_WORK,
+        "cache": max(0, _vllm_cache(engine, sizes, gpu_bytes)),
+    }
+
+
+def _vllm_sequences(gpu_bytes: int) -> int:
+    """vLLM 0.32's own `max_num_seqs` (its engine/arg_utils.py), which is 256 on any A100."""
+    return 1024 if gpu_bytes >= 70 * 2**30 else 256
 
 
 def _vllm_cache(engine: VllmEngine, sizes: Sizes, gpu_bytes: int) -> int:
@@ -221,8 +329,12 @@ def _head(config: Config, sizes: Sizes, backward: bool) -> int:
     if not backward:
         return forward
     more = places * (min(SLICE, sizes.vocabulary) * HALF + 8 * sizes.width)
+    return forward + more + _head_gradient(config, sizes)
+
+
+def _head_gradient(config: Config, sizes: Sizes) -> int:
     trained = config.model.lora is None  # adapters leave the head alone
-    return forward + more + (_number(config) * sizes.vocabulary * sizes.width if trained else 0)
+    return _number(config) * sizes.vocabulary * sizes.width if trained else 0
 
 
 def _number(config: Config) -> int:
@@ -230,7 +342,7 @@ def _number(config: Config) -> int:
 
 
 def _half(config: Config) -> bool:
-    return config.learner.precision == "bfloat16"
+    return config.learner.precision != "float32"  # on a GPU, auto is bfloat16
 
 
 def _smaller(config: Config, sizes: Sizes) -> str:

@@ -33,8 +33,12 @@ from reval_core.batches import Rows, collate, micro_batches, pad_rows
 from reval_core.errors import InputError
 from reval_core.files import digest
 from reval_core.guards import Guard
+from reval_core.learning.checksum import weights_checksum
 from reval_core.learning.copy import LowPrecisionCopy
+from reval_core.learning.deterministic import announce_deterministic, deterministic_kernels
 from reval_core.learning.noise import LEAST, Noise, is_noise, within_noise
+from reval_core.learning.precision import settled_learner
+from reval_core.learning.snapshot import Snapshot
 from reval_core.models import checkpointed_layers, model_identity, policy_digest
 from reval_core.objectives import Inputs, Outputs, make_objective, objective_identity
 from reval_core.scoring import Scorer, Scores
@@ -124,9 +128,14 @@ class Learner:
 
         seed: of the thresholds that the copy is rounded by; the same for all policies that are compared.
         """
+        settings = settled_learner(settings)
+        if settings.deterministic:
+            announce_deterministic()
         self.model = model
         self.policy: str | None = policy
         """The identity of the weights, or None while updates are under way."""
+        self.before: Snapshot | None = None
+        """The weights before the last call of `learn`, if it was to keep them."""
         self.updates_done = 0
         self.guard = Guard(settings.spike_limit)
         self._settings = settings
@@ -171,19 +180,24 @@ class Learner:
         """The identity of the policy that these draws make of `policy`."""
         return digest(policy, [drawn.identity for drawn in draws], self._identity)
 
-    def learn(self, draws: Iterable[Drawn], tick: Tick = lambda done, total: None) -> list[Update]:
+    def learn(
+        self, draws: Iterable[Drawn], tick: Tick = lambda done, total: None, keep_before: bool = False
+    ) -> list[Update]:
         """Take one step for each draw, in order; afterwards `policy` names the result.
 
-        `tick` is told how many of how many updates are done. An interruption leaves `policy` None: the weights
-        have no name then and must be rebuilt.
+        `tick` is told how many of how many updates are done. `keep_before` leaves the weights from before them in
+        `before`, in the CPU's memory. An interruption leaves `policy` None: the weights have no name then and must
+        be rebuilt.
         Raises RunStopped, naming trajectories, if a loss or the gradient is not finite or is a spike.
         """
         assert self.policy is not None, "weights without a name cannot be trained further"
         batches = list(draws)
         after = self.next_policy(self.policy, batches)
         self.policy = None
+        self.before = None  # not two at once
+        self.before = Snapshot(self.model) if keep_before else None
         updates = []
-        with self.as_in_updates():
+        with self.as_in_updates(), deterministic_kernels() if self._settings.deterministic else nullcontext():
             for drawn in batches:
                 updates.append(self._update(drawn))
                 tick(len(updates), len(batches))
@@ -243,10 +257,26 @@ class Learner:
         with self._copy.replaced_by_masters() if self._copy else nullcontext():
             yield self.model
 
+    @contextmanager
+    def as_before(self) -> Iterator[PreTrainedModel]:
+        """The model with the weights in `before`, to score with, for as long as the context lasts.
+
+        An interruption leaves `policy` None, as one of `learn` does.
+        """
+        assert self.before is not None, "learn() was not told to keep the weights from before"
+        policy, self.policy = self.policy, None
+        with self.before.swapped_in(self.model):
+            yield self.model
+        self.policy = policy
+
     def content(self) -> str:
         """The digest of the float32 weights."""
         with self.masters() as model:
             return policy_digest(model)
+
+    def checksum(self) -> str:
+        """The checksum of the float32 weights that are trained, added up where they lie."""
+        return weights_checksum({name: one for name, one in self.trained().items() if one.requires_grad})
 
     def trained(self) -> Mapping[str, Tensor]:
         """What the optimizer holds, by the names of the model's parameters."""

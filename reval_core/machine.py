@@ -16,6 +16,7 @@ from reval_core.errors import Damaged, InputError
 from reval_core.facts import SCHEMA_VERSION
 from reval_core.files import publish_sealed, read_sealed
 from reval_core.learner import LEARNER_VERSION
+from reval_core.learning.deterministic import announce_deterministic
 from reval_core.run_folder import RunFolder
 from reval_core.verification import VERIFIER_VERSION
 
@@ -30,6 +31,8 @@ def fix_machine(folder: RunFolder, config: Config) -> dict[str, Any]:
 
     Raises InputError, naming what differs, if the run cannot go on here.
     """
+    if config.learner.deterministic:
+        announce_deterministic()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     here = _describe(config)

@@ -79,6 +79,14 @@ def dismiss() -> None:
 
 def follow(folder: RunFolder, run: Config) -> None:
     """Do as the first process tells, until it is done."""
+    from reval_core.gpu_memory import memory_advice
+    from reval_core.stages.memory import explained_memory
+
+    with explained_memory("learning", lambda: memory_advice(run, "learning")):
+        _follow(folder, run)
+
+
+def _follow(folder: RunFolder, run: Config) -> None:
     import torch
 
     from reval_core.beta import with_beta

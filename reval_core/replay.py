@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from reval_core.facts import Manifest
 from reval_core.inspection import note_checkpoints
 from reval_core.learner import Drawn, Learner, Tick, Update
 from reval_core.run_folder import RunFolder
+
+log = logging.getLogger("reval")
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,12 @@ def replay(
     policy: Policy,
     before: int | None = None,
     tick: Callable[[int, int], None] = lambda done, total: None,
+    keep_before: bool = False,
 ) -> Learner:
     """The learner holding the weights of `policy`, in all processes of the run.
 
     It starts from the newest checkpoint up to `policy`, or of a round up to `before`. `tick` is told of rounds.
+    With `keep_before` the learner keeps the weights of the round before `policy`, if it passes through them.
     Raises Damaged if a file that it needs is not what was recorded, or another policy comes out.
     """
     last = policy.round if before is None else before
@@ -79,18 +84,49 @@ def replay(
         note_checkpoints(folder, [first])
         raise Damaged(f"{error}; reval resume makes it again") from error
     for number in range(first + 1, policy.round + 1):
-        learn(learner, draws.read(number))
+        learn(learner, draws.read(number), keep_before=keep_before and number == policy.round)
         tick(number - first, policy.round - first)
     if learner.policy != policy.identity:
         raise Damaged(
             f"{checkpoint}: replaying the draws after it gives another policy than round {policy.round} recorded; "
             "the versions or the number of threads differ, or a file was changed"
         )
+    has_recorded_weights(folder, learner, policy.round)
     return learner
 
 
-def learn(learner: Learner, draws: list[Drawn], tick: Tick = lambda done, total: None) -> list[Update]:
-    """Let the learner learn, in all processes of the run."""
+def has_recorded_weights(folder: RunFolder, learner: Learner, round: int) -> bool:
+    """Whether a policy that was made again has the weights that were recorded after `round`.
+
+    Raises Damaged if it has others, on a CPU. A GPU may add in another order, so there it is a warning.
+    """
+    learned = folder.manifest("learning", round)
+    recorded = None if learned is None else learned.info.get("weights")  # older runs have none
+    if recorded is None or learner.checksum() == recorded:
+        return True
+    if repeats_bits():
+        raise Damaged(
+            f"{folder.path}: learning from its draws again gives other weights than round {round} recorded; "
+            "resume it on a processor of the kind that it began on, or start a new run"
+        )
+    log.warning(
+        "%s: learning from its draws again gives other weights than round %s recorded, as kernels of a GPU may "
+        "(see learner.deterministic); the run resumes from these",
+        folder.path,
+        round,
+    )
+    return False
+
+
+def repeats_bits() -> bool:
+    """Whether learning gives the same bits every time on this machine. A GPU promises that of some kernels only."""
+    return not torch.cuda.is_available()
+
+
+def learn(
+    learner: Learner, draws: list[Drawn], tick: Tick = lambda done, total: None, keep_before: bool = False
+) -> list[Update]:
+    """Let the learner learn, in all processes of the run; this one keeps the weights from before if it is to."""
     processes.tell("learn", draws)
     with processes.together():
-        return learner.learn(draws, tick)
+        return learner.learn(draws, tick, keep_before)

@@ -66,20 +66,21 @@ def rewards(outcome: np.ndarray, groups: Sequence[str], settings: Reward) -> np.
 def advantages(outcome: np.ndarray, groups: Sequence[str]) -> np.ndarray:
     """(r − mean) / (deviation + 1e-6) within each group [B]; NaN where the outcome is.
 
-    A group of one has mean 0 and deviation 1, as in verl: its advantage is the outcome itself.
+    A group of which one response was asked for has mean 0 and deviation 1, as in verl: its advantage is the outcome
+    itself. Where more were asked for and only one was judged, there is nothing to compare it with, and it is 0.
     """
-    mean, deviation, size = _group_statistics(outcome, groups)
+    mean, deviation, asked = _group_statistics(outcome, groups)
     normalised = (outcome - mean) / (deviation + _EPSILON)
-    return np.where(size == 1, outcome, normalised)
+    return np.where(asked == 1, outcome, normalised)
 
 
 def _group_statistics(outcome: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The mean, the deviation (n − 1) and the size of each response's group, NaN left out. [B] each."""
+    """Of each response's group, the mean and the deviation (n − 1) without NaN, and the size with it. [B] each."""
     names, group = np.unique(np.array(groups), return_inverse=True)
     judged = ~np.isnan(outcome)
     values = np.where(judged, outcome, 0.0)
-    size = np.bincount(group, judged, len(names))
-    mean = np.bincount(group, values, len(names)) / np.maximum(size, 1)
+    known = np.bincount(group, judged, len(names))
+    mean = np.bincount(group, values, len(names)) / np.maximum(known, 1)
     squares = np.bincount(group, judged * (values - mean[group]) ** 2, len(names))
-    deviation = np.sqrt(squares / np.maximum(size - 1, 1))
-    return mean[group], deviation[group], size[group]
+    deviation = np.sqrt(squares / np.maximum(known - 1, 1))
+    return mean[group], deviation[group], np.bincount(group, minlength=len(names))[group]

@@ -192,17 +192,18 @@ class RunFolder:
             reaches_target(one, config) and self.manifest("recording", one.round) is not None for one in evaluations
         )
 
-    def check(self, config: Config) -> None:
-        """Raise InputError if another config made this folder, or its config can no longer be read.
+    def check(self, config: Config) -> Config:
+        """The config, with what the run has settled in place of `learner.precision: auto`.
 
-        Only `rounds` may change, since a run can be made longer, and how an engine is run, but not which one.
+        Raises InputError if another config made this folder, or its config can no longer be read. Only `rounds` may
+        change, since a run can be made longer, `memory_check`, and how an engine is run, but not which one.
         """
         self.check_place()
         check_entries(self.path)
         if self.protocol.exists():
             raise InputError(f"{self.path}: holds an evaluation; give another --run-dir")
         if not self.config.exists():
-            return
+            return config
         try:
             found = read_section(self.config)
         except InputError as error:
@@ -215,12 +216,14 @@ class RunFolder:
                 f"{self.config}: rounds: {recorded} rounds are on record, and a run can be made longer but not "
                 f"shorter; set rounds to {recorded + 1} or more, or start a new run"
             )
+        config = _with_recorded_precision(config, found)
         differing = [name for name in _differences(found, config.model_dump(mode="json")) if not _may_change(name)]
         if differing:
             raise InputError(
                 f"{self.config}: made by another config ({', '.join(differing[:5])} differ); "
                 "give another --run-dir, or the config that made it"
             )
+        return config
 
     def check_place(self) -> None:
         """Raise InputError if nothing can be made here, or something stands here that reval did not make."""
@@ -228,7 +231,7 @@ class RunFolder:
 
     def open(self, config: Config) -> None:
         """Make the folder this config's. Raises InputError if another config made it."""
-        self.check(config)
+        config = self.check(config)
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         publish_file(self.config, lambda partial: partial.write_text(text, encoding="utf-8"))
 
@@ -323,7 +326,17 @@ def wall_seconds(folder: RunFolder) -> float:
 
 
 def _may_change(name: str) -> bool:
-    return name == "rounds" or (name.startswith("engine.") and name not in ("engine.kind", "engine.dtype"))
+    return name in ("rounds", "memory_check") or (
+        name.startswith("engine.") and name not in ("engine.kind", "engine.dtype")
+    )
+
+
+def _with_recorded_precision(config: Config, found: dict[str, Any]) -> Config:
+    learner = found.get("learner")
+    recorded = learner.get("precision") if isinstance(learner, dict) else None
+    if config.learner.precision != "auto" or recorded not in ("float32", "bfloat16"):
+        return config
+    return config.model_copy(update={"learner": config.learner.model_copy(update={"precision": recorded})})
 
 
 def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,10 +23,12 @@ from reval_core.engines.choice import make_engine
 from reval_core.errors import Damaged, RevalError, RunStopped
 from reval_core.facts import Manifest
 from reval_core.files import check_folder, remove_folder
+from reval_core.gpu_memory import memory_advice
 from reval_core.inspection import clear
 from reval_core.learner import Learner
 from reval_core.learning.average import drop_averages, make_average
 from reval_core.learning.copy import round_weights
+from reval_core.learning.precision import with_precision
 from reval_core.machine import fix_machine
 from reval_core.models import load_model, reading_digest, stop_ids, tokenizer_of
 from reval_core.problems import PromptOrder
@@ -95,6 +97,8 @@ class Session:
         """The time that stages of this process took since `other_seconds` was asked for last."""
         self._round_started = time.perf_counter()
         self._learner: Learner | None = None
+        self._reference: tuple[str, PreTrainedModel] | None = None
+        """The reference that was asked for last, by its identity, in memory of the CPU."""
 
     def record_prompts(self, prompts: Prompts) -> None:
         """Write down what problems look like to the model, beside what is known: nothing renders them again."""
@@ -112,8 +116,29 @@ class Session:
         """
         if self._learner is None or self._learner.policy != policy.identity:
             self._learner = None  # before a second model is loaded
-            self._learner = replay(self.folder, self.config, self.draws, policy)
+            self._learner = replay(self.folder, self.config, self.draws, policy, keep_before=self.engine_may_lag)
         return self._learner
+
+    def learner_and_before(self, policy: Policy) -> Learner | None:
+        """As `learner_at`, where `before` holds the policy of the round before `policy`.
+
+        A learner that was loaded from a checkpoint of `policy` is reconstructed from an earlier one. None where
+        that cannot be: of the initial policy, and where the run was pruned after that checkpoint.
+        """
+        saved = (round for round in checkpoint_rounds(self.folder.checkpoints) if round < policy.round)
+        if max(saved, default=-1) < self.folder.pruned_at():
+            return None
+        if self.learner_at(policy).before is None:
+            self._learner = None  # before a second model is loaded
+            self._learner = replay(
+                self.folder, self.config, self.draws, policy, before=policy.round - 1, keep_before=True
+            )
+        return self._learner
+
+    @property
+    def engine_may_lag(self) -> bool:
+        """Whether the engine has weights of its own, which may be others than the learner's."""
+        return self.engine is not None and self.engine.dtype is not None
 
     def generating(self) -> Engine:
         """The engine of a run that has one."""
@@ -155,11 +180,17 @@ class Session:
 
     @contextmanager
     def reference_model(self, reference: Policy) -> Iterator[PreTrainedModel]:
-        """The reference, from its checkpoint, while the context lasts.
+        """The reference, on the device while the context lasts.
 
-        It is a second model, or with LoRA the learner's own with the reference's adapters in it.
+        It is a second model, read from its checkpoint once and then kept in the CPU's memory until another is asked
+        for; or with LoRA the learner's own with the reference's adapters in it.
         """
         folder = self.folder.checkpoint(reference.round)
+        if self._reference is not None and self._reference[0] == reference.identity:
+            with on_device(self._reference[1], self.device) as model:
+                yield model
+            return
+        self._reference = None  # before a second one is loaded
         if reference.averaged:
             folder = self.folder.average(reference.round)
             make_average(self.folder, self.config, reference, self._weights_of, self.tokenizer)
@@ -175,7 +206,9 @@ class Session:
             model = load_model(folder, self.config.model)
             if self.config.learner.precision == "bfloat16":
                 round_weights(model, self.config.seed, self.device)
-            yield model.to(self.device)
+            self._reference = reference.identity, model.cpu()
+            with on_device(model, self.device):
+                yield model
         else:
             assert self._learner is not None, "the reference's adapters go into the learner's model"
             with swapped_adapters(self._learner.model, folder, self.config.seed) as model:
@@ -197,10 +230,16 @@ class Session:
     def take_in(self, manifest: Manifest) -> None:
         """Let the store hold what a stage has published. From the first rollouts on, β is known."""
         self.store.ingest(manifest)
+        if manifest.stage == "reference_reset":
+            self._reference = None
         if manifest.stage == "rollouts":
             known = with_beta(self.config, self.folder)
             if known is not self.config:
                 self.config, self._learner = known, None  # whose objective had no β yet
+
+    def memory_advice(self, stage: str) -> str:
+        """The settings that a stage needs less memory with."""
+        return memory_advice(self.config, stage)
 
     def rewind(self, stage: str, round: int) -> None:
         """Before a stage that is made again: let the store hold only what was published before it.
@@ -267,6 +306,19 @@ class Session:
                 self.attempt.touch()
 
 
+@contextmanager
+def on_device(model: PreTrainedModel, device: torch.device) -> Iterator[PreTrainedModel]:
+    """`model` with its tensors on `device` while the context lasts; what they were before is kept and put back."""
+    kept = {one: one.data for one in chain(model.parameters(), model.buffers())}
+    try:
+        for tensor, data in kept.items():
+            tensor.data = data.to(device)
+        yield model
+    finally:
+        for tensor, data in kept.items():
+            tensor.data = data
+
+
 def make_verifier(verification: Verification, reward: Reward) -> Verifier:
     """What judges responses, by these settings."""
     return Verifier(
@@ -288,6 +340,7 @@ def open_session(folder: RunFolder, config: Config) -> Iterator[Session]:
     Raises InputError if another process holds the folder, or another config or other versions made it.
     """
     with folder.lock(), explained_disk(folder):
+        config = with_precision(folder.check(config))
         folder.open(config)
         machine = fix_machine(folder, config)  # other versions may not even read what is there
         clear(folder, config)

@@ -106,6 +106,30 @@ _CHANGE_REFERENCE = """
     WHERE s.round = $round AND s.reference = $reference AND buffer.trajectory_id = s.trajectory_id
 """
 
+# A view over other views. Ages are grouped by their number of binary digits: 0, 1, 2 to 3, 4 to 7, …
+_OFF_POLICY = """
+    CREATE VIEW off_policy AS
+    WITH drawn AS (
+        SELECT
+            d.round, if(d.staleness = 0, 0, 1 << (length(bin(d.staleness)) - 1))::INTEGER AS age,
+            abs(r.delta)::DOUBLE AS delta_abs, r.writer_log_ratio::DOUBLE AS log_ratio
+        FROM draws d
+        JOIN residuals r USING (round, "update", trajectory_id)
+    ),
+    weighted AS (
+        SELECT *, exp(log_ratio - max(log_ratio) OVER (PARTITION BY round, age)) AS weight
+        FROM drawn
+    )
+    SELECT
+        round, age, count(*)::INTEGER AS draws, avg(delta_abs) AS delta_abs,
+        quantile_cont(log_ratio, 0.05) AS q05, quantile_cont(log_ratio, 0.25) AS q25,
+        quantile_cont(log_ratio, 0.5) AS q50, quantile_cont(log_ratio, 0.75) AS q75,
+        quantile_cont(log_ratio, 0.95) AS q95,
+        sum(weight) ** 2 / (count(weight) * sum(weight ** 2)) AS ess
+    FROM weighted
+    GROUP BY round, age
+    ORDER BY round, age
+"""
 
 _PATIENCE_SECONDS = 30.0
 """How long a run waits for somebody who reads the database."""
@@ -332,7 +356,10 @@ def sql_views(folder: Path, manifests: Iterable[Manifest]) -> duckdb.DuckDBPyCon
 
 
 def _create_views(connection: duckdb.DuckDBPyConnection, folder: Path, listed: Iterable[tuple[str, str]]) -> None:
-    """A view a table over these files, given by table and path. Raises Damaged if one cannot be read."""
+    """A view a table over these files, given by table and path, and `off_policy` over those.
+
+    Raises Damaged if a file cannot be read.
+    """
     paths: dict[str, list[str]] = {table: [] for table in SCHEMAS}
     for table, path in listed:
         paths[table].append(str(folder.absolute() / path))
@@ -341,6 +368,7 @@ def _create_views(connection: duckdb.DuckDBPyConnection, folder: Path, listed: I
             connection.execute(f'CREATE VIEW "{table}" AS {_view(schema, paths[table])}')
         except duckdb.Error as error:
             raise Damaged(f"{folder}: a file of {table} cannot be read ({str(error).splitlines()[0]})") from error
+    connection.execute(_OFF_POLICY)
 
 
 def _view(schema: pa.Schema, paths: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from reval_core.errors import Damaged
@@ -41,7 +42,17 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "stage_seconds": stage_seconds,
         "policy_digest": final.info["content"],
         "policy_chain": final.info["policy"],
+        "rounds_from_other_weights": _resumed_from_others(by_stage["learning"]),
     }
+
+
+def _resumed_from_others(learned: Sequence[Manifest]) -> list[int]:
+    """The rounds that learned from other weights than the round before recorded, as a resumed run on a GPU may."""
+    return [
+        now.round
+        for before, now in pairwise(learned)
+        if now.info.get("weights_before") != before.info.get("weights")
+    ]
 
 
 def _evaluated(evaluations: Sequence[Manifest]) -> dict[str, Any]:

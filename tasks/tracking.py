@@ -19,6 +19,7 @@ from reval_core.config import Config, Tracking
 from reval_core.facts import read_table
 from reval_core.files import publish_json, read_json
 from reval_core.run_folder import RunFolder
+from reval_core.store import sql_views
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -166,6 +167,8 @@ def _metrics(folder: RunFolder, round: int) -> list[Any]:
         row = read_table(folder.path / folder.facts(round, "rounds")).to_pylist()[0]
         seconds = row.pop("ended_at").timestamp()
         row |= _objective_metrics(folder, round)
+        if row["drawn_delta_abs"] is not None:
+            row |= _delta_by_age(folder, round)
     row |= _accuracy_by_set(folder, round)
     milliseconds = int(seconds * 1000)
     return [Metric(name, float(value), milliseconds, round) for name, value in row.items() if value is not None]
@@ -183,6 +186,14 @@ def _objective_metrics(folder: RunFolder, round: int) -> dict[str, float]:
     updates = read_table(folder.path / folder.facts(round, "updates"), ("metrics",))
     rows = [dict(metrics) for metrics in updates.column("metrics").to_pylist()]
     return {f"objective/{name}": sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def _delta_by_age(folder: RunFolder, round: int) -> dict[str, float]:
+    """The mean |Δ| of the round's draws by the age of the trajectory, as in the view `off_policy`."""
+    manifests = [folder.manifest(stage, round) for stage in ("sampling", "learning")]
+    with sql_views(folder.path, [one for one in manifests if one is not None]) as connection:
+        found = connection.sql("SELECT age, delta_abs FROM off_policy").fetchall()
+    return {f"delta_abs_by_age/{age}": delta for age, delta in found}
 
 
 def metric_name(text: str) -> str:

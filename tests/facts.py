@@ -41,7 +41,13 @@ def publish_stages(folder: RunFolder, response: str = "13", with_delta: bool = T
         yield stage("sampling", round, draws=draws)
         updates = [{"round": round, "update": update, "trajectories": 4, "tokens": 8} for update in (1, 2)]
         residuals = [
-            {"round": round, "update": draw["update"], "trajectory_id": draw["trajectory_id"], "delta": -9.5}
+            {
+                "round": round,
+                "update": draw["update"],
+                "trajectory_id": draw["trajectory_id"],
+                "delta": -9.5,
+                "writer_log_ratio": -0.25 * draw["staleness"],
+            }
             for draw in draws
         ]
         yield stage("learning", round, updates=updates, residuals=residuals, policy=f"p{round}", updates_done=2)
@@ -194,6 +200,13 @@ def _round(round: int, with_delta: bool) -> dict[str, Any]:
         "accuracy": 0.25,
         "delta_abs": 3.5 if with_delta else None,
         "kl": 0.25,
+        "log_ratio": 0.25,
+        "kl_k3": 0.125,
         "grad_norm": 10.0**round,
+        **{
+            f"off_policy_q{name}": float(value)
+            for value, name in enumerate(("05", "25", "50", "75", "95"), start=-2)
+        },
+        "off_policy_ess": 0.5,
         **seconds,
     }

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -151,6 +151,8 @@ class Config(Section):
     objective: Objective
     replay: Replay
     learner: Learner
+    memory_check: Literal["refuse", "warn"] = "refuse"
+    """What to do if a stage is estimated to need more memory than the GPU has. May change while a run lasts."""
     reference: Reference = Reference()
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()

@@ -37,8 +37,8 @@ class VllmEngine(EngineSection):
     """What the engine's weights are rounded to, and what it computes in."""
     max_model_len: int | None = Field(None, ge=1)
     """The most tokens of a prompt and its response; the model's own limit if not given."""
-    max_num_seqs: int = Field(256, ge=1)
-    """Responses that are generated side by side."""
+    max_num_seqs: int | None = Field(None, ge=1)
+    """Responses that are generated side by side; vLLM's own choice if not given."""
     gpu_memory_utilization: float = Field(0.4, gt=0, le=1)
     """The share of a GPU's memory that vLLM may take (on a CPU: of the machine's), the KV cache included."""
     kv_cache_gib: float | None = Field(None, gt=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import not_
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -169,12 +170,15 @@ class Learner(Section):
     """Places a forward pass, padding included; it bounds memory and does not change the result."""
     packed: bool = False
     """Lay trajectories end to end, without padding. Worth it with an attention that skips what is masked (GPU)."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """What the policy computes in; bfloat16: a copy of float32 weights. Sums and logits are float32 either way."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the policy computes in; bfloat16: a copy of float32 weights. Sums and logits are float32 either way.
+    `auto` is bfloat16 on a GPU that has it and float32 elsewhere, settled when the run begins."""
     noise: float | None = Field(None, gt=0)
     """The noise of a score, in nats: this · (√tokens + 1), in place of what is measured."""
     gradient_checkpointing: bool = False
     """Keep no activations inside a layer and compute them again: less memory, about a third more time."""
+    deterministic: bool = Field(False, exclude_if=not_)
+    """On a GPU, take kernels that give the same bits every time, which are slower; refuse where there are none."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -65,8 +65,9 @@ class VllmEngine:
     def load(self, model: PreTrainedModel, policy: str) -> None:
         """Take the weights of `model`, unless the engine has those of `policy` already. The first call starts it.
 
-        Raises RunStopped with vLLM's own reason if it cannot start.
+        Raises RunStopped with vLLM's own reason if it cannot start, MemoryError if that is a lack of memory.
         """
+        torch.cuda.empty_cache()  # what torch has freed and kept for itself is no use to vLLM's processes
         self._wake("weights")
         if self._loaded != policy:
             self._loaded = None
@@ -198,9 +199,9 @@ class VllmEngine:
             self.close()
             if not isinstance(error, Exception):
                 raise
-            raise RunStopped(
-                f"the engine vllm cannot start: {_reason(self._log, error)}; all that it printed is in {self._log}"
-            ) from error
+            reason = _reason(self._log, error)
+            kind = MemoryError if "out of memory" in reason else RunStopped
+            raise kind(f"the engine vllm cannot start: {reason}; all that it printed is in {self._log}") from error
 
     @contextmanager
     def _alive(self) -> Iterator[None]:

@@ -123,6 +123,12 @@ class Examination:
         """Tell how far the stage at work is."""
         self.progress(*self.stage_now, done, total)
 
+    def memory_advice(self, stage: str) -> str:
+        """The settings that an evaluation needs less memory with."""
+        if self.engine.name == "vllm":
+            return "lower engine.gpu_memory_utilization"
+        return "lower problems_per_shard or samples"
+
     def take_in(self, manifest: Manifest) -> None:
         """There is no store beside the facts."""
 

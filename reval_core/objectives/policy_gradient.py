@@ -24,7 +24,7 @@ def grpo(
     mean: `sequence` is the mean of l_h over a response's tokens, then over responses, as in GRPO; `token` is the
         mean over all tokens of the update, as in DAPO, where a long response counts for more.
 
-    In a group of one the advantage is the reward itself (mean 0, deviation 1), as in verl.
+    Where one response is asked for, the advantage is the reward itself (mean 0, deviation 1), as in verl.
     Metrics, as shares or means over a response's tokens: `clipped`, `corrected` (c_h at its cap), and `kl`, the
     estimate ρ − 1 − log ρ of KL(π_old ‖ π_θ).
     """

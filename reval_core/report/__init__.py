@@ -15,6 +15,7 @@ from reval_core.files import publish_file
 from reval_core.report.examples import example_answers, recent
 from reval_core.report.figures import GAIN, HELD_OUT, Ask, Run, accuracy, curves, hardest, time_by_stage
 from reval_core.report.fit import fit, fit_in_words, fits
+from reval_core.report.off_policy import off_policy
 from reval_core.report.page import MINUS, Html, duration, folded, number, page, percent, section, statement, tag
 from reval_core.run_folder import RunFolder, wall_seconds
 from reval_core.store import sql_views
@@ -28,6 +29,7 @@ def write_report(folder: RunFolder) -> Path:
         figures = [
             accuracy(run) if run.source == "engine" else fit(run),
             curves(run),
+            off_policy(run),
             time_by_stage(run),
             hardest(run),
             example_answers(folder, ask_recent),

@@ -21,6 +21,9 @@ Values = Sequence[float | None]
 LOG_FROM = 30.0
 """A scale that may be logarithmic is when its largest value is so many times the median."""
 
+_MOST_DECIMALS = 4
+"""Ticks that need more are labelled in powers of ten."""
+
 MANY = 200
 """Lines of more points than this are drawn thinner."""
 
@@ -52,6 +55,8 @@ class Scale:
         scale, unit = (100, "%") if self.percent else (1, "")
         step = scale * (self.ticks[1] - self.ticks[0])
         decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+        if decimals > _MOST_DECIMALS:
+            return f"{scale * tick:.1e}{unit}".replace("-", MINUS) if tick else f"0{unit}"
         return f"{scale * tick:,.{decimals}f}{unit}".replace("-", MINUS)
 
 
@@ -68,6 +73,15 @@ class Series:
     low: Values = ()
     high: Values = ()
     """The ends of each point's interval."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """An area between two lines over the same places."""
+
+    x: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
 
 
 def rounds_scale(last: int, ticks: int = 5) -> Scale:
@@ -108,12 +122,14 @@ def line_chart(
     size: str = "",
     resets: Sequence[int] = (),
     text: Callable[[float], str] | None = None,
+    bands: Sequence[Band] = (),
 ) -> Html:
-    """Lines over rounds. `readings` are the texts shown when the pointer is near a round.
+    """Lines over rounds, before bands. `readings` are the texts shown when the pointer is near a round.
 
     Several lines carry their names and last values (by `text`) at their ends.
     """
-    drawn = [_grid(y), _path("resets", "".join(f"M{_c(x.place(at))} 0V1000" for at in resets))]
+    drawn = [_grid(y), *(_band(one, x, y) for one in bands)]
+    drawn.append(_path("resets", "".join(f"M{_c(x.place(at))} 0V1000" for at in resets)))
     for one in series:
         drawn += _line(one, x, y)
     ends = _ends(series, y, text) if text else []
@@ -226,6 +242,11 @@ def _line(one: Series, x: Scale, y: Scale) -> list[Html]:
     if one.marked or len(known) == 1:
         parts.append(_path(f"dots {one.style}" if one.style != "line" else "dots", dots))
     return parts
+
+
+def _band(one: Band, x: Scale, y: Scale) -> Html:
+    corners = [*zip(one.x, one.low, strict=True), *reversed(list(zip(one.x, one.high, strict=True)))]
+    return _path("band", "M" + "L".join(f"{_c(x.place(at))} {_up(y.place(value))}" for at, value in corners) + "Z")
 
 
 def _ends(series: Sequence[Series], y: Scale, text: Callable[[float], str]) -> list[Html]:

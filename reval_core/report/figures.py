@@ -76,8 +76,9 @@ GAIN = """
 """
 
 _CURVES = """
-    SELECT round, delta_abs, drawn_delta_abs, residual_left, kl, entropy, response_length, truncated, grad_norm,
-           staleness, effective_sample_size
+    SELECT round, delta_abs, drawn_delta_abs, residual_left, coalesce(log_ratio, kl) AS log_ratio, kl_k3, entropy,
+           response_length, truncated, grad_norm, grad_clipped, staleness, effective_sample_size, engine_gap,
+           engine_lag
     FROM rounds
     ORDER BY round
 """
@@ -146,13 +147,17 @@ CURVES = (
     Curve("delta_abs", "Mean |Δ|", "nats"),
     Curve("drawn_delta_abs", "Mean |Δ| of draws", "nats, before each update"),
     Curve("residual_left", "Residual left", "of |r/β|", percent=True),
-    Curve("kl", "KL to the reference", "nats a response"),
+    Curve("log_ratio", "Log-ratio to the reference", "nats per response"),
+    Curve("kl_k3", "KL to the reference", "nats per token, k3"),
     Curve("entropy", "Entropy", "nats a token"),
     Curve("response_length", "Response length", "tokens"),
     Curve("truncated", "Cut off", "of responses", percent=True),
     Curve("grad_norm", "Gradient norm", "before clipping", may_be_log=True),
+    Curve("grad_clipped", "Clipped", "of updates", percent=True),
     Curve("staleness", "Staleness of draws", "rounds"),
     Curve("effective_sample_size", "Effective sample size", "trajectories an update"),
+    Curve("engine_gap", "Engine gap", "nats per token"),
+    Curve("engine_lag", "Engine lag", "0 in step, 1 a round behind"),
 )
 
 
@@ -207,7 +212,7 @@ def accuracy(run: Run) -> Html:
     )
     lead = (
         "The share of sampled answers that are right. Each point belongs to the policy after that round; the bars "
-        "are 95% intervals over problems." + _about_resets(run)
+        "are 95% intervals over problems." + about_resets(run)
     )
     output = tag("output", readings[-1][1])
     caption = tag("figcaption", tag("b", "Accuracy after each round"), output, class_="headed")
@@ -223,15 +228,15 @@ def curves(run: Run) -> Html:
         return section(title, "No round is on record yet.")
     lead = join(
         [
-            "Means over each round, with the last one in figures. KL is estimated by the mean of "
+            "Means over each round, with the last one in figures. The log-ratio is the mean of "
             "log\u00a0π(τ) − log\u00a0π",
             tag("sub", "ref"),
-            "(τ) over fresh responses.",
-            _about_resets(run),
+            "(τ) over fresh responses, which estimates a KL divergence where they were sampled as they are scored.",
+            about_resets(run),
         ]
     )
     known = [curve for curve in CURVES if any(row[curve.column] is not None for row in rows)]
-    charts = (_curve(run, curve, rows) for curve in known)
+    charts = (curve_figure(run, curve, rows) for curve in known)
     return section(title, lead, tag("div", *charts, class_="grid"), sql_note(statement(_CURVES)))
 
 
@@ -290,11 +295,13 @@ def _end_of_interval(row: dict[str, Any], side: int) -> float | None:
     return min(1.0, max(0.0, row["accuracy"] + side * row["margin"])) if row["margin"] else None
 
 
-def _about_resets(run: Run) -> str:
+def about_resets(run: Run) -> str:
+    """What is said below a chart that marks the rounds of resets."""
     return " Dotted lines: the reference was reset." if run.resets else ""
 
 
-def _curve(run: Run, curve: Curve, rows: Sequence[dict[str, Any]]) -> Html:
+def curve_figure(run: Run, curve: Curve, rows: Sequence[dict[str, Any]]) -> Html:
+    """A small chart of a curve, where it is known."""
     shown = percent if curve.percent else number
     known = [row for row in rows if row[curve.column] is not None]
     rounds, values = _column(known, "round"), _column(known, curve.column)

@@ -186,10 +186,11 @@ figcaption output { margin-left: auto; text-align: right; font-size: .875rem; co
 .plot.named { margin-right: 6.6rem; }
 .plot svg { display: block; width: 100%; height: 100%; overflow: visible; }
 .plot path { vector-effect: non-scaling-stroke; stroke-linecap: round; stroke-linejoin: round; }
-.plot path:not(.bars) { fill: none; }
+.plot path:not(.bars, .band) { fill: none; }
 .plot .grid-lines { stroke: var(--line); stroke-width: 1; stroke-linecap: butt; }
 .plot .resets { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 1 4; }
 .plot .bars { stroke: none; }
+.plot .band { fill: var(--blue); opacity: .16; stroke: var(--blue); stroke-width: 1; }
 .line { stroke: var(--blue); stroke-width: 1.75; }
 .thin { stroke: var(--grey); stroke-width: 1.25; }
 .line.many { stroke-width: 1; }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from reval_core.batches import Rows, TokenBatch, collate, micro_batches, pad_rows
-from reval_core.canary import Sample, token_gap, token_kl
+from reval_core.canary import Lag, Sample, engine_lag, token_gap, token_kl
 from reval_core.config import Config, Objective
 from reval_core.facts import Manifest, read_table
+from reval_core.learning.noise import spread_sample
 from reval_core.objectives import step_residuals, value_term
 from reval_core.scoring import Scores, score
 from reval_core.session import Policy, Session
@@ -36,6 +38,9 @@ TOKEN_COLUMNS = (
     "policy_rounds",
 )
 
+
+_MEASURED = ("engine_gap", "engine_kl", "kl_k1", "kl_k3")
+"""Means over the tokens that the policy wrote; null where it wrote none."""
 
 _SAMPLED = 16
 """The trajectories that are looked at when engine and trainer are apart."""
@@ -68,19 +73,22 @@ def consistency(
     """Score the round's fresh trajectories under the policy that wrote them and under the reference.
 
     `info["beta"]` is the β that their residuals go by, None where the objective has none; `info["noise"]`, in the
-    first round and on another device, is by how much the scores were measured to be uncertain.
+    first round and on another device, is by how much the scores were measured to be uncertain; `info["engine_lag"]`
+    is by how many rounds the weights of an engine are behind, None where that cannot be told.
     """
     files = rollouts.files_of("trajectories")
     shards = pa.concat_tables(read_table(session.folder.path / file.path, TOKEN_COLUMNS) for file in files)
     reward = read_table(session.folder.path / verdicts.file("verdicts").path, ("reward",)).column("reward")
     table = score_trajectories(session, round, shards, reward, policy, reference)
+    lag = None
     # A round that has passed is not judged again when it is scored again.
     if session.engine is not None and session.folder.manifest("consistency", round) is None:
+        lag = _measured_lag(session, shards, policy) if session.engine_may_lag else None
         gaps = table.column("engine_gap").to_numpy()
         worst = np.argsort(-gaps, kind="stable")[:_SAMPLED].tolist()  # NaN comes last
-        stop_if_apart(session, round, table, policy, partial(_sample, session, shards, policy, worst))
+        stop_if_apart(session, round, table, policy, partial(_sample, session, shards, policy, worst), lag)
     noise = measured_noise(session, shards, table, policy, known=noise_is_known(session, round))
-    info = {"beta": session.config.objective.beta, **noise}
+    info = {"beta": session.config.objective.beta, "engine_lag": lag and asdict(lag), **noise}
     return Outcome([publish(session, round, "scores", table)], info)
 
 
@@ -110,7 +118,12 @@ def score_trajectories(
                 sampled = score(learner.model, batch, temperature)
             scores_ref = scores if by_reference is None else by_reference[number]
             part = _columns(batch, scores, scores_ref, rewards[chosen], config.objective)
-            compared = _compared(sampled.logprobs, engine, own, chosen, batch)
+            by_engine, mask = _padded(engine, own, chosen, batch)
+            compared = {
+                "engine_gap": _mean(token_gap(sampled.logprobs, by_engine, mask), mask),
+                "engine_kl": _mean(token_kl(sampled.logprobs, by_engine, mask), mask),
+                **_divergence(scores, scores_ref, mask & (sampled is scores)),
+            }
             parts.append({"row": chosen, **compared, **part})
             session.tick(sum(len(part["row"]) for part in parts), len(rows))
     columns = _in_order(parts)
@@ -129,7 +142,7 @@ def score_trajectories(
             "scaled_reward": pa.array(columns["scaled_reward"], mask=unknown),
             "delta": pa.array(columns["delta"], mask=unknown),
             "entropy": pa.array(columns["entropy"]),
-            **{name: pa.array(columns[name], mask=np.isnan(columns[name])) for name in ("engine_gap", "engine_kl")},
+            **{name: pa.array(columns[name], mask=np.isnan(columns[name])) for name in _MEASURED},
             "step_deltas": [
                 None if nothing else steps for nothing, steps in zip(unknown, columns["step_deltas"], strict=True)
             ],
@@ -150,6 +163,33 @@ def _sample(session: Session, rows: pa.Table, policy: Policy, chosen: list[int],
             return score(model, batch, temperature).logprobs
 
     return Sample(by_engine, compared, by_trainer, session.config.generation.temperature)
+
+
+def _measured_lag(session: Session, rows: pa.Table, policy: Policy) -> Lag | None:
+    """How far the engine is behind, by a sample of the rows that it wrote with `policy`."""
+    written = [row for row, own in enumerate(_own_logprobs(rows, policy)[1]) if own.any()]
+    learner = session.learner_and_before(policy) if written else None
+    if learner is None:
+        return None
+    responses = list_rows(rows.column("response_tokens"))
+    sample = rows.take(
+        pa.array([written[place] for place in spread_sample([len(responses[row]) for row in written])])
+    )
+    engine, own = _own_logprobs(sample, policy)
+    batches = list(token_batches(session, sample))
+
+    @torch.inference_mode()
+    def scored(model: torch.nn.Module) -> list[Tensor]:
+        return [score(model, batch, session.config.generation.temperature).logprobs for _, batch in batches]
+
+    now = scored(learner.model)
+    with learner.as_before() as model:
+        before = scored(model)
+    tokens = []
+    for (chosen, batch), *by_trainer in zip(batches, now, before, strict=True):
+        by_engine, mask = _padded(engine, own, chosen, batch)
+        tokens.append(torch.stack([one[mask] for one in (by_engine, *by_trainer)]))
+    return engine_lag(*torch.cat(tokens, dim=1).double().cpu().numpy())
 
 
 def _by_reference(session: Session, rows: pa.Table, reference: Policy) -> list[Scores]:
@@ -220,16 +260,18 @@ def _padded(engine: Rows, own: Rows, chosen: Sequence[int], batch: TokenBatch) -
     return torch.from_numpy(by_engine).to(device), torch.from_numpy(mask).to(device) & batch.written
 
 
-def _compared(
-    logprobs: Tensor, engine: Rows, own: Rows, chosen: Sequence[int], batch: TokenBatch
-) -> dict[str, np.ndarray]:
-    """How far trainer and engine are apart: means over a trajectory's own tokens, NaN where it has none."""
-    by_engine, mask = _padded(engine, own, chosen, batch)
-    tokens = mask.sum(dim=1)
+def _divergence(scores: Scores, scores_ref: Scores, sampled: Tensor) -> dict[str, np.ndarray]:
+    """Two estimates of KL(policy ‖ reference) per token, from those that were `sampled` [B, H] as scored."""
+    log_ratio = (scores.logprobs - scores_ref.logprobs).masked_fill(~sampled, 0.0)
     return {
-        name: (measure(logprobs, by_engine, mask).sum(dim=1) / tokens).cpu().numpy()
-        for name, measure in (("engine_gap", token_gap), ("engine_kl", token_kl))
+        "kl_k1": _mean(log_ratio, sampled),
+        "kl_k3": _mean(token_kl(scores_ref.logprobs, scores.logprobs, sampled), sampled),
     }
+
+
+def _mean(values: Tensor, mask: Tensor) -> np.ndarray:
+    """The mean [B] of values [B, H] that are 0 outside the mask; NaN where that is empty."""
+    return (values.sum(dim=1) / mask.sum(dim=1)).cpu().numpy()
 
 
 def _rows(padded: Tensor, mask: Tensor) -> list[np.ndarray]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -11,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from reval_core.canary import Sample, likely_cause
+from reval_core.canary import Lag, Sample, likely_cause
 from reval_core.checkpoints import checkpoint_rounds
 from reval_core.engines.weights import policy_tensors
 from reval_core.errors import RunStopped
@@ -26,34 +28,59 @@ _EARLIER_POLICIES = 4
 
 
 def stop_if_apart(
-    session: Session, round: int, scores: pa.Table, policy: Policy, sample: Callable[[torch.nn.Module], Sample]
+    session: Session,
+    round: int,
+    scores: pa.Table,
+    policy: Policy,
+    sample: Callable[[torch.nn.Module], Sample],
+    lag: Lag | None,
 ) -> None:
     """Raise RunStopped, naming the likely cause, if the engine's log-probs of a round are not the trainer's.
 
-    `sample` gives some of the round's trajectories, and scores them by the model that it is given. The round's
-    responses are set aside: they were not written by the policy, and going on generates others.
+    They are not where they are further apart than the limit, or nearer those of the policy before. `sample` gives
+    some of the round's trajectories, and scores them by the model that it is given. The round's responses are
+    quarantined: they were not written by the policy, and a resumed run generates others.
     """
     gap, kl = (pc.mean(scores.column(name)).as_py() for name in ("engine_gap", "engine_kl"))
-    limit = session.config.engine.gap_limit
-    if gap is None or gap <= limit:
+    limit, name = session.config.engine.gap_limit, session.generating().name
+    if gap is not None and gap > limit:
+        found = (
+            f"engine {name} and trainer differ by {gap:.3g} nats a token (KL about {kl:.3g}), more than "
+            f"engine.gap_limit ({limit:g}). Likely cause: {_cause(session, policy, sample)}"
+        )
+    elif lag is not None and lag.stale:
+        found = (
+            f"stale weights: engine {name} generates with the policy of round {policy.round - 1}. Its log-probs "
+            f"lack {lag.slope:.0%} (standard error {lag.error:.1%}, over {lag.tokens:,} tokens) of what learning "
+            f"changed in round {policy.round}, though they differ by only {gap:.3g} nats per token"
+        )
+    else:
         return
+    aside = _quarantine(session, round)
+    raise RunStopped(
+        f"round {round}: {found}. Its responses are set aside in {aside.relative_to(session.folder.path)}; "
+        f"reval resume {session.folder.path} generates others"
+    )
+
+
+def _cause(session: Session, policy: Policy, sample: Callable[[torch.nn.Module], Sample]) -> str:
     model = session.learner_at(policy).model
     dtype = session.generating().dtype
     rounded = None if dtype is None else partial(_by_rounded, model, session.config.seed, dtype, sample)
     try:
-        cause = likely_cause(sample(model), _earlier(session, policy, sample), limit, rounded)
+        earlier = chain(_before(session, policy, sample), _earlier(session, policy, sample))
+        return likely_cause(sample(model), earlier, session.config.engine.gap_limit, rounded)
     except Exception as error:  # such as a lack of memory: what was found counts, whatever its cause
-        cause = f"unknown, since looking for it failed ({type(error).__name__}: {error})"
-    folder = session.folder
-    aside = folder.manifest_path("rollouts", round).parent
+        return f"unknown, since looking for it failed ({type(error).__name__}: {error})"
+
+
+def _quarantine(session: Session, round: int) -> Path:
+    """Move a round's responses and verdicts out of the way; gives where the responses are now."""
+    responses = session.folder.manifest_path("rollouts", round).parent
     # The verdicts first: without responses they could not be told from those of others.
-    for path in (folder.manifest_path("verification", round), aside):
+    for path in (session.folder.manifest_path("verification", round), responses):
         set_aside(path)
-    raise RunStopped(
-        f"round {round}: engine {session.generating().name} and trainer differ by {gap:.3g} nats a token "
-        f"(KL about {kl:.3g}), more than engine.gap_limit ({limit:g}). Likely cause: {cause}. Its responses "
-        f"are set aside in {aside.relative_to(folder.path)}.damaged; reval resume {folder.path} generates others"
-    )
+    return responses.with_name(f"{responses.name}.damaged")
 
 
 def _by_rounded(
@@ -65,6 +92,22 @@ def _by_rounded(
     handed_over.load_state_dict(weights, strict=False)  # tied weights stand there once
     found = sample(handed_over)
     return found.score(found.temperature)
+
+
+def _before(
+    session: Session, policy: Policy, sample: Callable[[torch.nn.Module], Sample]
+) -> Iterator[tuple[int, Callable[[], Tensor]]]:
+    """The policy of the round before, if the learner keeps it."""
+    learner = session.learner_at(policy)
+    if learner.before is None:
+        return
+
+    def by_before() -> Tensor:
+        with learner.as_before() as model:
+            found = sample(model)
+            return found.score(found.temperature)
+
+    yield policy.round - 1, by_before
 
 
 def _earlier(

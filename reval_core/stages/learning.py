@@ -10,6 +10,7 @@ import pyarrow as pa
 from reval_core.checkpoints import save_checkpoint
 from reval_core.facts import Manifest
 from reval_core.learner import LEARNER_VERSION, Drawn, Update
+from reval_core.learning.off_policy import writer_log_ratio
 from reval_core.objectives import objective_identity
 from reval_core.replay import learn
 from reval_core.sampling import effective_sample_size
@@ -30,13 +31,20 @@ def _inputs(session: Session, round: int, draws: Manifest, policy: Policy) -> li
 
 @stage(inputs=_inputs)
 def learning(session: Session, round: int, draws: Manifest, policy: Policy) -> Outcome:
-    """Turn `policy` into the next one; `info["policy"]` names it."""
+    """Turn `policy` into the next one; `info["policy"]` names it.
+
+    `info["weights"]` is the checksum of its weights and `info["weights_before"]` that of those it was made from.
+    They are the round before's `weights`, unless a GPU gave others when the run was resumed.
+    """
     learner = session.learner_at(policy)
+    before = learner.checksum()
     drawn = session.draws.read(round)
-    updates = learn(learner, drawn, session.tick)
-    tables = {"updates": _updates(round, drawn, updates), "residuals": _residuals(round, drawn, updates)}
+    updates = learn(learner, drawn, session.tick, keep_before=session.engine_may_lag)
+    clip = session.config.learner.grad_clip
+    tables = {"updates": _updates(round, drawn, updates, clip), "residuals": _residuals(round, drawn, updates)}
     files = [publish(session, round, name, rows) for name, rows in tables.items()]
-    return Outcome(files, {"policy": learner.policy, "updates_done": learner.updates_done})
+    info = {"policy": learner.policy, "updates_done": learner.updates_done}
+    return Outcome(files, {**info, "weights": learner.checksum(), "weights_before": before})
 
 
 def _checkpoint_inputs(session: Session, round: int, policy: Policy) -> list[Any]:
@@ -57,7 +65,7 @@ def checkpoint(session: Session, round: int, policy: Policy) -> Outcome:
     return Outcome(info={"policy": policy.identity, "content": content})
 
 
-def _updates(round: int, draws: list[Drawn], updates: list[Update]) -> pa.Table:
+def _updates(round: int, draws: list[Drawn], updates: list[Update], clip: float) -> pa.Table:
     return pa.table(
         {
             "round": [round] * len(updates),
@@ -70,6 +78,7 @@ def _updates(round: int, draws: list[Drawn], updates: list[Update]) -> pa.Table:
                 [list(update.metrics.items()) for update in updates], pa.map_(pa.string(), pa.float64())
             ),
             "grad_norm": [update.grad_norm for update in updates],
+            "grad_clipped": [update.grad_norm > clip and not update.skipped for update in updates],
             "lr": [update.lr for update in updates],
             "effective_sample_size": [effective_sample_size(drawn.weight) for drawn in draws],
             "skipped": [update.skipped for update in updates],
@@ -79,6 +88,8 @@ def _updates(round: int, draws: list[Drawn], updates: list[Update]) -> pa.Table:
 
 
 def _residuals(round: int, draws: list[Drawn], updates: list[Update]) -> pa.Table:
+    pairs = zip(draws, updates, strict=True)
+    of_writer = np.concatenate([writer_log_ratio(drawn, update.log_ratio) for drawn, update in pairs])
     return pa.table(
         {
             "round": np.full(sum(map(len, draws)), round),
@@ -87,5 +98,6 @@ def _residuals(round: int, draws: list[Drawn], updates: list[Update]) -> pa.Tabl
             "delta": np.concatenate([update.delta for update in updates]),
             "value_term": np.concatenate([update.value_term for update in updates]),
             "log_ratio": np.concatenate([update.log_ratio for update in updates]),
+            "writer_log_ratio": pa.array(of_writer, mask=np.isnan(of_writer)),
         }
     )

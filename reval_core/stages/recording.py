@@ -7,9 +7,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from reval_core.facts import SCHEMAS, Manifest
+from reval_core.learning.off_policy import QUANTILES, effective_share
 from reval_core.session import Session
 from reval_core.stages.stage import Outcome, publish, stage
 
@@ -20,7 +22,7 @@ TIMED = ("rollouts", "verification", "consistency", "sampling", "learning", "eva
 _FIGURES = """
     WITH fresh AS (
         SELECT t.*, v.correct, v.verdict, v.reward, v.overlong_penalty, v.replaced,
-               s.delta, s.log_ratio, s.entropy, s.engine_gap, s.engine_kl
+               s.delta, s.log_ratio, s.entropy, s.engine_gap, s.engine_kl, s.kl_k1, s.kl_k3
         FROM trajectories t
         JOIN verdicts v USING (trajectory_id)
         JOIN scores s ON s.trajectory_id = t.trajectory_id AND s.round = t.round AND s.policy = t.policy
@@ -33,6 +35,9 @@ _FIGURES = """
         avg(reward) AS reward,
         avg(abs(delta)) AS delta_abs,
         avg(log_ratio) AS kl,
+        avg(log_ratio) AS log_ratio,
+        avg(kl_k1) AS kl_k1,
+        avg(kl_k3) AS kl_k3,
         avg(entropy) AS entropy,
         avg(engine_gap) AS engine_gap,
         avg(engine_kl) AS engine_kl,
@@ -46,8 +51,17 @@ _FIGURES = """
         (SELECT avg(delta_abs) FROM updates WHERE round = $round) AS drawn_delta_abs,
         (SELECT avg(loss) FROM updates WHERE round = $round) AS loss,
         (SELECT avg(grad_norm) FROM updates WHERE round = $round) AS grad_norm,
+        (SELECT avg(grad_clipped::INTEGER) FROM updates WHERE round = $round) AS grad_clipped,
         (SELECT sum(tokens)::BIGINT FROM updates WHERE round = $round) AS learner_tokens
     FROM fresh
+"""
+
+# In an order, so that their sums are the same to the bit whenever they are made.
+_WRITERS = """
+    SELECT writer_log_ratio::DOUBLE AS writer_log_ratio
+    FROM residuals
+    WHERE round = $round AND "update" IS NOT NULL AND writer_log_ratio IS NOT NULL
+    ORDER BY "update", trajectory_id
 """
 
 
@@ -68,6 +82,8 @@ def recording(session: Session, round: int, manifests: Sequence[Manifest]) -> Ou
     other = session.other_seconds()
     row |= {
         "round": round,
+        **_off_policy(session, round),
+        "engine_lag": (info.get("consistency", {}).get("engine_lag") or {}).get("slope"),
         "held_out_accuracy": info.get("evaluation", {}).get("accuracy"),
         "residual_left": info["sampling"]["residual_left"],
         "stored_delta_abs": info.get("evaluation", {}).get("delta_abs"),
@@ -81,6 +97,14 @@ def recording(session: Session, round: int, manifests: Sequence[Manifest]) -> Ou
     session.attempt.touch()
     table = pa.Table.from_pylist([row], schema=SCHEMAS["rounds"])
     return Outcome([publish(session, round, "rounds", table)], {"other_seconds": other, "stages": list(info)})
+
+
+def _off_policy(session: Session, round: int) -> dict[str, float | None]:
+    """How far the policy was from those that wrote what it was fed."""
+    found = session.store.query(_WRITERS, round=round).column("writer_log_ratio").to_numpy()
+    quantiles = np.quantile(found, QUANTILES).tolist() if len(found) else [None] * len(QUANTILES)
+    named = {f"off_policy_q{100 * share:02.0f}": value for share, value in zip(QUANTILES, quantiles, strict=True)}
+    return {**named, "off_policy_ess": effective_share(found) if len(found) else None}
 
 
 def _rate(tokens: int | None, seconds: float | None) -> float | None:

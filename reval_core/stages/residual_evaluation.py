@@ -34,7 +34,7 @@ def _work(session: Session, round: int, policy: Policy, reference: Policy, score
     mean = np.abs(rows.column("delta").drop_null().to_numpy()).mean() if session.config.objective.beta else None
     count = len(rows)
     columns = {"round": pa.array([round] * count), "update": pa.nulls(count)}
-    columns |= {name: rows.column(name) for name in rows.column_names}
+    columns |= {name: rows.column(name) for name in rows.column_names} | {"writer_log_ratio": pa.nulls(count)}
     file = publish(session, round, "residuals", pa.table(columns), name="stored_residuals")
     return Outcome([file], {"delta_abs": None if mean is None else float(mean)})
 

@@ -14,6 +14,7 @@ from reval_core.facts import FactFile, Manifest, publish_table
 from reval_core.files import digest
 from reval_core.run_folder import RunFolder
 from reval_core.session import explained_disk
+from reval_core.stages.memory import explained_memory
 
 
 @dataclass
@@ -37,6 +38,9 @@ class Host(Protocol):
 
     def title(self, stage: str, round: int) -> str:
         """What people call a stage at work."""
+
+    def memory_advice(self, stage: str) -> str:
+        """The settings that a stage needs less memory with."""
 
     def take_in(self, manifest: Manifest) -> None:
         """Know of what a stage has published."""
@@ -94,7 +98,8 @@ class Stage:
             return found
         session.stage_now = (self.name, round)
         session.rewind(self.name, round)
-        with explained_disk(session.folder):
+        title = session.title(self.name, round)
+        with explained_disk(session.folder), explained_memory(title, lambda: session.memory_advice(self.name)):
             manifest = self._made(session, round, *inputs)
             session.folder.publish(manifest)
             session.take_in(manifest)

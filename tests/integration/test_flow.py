@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
@@ -28,7 +29,8 @@ from flows.cli import cli
 from flows.train import train
 from reval_core.config import Tracking
 from reval_core.engines.transformers import TransformersEngine
-from reval_core.errors import InputError
+from reval_core.engines.vllm import EngineDied
+from reval_core.errors import InputError, RunStopped
 from reval_core.files import read_json
 from reval_core.run_folder import RunFolder
 from reval_core.store import sql_views
@@ -118,6 +120,9 @@ def _check_mlflow(path: Path, rounds: int) -> None:
         sql_views(path, RunFolder(path).manifests()).sql("SELECT accuracy FROM rounds ORDER BY round").fetchall()
     )
     assert [(metric.value,) for metric in history] == expected
+    by_age = client.get_metric_history(logged.info.run_id, "delta_abs_by_age/1")
+    aged = "SELECT delta_abs FROM off_policy WHERE age = 1 ORDER BY round"
+    assert [(one.value,) for one in by_age] == sql_views(path, RunFolder(path).manifests()).sql(aged).fetchall()
     assert {file.path for file in client.list_artifacts(logged.info.run_id)} == {"config.yaml", "summary.json"}
     assert logged.data.params["learner.lr"] == "0.001"
 
@@ -205,7 +210,7 @@ def test_an_engine_that_fails_once_is_tried_again_and_the_run_ends_as_without(co
     def failing(self, requests, sampling, enough):
         calls.append(len(requests))
         if len(calls) == 4:
-            raise RuntimeError("out of memory")
+            raise RuntimeError("the engine broke")
         return generate(self, requests, sampling, enough)
 
     expected = run(tmp_path / "plain", small_config())
@@ -213,6 +218,38 @@ def test_an_engine_that_fails_once_is_tried_again_and_the_run_ends_as_without(co
     summary = train(str(config), run_dir=str(tmp_path / "runs" / "failing"))
     assert summary["policy_digest"] == expected["policy_digest"]
     assert len(calls) > 4
+
+
+@pytest.mark.parametrize(
+    ("broken", "error", "title", "words"),
+    [
+        (
+            "reval_core.learner.Learner._update",
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+            "learning of round 1",
+            r"\(CUDA out of memory\. Tried to allocate 2\.00 GiB\.\); .*, or set learner\.gradient_checkpointing",
+        ),
+        (  # what vLLM's process said before it ended
+            "reval_core.engines.transformers.TransformersEngine.generate",
+            EngineDied("vLLM's process ended (torch.OutOfMemoryError: CUDA out of memory.); see engine.log"),
+            "evaluation",
+            r"\(vLLM's process ended .*\); .*, or lower evaluation\.batch",
+        ),
+    ],
+)
+def test_a_lack_of_memory_stops_the_run_with_advice_and_is_not_tried_again(
+    broken, error, title, words, config, tmp_path, monkeypatch
+):
+    calls = []
+
+    def exhausted(*_, **__):
+        calls.append(1)
+        raise error
+
+    monkeypatch.setattr(broken, exhausted)
+    with pytest.raises(RunStopped, match=f"^{title}: out of memory {words}"):
+        train(str(config), run_dir=str(tmp_path / "runs" / "large"))
+    assert len(calls) == 1
 
 
 def test_metrics_that_cannot_be_delivered_do_not_stop_training_and_arrive_later(config, tmp_path, caplog):

@@ -82,7 +82,7 @@ def test_says_what_happened(page: Page) -> None:
 
 def test_shows_the_queries_that_it_ran(folder: RunFolder, page: Page) -> None:
     queries = [text for tag, text in page.texts if tag == "code" and "\nFROM " in text]
-    assert len(queries) == 8
+    assert len(queries) == 10
     with sql_views(folder.path, folder.manifests()) as connection:
         assert all(connection.execute(query).fetchall() for query in queries)
 

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return folder
 
 
-@pytest.mark.parametrize("table", SCHEMAS)
+@pytest.mark.parametrize("table", [*SCHEMAS, "off_policy"])
 def test_every_column_is_described_with_its_type(table: str, folder: RunFolder) -> None:
     with sql_views(folder.path, folder.manifests()) as connection:
         columns = [row[:2] for row in connection.execute(f'DESCRIBE "{table}"').fetchall()]

@@ -16,18 +16,21 @@ from safetensors.torch import load_file
 
 from flows.rounds import train_rounds
 from flows.upkeep import show_policy
-from reval_core import stages
+from reval_core import replay, stages
 from reval_core.check import check_run
 from reval_core.checkpoints import checkpoint_rounds
 from reval_core.errors import Damaged, InputError, RunStopped
 from reval_core.facts import SCHEMAS
+from reval_core.learner import Learner
+from reval_core.learning.checksum import weights_checksum
 from reval_core.learning.copy import low_precision
 from reval_core.learning.noise import LEAST
 from reval_core.models import load_model, policy_digest
 from reval_core.pruning import plan
 from reval_core.run_folder import RunFolder
-from reval_core.session import Policy, open_session
+from reval_core.session import Policy, Session, open_session
 from reval_core.store import Store, rebuild_store, scalar_columns, sql_views
+from reval_core.summary import summarise
 from tests.runs import first_round, run, small_config
 
 
@@ -257,6 +260,62 @@ def test_a_changed_draw_is_noticed_when_a_policy_is_rebuilt(finished, tmp_path):
         pq.write_table(rows.set_column(place, rows.schema.field(place), [changed]), path)
         with pytest.raises(Damaged, match="another policy than round 3 recorded"):
             session.learner_at(Policy.of(folder.manifest("learning", 3)))
+
+
+def test_every_round_records_the_bits_of_its_weights(finished):
+    folder = RunFolder(finished)
+    rounds = folder.manifests(("learning",))
+    weights = dict(load_model(folder.checkpoint(0)).named_parameters())
+    assert rounds[0].info["weights_before"] == weights_checksum(weights)
+    assert [one.info["weights_before"] for one in rounds[1:]] == [one.info["weights"] for one in rounds[:-1]]
+    last = dict(load_model(folder.checkpoint(3)).named_parameters())
+    assert rounds[-1].info["weights"] == weights_checksum(last)
+    assert len({one.info["weights"] for one in rounds}) == 3
+    assert summarise(folder)["rounds_from_other_weights"] == []
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_weights_that_come_out_different_are_refused_on_a_cpu_and_recorded_on_a_gpu(
+    finished, tmp_path, on_gpu, monkeypatch, caplog
+):
+    """As if the processor had added in another order."""
+    shutil.copytree(finished, tmp_path / "copy")
+    folder, config = RunFolder(tmp_path / "copy"), small_config(rounds=4, reference__reset_every=2)
+    shutil.rmtree(folder.checkpoint(3))
+    (folder.manifest_path("checkpoint", 3)).unlink()
+    step = Learner._step
+
+    def differing(self):
+        step(self)
+        with torch.no_grad():
+            next(self.model.parameters())[-1, 0] *= 1 + 2**-23
+
+    monkeypatch.setattr(Learner, "_step", differing)
+    if on_gpu:  # all else runs on this machine's processor
+        monkeypatch.setattr(replay, "repeats_bits", lambda: False)
+        run(folder.path, config)
+        assert "gives other weights than round 3 recorded" in caplog.text
+        assert summarise(folder)["rounds_from_other_weights"] == [4]
+    else:
+        with pytest.raises(Damaged, match="gives other weights than round 3 recorded; resume it on a processor of"):
+            run(folder.path, config)
+
+
+def test_a_reference_is_read_once_until_there_is_another(tmp_path, monkeypatch):
+    read, load = [], load_model
+
+    def counting(folder, settings):
+        read.append(folder.name)
+        return load(folder, settings)
+
+    monkeypatch.setattr("reval_core.session.load_model", counting)
+    config = small_config(rounds=6, reference__reset_every=3, evaluation__every=9)
+    digest = run(tmp_path / "run", config)["policy_digest"]
+    # Rounds 1 and 4 begin with the reference itself: nothing is read for them.
+    assert read == ["round=00000", "round=00003"]
+    monkeypatch.setattr(Session, "_reference", property(lambda self: None, lambda self, value: None), raising=False)
+    assert run(tmp_path / "again", config)["policy_digest"] == digest
+    assert read[2:] == ["round=00000"] * 2 + ["round=00003"] * 2
 
 
 def test_a_shard_of_a_broken_round_is_not_generated_again(run_path):

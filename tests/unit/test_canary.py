@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from reval_core.canary import Sample, likely_cause, token_gap, token_kl
+from reval_core.canary import Lag, Sample, engine_lag, likely_cause, token_gap, token_kl
 
 SHAPE = (6, 24)
 
@@ -104,3 +105,80 @@ def test_figures_that_agree_but_for_rounding_are_the_dtype():
     policy = logits(1)
     noise = 0.15 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
     assert cause(lambda at: at(policy, 1.0) + noise, policy).startswith("dtype: ")
+
+
+def lag(behind, noise=0.01, moved=0.03, tokens=3000, seed=0, rounding=0.0):
+    """What is found of an engine that has `behind` (a number, or one for each token) of the round before."""
+    random = np.random.default_rng(seed)
+    size = np.exp(0.5 * random.normal(size=tokens))  # what is unlikely moves further, and is noisier
+    policy = -random.exponential(size=tokens)
+    change = moved * size * random.normal(size=tokens)
+    now, before = (policy + rounding * random.normal(size=tokens) + one for one in (0, change))
+    return engine_lag(policy + behind * change + noise * size * random.normal(size=tokens), now, before)
+
+
+@pytest.mark.parametrize("noise", [1e-6, 0.01, 0.03])
+def test_the_lag_of_an_engine_in_step_is_zero(noise):
+    for seed in range(20):
+        found = lag(0, noise, seed=seed)
+        assert abs(found.slope) < 5 * found.error
+        assert not found.stale
+
+
+@pytest.mark.parametrize("noise", [1e-6, 0.01, 0.03])
+def test_the_lag_of_an_engine_with_the_round_before_is_one(noise):
+    for seed in range(20):
+        found = lag(1, noise, seed=seed)
+        assert abs(found.slope - 1) < 5 * found.error
+        assert found.stale
+
+
+def test_an_engine_that_took_half_of_the_weights_lags_by_half():
+    """Which is on record, and not called stale: it has no policy of this run."""
+    found = lag(np.tile([0, 1], 1500))
+    assert found.slope == pytest.approx(0.5, abs=5 * found.error)
+    assert not found.stale
+    assert lag(np.tile([0, 1, 1, 1, 1], 600)).stale
+
+
+def test_the_standard_error_is_what_the_slope_scatters_by():
+    found = [lag(0, noise=0.03, seed=seed) for seed in range(200)]
+    scatter = np.std([one.slope for one in found])
+    assert np.mean([one.error for one in found]) == pytest.approx(scatter, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"moved": 0.0},
+        {"moved": 1e-5},
+        {"moved": 1e-5, "behind": 1},
+        {"tokens": 31},
+        {"noise": math.nan},
+        {"noise": math.inf},
+        {"moved": math.nan},
+    ],
+    ids=str,
+)
+def test_a_policy_that_moved_less_than_the_noise_says_nothing_of_the_engine(case):
+    assert lag(**{"behind": 0, **case}) is None
+
+
+def test_one_token_that_moved_says_nothing_of_the_engine():
+    """A line through one point fits it without an error."""
+    now, before = np.zeros(1000), np.zeros(1000)
+    before[0] = 1.0
+    assert engine_lag(np.random.default_rng(0).normal(0, 0.01, 1000) + before, now, before) is None
+
+
+@pytest.mark.parametrize(("behind", "low", "high"), [(0, 0.1, 0.5), (1, 0.5, 0.9)])
+def test_the_trainers_own_rounding_moves_the_lag_towards_a_half_and_not_past_it(behind, low, high):
+    found = lag(behind, noise=0.01, moved=0.01, rounding=0.02, tokens=100_000)
+    assert low < found.slope < high
+    assert not (behind == 0 and found.stale)
+
+
+def test_a_constant_offset_of_the_engine_is_no_lag():
+    now = -np.random.default_rng(0).exponential(size=500)
+    before = now - 0.01 - 0.01 * np.random.default_rng(1).random(500)
+    assert engine_lag(now - 0.02, now, before) == Lag(pytest.approx(0, abs=1e-9), pytest.approx(0, abs=1e-9), 500)

@@ -16,7 +16,9 @@ import pyarrow as pa
 import pytest
 
 from flows.cli import main
+from flows.preparation import gpu_notes
 from reval_core.facts import SCHEMAS, Manifest, publish_table
+from reval_core.learning.precision import default_precision, with_precision
 from reval_core.loading import load_config
 from reval_core.run_folder import RunFolder
 from tests.facts import hand_made_run
@@ -194,7 +196,7 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(reval: Reval, tmp_path: Pa
     overrides = ["rounds=10", "threads=1", "model={tiny: {layers: 4, width: 128, heads: 4, feed_forward: 384}}"]
     answer = reval("train", DEMO, "--dry-run", "--json", *(part for one in overrides for part in ("--set", one)))
     assert (answer.code, answer.err) == (0, "")
-    plan, settings = json.loads(answer.out), load_config(DEMO, overrides)
+    plan, settings = json.loads(answer.out), with_precision(load_config(DEMO, overrides))
     embedding, block = (3 + 15) * 128, 4 * 128 * 128 + 3 * 128 * 384 + 2 * 128
     assert plan["parameters"] == 2 * embedding + 4 * block + 128
     assert plan["trajectories"] == 10 * settings.rollouts.prompts * settings.rollouts.samples
@@ -206,6 +208,7 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(reval: Reval, tmp_path: Pa
     assert (plan["prompt"]["tokens"], plan["prompt"]["text"]) == (6, plan["prompt"]["problem"])
     assert plan["prompt"]["judged"][0]["verdict"] == "correct"
     assert plan["config"] == settings.model_dump(mode="json")
+    assert (plan["precision"], plan["gpu_notes"]) == (default_precision(), gpu_notes(settings))
     assert everything(tmp_path) == {}
 
 
@@ -222,7 +225,7 @@ def test_a_dry_run_for_people_prints_a_config_that_loads(reval: Reval, tmp_path:
     asked, _, rest = answer.out.partition("\nSettings\n")
     config, _, plan = rest.partition("\n\n")
     (tmp_path / "again.yaml").write_text(config, encoding="utf-8")
-    assert load_config(tmp_path / "again.yaml") == load_config(DEMO)
+    assert load_config(tmp_path / "again.yaml") == with_precision(load_config(DEMO))
     assert "rounds to do" in plan
     assert "6 tokens; over the set 6 to 6, the median 6" in asked
     assert [line.split()[-1] for line in asked.splitlines() if line.endswith(("correct", "wrong"))].count(
@@ -351,6 +354,7 @@ def test_doctor_says_what_is_here(reval: Reval, tmp_path: Path) -> None:
     facts = json.loads(answer.out)
     assert facts["python"] == sys.version.split()[0]
     assert facts["torch"].startswith("2.")
+    assert facts["learner.precision"] == f"auto is {default_precision()} here"
     assert facts["engines"]["transformers"] == "can run"
     assert facts["engines"]["auto"].startswith("on a CPU" if find_spec("vllm") else "transformers, since vLLM")
     assert everything(tmp_path) == {}

@@ -337,7 +337,6 @@ def test_grpo_cannot_draw_by_a_residual(refused: Refused) -> None:
         ("learner.schedule=cosine", "learner.decay_updates: belongs to schedule"),
         ("learner.decay_updates=10", "learner.decay_updates: belongs to schedule"),
         ("objective={kind: reval, beta: 1, huber: 2, clip: 1}", "objective.huber: has no effect"),
-        ("model.attention=flash_attention_2", "model.attention: flash_attention_2 computes in bfloat16"),
         ("reward={overlong: {buffer: 8}}", "reward.overlong.buffer: 8 leaves no length without a penalty"),
         ("reward={overlong: {buffer: 0}}", "reward.overlong.buffer: "),
         ("reward={overlong: {buffer: 2, penalty: 0}}", "reward.overlong.penalty: "),
@@ -371,6 +370,13 @@ def test_settings_of_the_learner_that_do_not_fit_are_refused(refused: Refused, o
     message = refused(RUN, override)
     assert words in message
     assert message.startswith(("--set ", "run.yaml:"))
+
+
+def test_flash_attention_is_refused_in_float32(refused: Refused) -> None:
+    message = refused(RUN, "model.attention=flash_attention_2", "learner.precision=float32")
+    assert message.startswith(
+        "--set model.attention=flash_attention_2: model.attention: flash_attention_2 computes in"
+    )
 
 
 OFFLINE = """\

@@ -367,6 +367,36 @@ def _(begun: Path, tmp_path: Path) -> None:
     break_in(explained_disk(RunFolder(begun)))
 
 
+@leaves("reval_core.session.on_device")
+def _(begun: Path, tmp_path: Path) -> None:
+    from reval_core.session import on_device
+
+    model = tiny_model()
+    before = {name: one.data_ptr() for name, one in model.state_dict().items()}
+    with breaking(), on_device(model, torch.device("cpu")):
+        for one in (*model.parameters(), *model.buffers()):
+            one.data = one.data.clone()  # as on a GPU
+        raise Broken
+    assert {name: one.data_ptr() for name, one in model.state_dict().items()} == before
+
+
+@leaves("reval_core.stages.memory.explained_memory")
+def _(begun: Path, tmp_path: Path) -> None:
+    from reval_core.stages.memory import explained_memory
+
+    break_in(explained_memory("learning", lambda: pytest.fail("there is no lack of memory")))
+
+
+@leaves("reval_core.learning.deterministic.deterministic_kernels")
+def _(begun: Path, tmp_path: Path) -> None:
+    from reval_core.learning.deterministic import deterministic_kernels
+
+    with breaking(), deterministic_kernels():
+        assert torch.are_deterministic_algorithms_enabled()
+        raise Broken
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 @leaves("flows.progress.shown_warnings")
 def _(begun: Path, tmp_path: Path) -> None:
     from flows.progress import shown_warnings

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -317,6 +318,20 @@ def test_grpo_has_no_gradient_for_a_group_of_equal_rewards():
     batch = dataclasses.replace(drawn(model, reward=1.0), advantage=np.zeros(8, dtype=np.float32))
     one = learner(model, Grpo(kind="grpo"))
     assert not any(gradient.any() for gradient in gradients(one, batch))
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_updates_alone_take_deterministic_kernels_if_so_wished(wanted: bool, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    one, seen = learner(deterministic=wanted), []
+    one.optimizer.optimizer.register_step_pre_hook(
+        lambda *_: seen.append(torch.are_deterministic_algorithms_enabled())
+    )
+    one.learn([drawn(tiny_model())])
+    assert seen == [wanted]
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == wanted, "cuBLAS reads it when it starts"
 
 
 def test_the_learning_rate_falls_over_the_updates_it_is_given():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from flows.preparation import prepare
+from flows.preparation import gpu_notes, prepare
+from reval_core import gpu_memory
 from reval_core.errors import InputError
 from reval_core.forecast import forecast
+from reval_core.gpu_memory import Card
 from reval_core.run_folder import RunFolder
 from tests.conftest import SMALL
 from tests.runs import run, small_config
@@ -26,6 +29,40 @@ def test_a_disk_without_space_is_refused_with_what_the_run_needs(config, tmp_pat
     monkeypatch.setattr(RunFolder, "free_bytes", lambda folder: 1_000_000)
     with pytest.raises(InputError, match=r"needs about \d+ MB and the disk has 1 MB free; make space"):
         prepare(config, ["rounds=20"], tmp_path / "run")
+
+
+SMALL_GPU, FULL_GPU = Card("Small GPU", 10**9, 10**9), Card("Large GPU", 80 * 10**9, 10**9)
+
+
+def test_a_stage_that_does_not_fit_the_gpu_is_refused_unless_the_user_knows_better(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_memory, "card", lambda: SMALL_GPU)
+    refused = (
+        rf"^{re.escape(str(config))}: learning needs about \d+\.\d GB of GPU memory and there are 1\.0; "
+        r"set learner\.gradient_checkpointing: true, .*; to run it all the same, set memory_check: warn$"
+    )
+    with pytest.raises(InputError, match=refused):
+        prepare(config, [], tmp_path / "run")
+    settings, _ = prepare(config, ["memory_check=warn"], tmp_path / "run")
+    notes = gpu_notes(settings)
+    assert notes[0] == "learner.precision: float32 on Small GPU"
+    assert notes[1].startswith("learning needs about")
+
+
+def test_a_gpu_that_others_use_is_said_and_left_to_the_user(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_memory, "card", lambda: FULL_GPU)
+    settings, _ = prepare(config, [], tmp_path / "run")
+    assert gpu_notes(settings)[1].endswith("1.0 GB of the GPU are free; close what else uses it")
+
+
+def test_without_a_gpu_there_is_nothing_to_check_or_to_say(config, tmp_path):
+    settings, _ = prepare(config, ["learner.micro_batch_tokens=1000000000"], tmp_path / "run")
+    assert gpu_notes(settings) == []
+
+
+def test_memory_check_may_change_while_a_run_lasts(config, tmp_path):
+    prepare(config, [], tmp_path / "run")[1].open(small_config())
+    settings, _ = prepare(config, ["memory_check=warn"], tmp_path / "run")
+    assert settings.memory_check == "warn"
 
 
 def test_more_prompts_a_round_than_problems_are_refused(config, tmp_path):

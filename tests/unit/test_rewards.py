@@ -114,9 +114,15 @@ def test_a_group_of_equals_has_no_advantage(outcome: list[float]) -> None:
     same(found, [NAN if math.isnan(one) else 0 for one in outcome])
 
 
-@pytest.mark.parametrize("outcome", [0.0, 1.0])
+@pytest.mark.parametrize("outcome", [0.0, 1.0, NAN])
 def test_the_advantage_of_a_group_of_one_is_its_outcome(outcome: float) -> None:
-    same(advantages(np.array([outcome, NAN, 1, 0]), ["p", "p", "q", "q"])[:2], [outcome, NAN])
+    same(advantages(np.array([outcome, 1, 0]), ["p", "q", "q"])[:1], [outcome])
+
+
+@pytest.mark.parametrize("outcome", [0.0, 0.25, 1.0])
+def test_one_judged_of_several_is_no_group_of_one(outcome: float) -> None:
+    """The others timed out: there is nothing to compare with, so nothing is learned."""
+    same(advantages(np.array([NAN, outcome, NAN, 1.0]), ["p", "p", "p", "q"]), [NAN, 0, NAN, 1])
 
 
 def test_a_group_that_nobody_judged_has_no_advantage() -> None:
@@ -160,6 +166,8 @@ def test_advantages_are_those_of_the_definition(items: list[tuple[Verdict, str]]
         value = float(verdict == "correct")
         if len(members) > 1:
             value = (value - statistics.fmean(members)) / (statistics.stdev(members) + 1e-6)
+        elif groups.count(group) > 1:
+            value = 0.0
         wanted.append(value if teaches(verdict, "zero") else NAN)
     found = advantages(outcomes(said([verdict for verdict, _ in items]), Reward()), groups)
     np.testing.assert_allclose(found, np.array(wanted), rtol=1e-9, atol=1e-9, equal_nan=True)

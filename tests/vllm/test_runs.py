@@ -1,5 +1,6 @@
 """Whole runs that generate with vLLM: streamed shards, rounds that are cut off, the gap canary, going on."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -70,6 +71,9 @@ def test_the_gap_is_on_record_and_small_in_float32(finished):
     for gap, kl in ask(path, "SELECT engine_gap, engine_kl FROM rounds"):
         assert 0 <= gap < 1e-4
         assert 0 <= kl < 1e-6
+    first, *later = (lag for (lag,) in ask(path, "SELECT engine_lag FROM rounds ORDER BY round"))
+    assert first is None
+    assert max(map(abs, later)) < 0.01
 
 
 def test_a_shard_holds_whole_groups_in_the_order_in_which_they_ended(finished):
@@ -178,6 +182,20 @@ def test_wrong_weights_stop_the_run_and_are_named(run_path, monkeypatch):
     assert problems(run_path, settings) == []
 
 
+def test_a_sync_that_is_one_round_late_stops_the_run_below_the_limit(run_path, monkeypatch):
+    load, given = VllmEngine.load, []
+
+    def late(self, model, policy):
+        given.append(copy.deepcopy(model))
+        load(self, given[-2:][0], policy)
+
+    monkeypatch.setattr(VllmEngine, "load", late)
+    with pytest.raises(RunStopped, match=r"round 2: stale weights: engine vllm .* policy of round 0\."):
+        run(run_path, config(learner={"updates": 2, "lr": 1e-4}))
+    ((gap,),) = ask(run_path, "SELECT engine_gap FROM rounds")
+    assert gap < 1e-4, "in round 1 there was nothing to be late with"
+
+
 def test_a_wrong_temperature_is_named(run_path, monkeypatch):
     generate = VllmEngine.generate
 
@@ -202,6 +220,7 @@ def test_in_bfloat16_engine_and_trainer_hold_the_same_copy(run_path):
     assert len(gaps) == 3
     assert max(gaps) < 0.03
     assert gaps[-1] < 2 * gaps[0], "it does not grow with the updates"
+    assert all(lag is None or lag < 0.5 for (lag,) in ask(run_path, "SELECT engine_lag FROM rounds"))
 
 
 def test_grpo_corrects_by_the_engines_own_probabilities(run_path):

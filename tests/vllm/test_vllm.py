@@ -29,7 +29,7 @@ pytest.importorskip("vllm")
 EOS = 2
 # vLLM's attention on a CPU takes heads of 32 and more.
 TINY = TinyModel(layers=2, width=64, heads=2, feed_forward=128)
-SETTINGS = Settings(kind="vllm", dtype="float32", kv_cache_gib=0.25, max_num_seqs=64)
+SETTINGS = Settings(kind="vllm", dtype="float32", kv_cache_gib=0.25)
 
 
 def requests(count, first_seed=0):
