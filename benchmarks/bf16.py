@@ -4,11 +4,16 @@
     python benchmarks/bf16.py --model FOLDER --json    another model; prints the figures alone
 
 - `seen_1`, `seen_4`, `seen_16`: after so many updates at lr 1e-6, the slope of the copy's change of log π on the
-  float32 masters', over tokens; 1 is all of it. Beside them `residual_…`, the rms of what the slope leaves.
+  float32 masters', over tokens; 1 is all of it. `error_…` is its standard error over draws, `residual_…` the rms
+  in nats of what the slope leaves, `change_…` that of the masters' change.
+- `copied_1`, …: the same for the copy's weights, computed with in float32. `seen_…` has the noise of bfloat16
+  arithmetic beside it, which is as large after one update as after many: `seen_1` needs many draws.
 - `gap_16`: the mean difference, a token, between the learner's log π and that of its published weights, in bfloat16
   and in batches of other shapes; `arithmetic_16`: the same weights computed with in float32.
 - `noise_over_floor`: by tokens, the rms of what another batch shape changes in V + log π, over the 3 σ below which
   a draw counts as noise. Under 1, noise alone takes no step. `floor_nats` is what true residuals have to exceed.
+
+A draw is one text, a sum with its right or a wrong answer: the smaller a draw, the larger the change of each token.
 """
 
 from __future__ import annotations
@@ -17,135 +22,126 @@ import argparse
 import copy
 import json
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoTokenizer
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+from benchmarks.bf16_cases import PROMPT, Changes, follow, noise, slope, token_logprobs
 from benchmarks.record import record
 from reval_core import config
-from reval_core.batches import TokenBatch, collate
+from reval_core.batches import Rows, collate
 from reval_core.engines.weights import policy_tensors
 from reval_core.learner import Drawn, Learner
-from reval_core.learning.copy import compute_in
-from reval_core.learning.noise import LEAST, SIGNAL, measure
+from reval_core.learning.copy import in_float32, round_weights
 from reval_core.models import load_model
 from reval_core.scoring import score
 
-TEXTS, PROMPT, RESPONSE = 8, 8, 64
-UPDATES = (1, 4, 16)
-LENGTHS, LONGER = (64, 1024, 4096), 64
+DRAWS = {1: 40, 4: 8, 16: 3}
+"""By the number of updates, the draws that it is measured over: those that take more are among those of less."""
+
+LENGTHS = (64, 1024, 4096)
 
 LIMITS = {
-    **{f"seen_{update}": ("at least", 0.8) for update in UPDATES},
+    **{f"seen_{update}": ("at least", 0.8) for update in DRAWS},
+    **{f"error_{update}": ("at most", 0.06) for update in DRAWS},
     "gap_16": ("at most", 0.005),
     "largest_seen": ("at most", 1.2),
     "largest_noise_over_floor": ("at most", 1.0),
 }
 
 
-def texts(model: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Prompts of random tokens, and responses that the model wrote."""
-    generator = torch.Generator().manual_seed(0)
-    prompts = torch.randint(3, model.config.vocab_size, (TEXTS, PROMPT), generator=generator)
-    torch.manual_seed(0)
-    whole = model.generate(prompts, do_sample=True, min_new_tokens=RESPONSE, max_new_tokens=RESPONSE, top_k=0)
-    return list(prompts.numpy()), list(whole[:, PROMPT:].numpy())
+def sums(folder: Path) -> tuple[Rows, Rows]:
+    """Prompts and responses by turns right and wrong, as many as there are draws."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rng = np.random.default_rng(0)
+    prompts, responses = [], []
+    for number in range(max(DRAWS.values())):
+        a, b, c, off = map(int, rng.integers(11, 99, 4))
+        product = a * b + off * (number % 2)
+        prompts.append(f"Question: What is {a} * {b} + {c}?\n")
+        responses.append(
+            f"The product of {a} and {b} is {product}. Adding {c} gives {product + c}. "
+            f"So the answer is \\boxed{{{product + c}}}."
+        )
+    rows = [[np.array(tokenizer(text)["input_ids"]) for text in texts] for texts in (prompts, responses)]
+    return rows[0], rows[1]
 
 
-def draw(model: Any, prompts: list[np.ndarray], responses: list[np.ndarray]) -> Drawn:
-    """Half of the texts are wanted, half are not."""
-    logprobs, _ = logprobs_of(model, collate(prompts, responses))
-    rows, zeros = list(logprobs.astype(np.float32)), np.zeros(TEXTS, dtype=np.float32)
+def draw(model: Any, prompts: Rows, responses: Rows, advantage: np.ndarray) -> Drawn:
+    """Texts that `model`, which is also the reference, wrote; rewards [B] are an eighth of the advantage [B]."""
+    with torch.inference_mode():
+        scores = score(model, collate(prompts, responses).to(next(model.parameters()).device))
+    lengths = [len(response) for response in responses]
+    rows = [row[:length] for row, length in zip(scores.logprobs.cpu().numpy().copy(), lengths, strict=True)]
+    count = len(prompts)
     return Drawn(
-        ids=np.arange(TEXTS),
+        ids=np.arange(count),
         prompts=prompts,
         responses=responses,
-        written=[np.ones(RESPONSE, dtype=bool)] * TEXTS,
+        written=[np.ones(length, dtype=bool) for length in lengths],
         engine_logprobs=rows,
         old_logprobs=rows,
-        truncated=zeros > 0,
-        weight=zeros + 1,
-        reward=zeros,
-        advantage=np.array([1, -1] * (TEXTS // 2), dtype=np.float32),
-        log_ref=zeros,
-        value_ref=zeros,
+        truncated=np.zeros(count, dtype=bool),
+        weight=np.ones(count, dtype=np.float32),
+        reward=advantage / 8,
+        advantage=advantage,
+        log_ref=scores.log_policy.cpu().numpy().copy(),
+        value_ref=scores.value.cpu().numpy().copy(),
         identity="texts",
     )
 
 
-@torch.inference_mode()
-def logprobs_of(model: Any, batch: TokenBatch) -> tuple[np.ndarray, np.ndarray]:
-    """log π of each token [B, H], and V + log π of each text [B]."""
-    scores = score(model, batch.to(next(model.parameters()).device))
-    return scores.logprobs.double().cpu().numpy(), (
-        scores.log_policy.double() + scores.value.double()
-    ).cpu().numpy()
+def seen(start: Any, prompts: Rows, responses: Rows, draws: Mapping[int, int]) -> dict[str, float]:
+    """What is seen of updates of the float32 model `start`, and the gap after the most of them.
 
-
-def seen(model: Any) -> dict[str, float]:
-    """The figures of 16 updates."""
-    settings = config.Learner(updates=1, lr=1e-6, precision="bfloat16", micro_batch_tokens=4 * (PROMPT + RESPONSE))
-    exact = copy.deepcopy(model)
-    prompts, responses = texts(model)
-    learner = Learner(model, config.Grpo(kind="grpo"), settings, "start")
-    device = next(learner.model.parameters()).device
-    exact.to(device)
-    batch, drawn = collate(prompts, responses), draw(model, prompts, responses)
-    before, before_exact = logprobs_of(model, batch)[0], logprobs_of(exact, batch)[0]
-    found = {}
-    for update in range(1, UPDATES[-1] + 1):
-        learner.learn([drawn])
-        if update in UPDATES:
-            exact.load_state_dict(learner.trained(), strict=False)
-            change, true = logprobs_of(model, batch)[0] - before, logprobs_of(exact, batch)[0] - before_exact
-            slope = float((change * true).sum() / np.square(true).sum())
-            found[f"seen_{update}"] = slope
-            found[f"residual_{update}"] = float(np.sqrt(np.square(change - slope * true).mean()))
-            found[f"change_{update}"] = float(np.sqrt(np.square(true).mean()))
-    now = logprobs_of(model, batch)[0]
-    exact.load_state_dict(dict(policy_tensors(model, 0, torch.bfloat16)), strict=False)
-    found["arithmetic_16"] = float(np.abs(logprobs_of(exact, batch)[0] - now).mean())
-    compute_in(exact, "bfloat16", seed=0)
-    alone = [logprobs_of(exact, collate([one], [two]))[0] for one, two in zip(prompts, responses, strict=True)]
-    found["gap_16"] = float(np.abs(np.concatenate(alone) - now).mean())
-    found["largest_seen"] = max(found[f"seen_{update}"] for update in UPDATES)
-    return found
-
-
-def noise(model: Any, lengths: tuple[int, ...]) -> dict[str, Any]:
-    """The noise of other batch shapes by length, of `model`, which is a copy already.
-
-    A text is scored beside a longer one first, so that it is padded, and then alone; σ is measured as a run does.
+    draws: by the number of updates, how many of the texts it is measured on. Each text is a draw, the first wanted,
+        the next not, and so on.
     """
-    rng = np.random.default_rng(1)
-    vocabulary, device = model.config.vocab_size, next(model.parameters()).device
-    prompts = [rng.integers(3, vocabulary, PROMPT) for _ in lengths]
-    responses = [rng.integers(3, vocabulary, length) for length in lengths]
-    padded, apart = [], []
-    for prompt, response in zip(prompts, responses, strict=True):
-        longer = np.concatenate([response, response[:LONGER]])
-        with torch.inference_mode():
-            scores = score(model, collate([prompt, prompt], [response, longer]).to(device))
-        padded.append((float(scores.log_policy[0]), float(scores.value[0])))
-        apart.append(abs(logprobs_of(model, collate([prompt], [response]))[1][0] - sum(padded[-1])))
-    written = [np.ones(length, dtype=bool) for length in lengths]
-    stored = tuple(np.array(column, dtype=np.float32) for column in zip(*padded, strict=True))
-    measured = measure(model, (prompts, responses, written), stored, 1.0, max(lengths) + PROMPT, packed=False)
-    floor = np.sqrt(SIGNAL) * measured.at_least(LEAST["bfloat16"]).sigma(np.array(lengths))
-    names = [str(length) for length in lengths]
-    ratio = dict(zip(names, map(float, np.array(apart) / floor), strict=True))
-    return {
-        "noise_over_floor": ratio,
-        "largest_noise_over_floor": max(ratio.values()),
-        "noise_nats": dict(zip(names, map(float, apart), strict=True)),
-        "floor_nats": dict(zip(names, map(float, floor), strict=True)),
-        "noise_logprob": measured.logprob,
-        "noise_value": measured.value,
-    }
+    every: dict[int, list[Changes]] = {update: [] for update in draws}
+    gaps, most = [], max(draws)
+    for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        model, updates = copy.deepcopy(start), [update for update in draws if number < draws[update]]
+        drawn = draw(model, [prompt], [response], np.array([1 - 2 * (number % 2)], dtype=np.float32))
+        settings = config.Learner(updates=1, lr=1e-6, precision="bfloat16")
+        learner = Learner(model, config.Grpo(kind="grpo"), settings, "start", seed=number)
+        step, batch = partial(learner.learn, [drawn]), collate([prompt], [response])
+        for update, changes in follow(model, learner.masters, batch, step, updates).items():
+            every[update].append(changes)
+        if most in updates:
+            gaps.append(gap(model, number, prompts, responses))
+    found = {}
+    for update, changes in every.items():
+        whole = slope([(one.seen, one.true) for one in changes])
+        copied = slope([(one.copied, one.true) for one in changes])
+        found[f"seen_{update}"], found[f"error_{update}"] = whole.value, whole.error
+        found[f"residual_{update}"], found[f"change_{update}"] = whole.residual, whole.change
+        found[f"copied_{update}"], found[f"copied_error_{update}"] = copied.value, copied.error
+        found[f"copied_residual_{update}"] = copied.residual
+    found[f"gap_{most}"], found[f"arithmetic_{most}"] = map(float, np.mean(gaps, axis=0))
+    return found | {"largest_seen": max(found[f"seen_{update}"] for update in draws)}
+
+
+def gap(model: Any, number: int, prompts: Rows, responses: Rows) -> tuple[float, float]:
+    """The mean difference, a token, of the published weights from `model` in text `number`, which it learned from.
+
+    In bfloat16, scored together with other texts; and in float32, scored alone.
+    """
+    alone = collate([prompts[number]], [responses[number]])
+    known = token_logprobs(model, alone)
+    published = copy.deepcopy(model)
+    published.load_state_dict(dict(policy_tensors(model, 0, torch.bfloat16)), strict=False)
+    rows = [number, *(row for row in range(len(prompts)) if row != number)][:8]
+    together = token_logprobs(published, collate([prompts[row] for row in rows], [responses[row] for row in rows]))
+    with in_float32(published):
+        exact = token_logprobs(published, alone)
+    return float(np.abs(together[: len(known)] - known).mean()), float(np.abs(exact - known).mean())
 
 
 def main() -> None:
@@ -157,9 +153,12 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     model = load_model(given.model)
-    found: dict[str, Any] = {"model": given.model.name, "tokens": TEXTS * RESPONSE, "lr": 1e-6} | seen(model)
+    prompts, responses = sums(given.model)
+    found: dict[str, Any] = {"model": given.model.name, "lr": 1e-6, "draws": list(DRAWS.values())}
+    found |= seen(model, prompts, responses, DRAWS)
+    round_weights(model, seed=0)
     context = model.config.max_position_embeddings
-    found |= noise(model, tuple(length for length in LENGTHS if length + PROMPT <= context))
+    found |= noise(model, [length for length in LENGTHS if length + PROMPT <= context])
     if given.json:
         print(json.dumps(found, indent=2))
     else:

@@ -37,9 +37,11 @@ def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tup
     # Everything that can be refused without them is refused before torch and transformers take their seconds.
     from reval_core.engines.choice import check_installed
     from reval_core.learning.precision import with_precision
+    from reval_core.machine import check_machine
     from reval_core.models import check_model
 
     check_installed(settings.engine.kind)
+    check_machine(folder, settings)
     check_model(settings.model)
     settings = with_precision(settings)
     _check_engine(settings)

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from reval_core.adapters import add_adapters, has_adapters, load_adapters, save_adapters
 from reval_core.config import Config
-from reval_core.errors import Damaged
+from reval_core.errors import Damaged, InputError
 from reval_core.files import check_folder, publish_folder, read_json
 from reval_core.learner import Learner
+from reval_core.model.weight_files import stored_tensors
 from reval_core.models import load_model, policy_digest, save_model
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def load_learner(checkpoint: Path, base: Path, run: Config) -> Learner:
     check_folder(checkpoint)
     settings = run.model
     if settings.lora is None:
+        _check_weights(checkpoint)
         model = load_model(checkpoint, settings)
     else:
         check_folder(base)
@@ -73,6 +75,15 @@ def load_learner(checkpoint: Path, base: Path, run: Config) -> Learner:
     learner = Learner.of(model, run, checkpoint_state(checkpoint)["policy"])
     restore_optimizer(checkpoint, learner)
     return learner
+
+
+def _check_weights(checkpoint: Path) -> None:
+    """Raise Damaged for files that hold no weights: nobody gave them, so what to do is not what a user is told."""
+    try:
+        stored_tensors(checkpoint)
+    except InputError as error:
+        said, _, _ = str(error).replace(": model.path: ", ": ").rpartition("; ")
+        raise Damaged(said) from error
 
 
 def checkpoint_state(folder: Path) -> dict[str, Any]:

@@ -8,12 +8,14 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from reval_core.checkpoints import reference_round, residuals_left, wanted_checkpoints
 from reval_core.config import Config, ImportedRollouts, Rollouts
 from reval_core.errors import Damaged
 from reval_core.facts import Manifest, read_manifest
 from reval_core.files import (
+    CHECKSUMS,
     PARTIAL,
     check_folder,
     file_digest,
@@ -182,6 +184,9 @@ def _damaged_checkpoints(
                 check_folder(path)
             except Damaged as error:
                 yield _damage(folder, path, error)
+            else:
+                if _unusable(folder).get(path.name) == file_digest(path / CHECKSUMS):
+                    yield _damage(folder, path, "could not be loaded, although its checksums fit")
 
 
 def damaged_checkpoints(damages: Iterable[Damage]) -> list[int]:
@@ -191,16 +196,40 @@ def damaged_checkpoints(damages: Iterable[Damage]) -> list[int]:
 
 def note_checkpoints(folder: RunFolder, rounds: list[int]) -> None:
     """Note which checkpoints were found damaged, for the next start, which does not read all of them."""
-    publish_json(folder.path / _NOTE, {"damaged_checkpoints": rounds})
+    publish_json(folder.path / _NOTE, {"damaged_checkpoints": rounds, "unusable": _unusable(folder)})
+
+
+def note_unloaded(folder: RunFolder, round: int) -> None:
+    """Note that a checkpoint could not be loaded, so that the next start quarantines it, even if its checksums fit.
+
+    The checksums are noted with it: a copy that is put back in its place is used.
+    """
+    path = folder.checkpoint(round)
+    try:
+        check_folder(path)
+        unusable = {path.name: file_digest(path / CHECKSUMS)}
+    except Damaged:
+        unusable = {}
+    publish_json(folder.path / _NOTE, {"damaged_checkpoints": [round], "unusable": unusable})
 
 
 def _noted(folder: RunFolder) -> list[int]:
-    note = folder.path / _NOTE
+    """The rounds in whose checkpoints damage was found."""
+    found = _note(folder).get("damaged_checkpoints")
+    return found if isinstance(found, list) else []
+
+
+def _unusable(folder: RunFolder) -> dict[str, str]:
+    """By a checkpoint's name, the digest of the checksums of what could not be loaded."""
+    found = _note(folder).get("unusable")
+    return found if isinstance(found, dict) else {}
+
+
+def _note(folder: RunFolder) -> dict[str, Any]:
     try:
-        found: list[int] = read_json(note)["damaged_checkpoints"] if note.exists() else []
-    except (Damaged, KeyError):  # it is named among the damaged notes
-        return []
-    return found
+        return read_json(folder.path / _NOTE) if (folder.path / _NOTE).exists() else {}
+    except Damaged:  # it is named among the damaged notes
+        return {}
 
 
 def _damage(folder: RunFolder, path: Path, reason: str | Damaged) -> Damage:

@@ -29,53 +29,68 @@ _DECISIVE = ("torch", "transformers", "verifier", "learner", "schema", "device")
 def fix_machine(folder: RunFolder, config: Config) -> dict[str, Any]:
     """Record this machine if the run is new; else take up its number of threads and processes.
 
-    Raises InputError, naming what differs, if the run cannot go on here.
+    Raises InputError, naming what differs, if the run cannot resume here.
     """
     if config.learner.deterministic:
         announce_deterministic()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    here = _describe(config)
-    recorded = _recorded(folder)
+    recorded = check_machine(folder, config)
     if recorded is None:
-        publish_sealed(folder.machine, here)
-        return here
+        recorded = _describe(config)
+        publish_sealed(folder.machine, recorded)
+    elif _read(folder) is None:
+        log.warning("%s: is gone; it is made again from the warm start's manifest", folder.machine.name)
+        publish_sealed(folder.machine, recorded)
+    torch.set_num_threads(recorded["threads"])
+    return recorded
+
+
+def check_machine(folder: RunFolder, config: Config) -> dict[str, Any] | None:
+    """What was recorded of the machine when the run began; None if it is new. Changes nothing on disk.
+
+    Raises InputError, naming what differs, if the run cannot resume here.
+    """
+    recorded = _read(folder) or _of_warm_start(folder)
+    if recorded is None:
+        return None
+    here = _describe(config)
     if recorded["processes"] != here["processes"]:
         raise InputError(
             f"{folder.path}: this run learns in {recorded['processes']} processes, and now there are "
-            f"{here['processes']}; go on with accelerate launch --num_processes {recorded['processes']}"
+            f"{here['processes']}; resume with accelerate launch --num_processes {recorded['processes']}"
         )
     other = [
         f"{name} {recorded.get(name)}, now {here[name]}" for name in _DECISIVE if recorded.get(name) != here[name]
     ]
     if other:
         raise InputError(
-            f"{folder.path}: was made with {'; '.join(other)}; go on with what it was made with, or start a new run"
+            f"{folder.path}: was made with {'; '.join(other)}; resume with the versions that made it (learner, "
+            "verifier and schema are those of reval), or start a new run"
         )
     threads = recorded["threads"]
     if not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
         raise InputError(
             f"{folder.machine}: threads: must be 1 to {MOST_THREADS}, not {threads!r}; start a new run"
         )
-    torch.set_num_threads(threads)
     return recorded
 
 
-def _recorded(folder: RunFolder) -> dict[str, Any] | None:
-    """What was recorded when the run began: in a file of its own, and with the warm start in case that is lost."""
+def _read(folder: RunFolder) -> dict[str, Any] | None:
+    """What was recorded in a file of its own; None where that is gone or was changed."""
     try:
         return read_sealed(folder.machine)
     except Damaged:
-        try:
-            begun = folder.manifest("warm_start", 0)
-        except Damaged:
-            begun = None
-        if begun is None:
-            return None
-        log.warning("%s: is gone; it is made again from the warm start's manifest", folder.machine.name)
-        machine: dict[str, Any] = begun.info["machine"]
-        publish_sealed(folder.machine, machine)
-        return machine
+        return None
+
+
+def _of_warm_start(folder: RunFolder) -> dict[str, Any] | None:
+    """What was recorded with the warm start, in case the file is lost."""
+    try:
+        begun = folder.manifest("warm_start", 0)
+    except Damaged:
+        return None
+    return None if begun is None else begun.info["machine"]
 
 
 def _describe(config: Config) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from reval_core.config import Config
 from reval_core.draws import DrawReader
 from reval_core.errors import Damaged
 from reval_core.facts import Manifest
-from reval_core.inspection import note_checkpoints
+from reval_core.inspection import note_unloaded
 from reval_core.learner import Drawn, Learner, Tick, Update
 from reval_core.run_folder import RunFolder
 
@@ -81,7 +81,8 @@ def replay(
         with processes.together():
             learner = load_learner(checkpoint, folder.base, with_beta(config, folder))
     except Damaged as error:
-        note_checkpoints(folder, [first])
+        if str(error).startswith(str(checkpoint)):  # not the base of adapters, which every start reads
+            note_unloaded(folder, first)
         raise Damaged(f"{error}; reval resume makes it again") from error
     for number in range(first + 1, policy.round + 1):
         learn(learner, draws.read(number), keep_before=keep_before and number == policy.round)

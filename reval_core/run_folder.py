@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from reval_core.config import Config
 from reval_core.config.yaml_files import read_section
@@ -217,7 +218,8 @@ class RunFolder:
                 f"shorter; set rounds to {recorded + 1} or more, or start a new run"
             )
         config = _with_recorded_precision(config, found)
-        differing = [name for name in _differences(found, config.model_dump(mode="json")) if not _may_change(name)]
+        recorded_config, wanted = _with_defaults(found), config.model_dump(mode="json")
+        differing = [name for name in _differences(recorded_config, wanted) if not _may_change(name)]
         if differing:
             raise InputError(
                 f"{self.config}: made by another config ({', '.join(differing[:5])} differ); "
@@ -337,6 +339,14 @@ def _with_recorded_precision(config: Config, found: dict[str, Any]) -> Config:
     if config.learner.precision != "auto" or recorded not in ("float32", "bfloat16"):
         return config
     return config.model_copy(update={"learner": config.learner.model_copy(update={"precision": recorded})})
+
+
+def _with_defaults(found: Any) -> Any:
+    """A recorded config with the settings that reval has had since, where it is still one."""
+    try:
+        return Config.model_validate(found).model_dump(mode="json")
+    except ValidationError:
+        return found
 
 
 def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:

@@ -16,7 +16,7 @@ from reval_core.check import check_run
 from reval_core.config import Config
 from reval_core.run_folder import RunFolder
 from reval_core.summary import summarise
-from tests.faults.zygote import BEYOND, CONFIG, DYNAMIC
+from tests.faults.zygote import BEYOND, CONFIG, DYNAMIC, HALF
 from tests.integration.test_training import tables
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +71,14 @@ def dynamic(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Undisturb
     """A run whose prompts follow from its verdicts, and whose reference is an average."""
     folder = tmp_path_factory.mktemp("dynamic")
     assert start(folder / "run", config="dynamic", trace=str(folder / "moments")) == 0
+    return Undisturbed(folder / "run", (folder / "moments").read_text().splitlines())
+
+
+@pytest.fixture(scope="module")
+def half(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """A run in bfloat16."""
+    folder = tmp_path_factory.mktemp("half")
+    assert start(folder / "run", config="half", trace=str(folder / "moments")) == 0
     return Undisturbed(folder / "run", (folder / "moments").read_text().splitlines())
 
 
@@ -138,6 +146,27 @@ def test_a_run_killed_while_it_replaces_groups_or_averages_ends_as_one_that_was_
     assert start(path, config="dynamic") == 0, moment
     assert {name: shards(path)[name] for name in finished} == finished, f"{moment}: a finished shard was made again"
     assert_same_end(path, dynamic, DYNAMIC)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        *("learning", "reference_reset"),
+        *(
+            pytest.param(stage, marks=pytest.mark.full)
+            for stage in (
+                *("warm_start", "rollouts", "verification", "consistency"),
+                *("sampling", "evaluation", "checkpoint", "recording"),
+            )
+        ),
+    ],
+)
+def test_a_killed_run_in_bfloat16_ends_as_one_that_was_not(start, half, tmp_path, stage):
+    path, rng = tmp_path / "run", random.Random(stage)
+    moment = rng.choice([moment for moment in half.moments if moment.split("/")[0] == stage])
+    assert start(path, config="half", kill=moment) == -9, f"{moment} was not reached"
+    assert start(path, config="half") == 0, moment
+    assert_same_end(path, half, HALF)
 
 
 def test_a_run_killed_three_times_ends_as_one_that_was_not(start, undisturbed, tmp_path):

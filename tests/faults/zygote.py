@@ -58,7 +58,10 @@ DYNAMIC = small_config(
 )
 """The same where groups without signal are replaced and the reference is an average."""
 
-CONFIGS = {"plain": CONFIG, "beyond": BEYOND, "dynamic": DYNAMIC}
+HALF = CONFIG.model_copy(update={"learner": CONFIG.learner.model_copy(update={"precision": "bfloat16"})})
+"""The first in bfloat16: checkpoints hold the float32 weights, and a resumed run computes with their copy."""
+
+CONFIGS = {"plain": CONFIG, "beyond": BEYOND, "dynamic": DYNAMIC, "half": HALF}
 
 
 def main() -> None:

@@ -111,6 +111,20 @@ def test_a_hostile_run_directory_attacks_nobody(
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+@_cases([case for case in RUN_DIRECTORIES if case.what.startswith("a checkpoint whose")])
+def test_a_checkpoint_that_cannot_be_loaded_is_made_again_as_its_refusal_says(
+    case: Hostile, interrupted: Any, reval: Any, tmp_path: Path
+) -> None:
+    path, digest = interrupted
+    shutil.copytree(path, tmp_path / "run")
+    case.make(tmp_path / "run")
+    _refused(reval("resume", "run"), r"reval resume makes it again")
+    again = reval("resume", "run")
+    assert again.code == 0, again.err
+    assert read_json(tmp_path / "run/summary.json")["policy_digest"] == digest
+    assert list(tmp_path.glob("run/checkpoints/*.damaged"))
+
+
 @_cases(CONFIGS)
 def test_a_hostile_config_is_one_line(case: Hostile, reval: Any, tmp_path: Path) -> None:
     case.make(tmp_path)

@@ -64,7 +64,7 @@ def test_a_run_in_two_processes_learns_what_one_learns_and_goes_on_in_two_alone(
     for name in ("loss", "grad_norm"):
         assert two.column(name).to_pylist() == pytest.approx(one.column(name).to_pylist(), rel=1e-4)
     assert read_sealed(RunFolder(tmp_path / "two").machine)["processes"] == 2
-    with pytest.raises(InputError, match="go on with accelerate launch --num_processes 2"):
+    with pytest.raises(InputError, match="resume with accelerate launch --num_processes 2"):
         run(tmp_path / "two", settings)
 
 

@@ -6,14 +6,20 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from reval_core.batches import collate
+from benchmarks.bf16 import draw, seen
+from benchmarks.bf16_cases import slope, token_logprobs
+from reval_core.adapters import add_adapters
+from reval_core.batches import Rows, collate
 from reval_core.checkpoints import restore_optimizer, save_checkpoint
-from reval_core.config import Grpo, Reval
+from reval_core.config import Grpo, Lora, Reval, Tbrm
 from reval_core.config import Learner as Settings
 from reval_core.engines.weights import policy_tensors
-from reval_core.learner import Drawn, Learner
+from reval_core.errors import InputError
+from reval_core.learner import Learner
 from reval_core.learning import copy as copies
 from reval_core.learning.copy import LowPrecisionCopy, key_of, low_precision, round_weights, rounded, thresholds
 from reval_core.models import load_model, make_tiny_tokenizer, policy_digest
@@ -145,66 +151,25 @@ def small_model(on_grid: bool) -> PreTrainedModel:
     return model
 
 
-def texts(model: PreTrainedModel, length: int = 160, count: int = 6) -> Drawn:
-    """Long random texts, half of which are wanted and half not."""
+def texts(length: int, count: int) -> tuple[Rows, Rows]:
+    """Random prompts and responses."""
     rng = np.random.default_rng(0)
     prompts, responses = ([rng.integers(3, VOCABULARY, size) for _ in range(count)] for size in (4, length))
-    with torch.inference_mode():
-        scores = score(model, collate(prompts, responses))
-    logprobs = list(scores.logprobs.numpy().copy())
-    sign = np.array([1, -1] * (count // 2), dtype=np.float32)
-    return Drawn(
-        ids=np.arange(count),
-        prompts=prompts,
-        responses=responses,
-        written=[np.ones(length, dtype=bool)] * count,
-        engine_logprobs=logprobs,
-        old_logprobs=logprobs,
-        truncated=np.zeros(count, dtype=bool),
-        weight=np.ones(count, dtype=np.float32),
-        reward=sign / 8,
-        advantage=sign,
-        log_ref=scores.log_policy.numpy().copy(),
-        value_ref=scores.value.numpy().copy(),
-        identity="texts",
-    )
-
-
-def slopes(on_grid: bool, updates: tuple[int, ...]) -> tuple[list[float], list[float], float]:
-    """After so many updates at lr 1e-6: the slope of the copy's change of log π on the masters', over tokens, and
-    the rms of what is left; at the end, the mean gap to the published weights.
-    """
-    model, exact = small_model(on_grid), small_model(on_grid)
-    one = learner(model, Grpo(kind="grpo"), lr=1e-6)
-    draw = texts(model)
-    batch = collate(draw.prompts, draw.responses)
-
-    @torch.inference_mode()
-    def logprobs(of: PreTrainedModel) -> np.ndarray:
-        return score(of, batch).logprobs.numpy().astype(np.float64)
-
-    before, before_exact = logprobs(model), logprobs(exact)
-    found, left = [], []
-    for update in range(1, updates[-1] + 1):
-        one.learn([draw])
-        if update in updates:
-            exact.load_state_dict(one.trained(), strict=False)
-            seen, true = logprobs(model) - before, logprobs(exact) - before_exact
-            found.append(float((seen * true).sum() / (true * true).sum()))
-            left.append(float(np.sqrt(np.mean(np.square(seen - found[-1] * true)))))
-    published = small_model(on_grid)
-    published.load_state_dict(dict(policy_tensors(model, 0, torch.bfloat16)), strict=False)
-    return found, left, float(np.abs(logprobs(published) - logprobs(model)).mean())
+    return prompts, responses
 
 
 @pytest.mark.parametrize("on_grid", [True, False], ids=["on the grid", "off the grid"])
 def test_a_small_update_is_seen_whole_and_at_once(on_grid):
     """At lr 1e-6 a weight of 0.02 takes 60 aligned steps to the next bfloat16 number; autocast saw 3% of one."""
-    found, left, gap = slopes(on_grid, (1, 4, 16))
-    print(f"slopes {found}, residual rms {left}, gap {gap:.5f}")
-    assert all(0.8 < slope < 1.2 for slope in found)
-    assert max(left) < 0.005
-    assert gap < 0.005
+    found = seen(small_model(on_grid), *texts(length=48, count=16), draws={1: 16, 4: 6, 16: 3})
+    print(found)
+    for update in (1, 4, 16):
+        assert 0.8 < found[f"seen_{update}"] < 1.2
+        assert found[f"error_{update}"] < 0.05, "too few draws to tell"
+        assert found[f"residual_{update}"] < 0.005
+        assert found[f"copied_{update}"] == pytest.approx(1, abs=0.05)
+    assert found["gap_16"] < 0.005
+    assert found["arithmetic_16"] < 0.005
 
 
 def test_rounded_to_the_nearest_it_would_not_be_seen(monkeypatch):
@@ -212,20 +177,64 @@ def test_rounded_to_the_nearest_it_would_not_be_seen(monkeypatch):
         return torch.full((count,), 0x7FFF, device=device)
 
     monkeypatch.setattr(copies, "thresholds", halves)
-    found, _, _ = slopes(True, (1,))
-    assert found[0] < 0.3
+    found = seen(small_model(on_grid=True), *texts(length=48, count=6), draws={1: 6})
+    assert found["seen_1"] < 0.3
+    assert found["copied_1"] < 0.1
 
 
 def test_centred_rewards_of_an_eighth_teach_a_thousand_tokens():
     """r/β is 1.25 there, and the floor on each residual was some 140."""
     model = small_model(on_grid=True)
     one = learner(model, Reval(kind="reval", beta=0.1), lr=3e-6)
-    draw = texts(model, length=1000, count=2)
-    updates = one.learn([draw] * 6)
+    wanted_and_not = np.array([1, -1], dtype=np.float32)
+    updates = one.learn([draw(small_model(on_grid=True), *texts(length=1000, count=2), wanted_and_not)] * 6)
     assert not any(update.skipped for update in updates)
     sizes = [float(np.abs(update.delta).mean()) for update in updates]
     assert sizes[0] == pytest.approx(1.25, abs=0.05)
     assert sizes[-1] < 0.6 * sizes[0], sizes
+
+
+def test_tbrms_delta_keeps_its_value_at_a_thousand_tokens():
+    """A floor on each residual, which grew with log π(τ), took V for noise there."""
+    model = small_model(on_grid=False)
+    drawn = draw(model, *texts(length=1000, count=2), np.zeros(2, dtype=np.float32))
+    (update,) = learner(model, Tbrm(kind="tbrm", beta=0.1), lr=1e-6).learn([drawn])
+    assert not update.skipped
+    assert update.delta == pytest.approx(drawn.value_ref, abs=0.2)
+    assert (drawn.value_ref > 5).all(), "V of 1,024 tokens that are as good as equal is their logarithm, 6.9"
+
+
+def test_adapters_merged_for_an_engine_are_what_the_learner_computes_with():
+    """The base is bfloat16 already: merged weights are on no grid, and are rounded by the copy's thresholds."""
+    model = small_model(on_grid=True)
+    add_adapters(model, Lora(rank=8, alpha=16), seed=0)
+    one = learner(model, Grpo(kind="grpo"), lr=1e-4)
+    drawn = draw(model, *texts(length=48, count=8), np.array([1, -1] * 4, dtype=np.float32))
+    batch = collate(drawn.prompts, drawn.responses)
+
+    def by_both() -> tuple[np.ndarray, np.ndarray]:
+        merged = small_model(on_grid=True)
+        merged.load_state_dict(dict(policy_tensors(model, 0, torch.bfloat16)), strict=False)
+        round_weights(merged, seed=1)  # what bfloat16 holds stays, under any seed
+        return tuple(token_logprobs(of, batch).reshape(8, -1) for of in (merged, model))
+
+    before = by_both()
+    one.learn([drawn] * 4)
+    now = by_both()
+    line = slope(list(zip(now[0] - before[0], now[1] - before[1], strict=True)))
+    gap = float(np.abs(now[0] - now[1]).mean())
+    print(line, gap)
+    assert 0.9 < line.value < 1.1
+    assert line.error < 0.03
+    assert gap < 0.005
+
+
+def test_under_fsdp_it_is_refused_before_the_model_is_touched(monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    model = tiny_model()
+    with pytest.raises(InputError, match=r"learner\.precision: bfloat16 is not supported under FSDP; use float32"):
+        learner(model)
+    assert {one.dtype for one in model.parameters()} == {torch.float32}
 
 
 def test_policies_of_one_seed_share_their_rounding():

@@ -1,0 +1,124 @@
+"""Runs of an earlier reval: what needs the learner that made them is refused by name, the rest reads them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.cli import main
+from flows.preparation import prepare
+from reval_core.check import check_run
+from reval_core.errors import InputError
+from reval_core.files import publish_sealed, read_sealed
+from reval_core.learner import LEARNER_VERSION
+from reval_core.models import load_model, policy_digest
+from reval_core.run_folder import RunFolder
+from reval_core.session import open_session
+from tests.runs import run, small_config
+
+CONFIG = small_config(rounds=3, checkpoints={"every": 1, "keep": 2})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three rounds of a run that is to have four, as learner 3 records them."""
+    path = tmp_path_factory.mktemp("earlier") / "run"
+    run(path, CONFIG)
+    machine = RunFolder(path).machine
+    publish_sealed(machine, {**read_sealed(machine), "learner": "3"})
+    return path
+
+
+@pytest.fixture
+def earlier(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+@pytest.fixture
+def reval(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """The command: its exit status, and what it wrote to each stream."""
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["reval", *arguments])
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code
+        return int(code or 0), *capfd.readouterr()
+
+    return command
+
+
+def state(path: Path) -> dict[str, int]:
+    return {str(file): file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file()}
+
+
+def refusal() -> str:
+    return rf"run: was made with learner 3, now {LEARNER_VERSION}; resume with the versions that made it"
+
+
+def test_training_it_further_is_refused_before_any_work(earlier, reval):
+    before = state(earlier)
+    with pytest.raises(InputError, match=refusal()):
+        prepare(earlier / "config.yaml", ["rounds=4"], earlier)
+    for command in (("resume",), ("train", "--dry-run", "config.yaml", "--run-dir")):
+        given = [str(earlier / "config.yaml") if one == "config.yaml" else one for one in command]
+        code, _, said = reval(*given, str(earlier))
+        assert (code, said.count("\n")) == (2, 1), said
+        assert f"was made with learner 3, now {LEARNER_VERSION}" in said
+    assert state(earlier) == before
+    with pytest.raises(InputError, match=refusal()), open_session(RunFolder(earlier), CONFIG):
+        pass
+
+
+def test_without_its_machine_file_it_is_told_by_its_warm_start(earlier):
+    folder = RunFolder(earlier)
+    folder.machine.unlink()
+    before = state(earlier)
+    prepare(folder.config, ["rounds=4"], earlier)  # the manifest says the learner of today
+    assert state(earlier) == before, "preparing makes nothing again"
+    manifest = folder.manifest_path("warm_start", 0)
+    content = read_sealed(manifest)
+    content["info"]["machine"]["learner"] = "3"
+    publish_sealed(manifest, content)
+    with pytest.raises(InputError, match=refusal()):
+        prepare(folder.config, ["rounds=4"], earlier)
+
+
+def test_reading_checking_and_its_saved_policies_need_no_learner(earlier, reval, tmp_path):
+    findings = {one.part: one for one in check_run(RunFolder(earlier), CONFIG)}
+    assert not [problem for one in findings.values() for problem in one.problems]
+    assert f"left out: {earlier}: was made with learner 3" in findings["replay"].seen
+    code, found, _ = reval("sql", str(earlier), "SELECT max(round) AS last FROM updates", "--json")
+    assert (code, json.loads(found)) == (0, [{"last": 3}])
+    assert reval("report", str(earlier))[0] == 0
+    out = tmp_path / "policy"
+    assert reval("policy", str(earlier), "--round", "3", "--out", str(out))[0] == 0
+    assert policy_digest(load_model(out)) == policy_digest(load_model(RunFolder(earlier).checkpoint(3)))
+
+
+def test_a_policy_that_would_have_to_be_learned_again_is_refused(earlier, reval, tmp_path):
+    assert not RunFolder(earlier).checkpoint(1).exists()
+    code, _, said = reval("policy", str(earlier), "--round", "1", "--out", str(tmp_path / "policy"))
+    assert (code, f"was made with learner 3, now {LEARNER_VERSION}" in said) == (2, True)
+    assert not (tmp_path / "policy").exists()
+
+
+def test_settings_that_reval_has_had_since_do_not_make_it_another_config(made, tmp_path):
+    path = Path(shutil.copytree(made, tmp_path / "run"))
+    folder = RunFolder(path)
+    recorded = yaml.safe_load(folder.config.read_text())
+    del recorded["learner"]["spike_limit"], recorded["engine"], recorded["replay"]["sampling"]
+    folder.config.write_text(yaml.safe_dump(recorded))
+    folder.check(CONFIG)
+    with pytest.raises(InputError, match=r"made by another config \(replay\.sampling, learner\.lr differ\)"):
+        folder.check(
+            small_config(rounds=3, checkpoints=CONFIG.checkpoints, learner__lr=1.0, replay__sampling="prioritised")
+        )
