@@ -43,17 +43,25 @@ def filled_store(folder: RunFolder, live: int) -> Store:
 
     with duckdb.connect(folder.database) as connection:
         connection.execute(f"""
-            INSERT INTO trajectories SELECT {id}, round, shard, row, 'problem ' || h % 50000, i % 8, NULL, {PROMPT},
-                {LENGTH}, 'stop', 'policy ' || round, 'transformers', 1.0, h >> 2 FROM ({rows})
-        """)
-        connection.execute(f"""
-            INSERT INTO verdicts SELECT {id}, round, 'correct', h % 1000, h % 2 = 0, h % 2, {uniform(1)}, 1.0
+            INSERT INTO trajectories BY NAME SELECT {id} AS trajectory_id, round, shard, row,
+                'problem ' || h % 50000 AS prompt_id, i % 8 AS sample, {PROMPT} AS prompt_length,
+                {LENGTH} AS response_length, 'stop' AS finish_reason, 'policy ' || round AS policy,
+                'transformers' AS engine, 1.0 AS temperature, h >> 2 AS seed
             FROM ({rows})
         """)
         connection.execute(f"""
-            INSERT INTO scores SELECT {id}, round, 'reference', 'policy ' || round, -100 * {uniform(2)},
-                20 * {uniform(3)}, -100 * {uniform(4)}, 20 * {uniform(5)}, {uniform(6)}, {uniform(7)}, {uniform(8)},
-                -3 * ln({uniform(9)} + 1e-6), {uniform(10)}, 0.0 FROM ({rows})
+            INSERT INTO verdicts BY NAME SELECT {id} AS trajectory_id, round, 'correct' AS verdict,
+                h % 1000 AS extracted, h % 2 = 0 AS correct, h % 2 AS reward, {uniform(1)} AS advantage,
+                1.0 AS milliseconds
+            FROM ({rows})
+        """)
+        connection.execute(f"""
+            INSERT INTO scores BY NAME SELECT {id} AS trajectory_id, round, 'reference' AS reference,
+                'policy ' || round AS policy, -100 * {uniform(2)} AS log_ref, 20 * {uniform(3)} AS value_ref,
+                -100 * {uniform(4)} AS log_policy, 20 * {uniform(5)} AS value_policy, {uniform(6)} AS value_term,
+                {uniform(7)} AS log_ratio, {uniform(8)} AS scaled_reward, -3 * ln({uniform(9)} + 1e-6) AS delta,
+                {uniform(10)} AS entropy, 0.0 AS engine_gap
+            FROM ({rows})
         """)
         connection.execute(f"""
             INSERT INTO published SELECT 'rollouts', round, place, 'trajectories', 'file ' || round || place,

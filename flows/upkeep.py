@@ -46,7 +46,7 @@ def show_rebuild(run: Path, as_json: bool) -> None:
 
     folder, config = _run(run)
     with folder.lock():
-        rows = rebuild_store(folder, config.replay.capacity)
+        rows = rebuild_store(folder, config.replay.capacity, config.replay.max_age)
     if as_json:
         print_json(rows)
     else:

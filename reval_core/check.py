@@ -125,7 +125,7 @@ def _database(folder: RunFolder, config: Config) -> Finding:
     manifests = folder.manifests()
     with tempfile.TemporaryDirectory() as temporary:
         fresh = Path(temporary) / "fresh.duckdb"
-        store = Store(folder.path, fresh, config.replay.capacity)
+        store = Store(folder.path, fresh, config.replay.capacity, config.replay.max_age)
         try:
             held = stages_held(folder.database)
             # A run that was killed may not have taken in the last of what it published.

@@ -65,14 +65,14 @@ def prune(folder: RunFolder, config: Config, tick: Callable[[int, int], None] = 
 
     if groups and folder.pruned_to() < last:
         publish_folder(folder.pruned(last), write)
-    rebuild_store(folder, config.replay.capacity)
+    rebuild_store(folder, config.replay.capacity, config.replay.max_age)
     _delete_unlisted(folder, last)
     for path in _leftovers(folder):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _oldest_live(folder: RunFolder, config: Config) -> int:
-    store = Store(folder.path, folder.database, config.replay.capacity)
+    store = Store(folder.path, folder.database, config.replay.capacity, config.replay.max_age)
     store.build(folder.manifests())
     oldest = store.query("SELECT min(round) AS oldest FROM buffer").column("oldest")[0].as_py()
     store.close()

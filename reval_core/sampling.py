@@ -5,15 +5,19 @@ and Spirakis). The probability that trajectory i is among them, given the others
 the (B+1)-th smallest key. (1 / (N p) with p the share of the weight would be biased.)
 
 E_i = −ln u_i with u_i from a hash, and −ln u ≥ 1 − u. So a key can be as small as t only where u is at least
-1 − t · max w. Most rows cost a hash and a comparison with that floor; weights and keys are computed above it. A
-wrong guess at t costs time, and never changes what is drawn.
+1 − t · max w. Most rows cost a hash and a comparison with that floor; weights and keys are computed above it. The
+weights of old rounds are small, so their floor is higher, and the oldest are not read at all. A wrong guess at t
+costs time, and never changes what is drawn.
+
+A weight is priority × decay: the priority goes by |Δ| and the decay by age. Importance weights correct for the
+priority alone: with the exponent 1 an update estimates the mean over the buffer, weighted by the decay.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -24,35 +28,40 @@ from reval_core.files import digest
 from reval_core.learning.noise import Noise
 from reval_core.store import Store
 
-PRIORITY_OFFSET = 1e-3
-"""Added to |Δ|, so that a trajectory whose residual is 0 can still be drawn."""
+# The priority of a residual. It never falls as the residual rises, so the largest is that of the largest residual
+# (DuckDB knows the extremes of a column without reading it).
+_PRIORITY = "pow(abs({}) / $mean + $offset, $exponent)"
 
-# What a weight goes by, the largest of that in the buffer (DuckDB knows the extremes of a column without reading
-# it), and the weight, which never falls as that rises.
-_WEIGHTS = {
-    "uniform": ("0", "max(0)", "{} + 1.0::DOUBLE"),
-    "prioritised": (
-        "abs(delta)",
-        "greatest(max(delta), -min(delta))",
-        f"pow({{}} + {PRIORITY_OFFSET}, $strength)",
-    ),
-    "fresh": ("round", "max(round)", "pow($strength, $round - {})"),
-}
+# The sum of |Δ| as one of integers, which is the same in any order of rows and threads.
+_SUM_OF_RESIDUALS = "sum((abs(delta)::DOUBLE * $scale)::BIGINT)"
+
+LEAST_DECAY = 1e-100
+"""However old, a trajectory's weight is above 0."""
+
+_OLD = 1 / 64
+"""Trajectories with a decay below this are few among those drawn, and have a higher floor."""
 
 # The hashes are the same under any number of threads. A seed moves all ids to a far place of its own, so unlike
 # hash(id, seed) they are independent between seeds. u in (0, 1]: 18446744073709551617 is 2^64 + 1.
-_KEYS = """
-    SELECT place, w, -ln((h::DOUBLE + 1) / 18446744073709551617.0) / w AS key
+_KEYS = f"""
+    SELECT place, decay, w, -ln((h::DOUBLE + 1) / 18446744073709551617.0) / w AS key
     FROM (
-        SELECT trajectory_id AS id, rowid AS place, {weight} AS w, hash(trajectory_id + $seed) AS h FROM buffer
+        SELECT id, place, h, decay, decay * {{priority}} AS w
+        FROM (
+            SELECT
+                trajectory_id AS id, rowid AS place, round, delta, hash(trajectory_id + $seed) AS h,
+                greatest(pow($decay, $newest - round), {LEAST_DECAY}) AS decay
+            FROM buffer
+        )
+        WHERE round >= $oldest AND h >= CASE WHEN round >= $young THEN $floor ELSE $higher END
     )
-    WHERE h >= $floor AND key <= $bound
+    WHERE key <= $bound
     ORDER BY key, id
     LIMIT $limit
 """
 
 _SAMPLED_ROWS = 50_000
-"""About how many rows the mean weight is estimated from."""
+"""About how many rows the mean priority is estimated from."""
 
 _COLUMNS = """
     trajectory_id, round AS trajectory_round, shard, row, shard_digest, reward, advantage,
@@ -62,14 +71,25 @@ _COLUMNS = """
 
 @dataclass(frozen=True)
 class _Weights:
-    """The weights of the live trajectories in a round."""
+    """The weights of the live trajectories in a round, priority × decay."""
 
-    sql: str
+    priority: str
+    """In SQL."""
     parameters: dict[str, float]
+    """Of the priority."""
+    decay: float
+    """What is left of a weight by each round of age."""
+    newest: int
+    """The round of the youngest trajectories, whose decay is 1."""
     live: int
     largest: float
-    mean: float
-    """An estimate."""
+    """No weight is larger."""
+    total: float
+    """An estimate of their sum."""
+
+    def first_round(self, share: float) -> int:
+        """A round before which the decay is below `share`."""
+        return 0 if self.decay == 1 else self.newest - math.ceil(math.log(share) / math.log(self.decay))
 
 
 def draw_round(
@@ -112,6 +132,24 @@ def importance_exponent(settings: Replay, round: int) -> float:
     return first + (last - first) * progress
 
 
+def normalised(weights: np.ndarray, cap: float) -> np.ndarray:
+    """The weights scaled to a mean of 1, with none above `cap`.
+
+    What the cap takes from the largest is shared out in proportion, so that the mean stays 1: a weight that is far
+    above the others neither rules the update nor makes it small.
+    """
+    scaled = weights.copy()
+    capped = np.zeros(len(scaled), dtype=bool)
+    while not capped.all():
+        scaled[~capped] *= (len(scaled) - cap * capped.sum()) / scaled[~capped].sum()
+        above = scaled > cap * (1 + 1e-12)
+        if not above.any():
+            break
+        scaled[above] = cap
+        capped |= above
+    return scaled
+
+
 def _fresh_batch(store: Store, round: int) -> pa.Table:
     return store.query(
         f"""
@@ -126,57 +164,100 @@ def _draws(store: Store, settings: Replay, round: int, batch: int, seeds: Sequen
     """One draw a seed. What is drawn is looked up once for all of them."""
     if not seeds:
         return []
-    weights = _weights(store, settings, round)
+    weights = _weights(store, settings)
     keys = [_smallest_keys(store, weights, batch, seed) for seed in seeds]
     drawn = [found.slice(0, batch) for found in keys]
     rows = _rows_at(store, np.concatenate([one.column("place").to_numpy() for one in drawn]))
     starts = np.cumsum([0, *map(len, drawn)])
     return [
-        _with_probability(rows.slice(start, len(one)), _inclusion(found, weights, settings, batch), settings, round)
+        _as_rows(rows.slice(start, len(one)), one, _inclusion(found, weights, settings, batch), settings, round)
         for start, one, found in zip(starts, drawn, keys, strict=False)
     ]
 
 
-def _weights(store: Store, settings: Replay, round: int) -> _Weights:
-    by, most, weight = _WEIGHTS[settings.sampling]
-    parameters: dict[str, float] = {}
+def _weights(store: Store, settings: Replay) -> _Weights:
+    found = store.query("SELECT count(*) AS live, max(round) AS newest FROM buffer").to_pylist()[0]
+    live, newest = found["live"], found["newest"] or 0
+    decay = 1.0 if settings.sampling == "uniform" else settings.age_decay
+    weights = _Weights("1.0::DOUBLE", {}, decay, newest, live, largest=1.0, total=live)
+    if decay < 1:
+        weights = replace(weights, total=_sum_of_decays(store, weights))
     if settings.sampling == "prioritised":
-        parameters = {"strength": settings.priority_exponent}
-    elif settings.sampling == "fresh":
-        parameters = {"strength": settings.age_decay, "round": round}
-    live = store.query("SELECT count(*) AS live FROM buffer").column("live")[0].as_py()
+        parameters, largest, mean = _priorities(store, settings, live)
+        priority = _PRIORITY.format("delta")
+        weights = replace(
+            weights, priority=priority, parameters=parameters, largest=largest, total=weights.total * mean
+        )
+    return weights
+
+
+def _sum_of_decays(store: Store, weights: _Weights) -> float:
+    """Over the buffer, but for rounds that are too old to make a difference."""
+    oldest = weights.first_round(1e-3)
+    sums = store.query(
+        "SELECT round, count(*) AS live FROM buffer WHERE round >= $oldest GROUP BY round", oldest=oldest
+    )
+    ages = weights.newest - sums.column("round").to_numpy()
+    return float(weights.decay**ages @ sums.column("live").to_numpy())
+
+
+def _priorities(store: Store, settings: Replay, live: int) -> tuple[dict[str, float], float, float]:
+    """The parameters of `_PRIORITY`, the largest priority in the buffer and an estimate of the mean one."""
+    [largest] = store.query("SELECT greatest(max(delta), -min(delta)) FROM buffer").column(0).to_pylist()
+    exponent, offset = settings.priority_exponent, settings.priority_offset
+    parameters = {"mean": _mean_residual(store, largest), "offset": offset, "exponent": exponent}
     percent = min(100.0, 100 * _SAMPLED_ROWS / max(1, live))
-    spread = store.query(
-        f"""
-        SELECT
-            (SELECT {weight.format(most)} FROM buffer) AS largest,
-            (SELECT avg({weight.format(by)}) FROM buffer TABLESAMPLE system({percent}%)) AS mean
-        """,
-        **parameters,
-    ).to_pylist()[0]
-    largest, mean = (math.nan if value is None else value for value in spread.values())
-    return _Weights(weight.format(by), parameters, live, largest, mean)
+    sample = f"SELECT avg({_PRIORITY.format('delta')}) FROM buffer TABLESAMPLE system({percent}%)"
+    [mean] = store.query(sample, **parameters).column(0).to_pylist()
+    most, mean = (math.nan if value is None else value for value in (largest, mean))
+    return parameters, (most / parameters["mean"] + offset) ** exponent, mean
+
+
+def _mean_residual(store: Store, largest: float | None) -> float:
+    """The mean |Δ| over the buffer, of which `largest` is the largest; 1 where all are 0."""
+    finite = ""
+    if largest is not None and not math.isfinite(largest):
+        finite = "WHERE isfinite(delta)"
+        [largest] = store.query(f"SELECT max(abs(delta)) FROM buffer {finite}").column(0).to_pylist()
+    if not largest:
+        return 1.0
+    scale = 2**40 / largest
+    sums = store.query(f"SELECT {_SUM_OF_RESIDUALS}::DOUBLE / count(*) FROM buffer {finite}", scale=scale)
+    mean: float = sums.column(0)[0].as_py() / scale
+    return mean
 
 
 def _smallest_keys(store: Store, weights: _Weights, batch: int, seed: int) -> pa.Table:
-    """The places, weights and keys of the `batch` + 1 smallest keys, or of all there are; smallest first."""
+    """Places, decays, weights and keys of the `batch` + 1 smallest keys, or of all there are; smallest first."""
     # Six deviations more than are needed, so that the first guess is nearly always enough.
     guess = batch + 1 + 6 * math.sqrt(batch + 1)
-    bound = guess / (weights.live * weights.mean) if weights.live > guess else math.inf
+    bound = guess / weights.total if weights.live > guess else math.inf
     while True:
         reach = 1.000001 * bound * weights.largest  # beyond the rounding of keys
         bounded = reach < 1  # false for NaN
         found = store.query(
-            _KEYS.format(weight=weights.sql),
+            _KEYS.format(priority=weights.priority),
             seed=seed,
-            floor=2**64 - int(2**64 * reach) if bounded else 0,
+            decay=weights.decay,
+            newest=weights.newest,
             bound=bound if bounded else math.nan,  # DuckDB has nothing above NaN
             limit=batch + 1,
+            **(_floors(weights, reach) if bounded else {"oldest": 0, "young": 0, "floor": 0, "higher": 0}),
             **weights.parameters,
         )
         if not bounded or len(found) > batch:
             return found
         bound *= 4
+
+
+def _floors(weights: _Weights, reach: float) -> dict[str, int]:
+    """What hashes must reach from the round `young` on and before it, and the first round where any can."""
+    return {
+        "oldest": weights.first_round(2**-64 / reach),
+        "young": weights.first_round(_OLD),
+        "floor": 2**64 - int(2**64 * reach),
+        "higher": 2**64 - int(2**64 * reach * _OLD),
+    }
 
 
 def _rows_at(store: Store, places: np.ndarray) -> pa.Table:
@@ -202,10 +283,11 @@ def _inclusion(found: pa.Table, weights: _Weights, settings: Replay, batch: int)
     return -np.expm1(-found.column("w").to_numpy()[:batch] * threshold)
 
 
-def _with_probability(rows: pa.Table, probability: np.ndarray, settings: Replay, round: int) -> pa.Table:
+def _as_rows(rows: pa.Table, drawn: pa.Table, probability: np.ndarray, settings: Replay, round: int) -> pa.Table:
     weight = np.ones(len(rows))
     if settings.sampling == "prioritised":
-        weight = (probability.min() / probability) ** importance_exponent(settings, round)
+        unscaled = (drawn.column("decay").to_numpy() / probability) ** importance_exponent(settings, round)
+        weight = normalised(unscaled, settings.importance_cap)
     extra = {"source": pa.array(["buffer"] * len(rows)), "probability": probability, "weight": weight}
     for name, values in extra.items():
         rows = rows.append_column(name, pa.array(values))

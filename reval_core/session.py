@@ -77,7 +77,7 @@ class Session:
             if folder.manifest("warm_start", 0) is not None:
                 log.warning("%s: is gone; prompts are taken from the shards, the others rendered", folder.prompts)
             asked.prompts.publish(folder.prompts, reading_digest(self.tokenizer))
-        self.store = Store(folder.path, folder.database, config.replay.capacity)
+        self.store = Store(folder.path, folder.database, config.replay.capacity, config.replay.max_age)
         manifests = folder.manifests()
         self.store.build(
             takewhile(folder.holds, manifests)

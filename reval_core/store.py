@@ -88,6 +88,8 @@ _EVICT = """
     )
 """
 
+_EVICT_OLDER = "DELETE FROM buffer WHERE round < $oldest"
+
 # Of several updates in a round the last one's residual counts.
 _REFRESH_PRIORITIES = """
     UPDATE buffer SET delta = fresh.delta
@@ -134,14 +136,18 @@ _PATIENCE_SECONDS = 30.0
 
 
 class Store:
-    """The database of one run. `capacity` is M, the size of the live buffer."""
+    """The database of one run.
+
+    `capacity` is M, the size of the live buffer; `max_age`, if given, the rounds that a trajectory stays in it.
+    """
 
     # hive_partitioning is off wherever Parquet is read: `round=00001` in a path would become a text column `round`.
 
-    def __init__(self, folder: Path, database: Path, capacity: int) -> None:
+    def __init__(self, folder: Path, database: Path, capacity: int, max_age: int | None = None) -> None:
         self._folder = folder
         self._database = database
         self._capacity = capacity
+        self._max_age = max_age
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._viewed: list[tuple[str, str]] | None = None
         """The files that `publish_views` listed last."""
@@ -230,6 +236,8 @@ class Store:
             connection.execute(_ENTER_BUFFER, {"round": manifest.round})
             [(live,)] = connection.execute("SELECT count(*) FROM buffer").fetchall()
             connection.execute(_EVICT, {"surplus": max(0, live - self._capacity)})
+            if self._max_age is not None:
+                connection.execute(_EVICT_OLDER, {"oldest": manifest.round - self._max_age})
         elif manifest.stage == "learning":
             connection.execute(_REFRESH_PRIORITIES, {"round": manifest.round})
         elif manifest.stage == "reference_reset":
@@ -287,10 +295,10 @@ class Store:
         return self._connection
 
 
-def rebuild_store(folder: RunFolder, capacity: int) -> dict[str, int]:
+def rebuild_store(folder: RunFolder, capacity: int, max_age: int | None) -> dict[str, int]:
     """Make a run's database and its views again from its published facts, and tell how many rows each table has."""
     _delete_database(folder.database)
-    store = Store(folder.path, folder.database, capacity)
+    store = Store(folder.path, folder.database, capacity, max_age)
     store.build(folder.manifests())
     store.publish_views(folder.tables)
     counts = {table: store.query(f'SELECT count(*) AS rows FROM "{table}"') for table in (*SCHEMAS, "buffer")}

@@ -279,6 +279,8 @@ class Config(Section):
             )
         if replay.first == "fresh":
             raise ValueError("replay.first: a round over stored trajectories has no fresh batch; set buffer")
+        if replay.max_age is not None:
+            raise ValueError("replay.max_age: stored trajectories are drawn in all rounds; leave it out")
         if replay.sampling == "fresh":
             raise ValueError(
                 "replay.sampling: fresh draws by age, and stored trajectories are all of one age; "

@@ -113,18 +113,24 @@ class Replay(Section):
 
     capacity: int = Field(ge=1)
     """M: the live trajectories; the oldest leave first."""
+    max_age: int | None = Field(None, ge=0, exclude_if=not_given)
+    """Trajectories older than so many rounds leave the buffer as well; 0 keeps the fresh batch alone."""
     sampling: Literal["uniform", "prioritised", "fresh"] = "uniform"
-    """`uniform` (the paper), `prioritised` by |Δ| (PER, arXiv 1511.05952), `fresh` by age."""
+    """`uniform` (the paper), `prioritised` by |Δ| (PER, arXiv 1511.05952) and age, `fresh` by age."""
     first: Literal["fresh", "buffer"] = "fresh"
     """What the first update of a round learns from: the fresh batch (Appendix A) or a draw."""
-    priority_exponent: float = Field(0.6, ge=0)
-    """Prioritised: the weight of a trajectory is (|Δ| + 1e-3) to this power."""
+    priority_exponent: float = Field(0.6, ge=0, le=10)
+    """Prioritised: the priority of a trajectory is (|Δ| / mean |Δ| of the buffer + offset) to this power."""
+    priority_offset: float = Field(0.1, gt=0)
+    """Prioritised: the offset, by which a trajectory whose residual is 0 can still be drawn."""
     importance_exponent: tuple[float, float] = (0.4, 1.0)
     """Prioritised: the exponent of the importance weights, at first and after the annealing."""
     importance_rounds: int = Field(100, ge=1)
     """Prioritised: the rounds over which that exponent is annealed."""
+    importance_cap: float = Field(5.0, ge=1)
+    """Prioritised: the cap of the importance weights, whose mean over a draw is 1; 1 corrects nothing."""
     age_decay: float = Field(0.7, gt=0, le=1)
-    """Fresh: the weight of a trajectory is this to the power of its age in rounds."""
+    """Prioritised and fresh: the weight of a trajectory has this to the power of its age in rounds as a factor."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

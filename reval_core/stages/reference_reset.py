@@ -16,12 +16,14 @@ from reval_core.trajectories import RowReader
 
 def _inputs(session: Session, round: int, policy: Policy, reference: Policy) -> list[Any]:
     config = session.config
+    capacity, max_age = config.replay.capacity, config.replay.max_age
     return [
         policy.identity,
-        config.replay.capacity,
+        capacity,
         settings(config.objective),
         scoring_settings(config),
         *([reference.identity] if reference.averaged else []),
+        *([] if max_age is None else [{"max_age": max_age}]),
     ]
 
 

@@ -26,9 +26,10 @@ from reval_core.learning.checksum import weights_checksum
 from reval_core.learning.copy import low_precision
 from reval_core.learning.noise import LEAST
 from reval_core.models import load_model, policy_digest
+from reval_core.pruning import plan
 from reval_core.run_folder import RunFolder
 from reval_core.session import Policy, Session, open_session
-from reval_core.store import Store, scalar_columns, sql_views
+from reval_core.store import Store, rebuild_store, scalar_columns, sql_views
 from reval_core.summary import summarise
 from tests.runs import first_round, run, small_config
 
@@ -369,6 +370,27 @@ def test_a_run_in_bfloat16_goes_on_bit_for_bit(lora, tmp_path):
         copy, masters = (load_file(out / "model.safetensors") for out in exported)
         assert policy_digest(load_model(exported[1])) == again["policy_digest"]
         assert all(torch.equal(copy[name], low_precision(one, 0, name)) for name, one in masters.items())
+
+
+def test_trajectories_beyond_the_age_limit_leave_the_buffer_and_are_not_drawn(tmp_path):
+    settings = {"replay__max_age": 1, "replay__sampling": "prioritised", "reference": {"reset_every": 3}}
+    config = small_config(rounds=4, learner__updates=3, **settings)
+    folder = RunFolder(tmp_path / "aged")
+    run(folder.path, config)
+    views = sql_views(folder.path, folder.manifests())
+    drawn = "SELECT round, max(staleness) FROM draws GROUP BY round ORDER BY round"
+    assert views.execute(drawn).fetchall() == [(1, 0), (2, 1), (3, 1), (4, 1)]
+    rescored = views.execute(
+        "SELECT DISTINCT t.round FROM scores s JOIN trajectories t USING (trajectory_id) "
+        "WHERE s.round = 3 AND s.policy = s.reference ORDER BY 1"
+    ).fetchall()
+    assert rescored == [(2,), (3,)]
+    folder.summary.write_text("{}")
+    assert plan(folder, config).last_round == 2  # the tokens of what is left are kept
+    rebuild_store(folder, config.replay.capacity, config.replay.max_age)
+    assert not [finding.problems for finding in check_run(folder, config) if finding.problems]
+    with duckdb.connect(folder.database, read_only=True) as database:
+        assert database.execute("SELECT DISTINCT round FROM buffer ORDER BY 1").fetchall() == [(3,), (4,)]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

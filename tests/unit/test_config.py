@@ -415,6 +415,7 @@ def test_a_run_of_stored_trajectories_needs_no_problems_and_no_engine(
         ),
         ("replay.first=fresh", "replay.first: a round over stored trajectories has no fresh batch; set buffer"),
         ("replay.sampling=fresh", "replay.sampling: fresh draws by age"),
+        ("replay.max_age=3", "replay.max_age: stored trajectories are drawn in all rounds"),
         ("replay.capacity=7", "replay.capacity: 7 is less than rollouts.batch (8)"),
         ("reward={overlong: {buffer: 4}}", "reward.overlong: the limit that responses were written under is not"),
         ("rollouts.dynamic_sampling={waves: 1}", "rollouts.dynamic_sampling: unknown key"),
@@ -755,7 +756,7 @@ def configs(draw: st.DrawFn) -> Config:
             "reward": section(kind=st.sampled_from(["binary", "centred", "signed"])),
             "objective": objective,
             "replay": {"capacity": prompts * samples + draw(counts), "sampling": draw(st.sampled_from(kinds))}
-            | section(importance_exponent=st.tuples(shares, shares), priority_exponent=rates),
+            | section(importance_exponent=st.tuples(shares, shares), priority_offset=rates),
             "learner": {"updates": draw(counts), "lr": draw(rates)}
             | section(weight_decay=rates, **{"least_updates": st.just(1)} if with_beta else {}),
             "reference": draw(st.sampled_from(resets)),

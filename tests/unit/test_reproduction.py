@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from reval_core.reproduction.records import Record
 from reval_core.reproduction.statistics import difference, mean_over_seeds, speed_up, typical
 from reval_core.run_folder import RunFolder
 from tests.runs import small_config
+
+ROOT = Path(__file__).parents[2]
 
 
 class Made(Record):
@@ -326,3 +329,16 @@ def test_what_the_paper_left_open_holds_or_does_not() -> None:
 def test_a_verdict_is_in_part_where_only_a_part_holds() -> None:
     assert [verdict(True, True), verdict(True, False), verdict(False, False)] == ["reproduced", "in part", "not"]
     assert [verdict(None, True), verdict(None, False), verdict(None)] == ["in part", "undecided", "undecided"]
+
+
+def test_the_results_of_some_figures_take_the_place_of_theirs_alone() -> None:
+    merged = runpy.run_path(str(ROOT / "docs/make_reproduction.py"))["merged"]
+
+    def results(**said: str) -> str:
+        rows = "\n".join(f"| [{name}](#{name}) | a title | {one} |" for name, one in said.items())
+        sections = "\n\n".join(f"### {name}\n\n*{one}*\n\nIts runs." for name, one in said.items())
+        return f"| figure | what it shows | verdict |\n| --- | --- | --- |\n{rows}\n\n{sections}\n"
+
+    recorded = results(fig2="holds", fig3="holds", fig4="holds")
+    assert merged(recorded, results(fig3="does not")) == results(fig2="holds", fig3="does not", fig4="holds")
+    assert merged(recorded, recorded) == recorded

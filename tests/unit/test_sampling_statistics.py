@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from reval_core.config import Replay
-from reval_core.sampling import PRIORITY_OFFSET, draw_round
+from reval_core.sampling import draw_round
 from tests.buffers import buffer_of
 
 SEEDS, UPDATES, BATCH, LIVE = 12, 50, 8, 40
@@ -21,10 +21,11 @@ DRAWS = SEEDS * UPDATES
 DELTAS = np.geomspace(0.02, 20, LIVE)
 ROUNDS = np.repeat([1, 2, 3, 4], LIVE // 4)
 DECAY = 0.3
+AGED = DECAY ** (4.0 - ROUNDS)
 WEIGHTS = {
     "uniform": np.ones(LIVE),
-    "prioritised": (DELTAS + PRIORITY_OFFSET) ** 0.6,
-    "fresh": DECAY ** (4 - ROUNDS),
+    "prioritised": (DELTAS / DELTAS.mean() + 0.1) ** 0.6 * AGED,
+    "fresh": AGED,
 }
 
 
@@ -138,3 +139,33 @@ def test_recorded_probabilities_make_estimates_unbiased(draws, sampling) -> None
         estimates = (values[rows.trajectory_id] / rows.probability).groupby(rows["draw"]).sum()
         error = 6 * estimates.std() / math.sqrt(DRAWS)
         assert estimates.mean() == pytest.approx(values.sum(), abs=error + 1e-9)
+
+
+def test_importance_weights_correct_for_the_priority_and_leave_the_decay(tmp_path) -> None:
+    """With the exponent 1 and without a cap the mean of weight · x over a draw estimates Σ decay · x / Σ decay."""
+    rng = np.random.default_rng(0)
+    deltas, rounds = rng.exponential(size=400), np.repeat([1, 2, 3, 4], 100)
+    values, aged = deltas + rounds, DECAY ** (4.0 - rounds)
+    replay = Replay(
+        capacity=400,
+        sampling="prioritised",
+        first="buffer",
+        age_decay=DECAY,
+        importance_exponent=(1, 1),
+        importance_cap=400,
+    )
+    store = buffer_of(tmp_path, deltas, rounds)
+    rows = draw_round(store, replay, 4, 64, 200, seed=0).to_pandas()
+    store.close()
+
+    def off(weights: pd.Series) -> float:
+        """How many deviations the mean estimate is from what it should be."""
+        sums = (
+            pd.DataFrame({"w": weights, "wx": weights * values[rows.trajectory_id]}).groupby(rows["update"]).sum()
+        )
+        means = sums.wx / sums.w
+        return abs(means.mean() - aged @ values / aged.sum()) / means.std() * math.sqrt(len(means))
+
+    print(off(rows.weight), off(1 / rows.probability), off(rows.weight**0))
+    assert off(rows.weight) < 5
+    assert min(off(1 / rows.probability), off(rows.weight**0)) > 10  # the test can tell
