@@ -10,7 +10,8 @@ feed-forward width F, a vocabulary of W tokens and micro-batches of n places (`l
     a layer      n (16 d + 8 A + 8 F) in bfloat16, n (24 d + 16 A + 16 F) in float32: what its backward pass needs
     activations  L layers; with checkpointing e n d L and then the one layer that is made again
     passing      2 e n F        gradients on their way through a layer
-    head         n (2048 · 6 + 12 d) + e W d   a slice of logits, its gradient, hidden states, the head's gradient
+    head         6 min(4096 n, 2^26) + 12 n d + 4 · 4096 d + e W d   a block of logits and its gradient, hidden
+                 states, a slice's gradient, the head's gradient
     keys, values 2 L G e a token; e bytes is a number in the precision that computes
 
 A layer's figure counts what torch keeps of Llama's and Qwen's layers under an attention that makes no [n, n]
@@ -32,7 +33,7 @@ import torch
 from reval_core import processes
 from reval_core.config import Config, Model, Rollouts, TransformersEngine, VllmEngine, VllmServerEngine
 from reval_core.engines.choice import choose
-from reval_core.head import SLICE
+from reval_core.head import TILES
 from reval_core.models import architecture, count_parameters
 
 FLOAT, HALF = 4, 2
@@ -324,11 +325,12 @@ def _longest(rollouts: Rollouts, sizes: Sizes) -> int:
 
 
 def _head(config: Config, sizes: Sizes, backward: bool) -> int:
-    places = config.learner.micro_batch_tokens
-    forward = places * (min(SLICE, sizes.vocabulary) * FLOAT + 4 * sizes.width)
+    places, tile = config.learner.micro_batch_tokens, TILES["cuda"]
+    logits = min(places * min(tile.columns, sizes.vocabulary), tile.logits)
+    forward = logits * FLOAT + places * 4 * sizes.width
     if not backward:
         return forward
-    more = places * (min(SLICE, sizes.vocabulary) * HALF + 8 * sizes.width)
+    more = logits * HALF + places * 8 * sizes.width + FLOAT * min(tile.columns, sizes.vocabulary) * sizes.width
     return forward + more + _head_gradient(config, sizes)
 
 

@@ -3,25 +3,49 @@
 The logits are Q-values: Q_θ(s, a) is the logit of token a after s, V_θ(s) = logsumexp_a Q_θ(s, a), and
 log π_θ(a|s) = Q_θ(s, a) − V_θ(s). Each is wanted as one number a token, while the logits are a vocabulary's
 worth: 4,096 tokens of text and 151,936 of vocabulary make 2.5 GB, three times over for a softmax and its gradient.
-Here the logits of `SLICE` tokens of the vocabulary exist at once. V is a running logsumexp over the slices; the
-backward pass makes each slice again, adds to the gradient of the hidden states and writes its rows of W's.
+Here one block of logits exists at a time, of a slice of the vocabulary and some of the states (`TILES`). V is a
+running logsumexp over the slices; the backward pass computes each block again.
 
 Logits are float32 at least, whatever the precision of the model: on CUDA the matrix product takes bfloat16 and
-returns float32, elsewhere it runs in float32. This file needs torch alone. docs/learner.md says what was measured.
+returns float32, and the element-wise work on a block is compiled into one kernel; elsewhere all is float32 and
+uncompiled. This file needs torch alone. docs/learner.md says what was measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-SLICE = 2048
-"""Tokens of the vocabulary whose logits exist at once; not a function of the batch: sums keep their order."""
+log = logging.getLogger("reval")
+
+
+class Tile(NamedTuple):
+    """How much of the logits exists at once; not a function of the batch, so that sums keep their order."""
+
+    columns: int
+    """Tokens of the vocabulary."""
+    logits: int
+    """Numbers in all: of `logits` // `columns` states or, where the vocabulary is smaller, of more."""
+
+
+TILES = {"cuda": Tile(4096, 2**26), "cpu": Tile(2048, 2**20)}
+"""On a GPU kernels must be few and large; on a CPU the cache has to hold a block."""
+
+
+FUSED_ON = {"cuda"}
+"""Where the element-wise work is compiled; on a CPU that would need a C++ compiler."""
+
+
+def tile_on(device: torch.device) -> Tile:
+    """The block for a device."""
+    return TILES.get(device.type, TILES["cpu"])
 
 
 @dataclass(frozen=True)
@@ -80,32 +104,20 @@ class _Shape(NamedTuple):
     product: torch.dtype
     """What the matrix products take; the backward pass no longer sees autocast."""
 
-    def apply_(self, product: Tensor) -> Tensor:
+    def logits(self, product: Tensor, bias: Tensor | None, room: Tensor | None) -> Tensor:
+        """The logits of W x, in `room` if that is given."""
+        if bias is not None:
+            product = torch.add(product, bias, out=room)
         if self.scale != 1.0:
-            product *= self.scale
+            product = torch.mul(product, self.scale, out=room)
         if self.softcap is not None:
-            product.div_(self.softcap).tanh_().mul_(self.softcap)
-        if self.temperature != 1.0:
-            product /= self.temperature
-        return product
+            bent = torch.tanh(torch.div(product, self.softcap, out=room), out=room)
+            product = torch.mul(bent, self.softcap, out=room)
+        return product if self.temperature == 1.0 else torch.div(product, self.temperature, out=room)
 
     def bend(self, logits: Tensor) -> Tensor | None:
         """The derivative of the soft cap at these logits; None without one."""
         return None if self.softcap is None else 1 - (logits * (self.temperature / self.softcap)).square_()
-
-
-class _Slice(NamedTuple):
-    """The logits of all N states for a part of the vocabulary."""
-
-    span: slice
-    weight: Tensor
-    """[n, width] in the type of the product."""
-    logits: Tensor
-    """[N, n]; the next slice overwrites it."""
-    column: Tensor
-    """[N, 1] where a state's action stands in this slice, or 0 if it does not."""
-    inside: Tensor
-    """[N] bool: whether it does."""
 
 
 class _SlicedHead(torch.autograd.Function):
@@ -119,25 +131,18 @@ class _SlicedHead(torch.autograd.Function):
         shape: _Shape,
         entropy: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """A running logsumexp over logits l: the highest so far, total = Σ e^(l − highest), and for the entropy
-        moment = Σ (l − highest) e^(l − highest).
-        """
+        """One pass over the logits, block by block, for the sums of `_add_logits`."""
         exact = torch.promote_types(states.dtype, torch.float32)
-        highest = states.new_full((len(states),), torch.finfo(exact).min, dtype=exact)
-        total, moment, chosen = torch.zeros(3, len(states), dtype=exact, device=states.device)
-        for part in _slices(states, weight, bias, actions, shape, exact):
-            chosen = torch.where(part.inside, part.logits.gather(1, part.column).squeeze(1), chosen)
-            higher = torch.maximum(highest, part.logits.amax(dim=1))
-            fade = (highest - higher).exp()
-            below = part.logits.sub_(higher.unsqueeze(1))
-            weights = below.exp() if entropy else below.exp_()
-            if entropy:  # row products, without a buffer for them
-                moment = fade * (moment + total * (highest - higher))
-                moment += torch.bmm(weights.unsqueeze(1), below.unsqueeze(2)).flatten()
-            total = fade * total + weights.sum(dim=1)
-            highest = higher
-        values = highest + total.log()
-        entropies = total.log() - moment / total
+        inputs, blocks = states.to(shape.product), _Blocks(states, weight, exact)
+        sums = [_no_sums(len(inputs[rows]), exact, states.device) for rows in blocks.rows]
+        for span in blocks.spans:
+            part, bent = weight[span].to(inputs.dtype), None if bias is None else bias[span]
+            for rows, of_rows in zip(blocks.rows, sums, strict=True):
+                product = blocks.product(inputs[rows], part)
+                blocks.add_logits(of_rows, product, bent, actions[rows] - span.start, shape, entropy)
+        highest, total, moment, chosen = torch.cat(sums, dim=1).unbind()
+        log_total = total.log()
+        values, entropies = highest + log_total, log_total - moment / total
         ctx.save_for_backward(states, weight, bias, actions, values)
         ctx.shape = shape
         ctx.mark_non_differentiable(entropies)
@@ -150,44 +155,153 @@ class _SlicedHead(torch.autograd.Function):
         states, weight, bias, actions, values = ctx.saved_tensors
         shape: _Shape = ctx.shape
         wants_states, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+        exact = values.dtype
         slope = shape.scale / shape.temperature
-        onto_action, onto_policy = slope * d_logprobs, slope * (d_values - d_logprobs)
-        d_states = torch.zeros_like(states, dtype=values.dtype) if wants_states else None
+        # [3, N]: V, and what pulls at the action's logit and at all of them
+        known = torch.stack((values, slope * d_logprobs, slope * (d_values - d_logprobs)))
+        d_states = torch.zeros_like(states, dtype=exact) if wants_states else None
         d_weight = torch.empty_like(weight) if wants_weight else None
         d_bias = torch.empty_like(bias) if wants_bias else None
-        inputs = states.to(shape.product)
-        for part in _slices(states, weight, bias, actions, shape, values.dtype):
-            bend = shape.bend(part.logits)
-            d_logits = part.logits.sub_(values.unsqueeze(1)).exp_().mul_(onto_policy.unsqueeze(1))
-            d_logits.scatter_add_(1, part.column, torch.where(part.inside, onto_action, 0).unsqueeze(1))
-            if bend is not None:
-                d_logits *= bend
-            if d_bias is not None:
-                d_bias[part.span] = d_logits.sum(dim=0)
-            d_logits = d_logits.to(inputs.dtype)
-            if d_states is not None:
-                _add_product(d_states, d_logits, part.weight)
+        inputs, blocks = states.to(shape.product), _Blocks(states, weight, exact)
+        known_parts = [known[:, rows].contiguous() for rows in blocks.rows]
+        for span in blocks.spans:
+            part, bent = weight[span].to(inputs.dtype), None if bias is None else bias[span]
+            of_part, of_bias = (
+                torch.zeros(one.shape, dtype=exact, device=one.device) for one in (part, part[:, 0])
+            )
+            for rows, of_rows in zip(blocks.rows, known_parts, strict=True):
+                product = blocks.product(inputs[rows], part)
+                d_logits = blocks.slopes(of_rows, product, bent, actions[rows] - span.start, shape)
+                if d_bias is not None:
+                    of_bias += d_logits.sum(dim=0, dtype=exact)
+                if d_states is not None:
+                    _add_product(d_states[rows], d_logits, part)
+                if d_weight is not None:
+                    _add_product(of_part, d_logits.T, inputs[rows])
             if d_weight is not None:
-                _product(d_logits.T, inputs, d_weight[part.span])
+                d_weight[span] = of_part
+            if d_bias is not None:
+                d_bias[span] = of_bias
         return None if d_states is None else d_states.to(states.dtype), d_weight, d_bias, None, None, None
 
 
-def _slices(
-    states: Tensor, weight: Tensor, bias: Tensor | None, actions: Tensor, shape: _Shape, exact: torch.dtype
-) -> Iterator[_Slice]:
-    inputs = states.to(shape.product)
-    place = torch.empty(len(states) * min(SLICE, len(weight)), dtype=exact, device=states.device)
-    for start in range(0, len(weight), SLICE):
-        span = slice(start, min(start + SLICE, len(weight)))
-        count = span.stop - start
-        rows = weight[span].to(inputs.dtype)
-        logits = place[: len(states) * count].view(len(states), count)
-        _product(inputs, rows.T, logits)
-        if bias is not None:
-            logits += bias[span]
-        inside = (actions >= start) & (actions < span.stop)
-        column = torch.where(inside, actions - start, 0).unsqueeze(1)
-        yield _Slice(span, rows, shape.apply_(logits), column, inside)
+class _Blocks:
+    """N states and the vocabulary cut into blocks: how, and the work on the logits of each."""
+
+    def __init__(self, states: Tensor, weight: Tensor, exact: torch.dtype) -> None:
+        tile = tile_on(states.device)
+        columns = min(tile.columns, len(weight))
+        whole = max(1, tile.logits // columns)
+        count = min(whole, len(states))
+        self.spans = _cut(len(weight), columns)
+        """The slices of the vocabulary."""
+        self.rows = _cut(len(states), count)
+        """The groups of states that go through one slice after the other."""
+        self._place = torch.empty(count * columns, dtype=exact, device=states.device)
+        fused = states.device.type in FUSED_ON
+        self.add_logits = partial(_fused(_add_logits), whole) if fused else _add_logits
+        self.slopes = partial(_fused(_slopes), whole) if fused else _slopes
+
+    def product(self, inputs: Tensor, part: Tensor) -> Tensor:
+        """W x [n, m] for a block; the next block overwrites it."""
+        product = self._place[: len(inputs) * len(part)].view(len(inputs), len(part))
+        _product(inputs, part.T, product)
+        return product
+
+
+def _cut(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _no_sums(count: int, kind: torch.dtype, device: torch.device) -> Tensor:
+    sums = torch.zeros(4, count, dtype=kind, device=device)
+    sums[0] = torch.finfo(kind).min
+    return sums
+
+
+def _add_logits(
+    sums: Tensor, product: Tensor, bias: Tensor | None, target: Tensor, shape: _Shape, entropy: bool
+) -> None:
+    """Add a block of logits l to the `sums` [4, n] of its states; `target` [n] is the action's place in it.
+
+    They are the highest so far, total = Σ e^(l − highest), moment = Σ (l − highest) e^(l − highest), which is for
+    the entropy, and the action's logit.
+    """
+    room = _room(product)
+    logits = shape.logits(product, bias, room)
+    highest, total, moment, chosen = sums.unbind()
+    column = target.clamp(0, logits.shape[1] - 1)
+    chosen = torch.where(target == column, logits.gather(1, column.unsqueeze(1)).squeeze(1), chosen)
+    higher = torch.maximum(highest, logits.amax(dim=1))
+    rise = highest - higher
+    below = torch.sub(logits, higher.unsqueeze(1), out=room)
+    weights = torch.exp(below, out=None if entropy else room)
+    if entropy:
+        moment = rise.exp() * (moment + total * rise) + torch.mul(weights, below, out=room).sum(dim=1)
+    total = rise.exp() * total + weights.sum(dim=1)
+    sums.copy_(torch.stack((higher, total, moment, chosen)))
+
+
+def _slopes(known: Tensor, product: Tensor, bias: Tensor | None, target: Tensor, shape: _Shape) -> Tensor:
+    """The loss's derivative by a block of W x + b [n, m], in the type of the products, from `known` [3, n]."""
+    room = _room(product)
+    values, onto_action, onto_policy = (one.unsqueeze(1) for one in known.unbind())
+    logits = shape.logits(product, bias, room)
+    bend = shape.bend(logits)
+    policy = torch.exp(torch.sub(logits, values, out=room), out=room)
+    slopes = torch.mul(policy, onto_policy, out=room)
+    if room is None:
+        places = torch.arange(product.shape[1], device=product.device)
+        slopes = slopes + torch.where(places == target.unsqueeze(1), onto_action, 0)
+    else:
+        column = target.clamp(0, product.shape[1] - 1).unsqueeze(1)
+        slopes.scatter_add_(1, column, torch.where(target.unsqueeze(1) == column, onto_action, 0))
+    return (slopes if bend is None else slopes * bend).to(shape.product)
+
+
+def _room(product: Tensor) -> Tensor | None:
+    """Where element-wise work writes: over its input; compiled, nowhere, since its steps are one."""
+    return None if torch.compiler.is_compiling() else product
+
+
+class _Fused:
+    """Work on the logits of a block, compiled into one kernel, where it can be compiled.
+
+    torch plans a kernel by the sizes of the call that it is compiled at. That call is with a whole block, so that
+    neither speed nor the order of sums is a matter of which batch came first.
+    """
+
+    def __init__(self, work: Callable[..., Any]) -> None:
+        self._plain = work
+        self._work = torch.compile(work, dynamic=True)
+        self._planned: set[Any] = set()
+
+    def __call__(
+        self, whole: int, numbers: Tensor, product: Tensor, bias: Tensor | None, target: Tensor, *settings: Any
+    ) -> Any:
+        """The work, given the states of a whole block."""
+        kind = (bias is None, product.dtype, torch.is_inference_mode_enabled(), *settings)
+        if kind not in self._planned:
+            self._plan(whole, numbers, product, bias, target, settings)
+            self._planned.add(kind)
+        return self._work(numbers, product, bias, target, *settings)
+
+    def _plan(
+        self, whole: int, numbers: Tensor, product: Tensor, bias: Tensor | None, target: Tensor, settings: Any
+    ) -> None:
+        from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+        sizes = (len(numbers), whole), (whole, product.shape[1]), (whole,)
+        empty = [one.new_zeros(size) for one, size in zip((numbers, product, target), sizes, strict=True)]
+        try:
+            self._work(*empty[:2], bias, empty[2], *settings)
+        except TorchDynamoException as error:  # there is no C compiler, for one
+            reason = str(error).strip().splitlines()[0]
+            log.warning("the head's element-wise work is not compiled, and slower for it: %s", reason)
+            self._work = self._plain
+
+
+_fused = cache(_Fused)
 
 
 def _product_type(states: Tensor) -> torch.dtype:

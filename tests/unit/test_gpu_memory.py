@@ -65,8 +65,9 @@ def test_an_update_in_float32_holds_every_layers_activations():
         "gradients": 4000,
         # 10 places of 24 · 8 + 16 · (8 + 16) bytes, in 3 layers
         "activations": 3 * 10 * 576,
-        # logits of 20 tokens (4 bytes) and their gradient (2), three hidden states, and the head's own gradient
-        "head": 10 * (20 * 6 + 12 * 8) + 4 * 20 * 8,
+        # logits of 20 tokens (4 bytes) and their gradient (2), three hidden states, and the head's own gradient,
+        # of a slice and whole
+        "head": 10 * (20 * 6 + 12 * 8) + 4 * 20 * 8 + 4 * 20 * 8,
         "other": CONTEXT,
     }
 

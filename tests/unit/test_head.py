@@ -1,5 +1,7 @@
 """The sliced head against a softmax over all logits at once, and the families of models that bend their logits."""
 
+from functools import partial
+
 import pytest
 import torch
 import transformers
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from reval_core import head as heads
 from reval_core.config import Learner
 from reval_core.errors import InputError
-from reval_core.head import Head, token_scores
+from reval_core.head import Head, Tile, token_scores
 from reval_core.model.scoring_check import check_scoring
 from tests.models import tiny_model
 
@@ -54,12 +56,62 @@ def test_scores_and_gradients_are_those_of_whole_logits(seed, size, bias, scale,
 
     expected = dense(head, states, actions, temperature)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(heads, "SLICE", size)
+        patch.setitem(heads.TILES, "cpu", Tile(size, 3 * size))
         found = token_scores(head, states, actions, temperature, entropy=True)
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other)
         for one, other in zip(gradients(found), gradients(expected), strict=True):
             torch.testing.assert_close(one, other)
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The head traced as on a GPU, in blocks of 3 states; for a backend of torch.compile if called with one."""
+    fused, compile_ = heads._fused, torch.compile
+
+    def compile_with(backend):
+        monkeypatch.setattr(torch, "compile", partial(compile_, backend=backend))
+
+    monkeypatch.setattr(heads, "FUSED_ON", {"cpu"})
+    monkeypatch.setitem(heads.TILES, "cpu", Tile(4, 12))
+    compile_with("eager")
+    fused.cache_clear()
+    yield compile_with
+    fused.cache_clear()
+
+
+def agreement(head, states, actions, temperature):
+    """Scores and gradients beside those of whole logits."""
+    leaves = [one for one in (states, head.weight, head.bias) if one is not None]
+    pairs = []
+    for found in (
+        token_scores(head, states, actions, temperature, entropy=True),
+        dense(head, states, actions, temperature),
+    ):
+        pulled = (found[0] * torch.arange(len(actions)) + found[1]).sum()
+        pairs.append([*found, *torch.autograd.grad(pulled, leaves)])
+    return list(zip(*pairs, strict=True))
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("bias", [False, True])
+def test_compiled_work_gives_what_whole_logits_give(bias, softcap, compiled):
+    graphs = []
+    compiled(lambda graph, inputs: graphs.append(graph) or graph.forward)
+    head, states, actions = random_head(0, bias=bias, scale=0.5, softcap=softcap)
+    for one, other in agreement(head, states, actions, 0.6):
+        torch.testing.assert_close(one, other)
+    assert len(graphs) >= 2  # forward and backward
+
+
+def test_a_head_that_cannot_be_compiled_says_so_and_is_right(compiled, caplog):
+    def refuse(graph, inputs):
+        raise RuntimeError("Failed to find C compiler.")
+
+    compiled(refuse)
+    for one, other in agreement(*random_head(0), 1.0):
+        torch.testing.assert_close(one, other)
+    assert "is not compiled" in caplog.text
 
 
 def test_a_frozen_head_gets_no_gradient():

@@ -44,7 +44,7 @@ def test_the_size_of_a_slice_changes_neither_scores_nor_gradients(size, monkeypa
         return scores.logprobs.detach(), [parameter.grad.clone() for parameter in model.parameters()]
 
     expected, expected_gradients = run()
-    monkeypatch.setattr(head, "SLICE", size)
+    monkeypatch.setitem(head.TILES, "cpu", head.Tile(size, 2 * size))
     found, gradients = run()
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     for one, other in zip(gradients, expected_gradients, strict=True):
