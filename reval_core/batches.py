@@ -50,9 +50,10 @@ class TokenBatch:
 def collate(prompts: Rows, responses: Rows, written: Rows | None = None, *, packed: bool = False) -> TokenBatch:
     """A batch of prompts and responses (int); `written` says of each response token if the policy wrote it (bool).
 
-    Every prompt and response holds at least one token.
+    Every prompt and response holds at least one token. A response's last token is left out of `tokens`: nothing is
+    scored after it.
     """
-    whole = [np.concatenate(pair) for pair in zip(prompts, responses, strict=True)]
+    whole = [np.concatenate((prompt, response[:-1])) for prompt, response in zip(prompts, responses, strict=True)]
     lengths = np.array([len(row) for row in whole])
     actions, mask = pad_rows(responses, max(len(response) for response in responses), np.int64)
     own = mask if written is None else pad_rows(written, mask.shape[1], np.bool_)[0]

@@ -45,15 +45,15 @@ def check_scoring(model: PreTrainedModel, settings: Learner) -> None:
         for row, text in zip(found, texts, strict=True):
             expected, spread = _own_logprobs(model, text)
             tolerance = _TOLERANCE + (_NOISE * spread if half else 0)
-            ours = row[: len(text) - 2]
-            _refuse(model, settings, float((ours - expected[1:]).abs().max()), tolerance)
             shorter, _ = _own_logprobs(model, text[:-2])
             error = float((shorter - expected[:-2]).abs().max())
-            if not error < tolerance:
+            if error >= tolerance:
                 raise InputError(
                     f"model.path: {type(model).__name__} is no causal language model: the tokens after a token "
                     f"change its log-probability by {error:.2g} nats"
                 )
+            ours = row[: len(text) - 2]
+            _refuse(model, settings, float((ours - expected[1:]).abs().max()), tolerance)
 
 
 def _refuse(model: PreTrainedModel, settings: Learner, error: float, tolerance: float) -> None:
