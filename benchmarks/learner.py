@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,13 @@ LIMITS: dict[str, tuple[str, float]] = {
     "trl_speed_ratio": ("at least", 1.5),
     "trl_memory_ratio": ("at most", 1.0),
     "stage_vs_bare": ("at least", 0.9),
+    "demo_stages_ratio": ("at most", 0.85),
 }
 """What the learner is held to; a run of this file says which of these it missed."""
+
+
+BEFORE = "fe2ce9ec2fdc4d65574b4b3da7843edfea724028"
+"""The commit that the demo's stages are compared with: the last one before the bfloat16 copy."""
 
 
 def case(name: str) -> dict[str, Any]:
@@ -67,6 +74,32 @@ def in_turn(ours: Any, theirs: Any) -> dict[str, Any]:
     }
 
 
+def demo_stages() -> dict[str, Any] | None:
+    """Seconds of the demo's consistency and learning here and at `BEFORE`, in turn. None if git lacks it."""
+    with tempfile.TemporaryDirectory() as path:
+        before = Path(path) / "before"
+        made = subprocess.run(["git", "worktree", "add", "--detach", before, BEFORE], cwd=ROOT, capture_output=True)
+        if made.returncode:
+            return None
+        try:
+            pairs = [(demo_in(ROOT), demo_in(before)) for _ in range(REPEATS)]
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", before], cwd=ROOT, check=True)
+    now, then = (
+        {
+            name: statistics.median(pair[side][name] for pair in pairs)
+            for name in ("seconds", "consistency", "learning")
+        }
+        for side in (0, 1)
+    )
+    return {"ratio": now["seconds"] / then["seconds"], "now": now, "before": then, "commit_before": BEFORE}
+
+
+def demo_in(tree: Path) -> dict[str, Any]:
+    print(f"demo in {tree.name}", flush=True)
+    return run(sys.executable, str(ROOT / "benchmarks/demo_stages.py"), tree=tree)
+
+
 def measure_all() -> dict[str, Any]:
     """Every ratio of LIMITS that can be measured here, with what it was made of."""
     head = in_turn(lambda: case("sliced"), lambda: case("unchunked"))
@@ -78,6 +111,12 @@ def measure_all() -> dict[str, Any]:
         "stage_vs_bare": stage["stage_updates_per_second"] / stage["bare_updates_per_second"],
         "details": {"head": head, "mixed": mixed, "stage": stage, "bfloat16_logprob_error": rounding},
     }
+    demo = demo_stages()
+    if demo is None:
+        print(f"the demo's stages are not compared: this clone has no commit {BEFORE}")
+    else:
+        found["demo_stages_ratio"] = demo.pop("ratio")
+        found["details"]["demo_stages"] = demo
     if not PEERS.exists():
         print("TRL is not measured: run make bench-peers first")
         return found

@@ -18,9 +18,10 @@ Limits = Mapping[str, tuple[str, float]]
 """By figure: "at most" or "at least", and the limit."""
 
 
-def run(*command: str) -> dict[str, Any]:
-    """What a process prints as the last line, JSON."""
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def run(*command: str, tree: Path = ROOT) -> dict[str, Any]:
+    """What a process prints as the last line, JSON. It works in `tree`, and imports what is there."""
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
