@@ -296,7 +296,7 @@ class _Fused:
         try:
             self._work(*empty[:2], bias, empty[2], *settings)
         except TorchDynamoException as error:  # there is no C compiler, for one
-            reason = str(error).strip().splitlines()[0]
+            reason = str(getattr(error, "inner_exception", error)).strip().splitlines()[0]
             log.warning("the head's element-wise work is not compiled, and slower for it: %s", reason)
             self._work = self._plain
 
