@@ -87,6 +87,15 @@ def pad_rows(rows: Rows, width: int, kind: type) -> tuple[np.ndarray, np.ndarray
     return padded, mask
 
 
+CPU_PLACES = 2048
+"""The most places of a forward pass on a CPU: with more, what layers pass on does not stay in the cache."""
+
+
+def places_on(device: torch.device, max_tokens: int) -> int:
+    """The most places of a micro-batch where `max_tokens` are allowed."""
+    return min(max_tokens, CPU_PLACES) if device.type == "cpu" else max_tokens
+
+
 def micro_batches(lengths: Sequence[int], max_tokens: int, packed: bool = False) -> Iterator[list[int]]:
     """Split rows into groups of at most `max_tokens` places (or a single row), the longest first.
 

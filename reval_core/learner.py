@@ -29,7 +29,7 @@ from accelerate.utils import DistributedType, gather_object
 from torch import Tensor
 
 from reval_core import config
-from reval_core.batches import Rows, collate, micro_batches, pad_rows
+from reval_core.batches import Rows, collate, micro_batches, pad_rows, places_on
 from reval_core.errors import InputError
 from reval_core.files import digest
 from reval_core.guards import Guard
@@ -313,7 +313,8 @@ class Learner:
         lengths = [
             len(prompt) + len(response) for prompt, response in zip(drawn.prompts, drawn.responses, strict=True)
         ]
-        groups = list(micro_batches(lengths, self._settings.micro_batch_tokens, self._settings.packed))
+        places = places_on(self._accelerator.device, self._settings.micro_batch_tokens)
+        groups = list(micro_batches(lengths, places, self._settings.packed))
         processes = self._accelerator.num_processes
         groups += [[]] * (-len(groups) % processes)
         return groups[self._accelerator.process_index :: processes]

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from reval_core.batches import Rows, TokenBatch, collate, micro_batches, pad_rows
+from reval_core.batches import Rows, TokenBatch, collate, micro_batches, pad_rows, places_on
 from reval_core.canary import Lag, Sample, engine_lag, token_gap, token_kl
 from reval_core.config import Config, Objective
 from reval_core.facts import Manifest, read_table
@@ -204,7 +204,8 @@ def token_batches(session: Session, rows: pa.Table) -> Iterator[tuple[list[int],
     sources = [list_rows(rows.column(name)) for name in ("prompt_tokens", "response_tokens", "loss_mask")]
     lengths = [len(prompt) + len(response) for prompt, response, _ in zip(*sources, strict=True)]
     settings = session.config.learner
-    for chosen in micro_batches(lengths, settings.micro_batch_tokens, settings.packed):
+    places = places_on(session.device, settings.micro_batch_tokens)
+    for chosen in micro_batches(lengths, places, settings.packed):
         batch = collate(*([source[row] for row in chosen] for source in sources), packed=settings.packed)
         yield chosen, batch.to(session.device)
 

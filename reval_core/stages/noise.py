@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from reval_core.batches import places_on
 from reval_core.learning.noise import LEAST, Noise, measure, spread_sample
 from reval_core.session import Policy, Session
 from reval_core.trajectories import list_rows
@@ -41,7 +42,7 @@ def measured_noise(
             (prompts, responses, written),
             (log_policy, value),
             config.scoring_temperature,
-            learner.micro_batch_tokens,
+            places_on(session.device, learner.micro_batch_tokens),
             learner.packed,
         ).at_least(LEAST[learner.precision])
     return {"noise": {"logprob": found.logprob, "value": found.value, "device": device_name()}}
