@@ -184,7 +184,7 @@ def card(total: int, free: int | None = None) -> Card:
 def test_a_stage_that_does_not_fit_is_named_with_what_it_needs_and_what_would_help():
     config = settings(learner={"micro_batch_tokens": 10**8})
     (line,) = overflows(stage_memory(config, SIZES, 1, 80 * GB), card(80 * GB))
-    # 576 bytes a place in each of 3 layers, the head's 96 and a block of logits, and CUDA itself; weights are small.
+    # 576 bytes a place in each of 3 layers, the head's 96 and a block of logits, and CUDA; weights are small here.
     assert line.startswith(
         "learning needs about 186.6 GB of GPU memory and there are 80.0; set learner.gradient_ch"
     )
