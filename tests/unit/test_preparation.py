@@ -31,13 +31,13 @@ def test_a_disk_without_space_is_refused_with_what_the_run_needs(config, tmp_pat
         prepare(config, ["rounds=20"], tmp_path / "run")
 
 
-SMALL_GPU, FULL_GPU = Card("Small GPU", 10**9, 10**9), Card("Large GPU", 80 * 10**9, 10**9)
+SMALL_GPU, FULL_GPU = Card("Small GPU", 15 * 10**8, 15 * 10**8), Card("Large GPU", 80 * 10**9, 10**9)
 
 
 def test_a_stage_that_does_not_fit_the_gpu_is_refused_unless_the_user_knows_better(config, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_memory, "card", lambda: SMALL_GPU)
     refused = (
-        rf"^{re.escape(str(config))}: learning needs about \d+\.\d GB of GPU memory and there are 1\.0; "
+        rf"^{re.escape(str(config))}: learning needs about \d+\.\d GB of GPU memory and there are 1\.5; "
         r"set learner\.gradient_checkpointing: true, .*; to run it all the same, set memory_check: warn$"
     )
     with pytest.raises(InputError, match=refused):
