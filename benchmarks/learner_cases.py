@@ -19,6 +19,7 @@ from benchmarks.meter import measure
 from benchmarks.workloads import TRL_LENGTHS, VOCABULARY, Work, llama, mixed_lengths, texts
 from reval_core.batches import TokenBatch, collate, micro_batches
 from reval_core.learning.copy import round_weights
+from reval_core.model.packed import read_packed_rows
 from reval_core.objectives import Inputs, grpo, reval
 from reval_core.scoring import Scores, score
 
@@ -63,7 +64,7 @@ def update(model: torch.nn.Module, optimizer: torch.optim.Optimizer, work: Work,
 
 def unchunked(model: Any, batch: TokenBatch) -> Scores:
     """What `score` gives, from a log-softmax of all logits at once."""
-    logits = model(input_ids=batch.tokens, attention_mask=batch.attention).logits.flatten(0, 1)
+    logits = model(input_ids=batch.tokens).logits.flatten(0, 1)
     states = batch.states[batch.mask]
     logprobs = logits.log_softmax(dim=-1)[states, batch.actions[batch.mask]]
     values = torch.zeros(batch.mask.shape)
@@ -85,6 +86,7 @@ def mixed() -> dict[str, Any]:
     """Useful tokens/s of forward and backward by layout; the body costs as much as the head, as in real models."""
     vocabulary, budget = 16_384, 4096
     model = llama(vocabulary, 256, 8)
+    read_packed_rows(model)  # padded rows take the same kernel as without it
     work = texts(mixed_lengths(32), vocabulary)
     lengths = [len(p) + len(r) for p, r in zip(work.prompts, work.responses, strict=True)]
     padded = [list(range(start, start + 4)) for start in range(0, len(lengths), 4)]  # 4 × 1,024 = the same budget
@@ -120,15 +122,14 @@ def widened(batch: TokenBatch, longest: int) -> TokenBatch:
     every = torch.ones(count, horizon, dtype=torch.bool)
     actions = torch.zeros(count, horizon, dtype=torch.int64)
     actions[:, : batch.actions.shape[1]] = batch.actions
-    assert batch.attention is not None
     return replace(
         batch,
         tokens=torch.cat([batch.tokens, more], dim=1),
-        attention=torch.cat([batch.attention, more], dim=1),
         states=first + places,
         actions=actions,
         mask=every,
         written=actions > 0,
+        longest=longest,
     )
 
 
@@ -190,7 +191,7 @@ def bare_loop(model: Any, draws: Sequence[Any], config: Any) -> float:
     started = time.perf_counter()
     for batch, states, actions, (log_ref, value_ref, reward) in ready:
         optimizer.zero_grad(set_to_none=True)
-        logits = model(input_ids=batch.tokens, attention_mask=batch.attention).logits.flatten(0, 1)
+        logits = model(input_ids=batch.tokens).logits.flatten(0, 1)
         chosen = logits[states].log_softmax(dim=-1).gather(1, actions[:, None]).squeeze(1)
         log_policy = torch.zeros(batch.mask.shape).masked_scatter(batch.mask, chosen).sum(dim=1)
         value = logits[batch.states[:, 0]].logsumexp(dim=-1)

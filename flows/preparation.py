@@ -36,14 +36,16 @@ def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tup
         check_stored(config, settings, settings.rollouts, folder)
     # Everything that can be refused without them is refused before torch and transformers take their seconds.
     from reval_core.engines.choice import check_installed
+    from reval_core.gpu_memory import card, with_checkpointing
     from reval_core.learning.precision import with_precision
     from reval_core.machine import check_machine
-    from reval_core.models import check_model
+    from reval_core.models import check_attention, check_model
 
     check_installed(settings.engine.kind)
     check_machine(folder, settings)
     check_model(settings.model)
-    settings = with_precision(settings)
+    check_attention(settings.model, settings.learner)
+    settings = with_checkpointing(with_precision(settings), card())
     _check_engine(settings)
     _check_memory(config, settings)
     check_prompts(config, settings, folder)

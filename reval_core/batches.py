@@ -18,16 +18,16 @@ Rows = Sequence[np.ndarray]
 class TokenBatch:
     """B prompts with their responses of up to H tokens, laid out in R rows of L places.
 
-    Padded, each trajectory is a row (R = B) with padding on the right. Packed, all are in one row, end to end, and
-    `positions` starts anew with each: attention does not cross from one to the next.
+    Padded, each trajectory is a row (R = B) with padding on the right. No token before it sees it, so a causal
+    model needs no mask. Packed, all are in one row, end to end; attention does not cross from one to the next.
     """
 
     tokens: Tensor
     """[R, L] int64: prompts, each followed by its response."""
-    attention: Tensor | None
-    """[R, L] int64: 1 on tokens, 0 on padding. None when packed."""
     positions: Tensor | None
     """[R, L] int64: a token's place in its own trajectory. None when padded."""
+    bounds: Tensor | None
+    """[B + 1] int32: where trajectories begin and end in the row. None when padded."""
     states: Tensor
     """[B, H] int64: where the state s_h ends, the place before response token a_h, counted through all R · L."""
     actions: Tensor
@@ -36,14 +36,18 @@ class TokenBatch:
     """[B, H] bool: true on response tokens."""
     written: Tensor
     """[B, H] bool: true on response tokens that the policy wrote itself (the trajectory's loss_mask)."""
+    longest: int
+    """The tokens of the longest trajectory."""
 
     def __len__(self) -> int:
         return self.actions.shape[0]
 
     def to(self, device: torch.device) -> TokenBatch:
         """The same batch on a device."""
-        tensors = {item.name: getattr(self, item.name) for item in fields(self)}
-        moved: dict[str, Any] = {name: one if one is None else one.to(device) for name, one in tensors.items()}
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        moved: dict[str, Any] = {
+            name: one.to(device) if isinstance(one, Tensor) else one for name, one in values.items()
+        }
         return TokenBatch(**moved)
 
 
@@ -57,24 +61,25 @@ def collate(prompts: Rows, responses: Rows, written: Rows | None = None, *, pack
     lengths = np.array([len(row) for row in whole])
     actions, mask = pad_rows(responses, max(len(response) for response in responses), np.int64)
     own = mask if written is None else pad_rows(written, mask.shape[1], np.bool_)[0]
-    attention = positions = None
+    positions = bounds = None
     if packed:
         tokens = np.concatenate(whole)[None]
         positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])[None])
+        bounds = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
         starts = np.cumsum(lengths) - lengths
     else:
-        tokens, held = pad_rows(whole, lengths.max(), np.int64)
-        attention = torch.from_numpy(held).long()
+        tokens, _ = pad_rows(whole, lengths.max(), np.int64)
         starts = np.arange(len(whole)) * tokens.shape[1]
     first = starts + [len(prompt) - 1 for prompt in prompts]
     return TokenBatch(
         tokens=torch.from_numpy(tokens),
-        attention=attention,
         positions=positions,
+        bounds=bounds,
         states=torch.from_numpy((first[:, None] + np.arange(mask.shape[1])) * mask),
         actions=torch.from_numpy(actions),
         mask=torch.from_numpy(mask),
         written=torch.from_numpy(own),
+        longest=int(lengths.max()),
     )
 
 

@@ -44,6 +44,9 @@ CONTEXT = 1_000_000_000
 ENGINE_WORK = 2_000_000_000
 """vLLM's own buffers and captured graphs, beside weights and cache: assumed."""
 
+ROOM = 0.9
+"""The share of a GPU that an update may be estimated to take without gradient checkpointing."""
+
 PROMPT = 1024
 """The tokens of a prompt where `engine.max_model_len` does not say: assumed."""
 
@@ -126,6 +129,8 @@ class StageMemory:
 
 def stage_memory(config: Config, sizes: Sizes, gpus: int, gpu_bytes: int) -> list[StageMemory]:
     """The peak of each stage on the first of so many GPUs of `gpu_bytes` each."""
+    if config.learner.gradient_checkpointing is None:
+        config = _with_checkpointing(config, needs_checkpointing(config, sizes, gpus, gpu_bytes))
     half = _half(config)
     standing = {
         "weights": FLOAT * (sizes.trained if half else sizes.parameters),
@@ -203,6 +208,28 @@ def _overflow(stage: StageMemory, card: Card) -> str:
 
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:,.1f}"
+
+
+def needs_checkpointing(config: Config, sizes: Sizes, gpus: int, gpu_bytes: int) -> bool:
+    """Whether an update fits the first of so many GPUs only with gradient checkpointing, or not even then.
+
+    False where `gpu_bytes` is 0: nothing is known of the GPU.
+    """
+    stages = stage_memory(_with_checkpointing(config, False), sizes, gpus, gpu_bytes)
+    return any(0 < ROOM * gpu_bytes < one.total for one in stages if one.stage == "learning")
+
+
+def with_checkpointing(config: Config, card: Card | None) -> Config:
+    """The config with `learner.gradient_checkpointing` as it is on this machine, where it is left open."""
+    if config.learner.gradient_checkpointing is not None:
+        return config
+    needed = card is not None and needs_checkpointing(config, Sizes.of(config.model), processes.count(), card.total)
+    return _with_checkpointing(config, needed)
+
+
+def _with_checkpointing(config: Config, chosen: bool) -> Config:
+    learner = config.learner.model_copy(update={"gradient_checkpointing": chosen})
+    return config.model_copy(update={"learner": learner})
 
 
 def responses_at_once(config: Config, sizes: Sizes, gpu_bytes: int) -> tuple[int, int] | None:

@@ -39,7 +39,8 @@ from reval_core.learning.deterministic import announce_deterministic, determinis
 from reval_core.learning.noise import LEAST, Noise, is_noise, within_noise
 from reval_core.learning.precision import settled_learner
 from reval_core.learning.snapshot import Snapshot
-from reval_core.models import checkpointed_layers, model_identity, policy_digest
+from reval_core.model.layers import checkpointed_layers, set_up
+from reval_core.models import model_identity, policy_digest
 from reval_core.objectives import Inputs, Outputs, make_objective, objective_identity
 from reval_core.scoring import Scorer, Scores
 
@@ -148,6 +149,7 @@ class Learner:
             cpu=not torch.cuda.is_available(),
             mixed_precision="no",
         )
+        set_up(model, settings.packed, settings.compiles_on(self._accelerator.device.type))
         self._copy: LowPrecisionCopy | None = None
         self._scorer: Any = Scorer(model)
         if settings.precision == "bfloat16":

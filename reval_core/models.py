@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +12,13 @@ import torch
 from torch import nn
 
 from reval_core.adapters import add_adapters, check_peft, has_adapters
-from reval_core.config import Model, TinyModel
+from reval_core.config import Learner, Model, TinyModel
 from reval_core.errors import InputError, first_line
 from reval_core.files import digest
 from reval_core.model.coverage import bare_model, check_coverage, quiet_transformers, refuse_gaps, refuse_unjoined
 from reval_core.model.finite import check_finite
 from reval_core.model.kind import check_causal, check_unquantized
+from reval_core.model.packed import check_packed
 from reval_core.model.vocabulary import check_vocabulary, model_ends
 from reval_core.model.weight_files import is_complete, stored_tensors
 
@@ -151,27 +151,6 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     tokenizer.save_pretrained(folder)
 
 
-@contextmanager
-def checkpointed_layers(model: PreTrainedModel) -> Iterator[None]:
-    """Keep no activations inside the layers; the backward pass computes them again.
-
-    transformers checkpoints only layers in training mode. Here the mode is set on the layers alone, not on what is
-    inside them, so dropout stays off; `check_scoring` refuses models whose layers apply it themselves.
-    """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    for layer in layers:
-        layer.training = True
-    try:
-        yield
-    finally:
-        model.gradient_checkpointing_disable()
-        for layer in layers:
-            layer.training = False
-
-
 def model_identity(model: PreTrainedModel) -> list[Any]:
     """What the same weights may compute differently by: versions, types, attention, adapters."""
     import transformers
@@ -259,6 +238,12 @@ def check_model(settings: Model) -> None:
     rows = model.get_input_embeddings().weight.shape[0]
     check_vocabulary(settings.path, tokenizer, rows, model_ends(settings.path))
     check_finite({tensor.file for tensor in stored.values()})
+
+
+def check_attention(settings: Model, learner: Learner) -> None:
+    """Raise InputError if the model's attention cannot be what the learner wants of it."""
+    if learner.packed and settings.attention is None:
+        check_packed(_bare_model(settings))
 
 
 def _weights_folder(path: str) -> Path | None:

@@ -194,7 +194,7 @@ class RunFolder:
         )
 
     def check(self, config: Config) -> Config:
-        """The config, with what the run has settled in place of `learner.precision: auto`.
+        """The config, with what the run has settled where the config leaves it open (`learner.precision: auto`, …).
 
         Raises InputError if another config made this folder, or its config can no longer be read. Only `rounds` may
         change, since a run can be made longer, `memory_check`, and how an engine is run, but not which one.
@@ -217,7 +217,7 @@ class RunFolder:
                 f"{self.config}: rounds: {recorded} rounds are on record, and a run can be made longer but not "
                 f"shorter; set rounds to {recorded + 1} or more, or start a new run"
             )
-        config = _with_recorded_precision(config, found)
+        config = _with_recorded(config, found)
         recorded_config, wanted = _with_defaults(found), config.model_dump(mode="json")
         differing = [name for name in _differences(recorded_config, wanted) if not _may_change(name)]
         if differing:
@@ -333,12 +333,16 @@ def _may_change(name: str) -> bool:
     )
 
 
-def _with_recorded_precision(config: Config, found: dict[str, Any]) -> Config:
-    learner = found.get("learner")
-    recorded = learner.get("precision") if isinstance(learner, dict) else None
-    if config.learner.precision != "auto" or recorded not in ("float32", "bfloat16"):
-        return config
-    return config.model_copy(update={"learner": config.learner.model_copy(update={"precision": recorded})})
+def _with_recorded(config: Config, found: dict[str, Any]) -> Config:
+    """The config with what it leaves open and the run has settled."""
+    learner, recorded = config.learner, found.get("learner")
+    settled: dict[str, Any] = {}
+    if isinstance(recorded, dict):
+        if learner.precision == "auto" and recorded.get("precision") in ("float32", "bfloat16"):
+            settled["precision"] = recorded["precision"]
+        if learner.gradient_checkpointing is None and isinstance(recorded.get("gradient_checkpointing"), bool):
+            settled["gradient_checkpointing"] = recorded["gradient_checkpointing"]
+    return config.model_copy(update={"learner": learner.model_copy(update=settled)}) if settled else config
 
 
 def _with_defaults(found: Any) -> Any:

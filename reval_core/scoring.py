@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from reval_core.batches import TokenBatch
 from reval_core.head import Head, token_scores
+from reval_core.model.packed import reads_packed_rows
 
 
 class Scores(NamedTuple):
@@ -41,11 +42,7 @@ def score(model: nn.Module, batch: TokenBatch, temperature: float = 1.0, entropy
 
     At a temperature T the logits are divided by T first, as an engine that samples at T does.
     """
-    causal: Any = model
-    hidden = causal.base_model(
-        input_ids=batch.tokens, attention_mask=batch.attention, position_ids=batch.positions, use_cache=False
-    ).last_hidden_state
-    states = hidden.flatten(0, 1)[batch.states[batch.mask]]  # [N, width], N response tokens
+    states = _hidden(model, batch).flatten(0, 1)[batch.states[batch.mask]]  # [N, width], N response tokens
     found = token_scores(Head.of(model), states, batch.actions[batch.mask], temperature, entropy)
     return Scores(
         _spread(found.logprobs, batch.mask) * batch.written,
@@ -64,6 +61,28 @@ class Scorer(nn.Module):
     def forward(self, batch: TokenBatch, temperature: float = 1.0, entropy: bool = False) -> Scores:
         """See `score`."""
         return score(self.model, batch, temperature, entropy)
+
+
+def _hidden(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """The hidden states [R, L, width]. There is no mask: padding is on the right, where no text looks."""
+    causal: Any = model
+    tokens, more = batch.tokens, {}
+    if batch.bounds is not None:
+        more = {
+            "position_ids": batch.positions,
+            "cu_seq_lens_q": batch.bounds,
+            "cu_seq_lens_k": batch.bounds,
+            "max_length_q": batch.longest,
+            "max_length_k": batch.longest,
+            "longest": tokens.new_empty(batch.longest),
+        }
+    elif reads_packed_rows(model):
+        rows, length = tokens.shape
+        positions = torch.arange(length, device=tokens.device).repeat(rows)[None]
+        more = {"position_ids": positions, "rows": tokens.new_empty(rows + 1), "longest": tokens.new_empty(length)}
+        tokens = tokens.reshape(1, -1)
+    hidden: Tensor = causal.base_model(input_ids=tokens, use_cache=False, **more).last_hidden_state
+    return hidden.reshape(*batch.tokens.shape, -1)
 
 
 def _spread(flat: Tensor, mask: Tensor) -> Tensor:

@@ -23,13 +23,14 @@ from reval_core.engines.choice import make_engine
 from reval_core.errors import Damaged, RevalError, RunStopped
 from reval_core.facts import Manifest
 from reval_core.files import check_folder, remove_folder
-from reval_core.gpu_memory import memory_advice
+from reval_core.gpu_memory import card, memory_advice, with_checkpointing
 from reval_core.inspection import clear
 from reval_core.learner import Learner
 from reval_core.learning.average import drop_averages, make_average
 from reval_core.learning.copy import round_weights
 from reval_core.learning.precision import with_precision
 from reval_core.machine import fix_machine
+from reval_core.model.layers import set_up
 from reval_core.models import load_model, reading_digest, stop_ids, tokenizer_of
 from reval_core.problems import PromptOrder
 from reval_core.problems.asked import left_out_counts, run_problems
@@ -206,6 +207,8 @@ class Session:
             model = load_model(folder, self.config.model)
             if self.config.learner.precision == "bfloat16":
                 round_weights(model, self.config.seed, self.device)
+            learner = self.config.learner
+            set_up(model, learner.packed, learner.compiles_on(self.device.type))
             self._reference = reference.identity, model.cpu()
             with on_device(model, self.device):
                 yield model
@@ -340,7 +343,7 @@ def open_session(folder: RunFolder, config: Config) -> Iterator[Session]:
     Raises InputError if another process holds the folder, or another config or other versions made it.
     """
     with folder.lock(), explained_disk(folder):
-        config = with_precision(folder.check(config))
+        config = with_checkpointing(with_precision(folder.check(config)), card())
         folder.open(config)
         machine = fix_machine(folder, config)  # other versions may not even read what is there
         clear(folder, config)

@@ -311,8 +311,8 @@ class Config(Section):
         attention, learner = self.model.attention or "", self.learner
         if attention.startswith("flash") and learner.precision == "float32":
             raise ValueError(f"model.attention: {attention} computes in bfloat16; set learner.precision: bfloat16")
-        if learner.packed and not attention.startswith("fl") and learner.micro_batch_tokens > 8192:
+        if learner.packed and attention in ("eager", "sdpa"):
             raise ValueError(
-                "learner.packed: this attention takes a mask of micro_batch_tokens squared; set "
-                "learner.micro_batch_tokens: 8192 or less, or model.attention: flash_attention_2"
+                f"learner.packed: model.attention: {attention} takes a mask of all pairs of tokens for this; "
+                "leave model.attention out, take flex_attention, or set learner.packed: false"
             )

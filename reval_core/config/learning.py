@@ -170,14 +170,17 @@ class Learner(Section):
     """Places a forward pass, padding included; it bounds memory and does not change the result. On
     a CPU at most 2,048, which is faster."""
     packed: bool = False
-    """Lay trajectories end to end, without padding. Worth it with an attention that skips what is masked (GPU)."""
+    """Lay trajectories end to end in one row, without padding. Worth it on a GPU, with lengths that differ much."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the policy computes in; bfloat16: a copy of float32 weights. Sums and logits are float32 either way.
     `auto` is bfloat16 on a GPU that has it and float32 elsewhere, settled when the run begins."""
     noise: float | None = Field(None, gt=0)
     """The noise of a score, in nats: this · (√tokens + 1), in place of what is measured."""
-    gradient_checkpointing: bool = False
-    """Keep no activations inside a layer and compute them again: less memory, about a third more time."""
+    compile: bool | None = Field(None, exclude_if=not_given)
+    """Compile the model's decoder layers for scoring and updates; if not given, on CUDA without `deterministic`."""
+    gradient_checkpointing: bool | None = None
+    """Keep no activations inside a layer and compute them again: less memory, and about a fifth less speed. If not
+    given, where an update would not fit the GPU otherwise, settled when the run begins."""
     deterministic: bool = Field(False, exclude_if=not_)
     """On a GPU, take kernels that give the same bits every time, which are slower; refuse where there are none."""
 
@@ -190,6 +193,10 @@ class Learner(Section):
         if self.least_updates is not None and self.least_updates > self.updates:
             raise ValueError(f"least_updates: {self.least_updates} is more than updates, the most ({self.updates})")
         return self
+
+    def compiles_on(self, device: str) -> bool:
+        """Whether decoder layers are compiled on this type of device."""
+        return (device == "cuda" and not self.deterministic) if self.compile is None else self.compile
 
     def updates_with(self, residual_left: float | None) -> int:
         """K_t, the updates of a round that begins with this share of the residual (None without a β)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
@@ -23,7 +23,8 @@ class Section(BaseModel):
         for name, value in values.items() if isinstance(values, dict) else ():
             field = cls.model_fields.get(name)
             inner = value if isinstance(value, list) else [value]
-            if field is not None and field.annotation is not bool and any(isinstance(one, bool) for one in inner):
+            switch = field is not None and bool in (field.annotation, *get_args(field.annotation))
+            if field is not None and not switch and any(isinstance(one, bool) for one in inner):
                 raise ValueError(f"{name}: true and false are no values here")
             # torch, DuckDB and Parquet hold 64 bits.
             if any(isinstance(one, int) and abs(one) >= 2**63 for one in inner):

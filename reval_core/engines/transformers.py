@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from reval_core.engines.base import Completion, Enough, Request, Sampling
+from reval_core.model.layers import as_loaded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,7 +55,7 @@ class TransformersEngine:
             eos_token_id=list(sampling.stop_ids),
             pad_token_id=self._pad,
         )
-        with _own_generation_settings(model, settings):
+        with as_loaded(model), _own_generation_settings(model, settings):
             tokens = model.generate(
                 prompts.to(model.device),
                 attention_mask=attention.to(model.device),

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from reval_core.batches import collate
+from reval_core.batches import TokenBatch, collate
 from reval_core.config import Learner
-from reval_core.errors import InputError
+from reval_core.errors import InputError, first_line
 from reval_core.learning.copy import in_float32
-from reval_core.models import checkpointed_layers
+from reval_core.model.layers import as_loaded, checkpointed_layers, set_up
 from reval_core.scoring import score
 
 _TOLERANCE = 1e-3
@@ -25,23 +25,25 @@ _NOISE = 0.05
 and in float32 it was 0.01 to 0.056 for up to 48 layers; on a CPU two batch shapes give the same to 1e-5."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def check_scoring(model: PreTrainedModel, settings: Learner) -> None:
     """See that `scoring.score` gives what a log-softmax of the model's own logits gives, for two short texts.
 
     It would not where a family of models does to its logits what `head.Head` does not know of, where packed
-    trajectories can see each other, where gradient checkpointing brings dropout back, or where a token sees those
-    after it. `model` is in the precision that the learner uses; logits are float32 on both sides, since rounding
-    them to bfloat16 moves a logit of 30 by up to 0.06. Raises InputError.
+    trajectories can see each other, where gradient checkpointing brings dropout back, where a token sees those
+    after it, or where padding on the right needs a mask. `model` is in the precision that the learner uses, and is
+    set up to score as it does; its own logits come from the layers as they were loaded. Logits are float32 on both
+    sides, since rounding them to bfloat16 moves a logit of 30 by up to 0.06. Raises InputError.
     """
     half = settings.precision == "bfloat16"
     vocabulary = model.get_output_embeddings().weight.shape[0]
     rng = np.random.default_rng(0)
     texts = [rng.integers(vocabulary, size=length) for length in (9, 6)]
     batch = collate([text[:2] for text in texts], [text[2:] for text in texts], packed=settings.packed)
+    set_up(model, settings.packed, settings.compiles_on(model.device.type))
     with _exact_head(model):
         with checkpointed_layers(model) if settings.gradient_checkpointing else nullcontext():
-            found = score(model, batch.to(model.device)).logprobs.cpu()
+            found = _our_logprobs(model, batch)
         for row, text in zip(found, texts, strict=True):
             expected, spread = _own_logprobs(model, text)
             tolerance = _TOLERANCE + (_NOISE * spread if half else 0)
@@ -64,6 +66,7 @@ def _refuse(model: PreTrainedModel, settings: Learner, error: float, tolerance: 
     if error < tolerance:
         return
     switches = [name for name in ("packed", "gradient_checkpointing") if getattr(settings, name)]
+    switches += ["compile"] if settings.compiles_on(model.device.type) else []
     remedy = "".join(f"; try learner.{name}: false" for name in switches)
     raise InputError(
         f"model.path: reval's log-probabilities differ from the model's own by {error:.2g} nats: "
@@ -74,9 +77,21 @@ def _refuse(model: PreTrainedModel, settings: Learner, error: float, tolerance: 
 def _own_logprobs(model: PreTrainedModel, text: np.ndarray) -> tuple[Tensor, float]:
     """The model's own log-probabilities of all tokens but the first, and the standard deviation of its logits."""
     tokens = torch.from_numpy(text)
-    logits = model(tokens[None].to(model.device)).logits[0, :-1].float().cpu()
+    with as_loaded(model):
+        logits = model(tokens[None].to(model.device)).logits[0, :-1].float().cpu()
     logprobs = logits.log_softmax(dim=-1).gather(1, tokens[1:, None]).squeeze(1)
     return logprobs, float(logits.std())
+
+
+def _our_logprobs(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
+    """What `score` says. Raises InputError where torch cannot compile the layers."""
+    try:
+        return score(model, batch.to(model.device)).logprobs.cpu()
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise InputError(
+            f"learner.compile: the layers of {type(model).__name__} cannot be compiled here ({first_line(error)}); "
+            "set learner.compile: false"
+        ) from error
 
 
 @contextmanager

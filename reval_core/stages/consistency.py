@@ -110,7 +110,7 @@ def score_trajectories(
     engine, own = _own_logprobs(rows, policy)
     parts: list[dict[str, Any]] = []
     # Not around the lines above: a policy that is rebuilt there needs gradients.
-    with torch.inference_mode():
+    with torch.no_grad():
         for number, (chosen, batch) in enumerate(token_batches(session, rows)):
             scores = score(learner.model, batch, config.scoring_temperature, entropy=True)
             sampled = scores
@@ -159,7 +159,7 @@ def _sample(session: Session, rows: pa.Table, policy: Policy, chosen: list[int],
     by_engine, compared = _padded(engine, own, chosen, batch)
 
     def by_trainer(temperature: float) -> Tensor:
-        with torch.inference_mode():
+        with torch.no_grad():
             return score(model, batch, temperature).logprobs
 
     return Sample(by_engine, compared, by_trainer, session.config.generation.temperature)
@@ -194,7 +194,7 @@ def _measured_lag(session: Session, rows: pa.Table, policy: Policy) -> Lag | Non
 
 def _by_reference(session: Session, rows: pa.Table, reference: Policy) -> list[Scores]:
     """What the reference says of each batch. Its weights are gone again before the policy's turn."""
-    with session.reference_model(reference) as model, torch.inference_mode():
+    with session.reference_model(reference) as model, torch.no_grad():
         temperature = session.config.scoring_temperature
         return [score(model, batch, temperature) for _, batch in token_batches(session, rows)]
 

@@ -56,7 +56,7 @@ def _under(session: Session, policy: Policy) -> pa.Table:
     live, rows = live_trajectories(session)
     log_policy, value = (torch.empty(len(live)) for _ in range(2))
     done = 0
-    with torch.inference_mode():
+    with torch.no_grad():
         for chosen, batch in token_batches(session, rows):
             scores = score(learner.model, batch, config.scoring_temperature)
             log_policy[chosen], value[chosen] = scores.log_policy.float().cpu(), scores.value.float().cpu()

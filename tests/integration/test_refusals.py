@@ -276,6 +276,29 @@ MODELS: dict[str, tuple[Callable[[Place], None], str]] = {
 }
 """Faults of the model: `eval` and `import` refuse them as well."""
 
+
+def a_soft_cap(place: Place) -> None:
+    """A Gemma, of which the config alone is looked at: its weights are those that it would have."""
+    from transformers import AutoModelForCausalLM, Gemma2Config
+
+    config = json.loads((place.model / "config.json").read_text())
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    AutoModelForCausalLM.from_config(
+        Gemma2Config(**{name: config[name] for name in sizes}, num_key_value_heads=2, head_dim=8)
+    ).save_pretrained(place.model)
+
+
+LEARNERS: dict[str, tuple[Callable[[Place], None], str]] = {
+    "packed rows under a mask of all pairs": (
+        all_of(setting("learner.packed", True), setting("model.attention", "sdpa")),
+        r"config\.yaml:\d+: learner\.packed: model\.attention: sdpa takes a mask of all pairs",
+    ),
+    "packed rows under a soft cap": (
+        all_of(a_soft_cap, setting("learner.packed", True)),
+        r"learner\.packed: Gemma2ForCausalLM caps its attention scores \(attn_logit_softcapping: 50\.0\)",
+    ),
+}
+
 PROMPTS: dict[str, tuple[Callable[[Place], None], str]] = {
     "no chat template": (setting("problems.prompt.chat", True), r"chat"),
     "a template that raises": (
@@ -352,7 +375,7 @@ CONFIGS: dict[str, tuple[str, str]] = {
 
 
 def _cases() -> list[Any]:
-    groups = {"model": MODELS, "prompt": PROMPTS, "file": FILES, "directory": DIRECTORIES}
+    groups = {"model": MODELS, "learner": LEARNERS, "prompt": PROMPTS, "file": FILES, "directory": DIRECTORIES}
     return [
         pytest.param(*case, id=f"{group}: {name}") for group, one in groups.items() for name, case in one.items()
     ]

@@ -353,7 +353,6 @@ def test_grpo_cannot_draw_by_a_residual(refused: Refused) -> None:
         ("reference={ema: 0.9, reset_below: 0.3}", "reference.ema: says how far"),
         ("reference={ema: 1.0, reset_every: 1}", "reference.ema: "),
         ("reference={ema: 0, reset_every: 1}", "reference.ema: "),
-        ("learner.packed=true", "learner.packed: this attention takes a mask"),
         ("objective={kind: custom, function: nowhere}", "objective.function: 'nowhere' is not of the form"),
         ("objective={kind: custom, function: 'nowhere:f'}", "objective.function: nowhere:f: cannot import nowhere"),
         (
@@ -377,6 +376,15 @@ def test_flash_attention_is_refused_in_float32(refused: Refused) -> None:
     assert message.startswith(
         "--set model.attention=flash_attention_2: model.attention: flash_attention_2 computes in"
     )
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_rows_are_refused_where_attention_would_take_a_mask_of_all_pairs(
+    refused: Refused, attention: str
+) -> None:
+    message = refused(RUN, "learner.packed=true", f"model.attention={attention}")
+    assert f"learner.packed: model.attention: {attention} takes a mask of all pairs of tokens for this; " in message
+    assert "leave model.attention out" in message
 
 
 OFFLINE = """\

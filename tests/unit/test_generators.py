@@ -246,15 +246,32 @@ def _(begun: Path, tmp_path: Path) -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
-@leaves("reval_core.models.checkpointed_layers")
+@leaves("reval_core.model.layers.checkpointed_layers")
 def _(begun: Path, tmp_path: Path) -> None:
-    from reval_core.models import checkpointed_layers
+    from reval_core.model.layers import checkpointed_layers
 
     model = tiny_model()
     before = [module.training for module in model.modules()]
     break_in(checkpointed_layers(model))
     assert [module.training for module in model.modules()] == before
     assert not model.is_gradient_checkpointing
+
+
+@leaves("reval_core.model.layers.as_loaded")
+def _(begun: Path, tmp_path: Path) -> None:
+    from reval_core.model.compiled import compile_layers
+    from reval_core.model.layers import as_loaded, decoder_layers
+    from reval_core.model.packed import read_packed_rows
+
+    model = tiny_model()
+    read_packed_rows(model)
+    compile_layers(decoder_layers(model))
+    with breaking(), as_loaded(model):
+        assert model.config._attn_implementation == "sdpa"
+        assert {layer._compiled_call_impl for layer in decoder_layers(model)} == {None}
+        raise Broken
+    assert model.config._attn_implementation == "packed|sdpa"
+    assert None not in {layer._compiled_call_impl for layer in decoder_layers(model)}
 
 
 @leaves("reval_core.model.scoring_check._exact_head")

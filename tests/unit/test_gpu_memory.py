@@ -11,10 +11,12 @@ from reval_core.config import Config
 from reval_core.gpu_memory import (
     CONTEXT,
     ENGINE_WORK,
+    ROOM,
     Card,
     Sizes,
     StageMemory,
     memory_advice,
+    needs_checkpointing,
     overflows,
     responses_at_once,
     stage_memory,
@@ -88,6 +90,15 @@ def test_checkpointing_of_a_small_layer_holds_the_layers_ends_while_the_head_wor
     parts = stages(config, small)["learning"].parts
     assert parts["activations"] == 10 * 2 * 8 * 3
     assert parts["head"] == 10 * (2000 * 6 + 12 * 8) + 4 * 2000 * 8 + 2 * 2000 * 8
+
+
+def test_gradients_are_checkpointed_where_an_update_would_not_fit_otherwise() -> None:
+    plain = stages(settings(learner={"gradient_checkpointing": False}))["learning"]
+    exact = int(plain.total / ROOM) + 1
+    for gpu_bytes, needed in ((exact, False), (exact - 100, True)):
+        assert needs_checkpointing(settings(), SIZES, 1, gpu_bytes) is needed
+        given = stages(settings(learner={"gradient_checkpointing": needed}))
+        assert stages(settings(), gpu_bytes=gpu_bytes)["learning"].parts == given["learning"].parts
 
 
 def test_bfloat16_holds_eighteen_bytes_a_weight():
@@ -182,7 +193,7 @@ def card(total: int, free: int | None = None) -> Card:
 
 
 def test_a_stage_that_does_not_fit_is_named_with_what_it_needs_and_what_would_help():
-    config = settings(learner={"micro_batch_tokens": 10**8})
+    config = settings(learner={"micro_batch_tokens": 10**8, "gradient_checkpointing": False})
     (line,) = overflows(stage_memory(config, SIZES, 1, 80 * GB), card(80 * GB))
     # 576 bytes a place in each of 3 layers, the head's 96 and a block of logits, and CUDA; weights are small here.
     assert line.startswith(

@@ -167,7 +167,7 @@ SMALL = {
 FAMILIES = {
     "tied": (transformers.Qwen3Config, {"tie_word_embeddings": True}),
     "untied": (transformers.Qwen3Config, {"tie_word_embeddings": False}),
-    "soft cap": (transformers.Gemma2Config, {"final_logit_softcapping": 0.5}),
+    "soft cap": (transformers.Gemma2Config, {"final_logit_softcapping": 0.5, "attn_logit_softcapping": None}),
     "logits multiplied": (transformers.CohereConfig, {"logit_scale": 0.0625}),
     "logits divided": (transformers.GraniteConfig, {"logits_scaling": 8.0}),
     "bias": (transformers.PhiConfig, {}),

@@ -40,12 +40,28 @@ def test_a_stage_that_does_not_fit_the_gpu_is_refused_unless_the_user_knows_bett
         rf"^{re.escape(str(config))}: learning needs about \d+\.\d GB of GPU memory and there are 1\.5; "
         r"set learner\.gradient_checkpointing: true, .*; to run it all the same, set memory_check: warn$"
     )
+    plain = "learner.gradient_checkpointing=false"
     with pytest.raises(InputError, match=refused):
-        prepare(config, [], tmp_path / "run")
-    settings, _ = prepare(config, ["memory_check=warn"], tmp_path / "run")
+        prepare(config, [plain], tmp_path / "run")
+    settings, _ = prepare(config, [plain, "memory_check=warn"], tmp_path / "run")
     notes = gpu_notes(settings)
     assert notes[0] == "learner.precision: float32 on Small GPU"
     assert notes[1].startswith("learning needs about")
+
+
+def test_gradients_are_checkpointed_where_an_update_would_not_fit_and_the_run_keeps_to_it(
+    config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(gpu_memory, "card", lambda: SMALL_GPU)
+    settings, folder = prepare(config, [], tmp_path / "run")
+    assert settings.learner.gradient_checkpointing is True
+    folder.open(settings)
+    for card in (FULL_GPU, None):
+        monkeypatch.setattr(gpu_memory, "card", lambda card=card: card)
+        assert prepare(config, [], tmp_path / "run")[0].learner.gradient_checkpointing is True
+        assert prepare(config, [], tmp_path / "other")[0].learner.gradient_checkpointing is False
+    with pytest.raises(InputError, match=r"another config \(learner\.gradient_checkpointing differ\)"):
+        prepare(config, ["learner.gradient_checkpointing=false"], tmp_path / "run")
 
 
 def test_a_gpu_that_others_use_is_said_and_left_to_the_user(config, tmp_path, monkeypatch):
