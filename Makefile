@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv venv-test venv-vllm demo smollm2 test test-vllm test-faults test-load test-audit bench bench-bf16 bench-rollouts bench-verification bench-peers clean
+.PHONY: venv venv-test venv-vllm demo smollm2 test test-vllm test-faults test-load test-audit bench bench-bf16 bench-rollouts bench-verification bench-peers gpu-check clean
 
 venv: .venv/.installed
 venv-test: .venv/.installed-test
@@ -77,6 +77,11 @@ bench-rollouts: venv-vllm smollm2
 # The verifier: pairs a second, what a second worker brings, what hostile answers cost.
 bench-verification: venv
 	$(BIN)/python benchmarks/verification.py
+
+# What a GPU computes, how fast, and whether a run resumes on it, in under 4 minutes. It takes the system's Python with
+# torch, transformers and numpy; WHEELS names a folder with the wheels that a run needs besides (docs/learner.md).
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py --json gpu-check.json $(if $(WHEELS),--wheels $(WHEELS))
 
 # TRL in an environment of its own: it is measured against, never depended on.
 bench-peers: .venv-peers/.installed

@@ -1,7 +1,6 @@
 """The learner's memory and speed, as ratios to a baseline in the same run on the same machine.
 
     python benchmarks/learner.py             writes benchmarks/baselines/learner.json and says what misses its limit
-    python benchmarks/learner.py --gpu       a Qwen3-0.6B-shaped model on a GPU; needs torch and transformers alone
 
 The comparison with TRL needs `make bench-peers` first, which puts TRL into an environment of its own.
 """
@@ -19,7 +18,6 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks import learner_gpu
 from benchmarks.record import record, run
 from benchmarks.workloads import TRL_LENGTHS
 
@@ -128,11 +126,8 @@ def measure_all() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gpu", action="store_true", help="measure a training step of a 0.6B model on a GPU")
-    arguments = parser.parse_args()
-    found = learner_gpu.measure_all() if arguments.gpu else measure_all() | {"limits": LIMITS}
-    record("learner-gpu" if arguments.gpu else "learner", found, LIMITS, ("torch", "transformers"))
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    record("learner", measure_all() | {"limits": LIMITS}, LIMITS, ("torch", "transformers"))
 
 
 if __name__ == "__main__":

@@ -1,94 +1,191 @@
-"""A training step of a Qwen3-0.6B-shaped model with random weights on a GPU: tokens/s, MFU and peak memory.
+"""A training step of a Qwen3-0.6B-shaped model on a GPU: useful tokens/s and peak memory, case by case.
 
-Next to prime-rl's published figures for one H100 at a sequence of 16,384: 11,896 tokens/s, MFU 11.1%, 12.5 GiB.
-Needs torch and transformers alone.
+Each step scores its micro-batches, forms ReVal's loss, runs backward, clips, takes AdamW's step on the float32
+masters and rounds the copy again. Next to prime-rl's published figures for one H100 at a sequence of 16,384:
+11,896 tokens/s, MFU 11.1%, 12.5 GiB. Needs torch, transformers and numpy alone.
 """
 
 from __future__ import annotations
 
 import statistics
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks.gpu_model import Shape, Subject
 from benchmarks.learner_cases import batch_of, inputs
 from benchmarks.meter import measure
-from benchmarks.workloads import VOCABULARY, texts
-from reval_core.learning.copy import LowPrecisionCopy
+from benchmarks.record import Limits, misses
+from benchmarks.workloads import Work, texts
+from reval_core.batches import micro_batches
+from reval_core.model.layers import as_loaded, checkpointed_layers
 from reval_core.objectives import reval
 from reval_core.scoring import score
 
-LENGTH = 16_384
-STEPS = 5
-DEVICE = torch.device("cuda")
+BUDGET = 16_384
+"""Places of a micro-batch."""
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bfloat16 operations a second, by the makers."""
 PRIME_RL = {"tokens_per_second": 11_896, "mfu": 0.111, "peak_gib": 12.5}
 
 
-def model_on_gpu() -> Qwen3ForCausalLM:
-    """Qwen3-0.6B's shape; layers keep no activations."""
-    torch.manual_seed(0)
-    with DEVICE:
-        model = Qwen3ForCausalLM(
-            Qwen3Config(
-                vocab_size=VOCABULARY,
-                hidden_size=1024,
-                intermediate_size=3072,
-                num_hidden_layers=28,
-                num_attention_heads=16,
-                num_key_value_heads=8,
-                head_dim=128,
-                max_position_embeddings=LENGTH,
-                tie_word_embeddings=True,
-            )
-        )
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model.train()  # checkpointing is for training mode; this model has no dropout
+@dataclass(frozen=True)
+class Case:
+    """The texts of one step, and how it is computed."""
+
+    lengths: Sequence[int]
+    checkpointing: bool = True
+    compiled: bool = True
+    packed: bool = False
+    together: bool = False
+    """All texts are one micro-batch, however many places that takes."""
+    steps: int = 3
+    """How many are timed, after one that is not."""
+    at_least: float | None = None
+    """Tokens a second on an H100 or H200."""
+    below_gib: float | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """What an H100 or H200 should reach."""
+        speed: Limits = {"tokens_per_second": ("at least", self.at_least)} if self.at_least else {}
+        return {**speed, **({"peak_gib": ("at most", self.below_gib)} if self.below_gib else {})}
+
+    def groups(self, lengths: Sequence[int], budget: int) -> list[list[int]]:
+        """The rows of each micro-batch."""
+        if self.together:
+            return [list(range(len(lengths)))]
+        return list(micro_batches(lengths, budget, self.packed))
 
 
-def flops_a_token(model: Qwen3ForCausalLM) -> float:
-    """Operations of forward and backward, without what checkpointing repeats: 6 a weight, and causal attention."""
-    config = model.config
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * LENGTH / 2
-    return 6 * weights + attention
+MIXED = tuple(map(int, np.linspace(200, 3000, 16)))
+STREAM = tuple(
+    int(length * shorter)
+    for length in np.linspace(4000, 300, 14).round()
+    for shorter in np.linspace(1.0, 0.95, BUDGET // int(length))
+)
+"""14 micro-batches of about as many tokens, each of rows of like length, and no two of a shape."""
+
+CASES: dict[str, Case] = {
+    "1 x 16384": Case([BUDGET], checkpointing=False, at_least=40_000, below_gib=32),
+    "1 x 16384, checkpointing": Case([BUDGET], at_least=34_000, below_gib=12),
+    "1 x 16384, checkpointing, plain": Case([BUDGET], compiled=False, steps=2),
+    "8 x 4096": Case([4096] * 8, together=True),
+    "16 x 1024": Case([1024] * 16, together=True),
+    "16 mixed": Case(MIXED, together=True, at_least=30_000),
+    "16 mixed, plain": Case(MIXED, together=True, compiled=False, steps=2),
+    "16 mixed, packed": Case(MIXED, together=True, packed=True),
+    "stream": Case(STREAM, checkpointing=False, steps=2, at_least=60_000),
+    "stream, checkpointing": Case(STREAM, steps=2),
+}
 
 
-def measure_all() -> dict[str, Any]:
-    """Medians over some steps. Raises SystemExit where there is no GPU."""
-    if not torch.cuda.is_available():
-        raise SystemExit("there is no GPU here: nothing was measured")
-    device = torch.cuda.get_device_name()
-    model = model_on_gpu()
-    weights = LowPrecisionCopy(model, seed=0)
-    optimizer = torch.optim.AdamW(weights.masters.values(), lr=1e-6, fused=True)
-    work = texts([LENGTH], VOCABULARY, prompt=512)
-    batch = batch_of(work, [0]).to(DEVICE)
-
-    def step() -> None:
-        scores = score(model, batch)
-        reval(inputs(scores, batch, work, [0]), beta=0.1).loss.mean().backward()
-        torch.nn.utils.clip_grad_norm_(weights.masters.values(), 1.0)
-        optimizer.step()
-        weights.refresh()
-        optimizer.zero_grad(set_to_none=True)
-
-    step()
-    held = torch.cuda.memory_allocated()
-    readings = [measure(step, on_gpu=True) for _ in range(STEPS)]
-    rate = LENGTH / statistics.median(reading.seconds for reading in readings)
-    peak = held + max(reading.peak_above for reading in readings)
-    known = [flops for name, flops in PEAK_FLOPS.items() if name in device]
-    found = {
-        "device": device,
-        "length": LENGTH,
-        "tokens_per_second": rate,
-        "mfu": rate * flops_a_token(model) / known[0] if known else None,
-        "peak_gib": peak / 2**30,
-        "prime_rl_published": PRIME_RL,
-    }
-    for name, value in found.items():
-        print(f"{name:20} {value}")
+def check(subject: Subject) -> dict[str, Any]:
+    """All cases, each with what went wrong if something did; a line is printed for each."""
+    optimizer = subject.optimizer()
+    found: dict[str, Any] = {}
+    for name, case in CASES.items():
+        try:
+            found[name] = measured(subject, case, optimizer)
+        except Exception as error:  # the other cases are measured all the same
+            optimizer.zero_grad(set_to_none=True)
+            found[name] = {"error": f"{type(error).__name__}: {error}"[:2000]}
+            traceback.print_exc()
+        _show(name, found[name])
+    found["the update alone"] = update_seconds(subject, optimizer)
+    _show("the update alone", found["the update alone"])
+    if subject.on_gpu:
+        torch.cuda.empty_cache()  # other processes use the GPU after this
     return found
+
+
+def measured(subject: Subject, case: Case, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Medians over a case's steps. The first, which compiles, is timed by itself."""
+    shape = subject.shape
+    lengths = shape.lengths(*case.lengths)
+    work = texts(lengths, shape.vocabulary, prompt=min(256, min(lengths) // 2))
+    groups = case.groups(lengths, shape.lengths(BUDGET)[0])
+    if subject.on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with ExitStack() as stack:
+        stack.enter_context(nullcontext() if case.compiled else as_loaded(subject.model))
+        stack.enter_context(checkpointed_layers(subject.model) if case.checkpointing else nullcontext())
+        stack.enter_context(subject.packed() if case.packed else nullcontext())
+        step = _stepping(subject, case, work, groups, optimizer)
+        first = measure(step, subject.on_gpu)
+        readings = [measure(step, subject.on_gpu) for _ in range(case.steps)]
+    seconds = statistics.median(reading.seconds for reading in readings)
+    found = {
+        "tokens_per_second": work.tokens / seconds,
+        "micro_batches": float(len(groups)),
+        "first_step_seconds": first.seconds,
+    }
+    if subject.on_gpu:
+        found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        known = [flops for name, flops in PEAK_FLOPS.items() if name in torch.cuda.get_device_name()]
+        if known:
+            found["mfu"] = flops_of(subject, lengths) / seconds / known[0]
+    return found
+
+
+def update_seconds(subject: Subject, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """What a step takes besides forward and backward, whatever its tokens."""
+    weights = subject.weights
+    for master in weights.masters.values():
+        master.grad = torch.zeros_like(master)
+    parts = {
+        "clip": lambda: torch.nn.utils.clip_grad_norm_(weights.masters.values(), 1.0),
+        "adamw": optimizer.step,
+        "refresh": weights.refresh,
+    }
+    found = {}
+    for name, part in parts.items():
+        readings = [measure(part, subject.on_gpu).seconds for _ in range(4)]
+        found[f"{name}_seconds"] = statistics.median(readings[1:])
+    optimizer.zero_grad(set_to_none=True)
+    return found
+
+
+def _show(name: str, figures: dict[str, Any]) -> None:
+    shown = (
+        f"{key} {value:,.4g}" if isinstance(value, float) else str(value)[:200] for key, value in figures.items()
+    )
+    print(f"    {name}: {', '.join(shown)}", flush=True)
+
+
+def _stepping(
+    subject: Subject, case: Case, work: Work, groups: list[list[int]], optimizer: torch.optim.Optimizer
+) -> Callable[[], None]:
+    def step() -> None:
+        for rows in groups:
+            batch = batch_of(work, rows, case.packed).to(subject.device)
+            losses = reval(inputs(score(subject.model, batch), batch, work, rows), beta=0.1).loss
+            (losses.sum() / len(work.prompts)).backward()
+        subject.step(optimizer)
+
+    return step
+
+
+def flops_of(subject: Subject, lengths: Sequence[int]) -> float:
+    """Operations of forward and backward, without what checkpointing repeats: 6 a weight, and causal attention."""
+    shape: Shape = subject.shape
+    weights = sum(parameter.numel() for parameter in subject.model.parameters())
+    attention = 12 * shape.layers * shape.heads * shape.head_size / 2
+    return float(sum(6 * weights * length + attention * length**2 for length in lengths))
+
+
+def failures(cases: dict[str, Any], device: str) -> list[str]:
+    """What broke, and what this device should reach and does not; of others than H100 and H200 nothing is asked."""
+    said = [f"{name}: {found['error']}" for name, found in cases.items() if "error" in found]
+    if not any(name in device for name in ("H100", "H200")):
+        return said
+    measured = {name: case for name, case in CASES.items() if name in cases}
+    return said + [
+        f"{name}: {miss}" for name, case in measured.items() for miss in misses(cases[name], case.limits)
+    ]

@@ -11,10 +11,11 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.meter import measure
-from benchmarks.workloads import llama, texts
+from benchmarks.workloads import Work, llama, texts
 from reval_core.config import Config
 from reval_core.gpu_memory import Sizes, stage_memory
 from reval_core.learner import Drawn, Learner
@@ -65,11 +66,17 @@ def peak(case: dict[str, Any], on_gpu: bool) -> dict[str, int]:
 
 
 def _drawn(lengths: list[int]) -> Drawn:
-    import numpy as np
+    nothing = np.zeros(len(lengths), dtype=np.float32)
+    return draw(texts(lengths, VOCABULARY), reward=nothing, log_ref=nothing, value_ref=nothing)
 
-    work = texts(lengths, VOCABULARY)
-    nothing, count = np.zeros(len(lengths), dtype=np.float32), len(lengths)
-    each = [np.zeros(len(response), dtype=np.float32) for response in work.responses]
+
+def draw(work: Work, **known: np.ndarray) -> Drawn:
+    """A draw of these texts, with `reward`, `log_ref` and `value_ref`, [B] each."""
+    count = len(work.prompts)
+    nothing, each = (
+        np.zeros(count, dtype=np.float32),
+        [np.zeros(len(one), dtype=np.float32) for one in work.responses],
+    )
     return Drawn(
         ids=np.arange(count),
         prompts=work.prompts,
@@ -79,11 +86,9 @@ def _drawn(lengths: list[int]) -> Drawn:
         old_logprobs=each,
         truncated=np.zeros(count, dtype=bool),
         weight=nothing + 1,
-        reward=nothing,
         advantage=nothing,
-        log_ref=nothing,
-        value_ref=nothing,
-        identity="memory",
+        identity="benchmark",
+        **known,
     )
 
 

@@ -31,13 +31,21 @@ def run(*command: str, tree: Path = ROOT) -> dict[str, Any]:
 
 def circumstances(*packages: str) -> dict[str, Any]:
     """Where, when and with what."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {package: version(package) for package in packages},
-        "commit": commit.stdout.strip(),
+        "commit": _commit(),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _commit() -> str | None:
+    """The commit that is measured, or None where git or the history is not at hand."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None
 
 
 def record(name: str, found: dict[str, Any], limits: Limits, packages: tuple[str, ...]) -> None:

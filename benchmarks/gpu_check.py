@@ -1,0 +1,202 @@
+"""What a GPU has to show before anything is trained on it: `make gpu-check`, in under 4 minutes.
+
+    python3 benchmarks/gpu_check.py [--json FILE] [--wheels FOLDER] [--only CHECK ...]
+
+It runs on the system's Python with torch, transformers and numpy, without a network or an environment. With a
+folder of wheels (pydantic, duckdb, math-verify and what they need), or where these are installed, it also compares
+memory with the forecast, gives the learner draws of noise, and kills and resumes a run of three rounds. A check
+that breaks is recorded, and the others are made. The exit status is 1 if one failed; without a GPU it is 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from benchmarks.record import circumstances, misses
+
+Outcome = tuple[dict[str, Any], list[str]]
+"""Figures by name, and what is wrong with them."""
+Check = Callable[[], Outcome]
+
+NEEDED = ("torch", "transformers", "numpy")
+WHEELS = ("pydantic", "duckdb", "math_verify", "pyarrow")
+"""What a run needs beyond that."""
+RUN_CHECKS = ("memory", "learner", "resume")
+LONGEST = 150
+"""Seconds after which one of these is given up."""
+
+
+def main() -> int:
+    """Make the checks that are asked for. 0 where all passed or there is no GPU."""
+    given = _arguments()
+    reason = _why_not(given.device)
+    if reason:
+        print(f"gpu-check: skipped: {reason}")
+        _write(given.json, {"skipped": reason})
+        return 0
+    return _check(given)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, after every check")
+    parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="wheels to install for this check alone")
+    parser.add_argument(
+        "--only", nargs="+", metavar="CHECK", help="of head, scoring, draws, gap, speed, " + ", ".join(RUN_CHECKS)
+    )
+    parser.add_argument("--device", default="cuda", help="cpu, with --small, shows whether the checks run at all")
+    parser.add_argument("--small", action="store_true", help="a model of 2 MB: figures of speed mean nothing")
+    return parser.parse_args()
+
+
+def _why_not(device: str) -> str | None:
+    """Why nothing can be checked here. Raises SystemExit where there is a GPU, and not what it takes to use it."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing and Path("/dev/nvidiactl").exists():
+        raise SystemExit(f"gpu-check: {sys.executable} has no {', '.join(missing)}")
+    if missing:
+        return f"no GPU was found, and {sys.executable} has no {', '.join(missing)}"
+    import torch
+
+    return "torch finds no GPU" if device == "cuda" and not torch.cuda.is_available() else None
+
+
+def _check(given: argparse.Namespace) -> int:
+    started = time.monotonic()
+    found: dict[str, Any] = {**_circumstances(given.device), "passed": True, "checks": {}, "skipped": {}}
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, check in _checks(given, found["checks"], Path(temporary)).items():
+            if given.only and name not in given.only:
+                continue
+            if isinstance(check, str):
+                found["skipped"][name] = check
+                print(f"{name:8} skipped: {check}", flush=True)
+            else:
+                found["checks"][name] = _result(name, check)
+                found["passed"] &= found["checks"][name]["passed"]
+            found["seconds"] = round(time.monotonic() - started, 1)
+            _write(given.json, found)
+    outcome = "passed" if found["passed"] else "FAILED"
+    print(f"gpu-check: {outcome} in {found['seconds']:.0f} s on {found['device']}")
+    return 0 if found["passed"] else 1
+
+
+def _checks(given: argparse.Namespace, done: Mapping[str, Any], temporary: Path) -> dict[str, Check | str]:
+    """All checks by name, in order, or why one is left out. `done` holds the results of those before."""
+    import torch
+
+    from benchmarks import gpu_numerics, learner_gpu
+    from benchmarks.gpu_model import FULL, SMALL, Subject
+
+    torch.set_float32_matmul_precision("highest")
+    subject = Subject(SMALL if given.small else FULL, torch.device(given.device))
+
+    def numerics(name: str) -> Check:
+        def check() -> Outcome:
+            figures = gpu_numerics.CHECKS[name](subject)
+            return figures, misses(figures, gpu_numerics.LIMITS[name])
+
+        return check
+
+    def speed() -> Outcome:
+        cases = learner_gpu.check(subject)
+        return cases, learner_gpu.failures(cases, _device_name(given.device))
+
+    checks: dict[str, Check | str] = {name: numerics(name) for name in gpu_numerics.CHECKS}
+    return {**checks, "speed": speed, **_run_checks(given, done, temporary)}
+
+
+def _run_checks(given: argparse.Namespace, done: Mapping[str, Any], temporary: Path) -> dict[str, Check | str]:
+    """What needs all of the learner or a run, each in a process of its own."""
+    missing = [name for name in WHEELS if find_spec(name) is None]
+    if missing and given.wheels is None:
+        return dict.fromkeys(RUN_CHECKS, f"needs {', '.join(missing)}: name a folder of wheels with --wheels")
+    site = temporary / "site"
+
+    def check(name: str) -> Check:
+        return lambda: _in_a_process(name, given, done.get("speed", {}).get("figures", {}), site)
+
+    return {name: check(name) for name in RUN_CHECKS}
+
+
+def _in_a_process(name: str, given: argparse.Namespace, speed: Mapping[str, Any], site: Path) -> Outcome:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    if given.wheels is not None:
+        _install(given.wheels, site)
+        environment["PYTHONPATH"] = f"{ROOT}:{site}"
+    command = [sys.executable, "-m", "benchmarks.gpu_run", name, "--device", given.device]
+    peaks = {case: figures["peak_gib"] for case, figures in speed.items() if "peak_gib" in figures}
+    command += ["--peaks", json.dumps(peaks)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LONGEST)
+    if done.returncode:
+        raise RuntimeError(f"exit status {done.returncode}: {(done.stderr or done.stdout)[-3000:]}")
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    if found["failures"]:
+        found["figures"]["stderr"] = done.stderr[-3000:]
+    return found["figures"], found["failures"]
+
+
+def _install(wheels: Path, site: Path) -> None:
+    """Unpack the wheels into `site`, once."""
+    if site.exists():
+        return
+    files = sorted(map(str, wheels.glob("*.whl")))
+    if not files:
+        raise RuntimeError(f"{wheels}: holds no wheels")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+    done = subprocess.run([*command, "--target", str(site), *files], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"pip install of {wheels} failed: {done.stderr[-2000:]}")
+
+
+def _result(name: str, check: Check) -> dict[str, Any]:
+    """What a check found, or how it broke. A line says which."""
+    print(f"{name:8} ...", flush=True)
+    started = time.monotonic()
+    try:
+        figures, failures = check()
+    except Exception as error:  # the other checks are made all the same
+        figures, failures = {"traceback": traceback.format_exc()[-4000:]}, [f"{type(error).__name__}: {error}"]
+    seconds = round(time.monotonic() - started, 1)
+    outcome = "; ".join(failures) or "ok"
+    shown = ", ".join(f"{key} {value:.3g}" for key, value in figures.items() if isinstance(value, float))
+    print(f"{name:8} {seconds:5.1f} s  {outcome}  {shown}", flush=True)
+    return {"passed": not failures, "seconds": seconds, "figures": figures, "failures": failures}
+
+
+def _circumstances(device: str) -> dict[str, Any]:
+    import torch
+
+    found = {"device": _device_name(device), **circumstances(*NEEDED)}
+    if device == "cuda":
+        found["memory_gib"] = round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
+        found["cuda"] = torch.version.cuda
+    return found | {"python": sys.version.split()[0]}
+
+
+def _device_name(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if device == "cuda" else device
+
+
+def _write(path: Path | None, found: Mapping[str, Any]) -> None:
+    if path is not None:
+        path.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+"""Whether a GPU computes what the learner counts on: the head, scores, the copy's view of updates, and noise.
+
+Each check takes a `Subject` and gives its figures by name; `LIMITS` says which of them have to be how large.
+Needs torch, transformers and numpy alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_model import SEED, Shape, Subject
+from benchmarks.learner_cases import batch_of, inputs
+from benchmarks.record import Limits
+from benchmarks.workloads import Work, texts
+from reval_core.batches import micro_batches
+from reval_core.head import Head, token_scores
+from reval_core.learning.copy import low_precision
+from reval_core.learning.noise import LEAST, SIGNAL, Noise, is_noise, measure, spread_sample
+from reval_core.model.layers import as_loaded
+from reval_core.objectives import grpo
+from reval_core.scoring import score
+
+UPDATES = (1, 4, 16)
+DRAWS, DRAW = 6, 8
+"""Draws of pure noise, and the trajectories of each."""
+REWARD, BETA = 0.125, 0.02
+"""The true signal: centred rewards of ±1/8, at the larger β of the paper's."""
+
+
+def head(subject: Subject) -> dict[str, float]:
+    """The head in either precision beside a float32 log-softmax of the same states, forward and backward.
+
+    Log-probs and values differ by so many nats at the most; gradients by so much of their norm.
+    """
+    found = {}
+    (count,) = subject.shape.lengths(2048)
+    for dtype in (torch.float32, torch.bfloat16):
+        states, weight, actions = _head_inputs(subject, count, dtype)
+        onto = torch.randn(2, count, device=subject.device)  # another slope for each log π and V
+        wanted = _whole_logits(states, weight, actions)
+        slopes = torch.autograd.grad((wanted * onto).sum(), (states, weight))
+        scores = token_scores(Head(weight), states, actions)
+        given = torch.stack([scores.logprobs, scores.values])
+        names = ("states", "weight")
+        name = str(dtype).removeprefix("torch.")
+        found[f"{name}_nats"] = float((given - wanted).detach().abs().max())
+        for part, one, other in zip(
+            names, torch.autograd.grad((given * onto).sum(), (states, weight)), slopes, strict=True
+        ):
+            found[f"{name}_gradient_of_{part}"] = float((one.float() - other.float()).norm() / other.float().norm())
+    return found
+
+
+def _head_inputs(subject: Subject, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    shape, device = subject.shape, subject.device
+    torch.manual_seed(0)
+    states = torch.randn(count, shape.width, device=device, dtype=dtype)
+    weight = 0.06 * torch.randn(shape.vocabulary, shape.width, device=device, dtype=dtype)
+    return (
+        states.requires_grad_(),
+        weight.requires_grad_(),
+        torch.randint(shape.vocabulary, (count,), device=device),
+    )
+
+
+def _whole_logits(states: Tensor, weight: Tensor, actions: Tensor) -> Tensor:
+    """log π of the actions and V, [2, N], from all logits at once."""
+    logits = states.float() @ weight.float().T
+    values = logits.logsumexp(dim=1)
+    return torch.stack([logits.gather(1, actions[:, None]).squeeze(1) - values, values])
+
+
+def scoring(subject: Subject) -> dict[str, float]:
+    """The copy's scores beside the float32 masters', and of the same texts padded, in pairs, alone and packed.
+
+    In nats: the rms of log π a token against float32, and the largest change of log π(τ) + V(s_1) for √tokens.
+    `eager_…` is without compiled layers.
+    """
+    lengths = subject.shape.lengths(64, 256, 1024, 2048)
+    work = texts(lengths, subject.shape.vocabulary, prompt=4)
+    every = list(range(len(lengths)))
+    padded, sums = _scored(subject, work, every)
+    with subject.masters():
+        exact, _ = _scored(subject, work, every)
+    with subject.packed():
+        _, packed = _scored(subject, work, every, packed=True)
+    with as_loaded(subject.model):
+        eager, _ = _scored(subject, work, every)
+        eager_changes = _changes_by_batch(subject, work, lengths)
+    return {
+        "copy_to_float32": _rms(padded - exact),
+        "eager_to_float32": _rms(eager - exact),
+        "packed_to_padded": _by_root(packed - sums, lengths),
+        **_changes_by_batch(subject, work, lengths),
+        **{f"eager_{name}": change for name, change in eager_changes.items()},
+    }
+
+
+def _changes_by_batch(subject: Subject, work: Work, lengths: Sequence[int]) -> dict[str, float]:
+    """What it changes that texts are scored alone or in pairs, and not all together."""
+    every = list(range(len(lengths)))
+    _, together = _scored(subject, work, every)
+    groups = {"alone": [[row] for row in every], "pairs": [every[:2], every[2:]]}
+    return {
+        f"{name}_to_padded": _by_root(
+            torch.cat([_scored(subject, work, rows)[1] for rows in way]) - together, lengths
+        )
+        for name, way in groups.items()
+    }
+
+
+@torch.no_grad()
+def _scored(subject: Subject, work: Work, rows: Sequence[int], packed: bool = False) -> tuple[Tensor, Tensor]:
+    """log π of every response token, one after the other, and log π(τ) + V(s_1) of every text."""
+    batch = batch_of(work, rows, packed)
+    scores = score(subject.model, batch.to(subject.device))
+    return scores.logprobs[batch.mask.to(subject.device)].double(), (scores.log_policy + scores.value).double()
+
+
+def _rms(difference: Tensor) -> float:
+    return float(difference.square().mean().sqrt())
+
+
+def _by_root(difference: Tensor, lengths: Sequence[int]) -> float:
+    return float((difference.abs().cpu() / torch.tensor(lengths).sqrt()).max())
+
+
+def gap(subject: Subject) -> dict[str, float]:
+    """What the copy sees of 16 updates at lr 1e-6, and how far it is from what an engine would be given.
+
+    `seen_…`: the slope of its change of log π on the masters'. `gap_…`: the mean difference a token between the
+    learner and the published weights, each text alone, by layers that are not compiled; `gap_0`, from before the
+    updates, is bfloat16's arithmetic. `published_differs` counts weights that differ themselves.
+    """
+    work = texts(subject.shape.lengths(*[272] * 8), subject.shape.vocabulary, prompt=4)
+    rows, optimizer = range(8), subject.optimizer(subject.shape.small_lr)
+    before, before_exact = _copy_and_masters(subject, work)
+    found = {"gap_0": float((_published(subject, work) - before).abs().mean())}
+    for update in range(1, UPDATES[-1] + 1):
+        batch = batch_of(work, rows).to(subject.device)
+        given = inputs(score(subject.model, batch), batch, work, rows)
+        grpo(given, clip_low=0.2, clip_high=0.28, importance_cap=2.0).loss.mean().backward()
+        subject.step(optimizer)
+        if update in UPDATES:
+            now, exact = _copy_and_masters(subject, work)
+            change, true = now - before, exact - before_exact
+            slope = float((change * true).sum() / true.square().sum())
+            found[f"seen_{update}"] = slope
+            found[f"residual_{update}"] = _rms(change - slope * true)
+            found[f"change_{update}"] = _rms(true)
+    found["gap_16"] = float((_published(subject, work) - now).abs().mean())
+    found["gap_growth"] = found["gap_16"] - found["gap_0"]
+    found["published_differs"] = float(_differing(subject))
+    found["largest_seen"] = max(found[f"seen_{update}"] for update in UPDATES)
+    return found
+
+
+def _copy_and_masters(subject: Subject, work: Work) -> tuple[Tensor, Tensor]:
+    rows = range(len(work.prompts))
+    copy, _ = _scored(subject, work, rows)
+    with subject.masters():
+        masters, _ = _scored(subject, work, rows)
+    return copy, masters
+
+
+def _published(subject: Subject, work: Work) -> Tensor:
+    """log π of the copy as an engine computes it: each text alone, by layers that are not compiled."""
+    with as_loaded(subject.model):
+        return torch.cat([_scored(subject, work, [row])[0] for row in range(len(work.prompts))])
+
+
+def _differing(subject: Subject) -> int:
+    """The numbers in which the model's weights are not those that its masters round to."""
+    copy = dict(subject.model.named_parameters())
+    return sum(
+        int((low_precision(master, SEED, name) != copy[name]).sum())
+        for name, master in subject.weights.masters.items()
+    )
+
+
+def draws(subject: Subject) -> dict[str, float]:
+    """Draws whose residuals are noise alone, and one with a true signal, under the learner's test.
+
+    As it does, mean((Δ/σ)²) is held against 9 with σ measured on 16 trajectories; both are given as their ratio.
+    """
+    work = texts(_many_lengths(subject.shape), subject.shape.vocabulary, prompt=4)
+    reference = _reference(subject, work)
+    tokens = np.array([len(response) for response in work.responses])
+    noise = _measured(subject, work, reference)
+    rng = np.random.default_rng(0)
+    over, stepped = [], 0
+    for number in range(DRAWS):
+        rows = rng.choice(len(tokens), DRAW, replace=False)
+        delta = _zero_reward(subject, work, rows, reference, at_once=(1, 2, 4, 8)[number % 4])
+        over.append(float(np.mean(np.square(delta / noise.sigma(tokens[rows])))) / SIGNAL)
+        stepped += not is_noise(delta, noise.sigma(tokens[rows]))
+    longest = int(np.argmin(np.abs(tokens - subject.shape.lengths(1000)[0])))
+    rows = np.full(DRAW, longest)
+    signal = np.array([REWARD, -REWARD] * (DRAW // 2)) / BETA
+    delta = _zero_reward(subject, work, rows, reference, at_once=4) - signal
+    return {
+        "noise_over_floor": max(over),
+        "noise_draws_stepped": float(stepped),
+        "signal_over_floor": float(np.mean(np.square(delta / noise.sigma(tokens[rows])))) / SIGNAL,
+        "noise_logprob": noise.logprob,
+        "noise_value": noise.value,
+    }
+
+
+def _many_lengths(shape: Shape) -> list[int]:
+    return shape.lengths(*map(int, np.linspace(64, 2000, 24)), 1000)
+
+
+def _in_groups(rows: Sequence[int], size: int) -> list[list[int]]:
+    return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+
+def _reference(subject: Subject, work: Work) -> tuple[np.ndarray, np.ndarray]:
+    """log π_ref and V_ref [B] as the scoring stage stores them: in micro-batches of like length, no gradient."""
+    lengths = [len(one) + len(two) for one, two in zip(work.prompts, work.responses, strict=True)]
+    found = np.zeros((2, len(lengths)), dtype=np.float32)
+    with torch.no_grad():
+        for rows in micro_batches(lengths, subject.shape.lengths(16_384)[0]):
+            found[:, rows] = _policy_and_value(subject, work, rows)
+    return found[0], found[1]
+
+
+def _policy_and_value(subject: Subject, work: Work, rows: Sequence[int]) -> np.ndarray:
+    scores = score(subject.model, batch_of(work, rows).to(subject.device))
+    return torch.stack([scores.log_policy, scores.value]).detach().cpu().numpy()
+
+
+def _measured(subject: Subject, work: Work, stored: tuple[np.ndarray, np.ndarray]) -> Noise:
+    rows = spread_sample([len(response) for response in work.responses])
+    prompts, responses = ([source[row] for row in rows] for source in (work.prompts, work.responses))
+    written = [np.ones(len(response), dtype=bool) for response in responses]
+    most = subject.shape.lengths(16_384)[0]
+    trajectories, sample = (prompts, responses, written), (stored[0][rows], stored[1][rows])
+    return measure(subject.model, trajectories, sample, 1.0, most, packed=False).at_least(LEAST["bfloat16"])
+
+
+def _zero_reward(
+    subject: Subject, work: Work, rows: Sequence[int], reference: tuple[np.ndarray, np.ndarray], at_once: int
+) -> np.ndarray:
+    """Δ [B] of a draw without reward, computed with gradients enabled in batches of so many rows."""
+    found = np.concatenate([_policy_and_value(subject, work, group) for group in _in_groups(rows, at_once)], axis=1)
+    difference: np.ndarray = (found - np.stack([one[rows] for one in reference])).sum(axis=0)
+    return difference
+
+
+Check = Callable[[Subject], dict[str, Any]]
+
+CHECKS: dict[str, Check] = {"head": head, "scoring": scoring, "draws": draws, "gap": gap}
+
+LIMITS: dict[str, Limits] = {
+    "head": {
+        "float32_nats": ("at most", 1e-4),
+        "float32_gradient_of_states": ("at most", 1e-4),
+        "float32_gradient_of_weight": ("at most", 1e-4),
+        "bfloat16_nats": ("at most", 1e-3),
+        "bfloat16_gradient_of_states": ("at most", 1e-2),
+        "bfloat16_gradient_of_weight": ("at most", 1e-2),
+    },
+    "scoring": dict.fromkeys(
+        ("copy_to_float32", "packed_to_padded", "alone_to_padded", "pairs_to_padded"), ("at most", 0.02)
+    ),
+    "draws": {
+        "noise_over_floor": ("at most", 1.0),
+        "noise_draws_stepped": ("at most", 0.0),
+        "signal_over_floor": ("at least", 1.0),
+    },
+    "gap": {
+        **{f"seen_{update}": ("at least", 0.8) for update in UPDATES},
+        "largest_seen": ("at most", 1.2),
+        "gap_growth": ("at most", 0.005),
+        "published_differs": ("at most", 0.0),
+    },
+}
