@@ -19,6 +19,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -124,35 +126,51 @@ def _run_checks(given: argparse.Namespace, done: Mapping[str, Any], temporary: P
     missing = [name for name in WHEELS if find_spec(name) is None]
     if missing and given.wheels is None:
         return dict.fromkeys(RUN_CHECKS, f"needs {', '.join(missing)}: name a folder of wheels with --wheels")
-    site = temporary / "site"
+    wanted = [name for name in RUN_CHECKS if not given.only or name in given.only]
+    processes: dict[str, Future[Outcome]] = {}
 
-    def check(name: str) -> Check:
-        return lambda: _in_a_process(name, given, done.get("speed", {}).get("figures", {}), site)
+    def check(name: str) -> Outcome:
+        if not processes:  # one waits for compilers where another computes
+            environment = _environment(given.wheels, temporary / "site")
+            peaks = _peaks(done)
+            pool = ThreadPoolExecutor(len(wanted))
+            processes.update(
+                {one: pool.submit(_in_a_process, one, given.device, peaks, environment) for one in wanted}
+            )
+        return processes[name].result()
 
-    return {name: check(name) for name in RUN_CHECKS}
+    return {name: partial(check, name) for name in RUN_CHECKS}
 
 
-def _in_a_process(name: str, given: argparse.Namespace, speed: Mapping[str, Any], site: Path) -> Outcome:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    if given.wheels is not None:
-        _install(given.wheels, site)
-        environment["PYTHONPATH"] = f"{ROOT}:{site}"
-    command = [sys.executable, "-m", "benchmarks.gpu_run", name, "--device", given.device]
-    peaks = {case: figures["peak_gib"] for case, figures in speed.items() if "peak_gib" in figures}
-    command += ["--peaks", json.dumps(peaks)]
+def _peaks(done: Mapping[str, Any]) -> dict[str, float]:
+    """The memory at the peak of each case of the training step, in GiB."""
+    figures = done.get("speed", {}).get("figures", {})
+    return {case: one["peak_gib"] for case, one in figures.items() if "peak_gib" in one}
+
+
+def _environment(wheels: Path | None, site: Path) -> dict[str, str]:
+    """What processes find modules by, the wheels' among them."""
+    paths = [str(ROOT)]
+    if wheels is not None:
+        _install(wheels, site)
+        paths.append(str(site))
+    return os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": ":".join(paths)}
+
+
+def _in_a_process(name: str, device: str, peaks: Mapping[str, float], environment: Mapping[str, str]) -> Outcome:
+    started = time.monotonic()
+    command = [sys.executable, "-m", "benchmarks.gpu_run", name, "--device", device, "--peaks", json.dumps(peaks)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LONGEST)
     if done.returncode:
         raise RuntimeError(f"exit status {done.returncode}: {(done.stderr or done.stdout)[-3000:]}")
     found = json.loads(done.stdout.strip().splitlines()[-1])
     if found["failures"]:
         found["figures"]["stderr"] = done.stderr[-3000:]
-    return found["figures"], found["failures"]
+    return found["figures"] | {"seconds": round(time.monotonic() - started, 1)}, found["failures"]
 
 
 def _install(wheels: Path, site: Path) -> None:
-    """Unpack the wheels into `site`, once."""
-    if site.exists():
-        return
+    """Unpack the wheels into `site`."""
     files = sorted(map(str, wheels.glob("*.whl")))
     if not files:
         raise RuntimeError(f"{wheels}: holds no wheels")

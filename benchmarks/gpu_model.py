@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.workloads import VOCABULARY
-from reval_core.learning.copy import LowPrecisionCopy
+from reval_core.learning.copy import LowPrecisionCopy, low_precision
 from reval_core.model.layers import as_loaded, compile_layers
 from reval_core.model.packed import read_packed_rows
 
@@ -96,6 +96,11 @@ class Subject:
         """The float32 masters in place of their copy, for as long as the context lasts; layers are not compiled."""
         with self.weights.replaced_by_masters(), as_loaded(self.model):
             yield
+
+    def publish(self) -> None:
+        """Give the model new weights as an engine gets them: what the masters round to, whatever its copy is."""
+        for name, parameter in self.model.named_parameters():
+            parameter.data = low_precision(self.weights.masters[name], SEED, name)
 
     def optimizer(self, lr: float = 1e-6) -> torch.optim.AdamW:
         """AdamW on the masters."""

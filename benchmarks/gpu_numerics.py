@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_model import SEED, Shape, Subject
+from benchmarks.gpu_model import Shape, Subject
 from benchmarks.learner_cases import batch_of, inputs
 from benchmarks.record import Limits
 from benchmarks.workloads import Work, texts
 from reval_core.batches import micro_batches
 from reval_core.head import Head, token_scores
-from reval_core.learning.copy import low_precision
 from reval_core.learning.noise import LEAST, SIGNAL, Noise, is_noise, measure, spread_sample
 from reval_core.model.layers import as_loaded
 from reval_core.objectives import grpo
@@ -28,8 +27,8 @@ from reval_core.scoring import score
 UPDATES = (1, 4, 16)
 DRAWS, DRAW = 6, 8
 """Draws of pure noise, and the trajectories of each."""
-REWARD, BETA = 0.125, 0.02
-"""The true signal: centred rewards of ±1/8, at the larger β of the paper's."""
+REWARD = 0.125
+"""The true signal: centred rewards of ± this, at β = 1; the paper's β of 0.002 and 0.02 make more of it."""
 
 
 def head(subject: Subject) -> dict[str, float]:
@@ -131,16 +130,16 @@ def _by_root(difference: Tensor, lengths: Sequence[int]) -> float:
 
 
 def gap(subject: Subject) -> dict[str, float]:
-    """What the copy sees of 16 updates at lr 1e-6, and how far it is from what an engine would be given.
+    """What the copy sees of 16 updates at lr 1e-6, and how far it is from what an engine is given.
 
-    `seen_…`: the slope of its change of log π on the masters'. `gap_…`: the mean difference a token between the
-    learner and the published weights, each text alone, by layers that are not compiled; `gap_0`, from before the
-    updates, is bfloat16's arithmetic. `published_differs` counts weights that differ themselves.
+    `seen_…`: the slope of its change of log π on the masters'. `gap_16`: the mean difference a token between the
+    learner and the weights that its masters round to, by the same layers in the same batch. `eager_gap_…`: with
+    each text alone and layers that are not compiled; before the updates it is bfloat16's arithmetic.
     """
     work = texts(subject.shape.lengths(*[272] * 8), subject.shape.vocabulary, prompt=4)
     rows, optimizer = range(8), subject.optimizer(subject.shape.small_lr)
     before, before_exact = _copy_and_masters(subject, work)
-    found = {"gap_0": float((_published(subject, work) - before).abs().mean())}
+    found = {"eager_gap_0": float((_alone_and_eager(subject, work) - before).abs().mean())}
     for update in range(1, UPDATES[-1] + 1):
         batch = batch_of(work, rows).to(subject.device)
         given = inputs(score(subject.model, batch), batch, work, rows)
@@ -153,9 +152,10 @@ def gap(subject: Subject) -> dict[str, float]:
             found[f"seen_{update}"] = slope
             found[f"residual_{update}"] = _rms(change - slope * true)
             found[f"change_{update}"] = _rms(true)
-    found["gap_16"] = float((_published(subject, work) - now).abs().mean())
-    found["gap_growth"] = found["gap_16"] - found["gap_0"]
-    found["published_differs"] = float(_differing(subject))
+    found["eager_gap_16"] = float((_alone_and_eager(subject, work) - now).abs().mean())
+    found["eager_gap_growth"] = found["eager_gap_16"] - found["eager_gap_0"]
+    subject.publish()
+    found["gap_16"] = float((_scored(subject, work, rows)[0] - now).abs().mean())
     found["largest_seen"] = max(found[f"seen_{update}"] for update in UPDATES)
     return found
 
@@ -168,19 +168,10 @@ def _copy_and_masters(subject: Subject, work: Work) -> tuple[Tensor, Tensor]:
     return copy, masters
 
 
-def _published(subject: Subject, work: Work) -> Tensor:
-    """log π of the copy as an engine computes it: each text alone, by layers that are not compiled."""
+def _alone_and_eager(subject: Subject, work: Work) -> Tensor:
+    """log π of the copy, each text alone, by layers that are not compiled."""
     with as_loaded(subject.model):
         return torch.cat([_scored(subject, work, [row])[0] for row in range(len(work.prompts))])
-
-
-def _differing(subject: Subject) -> int:
-    """The numbers in which the model's weights are not those that its masters round to."""
-    copy = dict(subject.model.named_parameters())
-    return sum(
-        int((low_precision(master, SEED, name) != copy[name]).sum())
-        for name, master in subject.weights.masters.items()
-    )
 
 
 def draws(subject: Subject) -> dict[str, float]:
@@ -201,12 +192,13 @@ def draws(subject: Subject) -> dict[str, float]:
         stepped += not is_noise(delta, noise.sigma(tokens[rows]))
     longest = int(np.argmin(np.abs(tokens - subject.shape.lengths(1000)[0])))
     rows = np.full(DRAW, longest)
-    signal = np.array([REWARD, -REWARD] * (DRAW // 2)) / BETA
+    signal = np.array([REWARD, -REWARD] * (DRAW // 2))
     delta = _zero_reward(subject, work, rows, reference, at_once=4) - signal
     return {
         "noise_over_floor": max(over),
         "noise_draws_stepped": float(stepped),
         "signal_over_floor": float(np.mean(np.square(delta / noise.sigma(tokens[rows])))) / SIGNAL,
+        "floor_nats_at_1000": float(np.sqrt(SIGNAL) * noise.sigma(np.array(1000.0))),
         "noise_logprob": noise.logprob,
         "noise_value": noise.value,
     }
@@ -277,7 +269,7 @@ LIMITS: dict[str, Limits] = {
     "gap": {
         **{f"seen_{update}": ("at least", 0.8) for update in UPDATES},
         "largest_seen": ("at most", 1.2),
-        "gap_growth": ("at most", 0.005),
-        "published_differs": ("at most", 0.0),
+        "gap_16": ("at most", 0.005),
+        "eager_gap_growth": ("at most", 0.005),
     },
 }

@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from benchmarks import gpu_check, gpu_numerics, gpu_run, learner_gpu
+from benchmarks.gpu_model import SMALL, Subject
+from benchmarks.record import misses
+from reval_core.learning.copy import LowPrecisionCopy
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,6 +82,13 @@ def test_a_check_that_breaks_or_misses_its_limit_is_recorded_and_the_others_are_
     assert "FAILED" in capsys.readouterr().out
 
 
+def test_a_copy_that_is_not_refreshed_is_found(monkeypatch):
+    monkeypatch.setattr(LowPrecisionCopy, "refresh", lambda self: None)
+    figures = gpu_numerics.gap(Subject(SMALL, torch.device("cpu")))
+    missed = [miss.split()[0] for miss in misses(figures, gpu_numerics.LIMITS["gap"])]
+    assert missed == ["seen_1", "seen_4", "seen_16", "gap_16"]
+
+
 def test_a_case_of_speed_is_held_to_its_limits_on_the_cards_that_they_are_for():
     cases = {"1 x 16384": {"tokens_per_second": 39_000.0, "peak_gib": 30.0}, "stream": {"error": "RuntimeError: x"}}
     slow, broken = "1 x 16384: tokens_per_second is 39000.000", "stream: RuntimeError: x"
@@ -96,8 +106,8 @@ def test_the_stream_is_of_fourteen_micro_batches():
 def test_a_learner_meets_noise_and_signal():
     found, failures = gpu_run.learner(SimpleNamespace(device="cpu", precisions=["bfloat16"]))
     assert failures == []
-    assert (found["bfloat16_noise_skipped"], found["bfloat16_noise_moved"]) == (1.0, False)
-    assert (found["bfloat16_signal_skipped"], found["bfloat16_signal_moved"]) == (0.0, True)
+    assert (found["bfloat16_no_reward_skipped"], found["bfloat16_no_reward_moved"]) == (1.0, False)
+    assert (found["bfloat16_reward_skipped"], found["bfloat16_reward_moved"]) == (0.0, True)
 
 
 def test_a_run_is_killed_and_resumed(tmp_path):
