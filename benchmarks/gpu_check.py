@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,7 @@ NEEDED = ("torch", "transformers", "numpy")
 WHEELS = ("pydantic", "duckdb", "math_verify", "pyarrow")
 """What a run needs beyond that."""
 RUN_CHECKS = ("memory", "learner", "resume")
+NAMES = ("head", "scoring", "draws", "gap", "speed", *RUN_CHECKS)
 LONGEST = 150
 """Seconds after which one of these is given up."""
 
@@ -56,11 +58,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, after every check")
     parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="wheels to install for this check alone")
-    parser.add_argument(
-        "--only", nargs="+", metavar="CHECK", help="of head, scoring, draws, gap, speed, " + ", ".join(RUN_CHECKS)
-    )
+    parser.add_argument("--only", nargs="+", choices=NAMES, metavar="CHECK", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--device", default="cuda", help="cpu, with --small, shows whether the checks run at all")
-    parser.add_argument("--small", action="store_true", help="a model of 2 MB: figures of speed mean nothing")
+    parser.add_argument("--small", action="store_true", help="a tiny model, whose figures mean nothing")
     return parser.parse_args()
 
 
@@ -160,12 +160,18 @@ def _environment(wheels: Path | None, site: Path) -> dict[str, str]:
 def _in_a_process(name: str, device: str, peaks: Mapping[str, float], environment: Mapping[str, str]) -> Outcome:
     started = time.monotonic()
     command = [sys.executable, "-m", "benchmarks.gpu_run", name, "--device", device, "--peaks", json.dumps(peaks)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LONGEST)
-    if done.returncode:
-        raise RuntimeError(f"exit status {done.returncode}: {(done.stderr or done.stdout)[-3000:]}")
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes) as process:
+        try:
+            output, errors = process.communicate(timeout=LONGEST)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with the runs that it has started
+            raise
+    if process.returncode:
+        raise RuntimeError(f"exit status {process.returncode}: {(errors or output)[-3000:]}")
+    found = json.loads(output.strip().splitlines()[-1])
     if found["failures"]:
-        found["figures"]["stderr"] = done.stderr[-3000:]
+        found["figures"]["stderr"] = errors[-3000:]
     return found["figures"] | {"seconds": round(time.monotonic() - started, 1)}, found["failures"]
 
 

@@ -65,6 +65,9 @@ def misses(found: Mapping[str, Any], limits: Limits) -> list[str]:
     """The figures on the wrong side of their limits, in words."""
     said = []
     for name, (side, limit) in limits.items():
-        if name in found and (found[name] > limit if side == "at most" else found[name] < limit):
+        if name not in found:
+            continue
+        holds = found[name] <= limit if side == "at most" else found[name] >= limit  # NaN holds to neither
+        if not holds:
             said.append(f"{name} is {found[name]:.3f}, and should be {side} {limit:.3f}")
     return said

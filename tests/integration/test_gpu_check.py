@@ -61,6 +61,8 @@ def test_checks_of_numerics_and_speed_need_torch_transformers_and_numpy_alone(tm
     found = json.loads((tmp_path / "found.json").read_text())
     assert list(found["checks"]) == [*gpu_numerics.CHECKS, "speed"]
     assert all(check["passed"] for check in found["checks"].values())
+    for name, limits in gpu_numerics.LIMITS.items():
+        assert limits.keys() <= found["checks"][name]["figures"].keys()
     assert found["checks"]["speed"]["figures"].keys() == {*learner_gpu.CASES, "the update alone"}
     assert list(found["skipped"]) == ["memory", "learner", "resume"]
     assert "needs pydantic" in found["skipped"]["memory"]
@@ -70,14 +72,18 @@ def test_a_check_that_breaks_or_misses_its_limit_is_recorded_and_the_others_are_
     def broken(subject):
         raise RuntimeError("no kernel image")
 
-    checks = {"head": broken, "scoring": lambda subject: {"copy_to_float32": 0.5}, "draws": gpu_numerics.draws}
+    beyond = {"copy_to_float32": 0.5, "alone_to_padded": float("nan")}
+    checks = {"head": broken, "scoring": lambda subject: beyond, "draws": gpu_numerics.draws}
     monkeypatch.setattr(gpu_numerics, "CHECKS", checks)
     found = tmp_path / "found.json"
     monkeypatch.setattr("sys.argv", ["", *on_cpu("--json", str(found), "--only", *checks)])
     assert gpu_check.main() == 1
     results = json.loads(found.read_text())["checks"]
     assert results["head"]["failures"] == ["RuntimeError: no kernel image"]
-    assert results["scoring"]["failures"] == ["copy_to_float32 is 0.500, and should be at most 0.020"]
+    assert results["scoring"]["failures"] == [
+        "copy_to_float32 is 0.500, and should be at most 0.020",
+        "alone_to_padded is nan, and should be at most 0.020",
+    ]
     assert results["draws"]["passed"]
     assert "FAILED" in capsys.readouterr().out
 
