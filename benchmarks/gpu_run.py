@@ -114,7 +114,8 @@ def learner(given: argparse.Namespace) -> Found:
 
     As in a run, the noise is measured on the texts. The reference's scores were computed alone.
     """
-    found, failures = {}, []
+    found: dict[str, Any] = {}
+    failures = []
     for precision in given.precisions:
         for kind, reward in (("no_reward", 0.0), ("reward", REWARD)):
             figures = _learned(precision, reward, given.device)
@@ -185,7 +186,8 @@ def resume(given: argparse.Namespace) -> Found:
         }
         for precision, process in again.items():
             ended[precision, "resumed"] = _ended(process)
-        found, failures = {}, []
+        found: dict[str, Any] = {}
+        failures = []
         for precision in given.precisions:
             exits = {kind: ended[precision, kind] for kind in ("whole", "killed", "resumed")}
             wrong, figures = _compared(place / precision, before[precision], exits)
