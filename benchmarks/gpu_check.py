@@ -38,7 +38,7 @@ NEEDED = ("torch", "transformers", "numpy")
 WHEELS = ("pydantic", "duckdb", "math_verify", "pyarrow")
 """What a run needs beyond that."""
 RUN_CHECKS = ("memory", "learner", "resume")
-NAMES = ("head", "scoring", "draws", "gap", "speed", *RUN_CHECKS)
+NAMES = ("head", "rounding", "scoring", "draws", "gap", "speed", *RUN_CHECKS)
 LONGEST = 150
 """Seconds after which one of these is given up."""
 

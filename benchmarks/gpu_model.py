@@ -17,7 +17,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.workloads import VOCABULARY
 from reval_core.learning.copy import LowPrecisionCopy, low_precision
-from reval_core.model.layers import as_loaded, compile_layers
+from reval_core.model.compiled import compile_layers
+from reval_core.model.layers import as_loaded, decoder_layers
 from reval_core.model.packed import read_packed_rows
 
 SEED = 0
@@ -77,7 +78,7 @@ class Subject:
     def _made(self) -> Qwen3ForCausalLM:
         model = qwen3(self.shape, self.device)
         if self.on_gpu:
-            compile_layers(model)
+            compile_layers(decoder_layers(model))
         return model
 
     @contextmanager

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_model import Shape, Subject
+from benchmarks.gpu_model import SEED, Shape, Subject
 from benchmarks.learner_cases import batch_of, inputs
 from benchmarks.record import Limits
 from benchmarks.workloads import Work, texts
 from reval_core.batches import micro_batches
 from reval_core.head import Head, token_scores
+from reval_core.learning.copy import low_precision
 from reval_core.learning.noise import LEAST, SIGNAL, Noise, is_noise, measure, spread_sample
 from reval_core.model.layers import as_loaded
 from reval_core.objectives import grpo
@@ -27,8 +28,8 @@ from reval_core.scoring import score
 UPDATES = (1, 4, 16)
 DRAWS, DRAW = 6, 8
 """Draws of pure noise, and the trajectories of each."""
-REWARD = 0.125
-"""The true signal: centred rewards of ± this, at β = 1; the paper's β of 0.002 and 0.02 make more of it."""
+REWARD, BETA = 0.125, 0.1
+"""The true signal: centred rewards of ±1/8. The paper's β, 0.002 and 0.02, make more of them."""
 
 
 def head(subject: Subject) -> dict[str, float]:
@@ -72,6 +73,19 @@ def _whole_logits(states: Tensor, weight: Tensor, actions: Tensor) -> Tensor:
     logits = states.float() @ weight.float().T
     values = logits.logsumexp(dim=1)
     return torch.stack([logits.gather(1, actions[:, None]).squeeze(1) - values, values])
+
+
+def rounding(subject: Subject) -> dict[str, float]:
+    """How many numbers of the copy a CPU rounds otherwise: in three tensors, one the largest, and in parts."""
+    masters = subject.weights.masters
+    names = sorted(masters, key=lambda name: -masters[name].numel())
+    differing = 0
+    for name in (names[0], names[len(names) // 2], names[-1]):
+        flat = masters[name].detach().flatten()
+        for start in (0, len(flat) // 3):
+            here = low_precision(flat[start:], SEED, name, start)
+            differing += int((here.cpu() != low_precision(flat[start:].cpu(), SEED, name, start)).sum())
+    return {"differing": float(differing)}
 
 
 def scoring(subject: Subject) -> dict[str, float]:
@@ -192,7 +206,7 @@ def draws(subject: Subject) -> dict[str, float]:
         stepped += not is_noise(delta, noise.sigma(tokens[rows]))
     longest = int(np.argmin(np.abs(tokens - subject.shape.lengths(1000)[0])))
     rows = np.full(DRAW, longest)
-    signal = np.array([REWARD, -REWARD] * (DRAW // 2))
+    signal = np.array([REWARD, -REWARD] * (DRAW // 2)) / BETA
     delta = _zero_reward(subject, work, rows, reference, at_once=4) - signal
     return {
         "noise_over_floor": max(over),
@@ -247,7 +261,7 @@ def _zero_reward(
 
 Check = Callable[[Subject], dict[str, Any]]
 
-CHECKS: dict[str, Check] = {"head": head, "scoring": scoring, "draws": draws, "gap": gap}
+CHECKS: dict[str, Check] = {"head": head, "rounding": rounding, "scoring": scoring, "draws": draws, "gap": gap}
 
 LIMITS: dict[str, Limits] = {
     "head": {
@@ -258,9 +272,13 @@ LIMITS: dict[str, Limits] = {
         "bfloat16_gradient_of_states": ("at most", 1e-2),
         "bfloat16_gradient_of_weight": ("at most", 1e-2),
     },
-    "scoring": dict.fromkeys(
-        ("copy_to_float32", "packed_to_padded", "alone_to_padded", "pairs_to_padded"), ("at most", 0.02)
-    ),
+    "rounding": {"differing": ("at most", 0.0)},
+    "scoring": {
+        "copy_to_float32": ("at most", 0.02),
+        "packed_to_padded": ("at most", 0.02),
+        "alone_to_padded": ("at most", 0.02),
+        "pairs_to_padded": ("at most", 0.02),
+    },
     "draws": {
         "noise_over_floor": ("at most", 1.0),
         "noise_draws_stepped": ("at most", 0.0),

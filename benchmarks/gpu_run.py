@@ -24,7 +24,7 @@ import torch
 
 from benchmarks import memory as update
 from benchmarks.gpu_model import FULL, parameters
-from benchmarks.gpu_numerics import REWARD
+from benchmarks.gpu_numerics import BETA, REWARD
 from benchmarks.workloads import Work, llama, texts
 from flows.rounds import train_rounds
 from reval_core import config, stages
@@ -131,7 +131,7 @@ def _learned(precision: str, reward: float, device: str) -> dict[str, Any]:
     vocabulary, width, layers = (4096, 256, 8) if device == "cuda" else (512, 64, 2)
     work = texts([length + 8 * number for number in range(count)], vocabulary, prompt=8)
     settings = config.Learner(updates=1, lr=1e-6, precision=precision, micro_batch_tokens=4 * (length + 64))
-    made = Learner(llama(vocabulary, width, layers), config.Reval(kind="reval", beta=1.0), settings, "start")
+    made = Learner(llama(vocabulary, width, layers), config.Reval(kind="reval", beta=BETA), settings, "start")
     before = made.content()
     log_ref, value_ref = _scored_alone(made.model, work)
     written = [np.ones(len(response), dtype=bool) for response in work.responses]
