@@ -230,7 +230,7 @@ def _run(path: Path, precision: str, killed: bool) -> None:
         for _ in train_rounds(session, stages):
             pass
     with folder.lock():
-        findings = list(check_run(folder, settings))
+        findings = list(check_run(folder, folder.check(settings)))
     problems = [problem for finding in findings for problem in finding.problems]
     Path(f"{path}.checked").write_text(json.dumps({"problems": problems, "seen": [one.seen for one in findings]}))
 
