@@ -31,7 +31,7 @@ from reval_core import config, stages
 from reval_core.batches import collate
 from reval_core.check import check_run
 from reval_core.checkpoints import checkpoint_state
-from reval_core.gpu_memory import Sizes, stage_memory
+from reval_core.gpu_memory import CONTEXT, Sizes, stage_memory
 from reval_core.learner import Learner
 from reval_core.learning.noise import LEAST, measure
 from reval_core.models import make_tiny_model, make_tiny_tokenizer
@@ -106,7 +106,7 @@ def _forecast(learner: Mapping[str, Any]) -> dict[str, float]:
     )
     sizes = Sizes(count, count, *shape, tied=True, context=None)
     (learning,) = (one for one in stage_memory(settings, sizes, 1, 0) if one.stage == "learning")
-    return {"forecast": learning.total - learning.parts["other"]}
+    return {"forecast": learning.total - CONTEXT}
 
 
 def learner(given: argparse.Namespace) -> Found:

@@ -41,6 +41,9 @@ FLOAT, HALF = 4, 2
 CONTEXT = 1_000_000_000
 """What CUDA and torch's libraries take before any tensor: assumed, a process. vLLM is another process."""
 
+WORKSPACE = 1 << 25
+"""What cuBLAS takes of torch's allocator on a Hopper GPU for its matrix products."""
+
 ENGINE_WORK = 2_000_000_000
 """vLLM's own buffers and captured graphs, beside weights and cache: assumed."""
 
@@ -137,7 +140,7 @@ def stage_memory(config: Config, sizes: Sizes, gpus: int, gpu_bytes: int) -> lis
         "copy": HALF * sizes.parameters if half else 0,
         "moments": 2 * FLOAT * sizes.trained,
     }
-    standing["other"] = CONTEXT * (2 if config.engine.kind in ("vllm", "auto") else 1)
+    standing["other"] = CONTEXT * (2 if config.engine.kind in ("vllm", "auto") else 1) + WORKSPACE
     engine = _vllm(config)
     if engine is not None and not engine.sleep:
         standing |= _vllm_parts(engine, sizes, gpu_bytes)

@@ -56,15 +56,22 @@ def _fused() -> Callable[[Tensor, Tensor, int], Tensor]:
     return torch.compile(rounded, dynamic=True)
 
 
+@cache
+def _key_on(device: torch.device, seed: int, name: str) -> Tensor:
+    """The key as a tensor: a number would be compiled into the kernel. Kept: making one waits for the GPU."""
+    return torch.tensor(key_of(seed, name), device=device)
+
+
 @torch.no_grad()
 def low_precision(weights: Tensor, seed: int, name: str, start: int = 0) -> Tensor:
     """The copy of the float32 parameter `name`, of the same shape, in a run of this seed.
 
     Of a shard, `start` is the index of its first element in the whole tensor; a shard holds consecutive elements.
     """
-    flat, key = weights.detach().contiguous().flatten(), key_of(seed, name)
-    if flat.is_cuda:  # the key as a tensor, since a number would be compiled into the kernel
-        return _fused()(flat, torch.tensor(key, device=flat.device), start).view(weights.shape)
+    flat = weights.detach().contiguous().flatten()
+    if flat.is_cuda:
+        return _fused()(flat, _key_on(flat.device, seed, name), start).view(weights.shape)
+    key = key_of(seed, name)
     found = torch.empty_like(flat, dtype=torch.bfloat16)
     for first in range(0, len(flat), _SLICE):
         part = flat[first : first + _SLICE]

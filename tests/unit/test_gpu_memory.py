@@ -12,6 +12,7 @@ from reval_core.gpu_memory import (
     CONTEXT,
     ENGINE_WORK,
     ROOM,
+    WORKSPACE,
     Card,
     Sizes,
     StageMemory,
@@ -70,7 +71,7 @@ def test_an_update_in_float32_holds_every_layers_activations():
         # logits of 20 tokens (4 bytes) and their gradient (2), three hidden states, and the head's own gradient,
         # of a slice and whole
         "head": 10 * (20 * 6 + 12 * 8) + 4 * 20 * 8 + 4 * 20 * 8,
-        "other": CONTEXT,
+        "other": CONTEXT + WORKSPACE,
     }
 
 
@@ -125,7 +126,7 @@ def test_scoring_holds_the_reference_as_a_second_model_unless_adapters_are_train
 
 
 def test_a_checkpoint_holds_what_is_there_anyway():
-    assert stages(settings())["checkpoint"].total == 4000 + 8000 + CONTEXT
+    assert stages(settings())["checkpoint"].total == 4000 + 8000 + CONTEXT + WORKSPACE
 
 
 def test_vllm_takes_its_share_beside_the_learners_weights():
@@ -133,7 +134,7 @@ def test_vllm_takes_its_share_beside_the_learners_weights():
     parts = stages(config, gpu_bytes=10 * GB)["rollouts"].parts
     assert parts["engine"] + parts["cache"] == 5 * GB
     assert parts["engine"] == 2 * 1000 + ENGINE_WORK
-    assert sum(parts.values()) == 5 * GB + 12_000 + 2 * CONTEXT
+    assert sum(parts.values()) == 5 * GB + 12_000 + 2 * CONTEXT + WORKSPACE
     assert stages(config, gpu_bytes=10 * GB)["evaluation"].parts == parts
     assert "engine" not in stages(config, gpu_bytes=10 * GB)["learning"].parts
 
@@ -165,7 +166,7 @@ def test_transformers_holds_the_keys_and_values_of_a_shard():
 
 def test_servers_elsewhere_hold_nothing_here():
     config = settings(engine={"kind": "vllm-server", "urls": ["http://gpu:8000"]})
-    assert stages(config)["rollouts"].total == 12_000 + CONTEXT
+    assert stages(config)["rollouts"].total == 12_000 + CONTEXT + WORKSPACE
 
 
 @pytest.mark.parametrize(
