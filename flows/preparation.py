@@ -45,7 +45,7 @@ def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tup
     check_machine(folder, settings)
     check_model(settings.model)
     check_attention(settings.model, settings.learner)
-    settings = with_checkpointing(with_precision(settings), card())
+    settings = with_precision(with_checkpointing(settings, card()))
     _check_engine(settings)
     _check_memory(config, settings)
     check_prompts(config, settings, folder)

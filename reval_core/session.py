@@ -343,7 +343,7 @@ def open_session(folder: RunFolder, config: Config) -> Iterator[Session]:
     Raises InputError if another process holds the folder, or another config or other versions made it.
     """
     with folder.lock(), explained_disk(folder):
-        config = with_checkpointing(with_precision(folder.check(config)), card())
+        config = with_precision(with_checkpointing(folder.check(config), card()))
         folder.open(config)
         machine = fix_machine(folder, config)  # other versions may not even read what is there
         clear(folder, config)

@@ -34,7 +34,13 @@ def with_precision(config: Config) -> Config:
 
 
 def settled_learner(settings: Learner) -> Learner:
-    """The settings with `precision` as it is on this machine, where it is `auto`."""
-    if settings.precision != "auto":
-        return settings
-    return settings.model_copy(update={"precision": default_precision()})
+    """The settings with `precision` as it is on this machine, where it is `auto`.
+
+    Gradients are checkpointed where the settings say so: a run decides it by its memory (`reval_core.gpu_memory`).
+    """
+    settled: dict[str, str | bool] = {}
+    if settings.precision == "auto":
+        settled["precision"] = default_precision()
+    if settings.gradient_checkpointing is None:
+        settled["gradient_checkpointing"] = False
+    return settings.model_copy(update=settled) if settled else settings
