@@ -46,7 +46,7 @@ test: venv-test
 
 # Everything that generates with vLLM, on the CPU build.
 test-vllm: venv-vllm
-	.venv-vllm/bin/pytest tests/vllm tests/unit/test_vllm_server.py
+	.venv-vllm/bin/pytest tests/vllm tests/unit/engines/test_vllm_server.py
 
 # The fault tests in full: 100 kills, every kind of damage in every kind of file, the disk full in every stage.
 test-faults: venv-test

@@ -36,12 +36,12 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.bf16_cases import PROMPT, Changes, follow, noise, slope, token_logprobs
 from benchmarks.record import record
 from reval_core import config
-from reval_core.batches import Rows, collate
 from reval_core.engines.weights import policy_tensors
-from reval_core.learner import Drawn, Learner
-from reval_core.learning.copy import in_float32, round_weights
-from reval_core.models import load_model
-from reval_core.scoring import score
+from reval_core.learning.learner import Drawn, Learner
+from reval_core.model.loading import load_model
+from reval_core.model.low_precision import in_float32, round_weights
+from reval_core.model.scoring import score
+from reval_core.model.token_batch import Rows, collate
 
 DRAWS = {1: 40, 4: 8, 16: 3}
 """By the number of updates, the draws that it is measured over: those that take more are among those of less."""
@@ -57,9 +57,9 @@ LIMITS = {
 }
 
 
-def sums(folder: Path) -> tuple[Rows, Rows]:
+def sums(directory: Path) -> tuple[Rows, Rows]:
     """Prompts and responses by turns right and wrong, as many as there are draws."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
     rng = np.random.default_rng(0)
     prompts, responses = [], []
     for number in range(max(DRAWS.values())):

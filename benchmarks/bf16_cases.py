@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from reval_core.batches import TokenBatch, collate
-from reval_core.learning.copy import in_float32
-from reval_core.learning.noise import LEAST, SIGNAL, measure
-from reval_core.scoring import score
+from reval_core.model.low_precision import in_float32
+from reval_core.model.noise import LEAST, SIGNAL, measure
+from reval_core.model.scoring import score
+from reval_core.model.token_batch import TokenBatch, collate
 
 PROMPT, LONGER = 8, 64
 

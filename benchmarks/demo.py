@@ -19,23 +19,23 @@ from typing import Any
 
 from flows.rounds import train_rounds
 from reval_core import stages
-from reval_core.files import publish_json
-from reval_core.loading import load_config
-from reval_core.run_folder import RunFolder
-from reval_core.session import open_session
-from reval_core.store import sql_views
-from reval_core.summary import summarise
+from reval_core.atomic_files import publish_json
+from reval_core.config.loader import load_config
+from reval_core.pipeline.run_context import open_run_context
+from reval_core.replay_buffer.index import sql_views
+from reval_core.report.summary import summarise
+from reval_core.storage.run_directory import RunDirectory
 
 
 def measure(config: Path, seed: int) -> dict[str, Any]:
     """One run's figures."""
     with tempfile.TemporaryDirectory() as path:
-        folder = RunFolder(Path(path) / "run")
-        with open_session(folder, load_config(config, [f"seed={seed}"])) as session:
-            for round in train_rounds(session, stages):
+        directory = RunDirectory(Path(path) / "run")
+        with open_run_context(directory, load_config(config, [f"seed={seed}"])) as context:
+            for round in train_rounds(context, stages):
                 print(f"{config.stem} seed {seed}: round {round}", end="\r", flush=True)
-        summary = summarise(folder)
-        overhead = sql_views(folder.path, folder.manifests()).sql("SELECT median(other_seconds) FROM rounds")
+        summary = summarise(directory)
+        overhead = sql_views(directory.path, directory.manifests()).sql("SELECT median(other_seconds) FROM rounds")
         (overhead_seconds,) = overhead.fetchall()[0]
     print(f"{config.stem} seed {seed}: {summary['initial_accuracy']:.3f} → {summary['final_accuracy']:.3f}")
     kept = (

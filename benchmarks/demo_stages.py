@@ -12,9 +12,9 @@ from pathlib import Path
 import reval_core
 from flows.rounds import train_rounds
 from reval_core import stages
-from reval_core.loading import load_config
-from reval_core.run_folder import RunFolder
-from reval_core.session import open_session
+from reval_core.config.loader import load_config
+from reval_core.pipeline.run_context import open_run_context
+from reval_core.storage.run_directory import RunDirectory
 
 ROUNDS = 6
 """The first is left out: it loads what later ones find in memory, and its reference is the policy."""
@@ -25,11 +25,11 @@ MEASURED = ("consistency", "learning")
 def main() -> None:
     config = load_config(Path("configs/demo.yaml"), [f"rounds={ROUNDS}"])
     with tempfile.TemporaryDirectory() as path:
-        folder = RunFolder(Path(path) / "run")
-        with open_session(folder, config) as session:
-            for _ in train_rounds(session, stages):
+        directory = RunDirectory(Path(path) / "run")
+        with open_run_context(directory, config) as context:
+            for _ in train_rounds(context, stages):
                 pass
-        manifests = [one for one in folder.manifests() if one.round > 1]
+        manifests = [one for one in directory.manifests() if one.round > 1]
     took = {stage: sum(one.seconds for one in manifests if one.stage == stage) for stage in MEASURED}
     print(json.dumps({"tree": reval_core.__file__, "seconds": sum(took.values()), **took}))
 

@@ -101,20 +101,20 @@ def _checks(given: argparse.Namespace, done: Mapping[str, Any], temporary: Path)
     import torch
 
     from benchmarks import gpu_numerics, learner_gpu
-    from benchmarks.gpu_model import FULL, SMALL, Subject
+    from benchmarks.gpu_model import FULL, SMALL, ModelSource
 
     torch.set_float32_matmul_precision("highest")
-    subject = Subject(SMALL if given.small else FULL, torch.device(given.device))
+    source = ModelSource(SMALL if given.small else FULL, torch.device(given.device))
 
     def numerics(name: str) -> Check:
         def check() -> Outcome:
-            figures = gpu_numerics.CHECKS[name](subject)
+            figures = gpu_numerics.CHECKS[name](source)
             return figures, misses(figures, gpu_numerics.LIMITS[name])
 
         return check
 
     def speed() -> Outcome:
-        cases = learner_gpu.check(subject)
+        cases = learner_gpu.check(source)
         return cases, learner_gpu.failures(cases, _device_name(given.device))
 
     checks: dict[str, Check | str] = {name: numerics(name) for name in gpu_numerics.CHECKS}

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.workloads import VOCABULARY
-from reval_core.learning.copy import LowPrecisionCopy, low_precision
 from reval_core.model.compiled import compile_layers
 from reval_core.model.layers import as_loaded, decoder_layers
+from reval_core.model.low_precision import LowPrecisionCopy, low_precision
 from reval_core.model.packed import read_packed_rows
 
 SEED = 0
@@ -51,7 +51,7 @@ FULL = Shape(VOCABULARY, 1024, 3072, layers=28, heads=16, key_heads=8, head_size
 SMALL = Shape(512, 64, 128, layers=2, heads=2, key_heads=1, head_size=32, shrink=64, small_lr=1e-5)
 
 
-class Subject:
+class ModelSource:
     """A model in bfloat16 with its float32 masters, made when it is first asked for and shared by the checks."""
 
     def __init__(self, shape: Shape, device: torch.device) -> None:

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_model import SEED, Shape, Subject
+from benchmarks.gpu_model import SEED, ModelSource, Shape
 from benchmarks.learner_cases import batch_of, inputs
 from benchmarks.record import Limits
 from benchmarks.workloads import Work, texts
-from reval_core.batches import micro_batches
-from reval_core.head import Head, token_scores
-from reval_core.learning.copy import low_precision
-from reval_core.learning.noise import LEAST, SIGNAL, Noise, is_noise, measure, spread_sample
 from reval_core.model.layers import as_loaded
+from reval_core.model.lm_head import Head, token_scores
+from reval_core.model.low_precision import low_precision
+from reval_core.model.noise import LEAST, SIGNAL, Noise, is_noise, measure, spread_sample
+from reval_core.model.scoring import score
+from reval_core.model.token_batch import micro_batches
 from reval_core.objectives import grpo
-from reval_core.scoring import score
 
 UPDATES = (1, 4, 16)
 DRAWS, DRAW = 6, 8
@@ -32,16 +32,16 @@ REWARD, BETA = 0.125, 0.1
 """The true signal: centred rewards of ±1/8. The paper's β, 0.002 and 0.02, make more of them."""
 
 
-def head(subject: Subject) -> dict[str, float]:
+def head(source: ModelSource) -> dict[str, float]:
     """The head in either precision beside a float32 log-softmax of the same states, forward and backward.
 
     Log-probs and values differ by so many nats at the most; gradients by so much of their norm.
     """
     found = {}
-    (count,) = subject.shape.lengths(2048)
+    (count,) = source.shape.lengths(2048)
     for dtype in (torch.float32, torch.bfloat16):
-        states, weight, actions = _head_inputs(subject, count, dtype)
-        onto = torch.randn(2, count, device=subject.device)  # another slope for each log π and V
+        states, weight, actions = _head_inputs(source, count, dtype)
+        onto = torch.randn(2, count, device=source.device)  # another slope for each log π and V
         wanted = _whole_logits(states, weight, actions)
         slopes = torch.autograd.grad((wanted * onto).sum(), (states, weight))
         scores = token_scores(Head(weight), states, actions)
@@ -56,8 +56,8 @@ def head(subject: Subject) -> dict[str, float]:
     return found
 
 
-def _head_inputs(subject: Subject, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    shape, device = subject.shape, subject.device
+def _head_inputs(source: ModelSource, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    shape, device = source.shape, source.device
     torch.manual_seed(0)
     states = torch.randn(count, shape.width, device=device, dtype=dtype)
     weight = 0.06 * torch.randn(shape.vocabulary, shape.width, device=device, dtype=dtype)
@@ -75,9 +75,9 @@ def _whole_logits(states: Tensor, weight: Tensor, actions: Tensor) -> Tensor:
     return torch.stack([logits.gather(1, actions[:, None]).squeeze(1) - values, values])
 
 
-def rounding(subject: Subject) -> dict[str, float]:
+def rounding(source: ModelSource) -> dict[str, float]:
     """How many numbers of the copy a CPU rounds otherwise: in three tensors, one the largest, and in parts."""
-    masters = subject.weights.masters
+    masters = source.weights.masters
     names = sorted(masters, key=lambda name: -masters[name].numel())
     differing = 0
     for name in (names[0], names[len(names) // 2], names[-1]):
@@ -88,51 +88,51 @@ def rounding(subject: Subject) -> dict[str, float]:
     return {"differing": float(differing)}
 
 
-def scoring(subject: Subject) -> dict[str, float]:
+def scoring(source: ModelSource) -> dict[str, float]:
     """The copy's scores beside the float32 masters', and of the same texts padded, in pairs, alone and packed.
 
     In nats: the rms of log π a token against float32, and the largest change of log π(τ) + V(s_1) for √tokens.
     `eager_…` is without compiled layers.
     """
-    lengths = subject.shape.lengths(64, 256, 1024, 2048)
-    work = texts(lengths, subject.shape.vocabulary, prompt=4)
+    lengths = source.shape.lengths(64, 256, 1024, 2048)
+    work = texts(lengths, source.shape.vocabulary, prompt=4)
     every = list(range(len(lengths)))
-    padded, sums = _scored(subject, work, every)
-    with subject.masters():
-        exact, _ = _scored(subject, work, every)
-    with subject.packed():
-        _, packed = _scored(subject, work, every, packed=True)
-    with as_loaded(subject.model):
-        eager, _ = _scored(subject, work, every)
-        eager_changes = _changes_by_batch(subject, work, lengths)
+    padded, sums = _scored(source, work, every)
+    with source.masters():
+        exact, _ = _scored(source, work, every)
+    with source.packed():
+        _, packed = _scored(source, work, every, packed=True)
+    with as_loaded(source.model):
+        eager, _ = _scored(source, work, every)
+        eager_changes = _changes_by_batch(source, work, lengths)
     return {
         "copy_to_float32": _rms(padded - exact),
         "eager_to_float32": _rms(eager - exact),
         "packed_to_padded": _by_root(packed - sums, lengths),
-        **_changes_by_batch(subject, work, lengths),
+        **_changes_by_batch(source, work, lengths),
         **{f"eager_{name}": change for name, change in eager_changes.items()},
     }
 
 
-def _changes_by_batch(subject: Subject, work: Work, lengths: Sequence[int]) -> dict[str, float]:
+def _changes_by_batch(source: ModelSource, work: Work, lengths: Sequence[int]) -> dict[str, float]:
     """What it changes that texts are scored alone or in pairs, and not all together."""
     every = list(range(len(lengths)))
-    _, together = _scored(subject, work, every)
+    _, together = _scored(source, work, every)
     groups = {"alone": [[row] for row in every], "pairs": [every[:2], every[2:]]}
     return {
         f"{name}_to_padded": _by_root(
-            torch.cat([_scored(subject, work, rows)[1] for rows in way]) - together, lengths
+            torch.cat([_scored(source, work, rows)[1] for rows in way]) - together, lengths
         )
         for name, way in groups.items()
     }
 
 
 @torch.no_grad()
-def _scored(subject: Subject, work: Work, rows: Sequence[int], packed: bool = False) -> tuple[Tensor, Tensor]:
+def _scored(source: ModelSource, work: Work, rows: Sequence[int], packed: bool = False) -> tuple[Tensor, Tensor]:
     """log π of every response token, one after the other, and log π(τ) + V(s_1) of every text."""
     batch = batch_of(work, rows, packed)
-    scores = score(subject.model, batch.to(subject.device))
-    return scores.logprobs[batch.mask.to(subject.device)].double(), (scores.log_policy + scores.value).double()
+    scores = score(source.model, batch.to(source.device))
+    return scores.logprobs[batch.mask.to(source.device)].double(), (scores.log_policy + scores.value).double()
 
 
 def _rms(difference: Tensor) -> float:
@@ -143,71 +143,71 @@ def _by_root(difference: Tensor, lengths: Sequence[int]) -> float:
     return float((difference.abs().cpu() / torch.tensor(lengths).sqrt()).max())
 
 
-def gap(subject: Subject) -> dict[str, float]:
+def gap(source: ModelSource) -> dict[str, float]:
     """What the copy sees of 16 updates at lr 1e-6, and how far it is from what an engine is given.
 
     `seen_…`: the slope of its change of log π on the masters'. `gap_16`: the mean difference a token between the
     learner and the weights that its masters round to, by the same layers in the same batch. `eager_gap_…`: with
     each text alone and layers that are not compiled; before the updates it is bfloat16's arithmetic.
     """
-    work = texts(subject.shape.lengths(*[272] * 8), subject.shape.vocabulary, prompt=4)
-    rows, optimizer = range(8), subject.optimizer(subject.shape.small_lr)
-    before, before_exact = _copy_and_masters(subject, work)
-    found = {"eager_gap_0": float((_alone_and_eager(subject, work) - before).abs().mean())}
+    work = texts(source.shape.lengths(*[272] * 8), source.shape.vocabulary, prompt=4)
+    rows, optimizer = range(8), source.optimizer(source.shape.small_lr)
+    before, before_exact = _copy_and_masters(source, work)
+    found = {"eager_gap_0": float((_alone_and_eager(source, work) - before).abs().mean())}
     for update in range(1, UPDATES[-1] + 1):
-        batch = batch_of(work, rows).to(subject.device)
-        given = inputs(score(subject.model, batch), batch, work, rows)
+        batch = batch_of(work, rows).to(source.device)
+        given = inputs(score(source.model, batch), batch, work, rows)
         grpo(given, clip_low=0.2, clip_high=0.28, importance_cap=2.0).loss.mean().backward()
-        subject.step(optimizer)
+        source.step(optimizer)
         if update in UPDATES:
-            now, exact = _copy_and_masters(subject, work)
+            now, exact = _copy_and_masters(source, work)
             change, true = now - before, exact - before_exact
             slope = float((change * true).sum() / true.square().sum())
             found[f"seen_{update}"] = slope
             found[f"residual_{update}"] = _rms(change - slope * true)
             found[f"change_{update}"] = _rms(true)
-    found["eager_gap_16"] = float((_alone_and_eager(subject, work) - now).abs().mean())
+    found["eager_gap_16"] = float((_alone_and_eager(source, work) - now).abs().mean())
     found["eager_gap_growth"] = found["eager_gap_16"] - found["eager_gap_0"]
-    subject.publish()
-    found["gap_16"] = float((_scored(subject, work, rows)[0] - now).abs().mean())
+    source.publish()
+    found["gap_16"] = float((_scored(source, work, rows)[0] - now).abs().mean())
     found["largest_seen"] = max(found[f"seen_{update}"] for update in UPDATES)
     return found
 
 
-def _copy_and_masters(subject: Subject, work: Work) -> tuple[Tensor, Tensor]:
+def _copy_and_masters(source: ModelSource, work: Work) -> tuple[Tensor, Tensor]:
     rows = range(len(work.prompts))
-    copy, _ = _scored(subject, work, rows)
-    with subject.masters():
-        masters, _ = _scored(subject, work, rows)
+    copy, _ = _scored(source, work, rows)
+    with source.masters():
+        masters, _ = _scored(source, work, rows)
     return copy, masters
 
 
-def _alone_and_eager(subject: Subject, work: Work) -> Tensor:
+def _alone_and_eager(source: ModelSource, work: Work) -> Tensor:
     """log π of the copy, each text alone, by layers that are not compiled."""
-    with as_loaded(subject.model):
-        return torch.cat([_scored(subject, work, [row])[0] for row in range(len(work.prompts))])
+    with as_loaded(source.model):
+        return torch.cat([_scored(source, work, [row])[0] for row in range(len(work.prompts))])
 
 
-def draws(subject: Subject) -> dict[str, float]:
+def draws(source: ModelSource) -> dict[str, float]:
     """Draws whose residuals are noise alone, and one with a true signal, under the learner's test.
 
     As it does, mean((Δ/σ)²) is held against 9 with σ measured on 16 trajectories; both are given as their ratio.
     """
-    work = texts(_many_lengths(subject.shape), subject.shape.vocabulary, prompt=4)
-    reference = _reference(subject, work)
+    work = texts(_many_lengths(source.shape), source.shape.vocabulary, prompt=4)
+    reference = _reference(source, work)
     tokens = np.array([len(response) for response in work.responses])
-    noise = _measured(subject, work, reference)
+    noise = _measured(source, work, reference)
     rng = np.random.default_rng(0)
     over, stepped = [], 0
     for number in range(DRAWS):
         rows = rng.choice(len(tokens), DRAW, replace=False)
-        delta = _zero_reward(subject, work, rows, reference, at_once=(1, 2, 4, 8)[number % 4])
+        delta = _zero_reward(source, work, rows, reference, at_once=(1, 2, 4, 8)[number % 4])
         over.append(float(np.mean(np.square(delta / noise.sigma(tokens[rows])))) / SIGNAL)
         stepped += not is_noise(delta, noise.sigma(tokens[rows]))
-    longest = int(np.argmin(np.abs(tokens - subject.shape.lengths(1000)[0])))
+    longest = int(np.argmin(np.abs(tokens - source.shape.lengths(1000)[0])))
     rows = np.full(DRAW, longest)
     signal = np.array([REWARD, -REWARD] * (DRAW // 2)) / BETA
-    delta = _zero_reward(subject, work, rows, reference, at_once=4) - signal
+    delta = _zero_reward(source, work, rows, reference, at_once=4) - signal
     return {
         "noise_over_floor": max(over),
         "noise_draws_stepped": float(stepped),
@@ -226,40 +226,40 @@ def _in_groups(rows: Sequence[int], size: int) -> list[list[int]]:
     return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
-def _reference(subject: Subject, work: Work) -> tuple[np.ndarray, np.ndarray]:
+def _reference(source: ModelSource, work: Work) -> tuple[np.ndarray, np.ndarray]:
     """log π_ref and V_ref [B] as the scoring stage stores them: in micro-batches of like length, no gradient."""
     lengths = [len(one) + len(two) for one, two in zip(work.prompts, work.responses, strict=True)]
     found = np.zeros((2, len(lengths)), dtype=np.float32)
     with torch.no_grad():
-        for rows in micro_batches(lengths, subject.shape.lengths(16_384)[0]):
-            found[:, rows] = _policy_and_value(subject, work, rows)
+        for rows in micro_batches(lengths, source.shape.lengths(16_384)[0]):
+            found[:, rows] = _policy_and_value(source, work, rows)
     return found[0], found[1]
 
 
-def _policy_and_value(subject: Subject, work: Work, rows: Sequence[int]) -> np.ndarray:
-    scores = score(subject.model, batch_of(work, rows).to(subject.device))
+def _policy_and_value(source: ModelSource, work: Work, rows: Sequence[int]) -> np.ndarray:
+    scores = score(source.model, batch_of(work, rows).to(source.device))
     return torch.stack([scores.log_policy, scores.value]).detach().cpu().numpy()
 
 
-def _measured(subject: Subject, work: Work, stored: tuple[np.ndarray, np.ndarray]) -> Noise:
+def _measured(source: ModelSource, work: Work, stored: tuple[np.ndarray, np.ndarray]) -> Noise:
     rows = spread_sample([len(response) for response in work.responses])
     prompts, responses = ([source[row] for row in rows] for source in (work.prompts, work.responses))
     written = [np.ones(len(response), dtype=bool) for response in responses]
-    most = subject.shape.lengths(16_384)[0]
+    most = source.shape.lengths(16_384)[0]
     trajectories, sample = (prompts, responses, written), (stored[0][rows], stored[1][rows])
-    return measure(subject.model, trajectories, sample, 1.0, most, packed=False).at_least(LEAST["bfloat16"])
+    return measure(source.model, trajectories, sample, 1.0, most, packed=False).at_least(LEAST["bfloat16"])
 
 
 def _zero_reward(
-    subject: Subject, work: Work, rows: Sequence[int], reference: tuple[np.ndarray, np.ndarray], at_once: int
+    source: ModelSource, work: Work, rows: Sequence[int], reference: tuple[np.ndarray, np.ndarray], at_once: int
 ) -> np.ndarray:
     """Δ [B] of a draw without reward, computed with gradients enabled in batches of so many rows."""
-    found = np.concatenate([_policy_and_value(subject, work, group) for group in _in_groups(rows, at_once)], axis=1)
+    found = np.concatenate([_policy_and_value(source, work, group) for group in _in_groups(rows, at_once)], axis=1)
     difference: np.ndarray = (found - np.stack([one[rows] for one in reference])).sum(axis=0)
     return difference
 
 
-Check = Callable[[Subject], dict[str, Any]]
+Check = Callable[[ModelSource], dict[str, Any]]
 
 CHECKS: dict[str, Check] = {"head": head, "rounding": rounding, "scoring": scoring, "draws": draws, "gap": gap}
 

@@ -28,16 +28,16 @@ from benchmarks.gpu_numerics import BETA, REWARD
 from benchmarks.workloads import Work, llama, texts
 from flows.rounds import train_rounds
 from reval_core import config, stages
-from reval_core.batches import collate
-from reval_core.check import check_run
-from reval_core.checkpoints import checkpoint_state
-from reval_core.gpu_memory import CONTEXT, Sizes, stage_memory
-from reval_core.learner import Learner
-from reval_core.learning.noise import LEAST, measure
-from reval_core.models import make_tiny_model, make_tiny_tokenizer
-from reval_core.run_folder import RunFolder
-from reval_core.scoring import score
-from reval_core.session import open_session
+from reval_core.learning.checkpoints import checkpoint_state
+from reval_core.learning.learner import Learner
+from reval_core.maintenance.check import check_run
+from reval_core.model.loading import make_tiny_model, make_tiny_tokenizer
+from reval_core.model.noise import LEAST, measure
+from reval_core.model.scoring import score
+from reval_core.model.token_batch import collate
+from reval_core.pipeline.run_context import open_run_context
+from reval_core.planning.gpu_memory import CONTEXT, Sizes, stage_memory
+from reval_core.storage.run_directory import RunDirectory
 
 ROUNDS, KILLED = 3, 2
 """The rounds of a run, and the one in which it is killed."""
@@ -219,20 +219,20 @@ def _ended(process: int) -> int:
 def _run(path: Path, precision: str, killed: bool) -> None:
     """A run from where it stands to its end, checked; or to the first update of round 2, where it dies."""
     os.environ["XDG_CACHE_HOME"] = str(path.parent / f"cache-{path.name}")
-    settings, folder = config.Config.model_validate(run_settings(precision)), RunFolder(path)
+    settings, directory = config.Config.model_validate(run_settings(precision)), RunDirectory(path)
 
     def progress(stage: str, round: int, done: int, total: int) -> None:
         if killed and (stage, round, done) == ("learning", KILLED, 1):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with open_session(folder, settings) as session:
-        session.progress = progress
-        for _ in train_rounds(session, stages):
+    with open_run_context(directory, settings) as context:
+        context.progress = progress
+        for _ in train_rounds(context, stages):
             pass
-    with folder.lock():
-        findings = list(check_run(folder, folder.check(settings)))
-    problems = [problem for finding in findings for problem in finding.problems]
-    Path(f"{path}.checked").write_text(json.dumps({"problems": problems, "seen": [one.seen for one in findings]}))
+    with directory.lock():
+        results = list(check_run(directory, directory.check(settings)))
+    problems = [problem for result in results for problem in result.problems]
+    Path(f"{path}.checked").write_text(json.dumps({"problems": problems, "seen": [one.seen for one in results]}))
 
 
 def run_settings(precision: str) -> dict[str, Any]:
@@ -268,7 +268,7 @@ def run_settings(precision: str) -> dict[str, Any]:
 
 def _published(path: Path) -> dict[str, Any]:
     """What a run's manifests say of its files, by stage and round."""
-    return {f"{one.stage}/{one.round}": repr(one.files) for one in RunFolder(path).manifests()}
+    return {f"{one.stage}/{one.round}": repr(one.files) for one in RunDirectory(path).manifests()}
 
 
 def _compared(place: Path, before: Mapping[str, Any], exits: Mapping[str, int]) -> tuple[list[str], dict[str, Any]]:
@@ -289,7 +289,7 @@ def _compared(place: Path, before: Mapping[str, Any], exits: Mapping[str, int]) 
         wrong += [f"{kind}: {one}" for one in json.loads((place / f"{kind}.checked").read_text())["problems"]]
     contents = {
         kind: [
-            checkpoint_state(RunFolder(place / kind).checkpoint(round))["content"] for round in range(ROUNDS + 1)
+            checkpoint_state(RunDirectory(place / kind).checkpoint(round))["content"] for round in range(ROUNDS + 1)
         ]
         for kind in ("whole", "killed")
     }

@@ -17,11 +17,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.meter import measure
 from benchmarks.workloads import TRL_LENGTHS, VOCABULARY, Work, llama, mixed_lengths, texts
-from reval_core.batches import TokenBatch, collate, micro_batches
-from reval_core.learning.copy import round_weights
+from reval_core.model.low_precision import round_weights
 from reval_core.model.packed import read_packed_rows
+from reval_core.model.scoring import Scores, score
+from reval_core.model.token_batch import TokenBatch, collate, micro_batches
 from reval_core.objectives import Inputs, grpo, reval
-from reval_core.scoring import Scores, score
 
 REPEATS = 3
 
@@ -155,26 +155,29 @@ def grpo_loss() -> dict[str, Any]:
 def stage() -> dict[str, Any]:
     """Updates/s of the demo's learning stage, and of a loop that has its tensors in memory already."""
     from reval_core import stages
-    from reval_core.loading import load_config
-    from reval_core.models import load_model
-    from reval_core.run_folder import RunFolder
-    from reval_core.session import Policy, open_session
+    from reval_core.config.loader import load_config
+    from reval_core.model.loading import load_model
+    from reval_core.pipeline.run_context import Policy, open_run_context
+    from reval_core.storage.run_directory import RunDirectory
 
     config = load_config(ROOT / "configs/demo.yaml", ["model.tiny.heads=16", "model.warm_start.steps=100"])
     seconds: dict[str, list[float]] = {"stage": [], "bare": []}
-    with tempfile.TemporaryDirectory() as path, open_session(RunFolder(Path(path) / "run"), config) as session:
-        zero = stages.warm_start(session, 0)
+    with (
+        tempfile.TemporaryDirectory() as path,
+        open_run_context(RunDirectory(Path(path) / "run"), config) as context,
+    ):
+        zero = stages.warm_start(context, 0)
         policy = Policy.of(zero)
-        rollouts = stages.rollouts(session, 1, policy)
-        verdicts = stages.verification(session, 1, rollouts)
-        scores = stages.consistency(session, 1, rollouts, verdicts, policy, policy)
-        draws = stages.sampling(session, 1, scores, zero)
+        rollouts = stages.rollouts(context, 1, policy)
+        verdicts = stages.verification(context, 1, rollouts)
+        scores = stages.consistency(context, 1, rollouts, verdicts, policy, policy)
+        draws = stages.sampling(context, 1, scores, zero)
         for _ in range(REPEATS + 1):
-            session.learner_at(policy)
-            session.folder.manifest_path("learning", 1).unlink(missing_ok=True)
-            seconds["stage"].append(measure(lambda: stages.learning(session, 1, draws, policy)).seconds)
-            model = load_model(session.folder.checkpoint(0))
-            seconds["bare"].append(bare_loop(model, session.draws.read(1), config))
+            context.learner_at(policy)
+            context.directory.manifest_path("learning", 1).unlink(missing_ok=True)
+            seconds["stage"].append(measure(lambda: stages.learning(context, 1, draws, policy)).seconds)
+            model = load_model(context.directory.checkpoint(0))
+            seconds["bare"].append(bare_loop(model, context.draws.read(1), config))
         updates = config.learner.updates
     return {f"{name}_updates_per_second": updates / min(took[1:]) for name, took in seconds.items()}
 

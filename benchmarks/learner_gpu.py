@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu_model import Shape, Subject
+from benchmarks.gpu_model import ModelSource, Shape
 from benchmarks.learner_cases import batch_of, inputs
 from benchmarks.meter import measure
 from benchmarks.record import Limits, misses
 from benchmarks.workloads import Work, texts
-from reval_core.batches import micro_batches
 from reval_core.model.layers import as_loaded, checkpointed_layers
+from reval_core.model.scoring import score
+from reval_core.model.token_batch import micro_batches
 from reval_core.objectives import reval
-from reval_core.scoring import score
 
 BUDGET = 16_384
 """Places of a micro-batch."""
@@ -85,58 +85,58 @@ CASES: dict[str, Case] = {
 }
 
 
-def check(subject: Subject) -> dict[str, Any]:
+def check(source: ModelSource) -> dict[str, Any]:
     """All cases, each with what went wrong if something did; a line is printed for each."""
-    optimizer = subject.optimizer()
+    optimizer = source.optimizer()
     found: dict[str, Any] = {}
     for name, case in CASES.items():
         try:
-            found[name] = measured(subject, case, optimizer)
+            found[name] = measured(source, case, optimizer)
         except Exception as error:  # the other cases are measured all the same
             optimizer.zero_grad(set_to_none=True)
             found[name] = {"error": f"{type(error).__name__}: {error}"[:2000]}
             traceback.print_exc()
         _show(name, found[name])
-    found["the update alone"] = update_seconds(subject, optimizer)
+    found["the update alone"] = update_seconds(source, optimizer)
     _show("the update alone", found["the update alone"])
-    if subject.on_gpu:
+    if source.on_gpu:
         torch.cuda.empty_cache()  # other processes use the GPU after this
     return found
 
 
-def measured(subject: Subject, case: Case, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+def measured(source: ModelSource, case: Case, optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """Medians over a case's steps. The first, which compiles, is timed by itself."""
-    shape = subject.shape
+    shape = source.shape
     lengths = shape.lengths(*case.lengths)
     work = texts(lengths, shape.vocabulary, prompt=min(256, min(lengths) // 2))
     groups = case.groups(lengths, shape.lengths(BUDGET)[0])
-    if subject.on_gpu:
+    if source.on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     with ExitStack() as stack:
-        stack.enter_context(nullcontext() if case.compiled else as_loaded(subject.model))
-        stack.enter_context(checkpointed_layers(subject.model) if case.checkpointing else nullcontext())
-        stack.enter_context(subject.packed() if case.packed else nullcontext())
-        step = _stepping(subject, case, work, groups, optimizer)
-        first = measure(step, subject.on_gpu)
-        readings = [measure(step, subject.on_gpu) for _ in range(case.steps)]
+        stack.enter_context(nullcontext() if case.compiled else as_loaded(source.model))
+        stack.enter_context(checkpointed_layers(source.model) if case.checkpointing else nullcontext())
+        stack.enter_context(source.packed() if case.packed else nullcontext())
+        step = _stepping(source, case, work, groups, optimizer)
+        first = measure(step, source.on_gpu)
+        readings = [measure(step, source.on_gpu) for _ in range(case.steps)]
     seconds = statistics.median(reading.seconds for reading in readings)
     found = {
         "tokens_per_second": work.tokens / seconds,
         "micro_batches": float(len(groups)),
         "first_step_seconds": first.seconds,
     }
-    if subject.on_gpu:
+    if source.on_gpu:
         found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         known = [flops for name, flops in PEAK_FLOPS.items() if name in torch.cuda.get_device_name()]
         if known:
-            found["mfu"] = flops_of(subject, lengths) / seconds / known[0]
+            found["mfu"] = flops_of(source, lengths) / seconds / known[0]
     return found
 
 
-def update_seconds(subject: Subject, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+def update_seconds(source: ModelSource, optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """What a step takes besides forward and backward, whatever its tokens."""
-    weights = subject.weights
+    weights = source.weights
     for master in weights.masters.values():
         master.grad = torch.zeros_like(master)
     parts = {
@@ -146,7 +146,7 @@ def update_seconds(subject: Subject, optimizer: torch.optim.Optimizer) -> dict[s
     }
     found = {}
     for name, part in parts.items():
-        readings = [measure(part, subject.on_gpu).seconds for _ in range(4)]
+        readings = [measure(part, source.on_gpu).seconds for _ in range(4)]
         found[f"{name}_seconds"] = statistics.median(readings[1:])
     optimizer.zero_grad(set_to_none=True)
     return found
@@ -160,22 +160,22 @@ def _show(name: str, figures: dict[str, Any]) -> None:
 
 
 def _stepping(
-    subject: Subject, case: Case, work: Work, groups: list[list[int]], optimizer: torch.optim.Optimizer
+    source: ModelSource, case: Case, work: Work, groups: list[list[int]], optimizer: torch.optim.Optimizer
 ) -> Callable[[], None]:
     def step() -> None:
         for rows in groups:
-            batch = batch_of(work, rows, case.packed).to(subject.device)
-            losses = reval(inputs(score(subject.model, batch), batch, work, rows), beta=0.1).loss
+            batch = batch_of(work, rows, case.packed).to(source.device)
+            losses = reval(inputs(score(source.model, batch), batch, work, rows), beta=0.1).loss
             (losses.sum() / len(work.prompts)).backward()
-        subject.step(optimizer)
+        source.step(optimizer)
 
     return step
 
 
-def flops_of(subject: Subject, lengths: Sequence[int]) -> float:
+def flops_of(source: ModelSource, lengths: Sequence[int]) -> float:
     """Operations of forward and backward, without what checkpointing repeats: 6 a weight, and causal attention."""
-    shape: Shape = subject.shape
-    weights = sum(parameter.numel() for parameter in subject.model.parameters())
+    shape: Shape = source.shape
+    weights = sum(parameter.numel() for parameter in source.model.parameters())
     attention = 12 * shape.layers * shape.heads * shape.head_size / 2
     return float(sum(6 * weights * length + attention * length**2 for length in lengths))
 

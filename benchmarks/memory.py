@@ -17,8 +17,8 @@ import torch
 from benchmarks.meter import measure
 from benchmarks.workloads import Work, llama, texts
 from reval_core.config import Config
-from reval_core.gpu_memory import Sizes, stage_memory
-from reval_core.learner import Drawn, Learner
+from reval_core.learning.learner import Drawn, Learner
+from reval_core.planning.gpu_memory import Sizes, stage_memory
 
 CASES = [
     {"precision": precision, "gradient_checkpointing": checkpointing, "micro_batch_tokens": 2048}
@@ -61,8 +61,8 @@ def peak(case: dict[str, Any], on_gpu: bool) -> dict[str, int]:
     shape = (LAYERS, WIDTH, WIDTH, WIDTH, FEED_FORWARD, VOCABULARY)
     sizes = Sizes(parameters, parameters, *shape, tied=True, context=None)
     (learning,) = (one for one in stage_memory(config, sizes, 1, 0) if one.stage == "learning")
-    reckoned = sum(bytes for part, bytes in learning.parts.items() if part not in _STANDING)
-    return {"measured": measured, "reckoned": reckoned}
+    estimated = sum(bytes for part, bytes in learning.parts.items() if part not in _STANDING)
+    return {"measured": measured, "reckoned": estimated}
 
 
 def _drawn(lengths: list[int]) -> Drawn:

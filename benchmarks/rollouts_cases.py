@@ -19,10 +19,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from reval_core import stages
 from reval_core.config import Config
-from reval_core.engines.base import Request, Sampling
+from reval_core.engines.engine import Request, Sampling
 from reval_core.engines.vllm import VllmEngine
-from reval_core.run_folder import RunFolder
-from reval_core.session import Policy, Session, open_session
+from reval_core.pipeline.run_context import Policy, RunContext, open_run_context
+from reval_core.storage.run_directory import RunDirectory
 
 PAIRS = 3
 
@@ -60,36 +60,36 @@ def config(size: str, engine: dict[str, Any]) -> Config:
 
 
 @contextmanager
-def generating(size: str, engine: dict[str, Any]) -> Iterator[tuple[Session, Policy]]:
+def generating(size: str, engine: dict[str, Any]) -> Iterator[tuple[RunContext, Policy]]:
     """A session at the start of its first rollouts, in a folder that goes with it."""
     with (
-        tempfile.TemporaryDirectory() as folder,
-        open_session(RunFolder(Path(folder) / "run"), config(size, engine)) as session,
+        tempfile.TemporaryDirectory() as directory,
+        open_run_context(RunDirectory(Path(directory) / "run"), config(size, engine)) as context,
     ):
-        yield session, Policy.of(stages.warm_start(session, 0))
+        yield context, Policy.of(stages.warm_start(context, 0))
 
 
-def stage(session: Session, round: int, policy: Policy) -> tuple[float, int]:
+def stage(context: RunContext, round: int, policy: Policy) -> tuple[float, int]:
     """The seconds of a whole rollouts stage, and the tokens that it published."""
     started = time.perf_counter()
-    manifest = stages.rollouts(session, round, policy)
+    manifest = stages.rollouts(context, round, policy)
     seconds = time.perf_counter() - started
-    (row,) = session.store.query(
+    (row,) = context.store.query(
         "SELECT sum(response_length)::BIGINT AS tokens FROM trajectories WHERE round = $round", round=round
     ).to_pylist()
     assert manifest.files
     return seconds, int(row["tokens"])
 
 
-def asked(session: Session, round: int) -> tuple[list[Request], Sampling]:
+def asked(context: RunContext, round: int) -> tuple[list[Request], Sampling]:
     """The requests that a round's stage makes of the engine."""
-    from reval_core.models import stop_ids
+    from reval_core.model.loading import stop_ids
     from reval_core.stages.rollouts import _new_groups, _Problems
 
-    generation = session.config.generation
-    groups = _new_groups(session, round, _Problems(session, round).first_wave())
+    generation = context.config.generation
+    groups = _new_groups(context, round, _Problems(context, round).first_wave())
     requests = [group.request(one) for group in groups for one in group.unfinished]
-    stops = stop_ids(session.config.model, session.tokenizer, generation.stop)
+    stops = stop_ids(context.config.model, context.tokenizer, generation.stop)
     return requests, Sampling(generation.temperature, generation.max_tokens, stops)
 
 
@@ -109,22 +109,22 @@ def bare(engine: VllmEngine, requests: list[Request], sampling: Sampling) -> tup
 
 def vllm(size: str, dtype: str) -> dict[str, float]:
     """The rollouts stage beside a bare `LLM.generate`, and the way from learning to the first token."""
-    with generating(size, {"kind": "vllm", "dtype": dtype} | CAPACITY) as (session, policy):
-        engine = session.engine
+    with generating(size, {"kind": "vllm", "dtype": dtype} | CAPACITY) as (context, policy):
+        engine = context.engine
         assert isinstance(engine, VllmEngine)
-        stage(session, 1, policy)  # the engine starts, and everything is warm
+        stage(context, 1, policy)  # the engine starts, and everything is warm
         staged, bares = [], []
         for round in range(2, 2 + PAIRS):
-            wanted = asked(session, round)
+            wanted = asked(context, round)
             bares.append(bare(engine, *wanted))
-            staged.append(stage(session, round, policy))
+            staged.append(stage(context, round, policy))
         if [tokens for _, tokens in staged] != [tokens for _, tokens in bares]:
             raise SystemExit("the two did not generate the same")
-        model = session.learner_at(policy).model
-        sync = min(first_token(session, engine, model, f"again {number}") for number in range(PAIRS))
+        model = context.learner_at(policy).model
+        sync = min(first_token(context, engine, model, f"again {number}") for number in range(PAIRS))
         started = time.perf_counter()
         engine.close()
-        first_token(session, engine, model, "restarted")
+        first_token(context, engine, model, "restarted")
         restart = time.perf_counter() - started
         ours, theirs = (max(tokens / seconds for seconds, tokens in pairs) for pairs in (staged, bares))
         return {
@@ -136,9 +136,9 @@ def vllm(size: str, dtype: str) -> dict[str, float]:
         }
 
 
-def first_token(session: Session, engine: VllmEngine, model: Any, policy: str) -> float:
+def first_token(context: RunContext, engine: VllmEngine, model: Any, policy: str) -> float:
     """The seconds in which the engine takes new weights and gives a first token."""
-    requests, sampling = asked(session, 90)
+    requests, sampling = asked(context, 90)
     started = time.perf_counter()
     engine.load(model, policy)
     list(engine.generate(requests[:1], replace(sampling, max_tokens=1)))
@@ -147,9 +147,9 @@ def first_token(session: Session, engine: VllmEngine, model: Any, policy: str) -
 
 def speed(size: str, engine: dict[str, Any]) -> dict[str, float]:
     """The rollouts stage with any engine, on the same requests."""
-    with generating(size, engine) as (session, policy):
-        stage(session, 1, policy)
-        done = [stage(session, round, policy) for round in range(2, 2 + PAIRS)]
+    with generating(size, engine) as (context, policy):
+        stage(context, 1, policy)
+        done = [stage(context, round, policy) for round in range(2, 2 + PAIRS)]
         return {"stage_tokens_per_second": max(tokens / seconds for seconds, tokens in done)}
 
 

@@ -26,12 +26,12 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.store_peers import SqliteBuffer, SumTree
 from benchmarks.store_rows import DRAW, ROUND, UPDATES, complete, filled_store, round_tables, stages_of_round
 from reval_core.config import Replay
-from reval_core.draws import DrawReader
-from reval_core.facts import publish_table
-from reval_core.run_folder import RunFolder
-from reval_core.sampling import draw_round
-from reval_core.store import Store
-from reval_core.trajectories import IDS_PER_ROUND
+from reval_core.learning.draws import DrawReader
+from reval_core.replay_buffer.index import Store
+from reval_core.replay_buffer.sampling import draw_round
+from reval_core.replay_buffer.trajectories import IDS_PER_ROUND
+from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import publish_table
 
 REPEATS = 7
 TRAINER_ROUNDS = 20
@@ -56,12 +56,12 @@ class Clock:
         return {name: min(times) for name, times in self.times.items()}
 
 
-def reval(folder: Path, live: int) -> dict[str, float]:
+def reval(directory: Path, live: int) -> dict[str, float]:
     """A round's prioritised draws (`draw`: one of the four; `single`: a round of one), and a round taken in.
 
     `append` is all that comes before the draws, eviction included; `update` the residuals of 4,096.
     """
-    run = RunFolder(folder)
+    run = RunDirectory(directory)
     store = filled_store(run, live)
     replay = Replay(capacity=live, sampling="prioritised", first="buffer")
     first = live // ROUND + 2
@@ -79,13 +79,13 @@ def reval(folder: Path, live: int) -> dict[str, float]:
         clock.times["append"].append(taken["append"])
         clock.times["update"].append(taken["learning"])
         for path in ("rollouts", "facts"):
-            shutil.rmtree(folder / path)
+            shutil.rmtree(directory / path)
     [held] = store.query("SELECT count(*) AS live FROM buffer").column("live").to_pylist()
     assert held == live, "the buffer does not stay as large as it may be"
     return clock.least()
 
 
-def sum_tree(folder: Path, live: int) -> dict[str, float]:
+def sum_tree(directory: Path, live: int) -> dict[str, float]:
     """The same in memory; `append` gives as many places new priorities and columns."""
     tree, rng, clock = SumTree(live), np.random.default_rng(0), Clock()
     for _ in range(REPEATS):
@@ -103,9 +103,9 @@ def sum_tree(folder: Path, live: int) -> dict[str, float]:
     return clock.least()
 
 
-def sqlite(folder: Path, live: int) -> dict[str, float]:
+def sqlite(directory: Path, live: int) -> dict[str, float]:
     """The same in SQLite."""
-    buffer, rng, clock = SqliteBuffer(folder / "buffer.sqlite", live), np.random.default_rng(0), Clock()
+    buffer, rng, clock = SqliteBuffer(directory / "buffer.sqlite", live), np.random.default_rng(0), Clock()
     for _ in range(2):
         rows = clock.time("draw", lambda: buffer.draw(DRAW))
         ids = np.concatenate([[row[0] for row in rows], rng.integers(ROUND, live, DRAW * (UPDATES - 1))])
@@ -114,23 +114,23 @@ def sqlite(folder: Path, live: int) -> dict[str, float]:
     return clock.least()
 
 
-def fetch(folder: Path, live: int) -> dict[str, float]:
+def fetch(directory: Path, live: int) -> dict[str, float]:
     """The tokens and scores of a draw of 1,024, from rounds of 1,024 in shards of 128.
 
     `cold` is the first draw of a process, `warm` one when every file was read before.
     """
-    run = RunFolder(folder)
+    run = RunDirectory(directory)
     rounds, per, size = -(-live // 1024), 1024, 128
     tables = round_tables(1, np.arange(4))
-    sources = [folder / "source" / f"{number}.parquet" for number in range(ROUND // size)]
+    sources = [directory / "source" / f"{number}.parquet" for number in range(ROUND // size)]
     for number, source in enumerate(sources):
         rows = tables["trajectories"].slice(number * size, size)
         publish_table(source.parent, source.name, "trajectories", rows)
-    publish_table(folder / "source", "scores.parquet", "scores", tables["scores"].slice(0, per))
+    publish_table(directory / "source", "scores.parquet", "scores", tables["scores"].slice(0, per))
     for round in range(1, rounds + 1):
         for shard in range(per // size):
-            _copy(sources[(round + shard) % len(sources)], folder / run.shard(round, shard))
-        _copy(folder / "source/scores.parquet", folder / run.facts(round, "scores"))
+            _copy(sources[(round + shard) % len(sources)], directory / run.shard(round, shard))
+        _copy(directory / "source/scores.parquet", directory / run.facts(round, "scores"))
     rng, reader, clock = np.random.default_rng(0), DrawReader(run), Clock()
     for number in range(REPEATS + 5):
         chosen = rng.choice(live, DRAW, replace=False)
@@ -143,13 +143,13 @@ def fetch(folder: Path, live: int) -> dict[str, float]:
             **{name: np.ones(DRAW) for name in ("weight", "reward", "advantage", "log_ref", "value_ref")},
         }
         later = 1000 + number
-        publish_table(folder, run.facts(later, "draws"), "draws", complete("draws", columns))
+        publish_table(directory, run.facts(later, "draws"), "draws", complete("draws", columns))
         name = "cold" if number == 0 else "filling" if number < 5 else "warm"
         clock.time(name, lambda: reader.read(later))  # noqa: B023
     return {name: clock.least()[name] for name in ("cold", "warm")}
 
 
-def disk(folder: Path) -> dict[str, float]:
+def disk(directory: Path) -> dict[str, float]:
     """Bytes of a million trajectories of 512 tokens, with four updates of a batch each.
 
     `all` is whole files; `scalars` the columns of them that are neither texts nor lists.
@@ -157,9 +157,9 @@ def disk(folder: Path) -> dict[str, float]:
     texts = {"problem", "prompt", "response"}
     total, scalars = 0, 0
     drawn = np.random.default_rng(0).integers(ROUND, size=ROUND * UPDATES) + IDS_PER_ROUND
-    for _ in (manifests := list(stages_of_round(RunFolder(folder), 1, drawn))):
+    for _ in (manifests := list(stages_of_round(RunDirectory(directory), 1, drawn))):
         pass
-    for path in (folder / file.path for manifest in manifests for file in manifest.files):
+    for path in (directory / file.path for manifest in manifests for file in manifest.files):
         total += path.stat().st_size
         metadata = pq.read_metadata(path)
         for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
@@ -169,13 +169,13 @@ def disk(folder: Path) -> dict[str, float]:
     return {"all": total / ROUND * 1e6, "scalars": scalars / ROUND * 1e6}
 
 
-def readers(folder: Path) -> dict[str, float]:
+def readers(directory: Path) -> dict[str, float]:
     """The longest that a reader of `tables.duckdb` waits for its rows, and a trainer for one transaction.
 
     `trainer_alone` is the same trainer without a reader.
     """
-    alone = _trainer(folder / "alone").communicate()[0]
-    run = RunFolder(folder / "watched")
+    alone = _trainer(directory / "alone").communicate()[0]
+    run = RunDirectory(directory / "watched")
     trainer, clock = _trainer(run.path), Clock()
     while trainer.poll() is None:
         if run.tables.exists():
@@ -191,11 +191,11 @@ def readers(folder: Path) -> dict[str, float]:
     }
 
 
-def trainer(folder: Path) -> float:
+def trainer(directory: Path) -> float:
     """Take rounds in and publish their views; the longest transaction or publication, in milliseconds."""
-    run, clock = RunFolder(folder), Clock()
-    folder.mkdir(parents=True)
-    store = Store(folder, run.database, capacity=2 * ROUND)
+    run, clock = RunDirectory(directory), Clock()
+    directory.mkdir(parents=True)
+    store = Store(directory, run.database, capacity=2 * ROUND)
     store.build([])
     for round in range(1, TRAINER_ROUNDS + 1):
         drawn = round * IDS_PER_ROUND + np.arange(DRAW * UPDATES)

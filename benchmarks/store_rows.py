@@ -17,18 +17,18 @@ import pyarrow as pa
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from reval_core.facts import SCHEMAS, FactFile, Manifest, publish_table
-from reval_core.run_folder import RunFolder
-from reval_core.store import Store
-from reval_core.trajectories import IDS_PER_ROUND
+from reval_core.replay_buffer.index import Store
+from reval_core.replay_buffer.trajectories import IDS_PER_ROUND
+from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import SCHEMAS, Manifest, TableFile, publish_table
 
 ROUND, SHARDS, UPDATES, DRAW = 8192, 8, 4, 1024
 LENGTH, PROMPT = 512, 64
 
 
-def filled_store(folder: RunFolder, live: int) -> Store:
+def filled_store(directory: RunDirectory, live: int) -> Store:
     """A store with `live` trajectories, all of them in the buffer, whose files were never written."""
-    store = Store(folder.path, folder.database, capacity=live)
+    store = Store(directory.path, directory.database, capacity=live)
     store.build([])
     store.close()
     rows = f"""
@@ -41,7 +41,7 @@ def filled_store(folder: RunFolder, live: int) -> Store:
     def uniform(number: int) -> str:
         return f"((hash(i + {number}) % 1000003) / 1000003.0)"
 
-    with duckdb.connect(folder.database) as connection:
+    with duckdb.connect(directory.database) as connection:
         connection.execute(f"""
             INSERT INTO trajectories BY NAME SELECT {id} AS trajectory_id, round, shard, row,
                 'problem ' || h % 50000 AS prompt_id, i % 8 AS sample, {PROMPT} AS prompt_length,
@@ -78,7 +78,9 @@ def filled_store(folder: RunFolder, live: int) -> Store:
     return store
 
 
-def stages_of_round(folder: RunFolder, round: int, drawn: np.ndarray, length: int = LENGTH) -> Iterator[Manifest]:
+def stages_of_round(
+    directory: RunDirectory, round: int, drawn: np.ndarray, length: int = LENGTH
+) -> Iterator[Manifest]:
     """Publish a round's stages as a trainer does, each when the one before has been used.
 
     `drawn` is the ids of the trajectories that its updates learned from, as many an update. Responses have `length`
@@ -87,9 +89,9 @@ def stages_of_round(folder: RunFolder, round: int, drawn: np.ndarray, length: in
     tables = round_tables(round, drawn, length)
     size = ROUND // SHARDS
     shards = [
-        (folder.shard(round, shard), tables["trajectories"].slice(shard * size, size)) for shard in range(SHARDS)
+        (directory.shard(round, shard), tables["trajectories"].slice(shard * size, size)) for shard in range(SHARDS)
     ]
-    yield _manifest(folder, "rollouts", round, [("trajectories", *shard) for shard in shards])
+    yield _manifest(directory, "rollouts", round, [("trajectories", *shard) for shard in shards])
     for stage, names in {
         "verification": ["verdicts"],
         "consistency": ["scores"],
@@ -97,7 +99,9 @@ def stages_of_round(folder: RunFolder, round: int, drawn: np.ndarray, length: in
         "learning": ["updates", "residuals"],
         "recording": ["rounds"],
     }.items():
-        yield _manifest(folder, stage, round, [(name, folder.facts(round, name), tables[name]) for name in names])
+        yield _manifest(
+            directory, stage, round, [(name, directory.facts(round, name), tables[name]) for name in names]
+        )
 
 
 def round_tables(round: int, drawn: np.ndarray, length: int = LENGTH) -> dict[str, pa.Table]:
@@ -212,6 +216,6 @@ def lists(values: np.ndarray, length: int) -> pa.Array:
     return pa.ListArray.from_arrays(np.arange(0, len(values) + 1, length, dtype=np.int32), pa.array(values))
 
 
-def _manifest(folder: RunFolder, stage: str, round: int, files: list[tuple[str, str, pa.Table]]) -> Manifest:
-    published: list[FactFile] = [publish_table(folder.path, path, table, rows) for table, path, rows in files]
+def _manifest(directory: RunDirectory, stage: str, round: int, files: list[tuple[str, str, pa.Table]]) -> Manifest:
+    published: list[TableFile] = [publish_table(directory.path, path, table, rows) for table, path, rows in files]
     return Manifest(stage, round, stage, tuple(published))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from reval_core.extraction import METHODS, prepare_gold
+from reval_core.answers.extraction import METHODS, prepare_gold
 from reval_core.verification import Claim
 from reval_core.verification.claims import Comparison, extracted_answer, verdict_at_sight
 

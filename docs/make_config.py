@@ -17,9 +17,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from reval_core.config import Config
+from reval_core.config.loader import TAGS
 from reval_core.config.protocol import Protocol
 from reval_core.config.section import LocalPath
-from reval_core.loading import TAGS
 
 TARGET = Path(__file__).with_name("config.md")
 

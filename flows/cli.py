@@ -19,7 +19,7 @@ from flows.querying import QueryError
 from flows.streams import exit_code, guard
 from flows.terminal import say
 from reval_core.errors import InputError, RevalError
-from reval_core.output.characters import visible
+from reval_core.output.control_characters import visible
 
 signal.signal(signal.SIGINT, _at_import)
 
@@ -94,7 +94,7 @@ def train(
 def resume(run: Path, as_json: bool) -> None:
     """Go on with RUN where it was interrupted."""
     from flows.foreground import train_here
-    from reval_core.run_folder import existing_run
+    from reval_core.storage.run_directory import existing_run
 
     train_here(existing_run(run).config, run, (), as_json)
 
@@ -301,13 +301,13 @@ def sql(run: Path, query: str, as_json: bool, as_csv: bool) -> None:
 
 
 @cli.command()
-@click.argument("folder", type=click.Path(path_type=Path), default="runs")
+@click.argument("directory", type=click.Path(path_type=Path), default="runs")
 @AS_JSON
-def runs(folder: Path, as_json: bool) -> None:
+def runs(directory: Path, as_json: bool) -> None:
     """List the runs below FOLDER (runs)."""
     from flows.show import show_runs
 
-    show_runs(folder, as_json)
+    show_runs(directory, as_json)
 
 
 @cli.command()
@@ -318,7 +318,7 @@ def report(run: Path) -> None:
     It shows curves, the hardest prompts and example trajectories.
     """
     from reval_core.report import write_report
-    from reval_core.run_folder import existing_run
+    from reval_core.storage.run_directory import existing_run
 
     say(write_report(existing_run(run)))
 

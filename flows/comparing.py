@@ -8,8 +8,8 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from flows.terminal import console, print_json, print_rows, say, short
+from reval_core.config.places import check_local, check_writable
 from reval_core.errors import InputError
-from reval_core.storage.places import check_local, check_writable
 
 if TYPE_CHECKING:
     from reval_core.comparison.pairs import Pair, Part, Row, Score
@@ -50,7 +50,7 @@ def show_comparison(paths: Sequence[Path], round: int | None, out: Path, as_json
 
 
 def _print_parts(pairs: Sequence[Pair]) -> None:
-    from reval_core.comparison.figures import part_names, scores_of
+    from reval_core.comparison.sections import part_names, scores_of
 
     for name in part_names(pairs):
         say(f"\n{name}")
@@ -59,7 +59,7 @@ def _print_parts(pairs: Sequence[Pair]) -> None:
 
 
 def _line(side: Side, part: Part, score: Score) -> list[str]:
-    from reval_core.comparison.figures import points, responses_each, span
+    from reval_core.comparison.sections import points, responses_each, span
     from reval_core.report.page import number, percent
 
     if score is part.baseline:
@@ -79,7 +79,7 @@ def _line(side: Side, part: Part, score: Score) -> list[str]:
 
 
 def _print_flips(pair: Pair) -> None:
-    from reval_core.comparison.problems import in_counts
+    from reval_core.comparison.by_problem import in_counts
 
     say(f"\n{fill(in_counts(pair), console().width)}\n")
     gains = [row for row in pair.rows if row.difference > 0][:FLIPS]
@@ -90,7 +90,7 @@ def _print_flips(pair: Pair) -> None:
 
 
 def _flip(row: Row) -> list[str]:
-    from reval_core.comparison.figures import points
+    from reval_core.comparison.sections import points
 
     text = " ".join(row.problem.problem.split())
     return [

@@ -26,12 +26,12 @@ def run_demo() -> None:
     """
     from flows.show import show_next_steps, show_summary
 
-    _, folder = prepare(CONFIG, [], None)
+    _, directory = prepare(CONFIG, [], None)
     say("Starting Prefect …")
     with server() as url, worker():
         _run_deployment(url)
-    show_summary(folder, as_json=False)
-    show_next_steps(folder)
+    show_summary(directory, as_json=False)
+    show_next_steps(directory)
 
 
 def _run_deployment(url: str) -> None:

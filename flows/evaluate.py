@@ -9,13 +9,13 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 import tasks
+from flows.benchmarks import examine
 from flows.preparation import prepare_evaluation
 from flows.progress import StageBar, shown_warnings
-from flows.sittings import examine
-from reval_core.evaluation.examination import Sitting, open_examination
+from reval_core.atomic_files import publish_file, publish_json
+from reval_core.evaluation.context import BenchmarkRun, open_evaluation_context
 from reval_core.evaluation.results import find_results, results_markdown
-from reval_core.files import publish_file, publish_json
-from reval_core.output.characters import visible_lines
+from reval_core.output.control_characters import visible_lines
 from tasks.artifacts import show
 from tasks.evaluation_tracking import track_evaluation
 
@@ -32,25 +32,30 @@ def evaluate(
 
     What an earlier attempt, or an evaluation under the same settings, has left in `out` is not done again.
     """
-    subject, settings, folder = prepare_evaluation(
+    source, settings, directory = prepare_evaluation(
         model, Path(protocol) if protocol else None, overrides or [], round, Path(out) if out else None
     )
-    with shown_warnings(), open_examination(folder, subject, settings) as examination:
-        with StageBar(examination, stderr=True) as bar:
-            for sitting in examine(examination, tasks):
-                bar.line(*_line(sitting, examination.kept))
-        results = find_results(folder, subject, settings, examination.sittings)
-        publish_json(folder.results, results)
+    with shown_warnings(), open_evaluation_context(directory, source, settings) as context:
+        with StageBar(context, stderr=True) as bar:
+            for benchmark in examine(context, tasks):
+                bar.line(*_line(benchmark, context.kept))
+        results = find_results(directory, source, settings, context.benchmarks)
+        publish_json(directory.results, results)
         text = visible_lines(results_markdown(results))
-        publish_file(folder.table, lambda partial: partial.write_text(text, encoding="utf-8"))
-        track_evaluation(folder, settings, results)
-    show(create_markdown_artifact, markdown=text, key="reval-evaluation", description=f"Evaluation {folder.name}")
+        publish_file(directory.table, lambda partial: partial.write_text(text, encoding="utf-8"))
+        track_evaluation(directory, settings, results)
+    show(
+        create_markdown_artifact, markdown=text, key="reval-evaluation", description=f"Evaluation {directory.name}"
+    )
     return results
 
 
-def _line(sitting: Sitting, kept: set[str]) -> list[str | tuple[str, str]]:
+def _line(benchmark: BenchmarkRun, kept: set[str]) -> list[str | tuple[str, str]]:
     """What is printed of a finished sitting. `kept` is emptied."""
     words = {"rollouts": "responses", "evaluation": "verdicts"}
     known = " and ".join(words[stage] for stage in words if stage in kept)
     kept.clear()
-    return [f"{sitting.name}: {len(sitting.problems):,} problems", (f"  (kept: {known})" if known else "", "dim")]
+    return [
+        f"{benchmark.name}: {len(benchmark.problems):,} problems",
+        (f"  (kept: {known})" if known else "", "dim"),
+    ]

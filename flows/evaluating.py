@@ -11,9 +11,9 @@ from typing import Any
 from flows.foreground import leave_undelivered, prefect_api, run_flow
 from flows.preparation import prepare_evaluation
 from flows.terminal import print_facts, print_json, print_table, say, short
+from reval_core.atomic_files import read_json
+from reval_core.config.places import check_local
 from reval_core.errors import InputError, RunStopped
-from reval_core.files import read_json
-from reval_core.storage.places import check_local
 
 PRESETS = Path(__file__).parents[1] / "configs" / "evaluation"
 
@@ -27,22 +27,22 @@ def evaluate_here(
     as_json: bool,
 ) -> None:
     """Evaluate in this process and print the table."""
-    subject, settings, folder = prepare_evaluation(model, protocol, overrides, round, out)
+    source, settings, directory = prepare_evaluation(model, protocol, overrides, round, out)
 
     def flow() -> None:
         from flows.evaluate import evaluate
 
-        evaluate(model, str(protocol) if protocol else None, list(overrides), round, str(folder.path))
+        evaluate(model, str(protocol) if protocol else None, list(overrides), round, str(directory.path))
 
     delivered = run_flow(flow)
-    results = read_json(folder.results) if folder.results.exists() else {}
-    asked = (subject.identity, settings.model_dump(mode="json"))
+    results = read_json(directory.results) if directory.results.exists() else {}
+    asked = (source.identity, settings.model_dump(mode="json"))
     if (results.get("policy"), results.get("protocol")) != asked:
         raise RunStopped("Prefect's server stopped answering; start it again and give the same command")
     if as_json:
-        print_json({**results, "out": str(folder.path)})
+        print_json({**results, "out": str(directory.path)})
     else:
-        _show(results, folder.path)
+        _show(results, directory.path)
     if not delivered:
         leave_undelivered()
 
@@ -60,22 +60,22 @@ def show_evaluation_plan(
 
     from flows.plan import AskedProblems, print_settings
     from reval_core.engines.choice import choose
-    from reval_core.evaluation.examination import check_examination
+    from reval_core.evaluation.context import check_evaluation
 
-    subject, settings, folder = prepare_evaluation(model, protocol, overrides, round, out)
+    source, settings, directory = prepare_evaluation(model, protocol, overrides, round, out)
     prefect_api()
-    engine = choose(subject.model, settings.engine)
-    found = check_examination(folder, subject, settings)
+    engine = choose(source.model, settings.engine)
+    found = check_evaluation(directory, source, settings)
     sets = {name: len(problems) for name, problems in found.sets.items()}
     asked = AskedProblems(
-        found.sets, found.left_out, found.prompts, subject.model, settings.verification, settings.reward
+        found.sets, found.left_out, found.prompts, source.model, settings.verification, settings.reward
     )
     plan = {
-        "model": subject.source,
-        "round": subject.round,
-        "policy": subject.identity,
+        "model": source.source,
+        "round": source.round,
+        "policy": source.identity,
         "engine": {"kind": engine.kind, "reason": engine.reason},
-        "out": str(folder.path),
+        "out": str(directory.path),
         "benchmarks": sets,
         "responses": sum(sets.values()) * settings.samples,
         "left_out": asked.left_out,
@@ -88,11 +88,11 @@ def show_evaluation_plan(
     asked.show()
     print_settings(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     facts = {
-        "policy": f"{subject.name}, {subject.identity[:12]}",
+        "policy": f"{source.name}, {source.identity[:12]}",
         "engine": f"{engine.kind} ({engine.reason})",
         "problems": ", ".join(f"{name} {count:,}" for name, count in sets.items()),
         "responses": f"{plan['responses']:,} of at most {settings.max_tokens:,} tokens",
-        "folder": short(folder.path),
+        "folder": short(directory.path),
     }
     print_facts("What the evaluation would do", facts)
 
@@ -119,21 +119,21 @@ def benchmarks_override(text: str) -> str:
     return f"benchmarks=[{', '.join(sets)}]"
 
 
-def use_data(folder: Path) -> None:
+def use_data(directory: Path) -> None:
     """Look for registered sets in this folder first."""
-    check_local(folder, "--data")
-    if not folder.is_dir():
-        raise InputError(f"--data {folder}: is no folder")
-    os.environ["REVAL_DATA"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("REVAL_DATA")]))
+    check_local(directory, "--data")
+    if not directory.is_dir():
+        raise InputError(f"--data {directory}: is no folder")
+    os.environ["REVAL_DATA"] = os.pathsep.join(filter(None, [str(directory), os.environ.get("REVAL_DATA")]))
 
 
-def _show(results: dict[str, Any], folder: Path) -> None:
+def _show(results: dict[str, Any], directory: Path) -> None:
     from reval_core.evaluation.results import results_rows
 
     names, rows = results_rows(results)
     say()
     print_table(names, rows)
-    say(f"All figures: {short(folder)}/results.json, results.md. Every response:")
-    say(f"  reval sql {short(folder)} \\")
+    say(f"All figures: {short(directory)}/results.json, results.md. Every response:")
+    say(f"  reval sql {short(directory)} \\")
     say('    "SELECT problem_set, verdict, count(*) FROM evaluations')
     say(f"     WHERE policy LIKE '{results['policy'][:12]}%' GROUP BY ALL\"")

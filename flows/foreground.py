@@ -10,15 +10,16 @@ from flows.preparation import gpu_notes, prepare
 from flows.server import LOCAL_API, answers, check_api, configured_api
 from flows.streams import exit_code
 from flows.terminal import say
-from reval_core import processes
+from reval_core import launch
 from reval_core.errors import RunStopped
+from reval_core.learning import distributed
 
 
 def train_here(config: Path, run_dir: Path | None, overrides: Sequence[str], as_json: bool) -> None:
     """Train in this process, or follow the first one that `accelerate launch` started, and print the summary."""
-    settings, folder = prepare(config, overrides, run_dir)  # before Prefect takes its seconds to start
-    if not processes.is_first():
-        processes.follow(folder, settings)
+    settings, directory = prepare(config, overrides, run_dir)  # before Prefect takes its seconds to start
+    if not launch.is_first():
+        distributed.follow(directory, settings)
         return
     for note in gpu_notes(settings):
         say(note, err=True)
@@ -30,9 +31,9 @@ def train_here(config: Path, run_dir: Path | None, overrides: Sequence[str], as_
         train(str(config), list(overrides), str(run_dir) if run_dir else None)
 
     delivered = run_flow(flow)
-    if not delivered and not folder.is_finished(settings):
-        raise RunStopped(f"Prefect's server stopped answering; start it again, then reval resume {folder.path}")
-    show_summary(folder, as_json)
+    if not delivered and not directory.is_finished(settings):
+        raise RunStopped(f"Prefect's server stopped answering; start it again, then reval resume {directory.path}")
+    show_summary(directory, as_json)
     if not delivered:
         leave_undelivered()
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from flows.preparation import check_space
 from flows.terminal import print_json, print_table, say
+from reval_core.atomic_files import file_digest, publish_json
 from reval_core.config import Config, GoldMode, ImportedRollouts, StoredRollouts
+from reval_core.config.loader import load_config
 from reval_core.errors import InputError
-from reval_core.facts import Manifest, read_table
-from reval_core.files import file_digest, publish_json
-from reval_core.loading import load_config
-from reval_core.responses import RESPONSE_FIELDS, read_responses
+from reval_core.problems.response_files import RESPONSE_FIELDS, read_responses
 from reval_core.rows import column_options
-from reval_core.run_folder import RunFolder
+from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import Manifest, read_table
 
 _LEFT_OUT = {
     "too_long": "were left out: longer than rollouts.max_tokens, or too long for the model's context",
@@ -36,39 +36,39 @@ def import_file(
     """
     names = column_options(columns, RESPONSE_FIELDS)
     settings = load_config(config, overrides)
-    folder = RunFolder(run_dir or Path("runs") / file.stem)
-    folder.check_place()
+    directory = RunDirectory(run_dir or Path("runs") / file.stem)
+    directory.check_place()
     gold_mode = settings.rollouts.gold_mode if isinstance(settings.rollouts, StoredRollouts) else "all"
     responses = read_responses(file, names, gold_mode)
     settings = _import_settings(settings, file, names, gold_mode)
-    _check_folder(folder, settings, file)
+    _check_directory(directory, settings, file)
 
     # Only now torch and transformers, which take seconds.
     from flows.progress import Progress
     from flows.rounds import import_responses
     from reval_core import stages
-    from reval_core.forecast import import_bytes
-    from reval_core.imports import tokenise
-    from reval_core.models import check_model, tokenizer_of
+    from reval_core.model.loading import check_model, tokenizer_of
+    from reval_core.pipeline.run_context import open_run_context
+    from reval_core.planning.forecast import import_bytes
     from reval_core.problems.asked import known_prompts
-    from reval_core.session import open_session
+    from reval_core.replay_buffer.imported import tokenise
 
     check_model(settings.model)
-    known = known_prompts(folder, [response.problem for response in responses])
+    known = known_prompts(directory, [response.problem for response in responses])
     material = tokenise(responses, settings, tokenizer_of(settings.model), known)
     tokens = sum(len(row.prompt_tokens) + len(row.tokens) for row in material.rows)
-    check_space(folder, import_bytes(settings, len(material.rows), tokens), "import fewer responses")
-    with open_session(folder, settings) as session:
-        session.record_prompts(material.prompts)
-        with Progress(session):
-            rollouts, verdicts = import_responses(session, stages, material)
-        kept = {"rollouts", "verification", "consistency"} <= session.kept
-    summary = _summary(folder, rollouts, verdicts)
-    publish_json(folder.summary, summary)
+    check_space(directory, import_bytes(settings, len(material.rows), tokens), "import fewer responses")
+    with open_run_context(directory, settings) as context:
+        context.record_prompts(material.prompts)
+        with Progress(context):
+            rollouts, verdicts = import_responses(context, stages, material)
+        kept = {"rollouts", "verification", "consistency"} <= context.kept
+    summary = _summary(directory, rollouts, verdicts)
+    publish_json(directory.summary, summary)
     if as_json:
         print_json({**summary, "was_there": kept})
     else:
-        _show(summary, folder, kept)
+        _show(summary, directory, kept)
 
 
 def _import_settings(settings: Config, file: Path, columns: dict[str, str], gold_mode: GoldMode) -> Config:
@@ -86,25 +86,25 @@ def _import_settings(settings: Config, file: Path, columns: dict[str, str], gold
     return Config.model_validate(values)
 
 
-def _check_folder(folder: RunFolder, settings: Config, file: Path) -> None:
-    if folder.config.exists():
-        found = load_config(folder.config).rollouts
+def _check_directory(directory: RunDirectory, settings: Config, file: Path) -> None:
+    if directory.config.exists():
+        found = load_config(directory.config).rollouts
         assert isinstance(settings.rollouts, ImportedRollouts)
         if not isinstance(found, ImportedRollouts):
-            raise InputError(f"{folder.path}: holds a training run; give another --run-dir")
+            raise InputError(f"{directory.path}: holds a training run; give another --run-dir")
         if found.sha256 != settings.rollouts.sha256:
             raise InputError(
-                f"{folder.path}: holds the responses of {found.file}, whose content is not that of {file}; "
+                f"{directory.path}: holds the responses of {found.file}, whose content is not that of {file}; "
                 "give another --run-dir"
             )
-    folder.check(settings)
+    directory.check(settings)
 
 
-def _summary(folder: RunFolder, rollouts: Manifest, verdicts: Manifest) -> dict[str, Any]:
-    lengths = [read_table(folder.path / file.path, ("response_length",)) for file in rollouts.files]
-    judged = read_table(folder.path / verdicts.file("verdicts").path, ("verdict",)).column("verdict").to_pylist()
+def _summary(directory: RunDirectory, rollouts: Manifest, verdicts: Manifest) -> dict[str, Any]:
+    lengths = [read_table(directory.path / file.path, ("response_length",)) for file in rollouts.files]
+    judged = read_table(directory.path / verdicts.file("verdicts").path, ("verdict",)).column("verdict").to_pylist()
     return {
-        "run": folder.name,
+        "run": directory.name,
         "trajectories": len(judged),
         "response_tokens": sum(sum(one.column("response_length").to_pylist()) for one in lengths),
         "verdicts": dict(Counter(judged).most_common()),
@@ -112,10 +112,10 @@ def _summary(folder: RunFolder, rollouts: Manifest, verdicts: Manifest) -> dict[
     }
 
 
-def _show(summary: dict[str, Any], folder: RunFolder, kept: bool) -> None:
+def _show(summary: dict[str, Any], directory: RunDirectory, kept: bool) -> None:
     count = summary["trajectories"]
     say(
-        f"{folder.path}: {count:,} trajectories, {summary['response_tokens']:,} response tokens"
+        f"{directory.path}: {count:,} trajectories, {summary['response_tokens']:,} response tokens"
         + (" (all of it was there already)" if kept else "")
     )
     for name, why in _LEFT_OUT.items():

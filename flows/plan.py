@@ -13,8 +13,8 @@ from flows.foreground import prefect_api
 from flows.preparation import check_prompts, gpu_notes, prepare, run_forecast
 from flows.terminal import console, print_facts, print_json, say, short, styled
 from reval_core.config import Config, Reward, Rollouts, Verification
-from reval_core.output.characters import visible, visible_lines
-from reval_core.run_folder import RunFolder
+from reval_core.output.control_characters import visible, visible_lines
+from reval_core.storage.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from reval_core.config import Model
@@ -37,15 +37,17 @@ def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_j
 
     from reval_core.engines.choice import choose
 
-    settings, folder = prepare(config, overrides, run_dir)
+    settings, directory = prepare(config, overrides, run_dir)
     prefect_api()
-    sizes = run_forecast(settings, folder)
+    sizes = run_forecast(settings, directory)
     notes = gpu_notes(settings)
     engine = choose(settings.model, settings.engine) if isinstance(settings.rollouts, Rollouts) else None
-    finished = max((manifest.round for manifest in folder.manifests() if manifest.stage == "recording"), default=0)
-    asked = _asked(config, settings, folder)
+    finished = max(
+        (manifest.round for manifest in directory.manifests() if manifest.stage == "recording"), default=0
+    )
+    asked = _asked(config, settings, directory)
     plan = {
-        "run_dir": str(folder.path),
+        "run_dir": str(directory.path),
         "engine": engine and {"kind": engine.kind, "reason": engine.reason},
         "precision": settings.learner.precision,
         "gpu_notes": notes,
@@ -67,7 +69,7 @@ def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_j
         asked.show()
     print_settings(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     facts = {
-        "run folder": short(folder.path),
+        "run folder": short(directory.path),
         "engine": f"{engine.kind} ({engine.reason})" if engine else "none: trajectories are stored",
         "precision": settings.learner.precision,
         "parameters": f"{sizes.parameters:,}",
@@ -95,10 +97,10 @@ class AskedProblems:
         reward: Reward,
     ) -> None:
         """`problems` are those of each set that is asked, the one that is shown first."""
-        from reval_core.models import tokenizer_of
+        from reval_core.model.loading import tokenizer_of
+        from reval_core.pipeline.run_context import make_verifier
         from reval_core.problems.asked import left_out_counts
         from reval_core.problems.preview import preview
-        from reval_core.session import make_verifier
 
         self.problems = {name: len(one) for name, one in problems.items()}
         self.left_out = left_out_counts(left_out)
@@ -123,11 +125,11 @@ def print_settings(text: str) -> None:
     say(text)
 
 
-def _asked(config: Path, settings: Config, folder: RunFolder) -> AskedProblems | None:
+def _asked(config: Path, settings: Config, directory: RunDirectory) -> AskedProblems | None:
     """What a run would ask; None for one that learns from stored trajectories."""
     if not isinstance(settings.rollouts, Rollouts):
         return None
-    asked = check_prompts(config, settings, folder)
+    asked = check_prompts(config, settings, directory)
     sets: dict[str, list[Problem]] = {"train": asked.train}
     for problem in asked.held_out:
         sets.setdefault(f"held out, {problem.problem_set}", []).append(problem)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from flows.preparation import check_problems, check_stored, checked_settings
 from flows.terminal import print_facts, print_json, print_table, say, short
 from reval_core.config import Config, Model, ProblemSet, Rollouts, VllmEngine, VllmServerEngine
-from reval_core.run_folder import RunFolder
+from reval_core.storage.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from reval_core.forecast import Forecast
-    from reval_core.gpu_memory import StageMemory
+    from reval_core.planning.forecast import Forecast
+    from reval_core.planning.gpu_memory import StageMemory
 
 GIGABYTE = 10**9
 
@@ -29,7 +29,7 @@ PARTS = (
     "cache",
     "other",
 )
-"""What memory is held for, in the order in which it is shown; reval_core.gpu_memory says what each is."""
+"""What memory is held for, in the order in which it is shown; reval_core.planning.gpu_memory says what each is."""
 
 ARCHITECTURES = "architectures"
 """The folder beside a config with the config.json of models that are not here, under the models' names."""
@@ -44,8 +44,8 @@ def show_plan_elsewhere(
     """
     import yaml
 
-    settings, folder = checked_settings(config, overrides, run_dir)
-    unchecked = list(_unchecked(config, settings, folder))
+    settings, directory = checked_settings(config, overrides, run_dir)
+    unchecked = list(_unchecked(config, settings, directory))
     model = known_model(config, settings.model)
     if model is None:
         unchecked.append(
@@ -56,8 +56,8 @@ def show_plan_elsewhere(
     if settings.learner.precision == "auto":
         notes.append("learner.precision: auto is bfloat16 on GPUs that have it, as is assumed here")
     if model is not None:
-        from reval_core.forecast import forecast
-        from reval_core.gpu_memory import Sizes, responses_at_once, stage_memory
+        from reval_core.planning.forecast import forecast
+        from reval_core.planning.gpu_memory import Sizes, responses_at_once, stage_memory
 
         sized = settings.model_copy(update={"model": model})
         numbers, gpu_bytes = Sizes.of(model), int(gpu_gigabytes * GIGABYTE)
@@ -76,7 +76,7 @@ def show_plan_elsewhere(
     if as_json:
         print_json(
             {
-                "run_dir": str(folder.path),
+                "run_dir": str(directory.path),
                 "gpus": gpus,
                 "gpu_bytes": int(gpu_gigabytes * GIGABYTE),
                 "parameters": sizes and sizes.parameters,
@@ -92,7 +92,7 @@ def show_plan_elsewhere(
         return
     say(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     if sizes is not None:
-        _print_sizes(folder, sizes, rows, f"{gpus} × {gpu_gigabytes:g} GB")
+        _print_sizes(directory, sizes, rows, f"{gpus} × {gpu_gigabytes:g} GB")
     _print_list("Good to know", notes)
     _print_list("Not checked here", unchecked)
 
@@ -109,17 +109,17 @@ def _architecture(config: Path, model: Model) -> Path:
     return config.parent / ARCHITECTURES / f"{Path(str(model.path)).name}.json"
 
 
-def _unchecked(config: Path, settings: Config, folder: RunFolder) -> Iterator[str]:
+def _unchecked(config: Path, settings: Config, directory: RunDirectory) -> Iterator[str]:
     """What is not on this machine, and so was not looked at. Raises InputError for what is here and is wrong."""
     rollouts = settings.rollouts
     if isinstance(rollouts, Rollouts):
         yield from _unchecked_problems(config, settings, rollouts)
     elif Path(rollouts.run).is_dir():
-        check_stored(config, settings, rollouts, folder)
+        check_stored(config, settings, rollouts, directory)
     else:
         yield f"rollouts.run: {short(Path(rollouts.run))} is not here"
     from reval_core.engines.choice import vllm_installed
-    from reval_core.models import check_model
+    from reval_core.model.loading import check_model
 
     if settings.engine.kind in ("vllm", "auto") and not vllm_installed():
         yield "engine: vLLM is not installed here; a GPU takes the build of pip install 'reval[vllm]'"
@@ -197,9 +197,9 @@ def _rows(stages: Sequence[StageMemory], sizes: Forecast | None, gpu_bytes: floa
         yield {"stage": stage, "memory": {}, "memory_bytes": 0, "fits": True, "remedy": None, "disk_bytes": used}
 
 
-def _print_sizes(folder: RunFolder, sizes: Forecast, rows: Sequence[dict[str, Any]], machine: str) -> None:
+def _print_sizes(directory: RunDirectory, sizes: Forecast, rows: Sequence[dict[str, Any]], machine: str) -> None:
     facts = {
-        "run folder": short(folder.path),
+        "run folder": short(directory.path),
         "parameters": f"{sizes.parameters:,}",
         "trajectories": f"{sizes.trajectories:,}",
         "updates": f"{sizes.updates:,}",

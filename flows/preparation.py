@@ -8,52 +8,53 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reval_core.config import PROMPTS, Config, ImportedRollouts, Rollouts, StoredRollouts, VllmServerEngine
+from reval_core.config.loader import load_config, load_settings
 from reval_core.errors import InputError
-from reval_core.loading import load_config, load_settings
+from reval_core.launch import is_first
+from reval_core.learning.distributed import check_launch
 from reval_core.problems import check_contamination, load_held_out, load_train
-from reval_core.processes import check_launch, is_first
-from reval_core.run_folder import RunFolder
+from reval_core.storage.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from reval_core.config.protocol import Protocol
-    from reval_core.evaluation.folder import EvaluationFolder
-    from reval_core.evaluation.subject import Subject
-    from reval_core.forecast import Forecast
+    from reval_core.evaluation.directory import EvaluationDirectory
+    from reval_core.evaluation.model_source import ModelSource
+    from reval_core.planning.forecast import Forecast
     from reval_core.problems import Problem
     from reval_core.problems.asked import RunProblems
 
 
-def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tuple[Config, RunFolder]:
+def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tuple[Config, RunDirectory]:
     """The checked settings of a run and its folder, which is `runs/<config name>` unless given.
 
     Raises InputError, one line, for the first thing that would stop the run. Changes nothing on disk.
     """
     check_launch()
-    settings, folder = checked_settings(config, overrides, run_dir)
+    settings, directory = checked_settings(config, overrides, run_dir)
     if isinstance(settings.rollouts, Rollouts):
         check_problems(config, settings, settings.rollouts)
     else:
-        check_stored(config, settings, settings.rollouts, folder)
+        check_stored(config, settings, settings.rollouts, directory)
     # Everything that can be refused without them is refused before torch and transformers take their seconds.
     from reval_core.engines.choice import check_installed
-    from reval_core.gpu_memory import card, with_checkpointing
     from reval_core.learning.precision import with_precision
-    from reval_core.machine import check_machine
-    from reval_core.models import check_attention, check_model
+    from reval_core.model.loading import check_attention, check_model
+    from reval_core.pipeline.environment import check_machine
+    from reval_core.planning.gpu_memory import card, with_checkpointing
 
     check_installed(settings.engine.kind)
-    check_machine(folder, settings)
+    check_machine(directory, settings)
     check_model(settings.model)
     check_attention(settings.model, settings.learner)
     settings = with_precision(with_checkpointing(settings, card()))
     _check_engine(settings)
     _check_memory(config, settings)
-    check_prompts(config, settings, folder)
-    check_space(folder, run_forecast(settings, folder).disk_bytes, "lower rounds or checkpoints.keep")
-    return settings, folder
+    check_prompts(config, settings, directory)
+    check_space(directory, run_forecast(settings, directory).disk_bytes, "lower rounds or checkpoints.keep")
+    return settings, directory
 
 
-def checked_settings(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tuple[Config, RunFolder]:
+def checked_settings(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tuple[Config, RunDirectory]:
     """The settings of a run and its folder, by themselves. Raises InputError, one line, for the first fault."""
     settings = load_config(config, overrides)
     if isinstance(settings.rollouts, ImportedRollouts):
@@ -61,67 +62,67 @@ def checked_settings(config: Path, overrides: Sequence[str], run_dir: Path | Non
             f"{config}: rollouts.source: import is what reval import writes into its own folder; to train on that, "
             "take source: stored, with run: that folder"
         )
-    folder = RunFolder(run_dir or Path("runs") / config.stem)
-    settings = folder.check(settings)
+    directory = RunDirectory(run_dir or Path("runs") / config.stem)
+    settings = directory.check(settings)
     if is_first():  # the first of several processes may hold it by now
-        folder.check_free()
-    return settings, folder
+        directory.check_free()
+    return settings, directory
 
 
 def prepare_evaluation(
     model: str, protocol: Path | None, overrides: Sequence[str], round: int | None, out: Path | None
-) -> tuple[Subject, Protocol, EvaluationFolder]:
+) -> tuple[ModelSource, Protocol, EvaluationDirectory]:
     """What is evaluated, how, and where the evaluation goes: `evals/<name>` unless given.
 
     Without a protocol a run is asked as it asks its own held-out problems; a protocol says everything itself.
     Raises InputError, one line, for the first thing that would stop the evaluation. Changes nothing on disk.
     """
     from reval_core.config.protocol import Protocol
-    from reval_core.evaluation.folder import EvaluationFolder
-    from reval_core.evaluation.subject import find_subject
+    from reval_core.evaluation.directory import EvaluationDirectory
+    from reval_core.evaluation.model_source import find_model_source
 
-    subject = find_subject(model, round)
-    name = f"{subject.name}-round-{subject.round}" if subject.habits else subject.name
-    folder = EvaluationFolder(out or Path("evals") / name)
-    folder.check_place()
-    base = {} if protocol else {"prompt": PROMPTS["deepseek"].model_dump(mode="json"), **subject.habits}
+    source = find_model_source(model, round)
+    name = f"{source.name}-round-{source.round}" if source.habits else source.name
+    directory = EvaluationDirectory(out or Path("evals") / name)
+    directory.check_place()
+    base = {} if protocol else {"prompt": PROMPTS["deepseek"].model_dump(mode="json"), **source.habits}
     if not protocol and "benchmarks" not in base and not any(one.startswith("benchmarks=") for one in overrides):
         raise InputError(f"{model}: nothing is said of what to ask; give --benchmarks or --preset")
     settings = load_settings(protocol, Protocol, overrides, base)
     if settings.trust_remote_code:
-        subject = replace(subject, model=subject.model.model_copy(update={"trust_remote_code": True}))
+        source = replace(source, model=source.model.model_copy(update={"trust_remote_code": True}))
     from reval_core.engines.choice import check_installed
     from reval_core.engines.limits import check_engine
-    from reval_core.evaluation.examination import check_examination
-    from reval_core.models import check_model
+    from reval_core.evaluation.context import check_evaluation
+    from reval_core.model.loading import check_model
 
     check_installed(settings.engine.kind)
-    check_model(subject.model)
-    check_engine(subject.model, settings.engine)
-    folder.check_free()
-    if folder.config.exists():
-        raise InputError(f"{folder.path}: holds a run; give another --out")
-    if out is None and folder.source() not in (None, subject.source):
-        raise InputError(f"{folder.path}: holds the evaluation of {folder.source()}; give another --out")
-    check_examination(folder, subject, settings)
-    return subject, settings, folder
+    check_model(source.model)
+    check_engine(source.model, settings.engine)
+    directory.check_free()
+    if directory.config.exists():
+        raise InputError(f"{directory.path}: holds a run; give another --out")
+    if out is None and directory.source() not in (None, source.source):
+        raise InputError(f"{directory.path}: holds the evaluation of {directory.source()}; give another --out")
+    check_evaluation(directory, source, settings)
+    return source, settings, directory
 
 
-def run_forecast(settings: Config, folder: RunFolder) -> Forecast:
+def run_forecast(settings: Config, directory: RunDirectory) -> Forecast:
     """The sizes of a run in its folder."""
-    from reval_core.forecast import forecast
-    from reval_core.stored import stored_run
+    from reval_core.planning.forecast import forecast
+    from reval_core.replay_buffer.offline import stored_run
 
     rollouts = settings.rollouts
-    return forecast(settings, stored_run(folder, rollouts) if isinstance(rollouts, StoredRollouts) else None)
+    return forecast(settings, stored_run(directory, rollouts) if isinstance(rollouts, StoredRollouts) else None)
 
 
-def check_space(folder: RunFolder, needed: int, remedy: str) -> None:
+def check_space(directory: RunDirectory, needed: int, remedy: str) -> None:
     """Raise InputError if the disk has not the bytes that are needed."""
-    free = folder.free_bytes()
+    free = directory.free_bytes()
     if needed > free:
         raise InputError(
-            f"{folder.path}: the run needs about {needed / 1e6:,.0f} MB and the disk has {free / 1e6:,.0f} MB "
+            f"{directory.path}: the run needs about {needed / 1e6:,.0f} MB and the disk has {free / 1e6:,.0f} MB "
             f"free; make space, or {remedy}"
         )
 
@@ -130,7 +131,7 @@ def _check_engine(settings: Config) -> None:
     """What an engine would refuse only when it starts."""
     if isinstance(settings.rollouts, Rollouts):
         from reval_core.engines.limits import check_engine
-        from reval_core.models import stop_ids, tokenizer_of
+        from reval_core.model.loading import stop_ids, tokenizer_of
 
         check_engine(settings.model, settings.engine)
         stop_ids(settings.model, tokenizer_of(settings.model), settings.rollouts.stop)
@@ -142,7 +143,7 @@ def _check_engine(settings: Config) -> None:
 
 def _check_memory(config: Path, settings: Config) -> None:
     """See that every stage fits the GPU, if there is one, unless `memory_check: warn` leaves that to the user."""
-    from reval_core.gpu_memory import card, overflows, run_memory
+    from reval_core.planning.gpu_memory import card, overflows, run_memory
 
     gpu = card()
     if gpu is not None and settings.memory_check == "refuse":
@@ -152,7 +153,7 @@ def _check_memory(config: Path, settings: Config) -> None:
 
 def gpu_notes(settings: Config) -> list[str]:
     """What a run's user should know of the GPU of this machine; nothing without one."""
-    from reval_core.gpu_memory import card, overflows, run_memory, tight_fit
+    from reval_core.planning.gpu_memory import card, overflows, run_memory, tight_fit
 
     gpu = card()
     if gpu is None:
@@ -171,12 +172,12 @@ def check_problems(config: Path, settings: Config, rollouts: Rollouts) -> None:
         check_contamination(train, settings.problems, settings.seed)
 
 
-def check_prompts(config: Path, settings: Config, folder: RunFolder) -> RunProblems:
+def check_prompts(config: Path, settings: Config, directory: RunDirectory) -> RunProblems:
     """See that every problem can be asked, each by its prompt. Returns what is asked. Raises InputError."""
-    from reval_core.models import tokenizer_of
+    from reval_core.model.loading import tokenizer_of
     from reval_core.problems.asked import run_problems
 
-    asked = run_problems(settings, folder, tokenizer_of(settings.model))
+    asked = run_problems(settings, directory, tokenizer_of(settings.model))
     if isinstance(settings.rollouts, Rollouts):
         _check_enough(config, asked.train, settings.rollouts)
     return asked
@@ -195,14 +196,14 @@ def _check_enough(config: Path, train: Sequence[Problem], rollouts: Rollouts) ->
         )
 
 
-def check_stored(config: Path, settings: Config, rollouts: StoredRollouts, folder: RunFolder) -> None:
+def check_stored(config: Path, settings: Config, rollouts: StoredRollouts, directory: RunDirectory) -> None:
     """See that the stored run can be learned from with these settings. Raises InputError."""
-    from reval_core.stored import check_stored_run, stored_run
+    from reval_core.replay_buffer.offline import check_stored_run, stored_run
 
-    stored = stored_run(folder, rollouts)
+    stored = stored_run(directory, rollouts)
     if settings.replay.capacity < stored.rows:
         raise InputError(
             f"{config}: replay.capacity: {settings.replay.capacity} is less than the {stored.rows} trajectories of "
             f"{stored.path}, and the buffer must hold all of them; set replay.capacity: {stored.rows}"
         )
-    check_stored_run(folder, stored, settings)
+    check_stored_run(directory, stored, settings)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import cast
 
 from reval_core.config import ProblemField, ProblemSet, SetName
+from reval_core.config.places import check_local
 from reval_core.errors import InputError
-from reval_core.problems.columns import PROBLEM_FIELDS
+from reval_core.problems.problem_columns import PROBLEM_FIELDS
 from reval_core.problems.registered import REGISTERED
 from reval_core.rows import column_options
-from reval_core.storage.places import check_local
 
 
 def named_set(file: Path, set_name: str | None, columns: Sequence[str]) -> ProblemSet:

@@ -12,7 +12,7 @@ from flows.problem_sources import named_set
 from flows.terminal import print_json, print_table, say, short
 from reval_core.auditing.audit import Audit
 from reval_core.problems.checking import Check, check_set, known_tests
-from reval_core.problems.registered import REGISTERED, VARIABLE, find_set, folders
+from reval_core.problems.registered import REGISTERED, VARIABLE, directories, find_set
 from reval_core.rows import read_rows
 
 _WIDTH = 80
@@ -43,7 +43,7 @@ def list_sets(as_json: bool) -> None:
         here += " (a part)" if row["whole"] is False else ""
         lines.append((row["set"], row["split"], size, here, Path(row["file"]).name if row["file"] else ""))
     print_table(["set", "split", "size", "here", "file"], lines, right=(2, 3), width=_WIDTH)
-    looked = ", ".join(short(folder.absolute()) for folder in folders())
+    looked = ", ".join(short(directory.absolute()) for directory in directories())
     say(f"Looked in {looked}.\n{VARIABLE} names other folders; docs/problems.md says how to get each set.")
 
 

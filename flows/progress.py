@@ -14,9 +14,9 @@ from rich.progress import Progress as Bars
 
 from flows.terminal import console, short, styled
 from reval_core.config import ImportedRollouts
-from reval_core.output.characters import visible, visible_lines
-from reval_core.reproduction.finding import in_words
-from reval_core.session import Session
+from reval_core.output.control_characters import visible, visible_lines
+from reval_core.pipeline.run_context import RunContext
+from reval_core.reproduction.result import in_words
 
 _QUIET_SECONDS = 0.5
 """A stage gets a bar once it has taken so long, or when it says that it begins."""
@@ -68,9 +68,9 @@ class StageBar:
 class Progress:
     """Prints the rounds of a session."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._bar = StageBar(session)
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        self._bar = StageBar(context)
 
     def __enter__(self) -> Self:
         self._bar.__enter__()
@@ -81,17 +81,17 @@ class Progress:
     ) -> None:
         self._bar.__exit__(kind, error, trace)
         if kind is not None and not issubclass(kind, Exception):  # a signal, from Ctrl-C or from outside
-            stage, round = self._session.stage_now
+            stage, round = self._context.stage_now
             place = f"in round {round}, {stage.replace('_', ' ')}" if stage else "before its first stage"
-            imports = isinstance(self._session.config.rollouts, ImportedRollouts)
-            again = "the same command" if imports else f"reval resume {short(self._session.folder.path)}"
+            imports = isinstance(self._context.config.rollouts, ImportedRollouts)
+            again = "the same command" if imports else f"reval resume {short(self._context.directory.path)}"
             self._bar.line(f"stopped {place}; {again} goes on from there")
 
     def round_done(self, round: int) -> None:
         """Print what is on record of a round."""
-        kept = _kept(self._session.kept)
-        self._session.kept.clear()
-        line = [_start_line(self._session)] if round == 0 else _round_line(self._session, round)
+        kept = _kept(self._context.kept)
+        self._context.kept.clear()
+        line = [_start_line(self._context)] if round == 0 else _round_line(self._context, round)
         self._bar.line(*line, (f"  ({kept})" if kept else "", "dim"))
 
 
@@ -163,27 +163,27 @@ def _kept(stages: set[str]) -> str:
     return f"kept from before: {names}" if names else ""
 
 
-def _start_line(session: Session) -> str:
-    evaluation = session.folder.manifest("evaluation", 0)
+def _start_line(context: RunContext) -> str:
+    evaluation = context.directory.manifest("evaluation", 0)
     assert evaluation is not None
-    if session.engine is not None:
+    if context.engine is not None:
         return f"start         held-out accuracy {evaluation.info['accuracy']:.3f}"
-    (row,) = session.store.query("SELECT count(*) AS stored FROM buffer").to_pylist()
+    (row,) = context.store.query("SELECT count(*) AS stored FROM buffer").to_pylist()
     mean = _figure(evaluation.info["delta_abs"])
     return f"start         {row['stored']:,} stored trajectories, mean |Δ| {mean}"
 
 
-def _round_line(session: Session, round: int) -> list[str | tuple[str, str]]:
-    (row,) = session.store.query("SELECT * FROM rounds WHERE round = $round", round=round).to_pylist()
-    total = session.config.rounds
+def _round_line(context: RunContext, round: int) -> list[str | tuple[str, str]]:
+    (row,) = context.store.query("SELECT * FROM rounds WHERE round = $round", round=round).to_pylist()
+    total = context.config.rounds
     parts = [
         f"round {round:>{len(str(total))}}/{total}",
-        *(_fresh_figures(session, row) if session.engine is not None else _stored_figures(session, row)),
+        *(_fresh_figures(context, row) if context.engine is not None else _stored_figures(context, row)),
         f"{sum(value for name, value in row.items() if name.endswith('_seconds')):.1f} s",
     ]
     measured = []
     if row["held_out_accuracy"] is not None:
-        target = session.config.evaluation.target
+        target = context.config.evaluation.target
         reached = ", the target" if target is not None and row["held_out_accuracy"] >= target else ""
         measured.append(f"held-out accuracy {row['held_out_accuracy']:.3f}{reached}")
     if row["stored_delta_abs"] is not None:
@@ -191,8 +191,8 @@ def _round_line(session: Session, round: int) -> list[str | tuple[str, str]]:
     return ["  ".join(parts), *((f"  {text}", "bold") for text in measured)]
 
 
-def _fresh_figures(session: Session, row: dict[str, Any]) -> list[str]:
-    sampled_as_scored = session.config.generation.temperature == session.config.scoring_temperature
+def _fresh_figures(context: RunContext, row: dict[str, Any]) -> list[str]:
+    sampled_as_scored = context.config.generation.temperature == context.config.scoring_temperature
     return [
         f"accuracy {_figure(row['accuracy'])}",
         f"|Δ| {_figure(row['delta_abs'])}",
@@ -201,9 +201,9 @@ def _fresh_figures(session: Session, row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _stored_figures(session: Session, row: dict[str, Any]) -> list[str]:
+def _stored_figures(context: RunContext, row: dict[str, Any]) -> list[str]:
     """Of the draw of each update, just before it."""
-    updates = session.store.query(
+    updates = context.store.query(
         'SELECT delta_abs FROM updates WHERE round = $round ORDER BY "update"', round=row["round"]
     ).to_pylist()
     return [

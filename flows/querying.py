@@ -17,7 +17,7 @@ from reval_core.errors import InputError
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, Statement
 
-    from reval_core.facts import Manifest
+    from reval_core.storage.tables import Manifest
 
 
 class QueryError(InputError):
@@ -31,9 +31,9 @@ def show_query(run: Path, query: str, form: str) -> None:
     """
     import duckdb
 
-    from reval_core.evaluation.folder import published_facts
+    from reval_core.evaluation.directory import published_tables
 
-    with locked_views(run, published_facts(run)) as connection:
+    with locked_views(run, published_tables(run)) as connection:
         try:
             names, rows = _answer(connection, _one_select(connection, query))
         # A date after the year 9999 is a ValueError, a text that is not UTF-8 a UnicodeDecodeError.
@@ -74,7 +74,7 @@ def _print(names: Sequence[str], rows: Sequence[Sequence[Any]], form: str) -> No
 @contextmanager
 def locked_views(run: Path, manifests: Iterable[Manifest]) -> Iterator[DuckDBPyConnection]:
     """The views of a run's tables in a database that opens only their files, to read, and nothing else."""
-    from reval_core.store import sql_views
+    from reval_core.replay_buffer.index import sql_views
 
     manifests = list(manifests)
     files = [run.absolute() / file.path for manifest in manifests for file in manifest.files]

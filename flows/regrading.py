@@ -9,6 +9,7 @@ from typing import Any
 
 from flows.terminal import print_json, print_table, say, short
 from flows.upkeep import bar
+from reval_core.pipeline.run_context import make_verifier
 from reval_core.regrading.changes import Change, changes, examples, verdict_changes
 from reval_core.regrading.regrade import (
     check_out,
@@ -17,7 +18,6 @@ from reval_core.regrading.regrade import (
     stored_responses,
     write_regraded,
 )
-from reval_core.session import make_verifier
 
 _SHOWN_ROUNDS = 20
 """So many rounds are listed for people, those that changed most; `--json` has all."""
@@ -41,14 +41,14 @@ def regrade_run(
     """
     stored = stored_responses(run, rounds)
     rules = other_rules(stored, mode, methods, function)
-    out = out or stored.folder.path.with_name(f"{stored.folder.name}-regraded.parquet")
+    out = out or stored.directory.path.with_name(f"{stored.directory.name}-regraded.parquet")
     check_out(stored, out)
     with make_verifier(rules.verification, rules.reward) as verifier, bar("responses") as tick:
         table = regrade(stored, rules, verifier, tick)
     write_regraded(out, table, stored, rules)
     by = "round" if stored.is_run else "problem_set"
     found = {
-        "run": stored.folder.name,
+        "run": stored.directory.name,
         "out": str(out),
         "rules": rules.model_dump(mode="json"),
         "trajectories": len(table),

@@ -8,10 +8,10 @@ from typing import Any
 
 from flows.foreground import leave_undelivered, run_flow
 from flows.terminal import print_json, print_rows, say, short
+from reval_core.atomic_files import read_json
 from reval_core.errors import InputError, RunStopped
-from reval_core.files import read_json
-from reval_core.reproduction.finding import in_words
-from reval_core.reproduction.plan import absent_model, check_out, known_figures, load_figure, units
+from reval_core.reproduction.result import in_words
+from reval_core.reproduction.study import absent_model, check_out, known_figures, load_figure, units
 
 
 def all_figures() -> list[str]:

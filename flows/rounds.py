@@ -8,45 +8,45 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from reval_core.checkpoints import goodness
 from reval_core.config import StoredRollouts
-from reval_core.facts import Manifest
-from reval_core.imports import Material
-from reval_core.learning.average import next_reference
-from reval_core.run_folder import reaches_target
-from reval_core.session import Policy, Session
-from reval_core.stored import keep_stored_run, stored_run
+from reval_core.learning.checkpoints import goodness
+from reval_core.pipeline.reference_average import next_reference
+from reval_core.pipeline.run_context import Policy, RunContext
+from reval_core.replay_buffer.imported import Material
+from reval_core.replay_buffer.offline import keep_stored_run, stored_run
+from reval_core.storage.run_directory import reaches_target
+from reval_core.storage.tables import Manifest
 
 
-def train_rounds(session: Session, stages: Any) -> Iterator[int]:
+def train_rounds(context: RunContext, stages: Any) -> Iterator[int]:
     """Run a whole training run, giving each round's number once the round is on record (0 for the start).
 
     It ends early where the policy reaches `evaluation.target`. What earlier attempts have published is not done
     again.
     """
-    config = session.config
+    config = context.config
     stored = isinstance(config.rollouts, StoredRollouts)
-    before = stages.warm_start(session, 0)
+    before = stages.warm_start(context, 0)
     policy = reference = Policy.of(before)
-    scores = _taken_over(session, stages, policy) if stored else None
+    scores = _taken_over(context, stages, policy) if stored else None
 
     def evaluate(round: int) -> Manifest:
         if stored:
-            return stages.residual_evaluation(session, round, policy, reference, scores)
-        return stages.evaluation(session, round, policy)
+            return stages.residual_evaluation(context, round, policy, reference, scores)
+        return stages.evaluation(context, round, policy)
 
     best = (goodness(evaluate(0)), 0)
     yield 0
     for round in range(1, config.rounds + 1):
-        fresh = [] if stored else _fresh(session, stages, round, policy, reference)
+        fresh = [] if stored else _fresh(context, stages, round, policy, reference)
         scores = fresh[-1] if fresh else scores
-        draws = stages.sampling(session, round, scores, before)
-        before = stages.learning(session, round, draws, policy)
+        draws = stages.sampling(context, round, scores, before)
+        before = stages.learning(context, round, draws, policy)
         policy = Policy.of(before)
         done = [*fresh, draws, before]
 
         reached = False
-        if _evaluation_due(session, round):
+        if _evaluation_due(context, round):
             evaluation = evaluate(round)
             best = max(best, (goodness(evaluation), round))
             reached = reaches_target(evaluation, config)
@@ -54,60 +54,60 @@ def train_rounds(session: Session, stages: Any) -> Iterator[int]:
         reset = config.reference.reset_after(round, draws.info["residual_left"])
         if reset:
             reference = next_reference(reference, policy, config.reference.ema)
-        if reset or reached or best[1] == round or _due(session, "checkpoint", round, config.checkpoints.every):
-            stages.checkpoint(session, round, policy)
-            session.drop_checkpoints()
+        if reset or reached or best[1] == round or _due(context, "checkpoint", round, config.checkpoints.every):
+            stages.checkpoint(context, round, policy)
+            context.drop_checkpoints()
         if reset:
-            before = stages.reference_reset(session, round, policy, reference)
+            before = stages.reference_reset(context, round, policy, reference)
 
-        stages.recording(session, round, done)
-        session.store.publish_views(session.folder.tables)
+        stages.recording(context, round, done)
+        context.store.publish_views(context.directory.tables)
         if not stored:
-            session.stop_if_collapsed(round)
+            context.stop_if_collapsed(round)
         yield round
         if reached:
             return
 
 
-def _fresh(session: Session, stages: Any, round: int, policy: Policy, reference: Policy) -> list[Manifest]:
+def _fresh(context: RunContext, stages: Any, round: int, policy: Policy, reference: Policy) -> list[Manifest]:
     """The round's own trajectories: generated, judged, scored."""
-    rollouts = stages.rollouts(session, round, policy)
-    verdicts = stages.verification(session, round, rollouts)
-    return [rollouts, verdicts, stages.consistency(session, round, rollouts, verdicts, policy, reference)]
+    rollouts = stages.rollouts(context, round, policy)
+    verdicts = stages.verification(context, round, rollouts)
+    return [rollouts, verdicts, stages.consistency(context, round, rollouts, verdicts, policy, reference)]
 
 
-def _taken_over(session: Session, stages: Any, policy: Policy) -> Manifest:
+def _taken_over(context: RunContext, stages: Any, policy: Policy) -> Manifest:
     """The trajectories of a stored run, with its verdicts, scored under policy 0. No round generates any."""
-    stored = stored_run(session.folder, session.config.rollouts)
-    keep_stored_run(session.folder, stored)
-    rollouts = stages.stored_rollouts(session, 0, stored)
-    verdicts = stages.stored_verdicts(session, 0, stored, rollouts)
-    scores: Manifest = stages.consistency(session, 0, rollouts, verdicts, policy, policy)
+    stored = stored_run(context.directory, context.config.rollouts)
+    keep_stored_run(context.directory, stored)
+    rollouts = stages.stored_rollouts(context, 0, stored)
+    verdicts = stages.stored_verdicts(context, 0, stored, rollouts)
+    scores: Manifest = stages.consistency(context, 0, rollouts, verdicts, policy, policy)
     return scores
 
 
-def import_responses(session: Session, stages: Any, material: Material) -> list[Manifest]:
+def import_responses(context: RunContext, stages: Any, material: Material) -> list[Manifest]:
     """Make the responses of a file a run that others learn from; gives its rollouts and its verdicts."""
-    policy = Policy.of(stages.warm_start(session, 0))
-    rollouts = stages.importing(session, 0, material)
-    verdicts = stages.verification(session, 0, rollouts)
-    stages.consistency(session, 0, rollouts, verdicts, policy, policy)
-    session.store.publish_views(session.folder.tables)
+    policy = Policy.of(stages.warm_start(context, 0))
+    rollouts = stages.importing(context, 0, material)
+    verdicts = stages.verification(context, 0, rollouts)
+    stages.consistency(context, 0, rollouts, verdicts, policy, policy)
+    context.store.publish_views(context.directory.tables)
     return [rollouts, verdicts]
 
 
-def _due(session: Session, stage: str, round: int, every: int) -> bool:
+def _due(context: RunContext, stage: str, round: int, every: int) -> bool:
     """Whether a stage is due in a round: by its interval, in the last round, or because it was done before."""
-    last = round == session.config.rounds
-    return last or round % every == 0 or session.folder.manifest(stage, round) is not None
+    last = round == context.config.rounds
+    return last or round % every == 0 or context.directory.manifest(stage, round) is not None
 
 
-def _evaluation_due(session: Session, round: int) -> bool:
+def _evaluation_due(context: RunContext, round: int) -> bool:
     """Whether a round is evaluated: as it is due, near the target, or on record with an evaluation.
 
     That is the last round before a run was made longer.
     """
-    if _due(session, "evaluation", round, session.config.evaluation.every) or session.nears_target(round):
+    if _due(context, "evaluation", round, context.config.evaluation.every) or context.nears_target(round):
         return True
-    recorded = session.folder.manifest("recording", round)
+    recorded = context.directory.manifest("recording", round)
     return recorded is not None and "evaluation" in recorded.info["stages"]

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from reval_core.errors import InputError, RevalError
-from reval_core.output.characters import visible
+from reval_core.output.control_characters import visible
 
 LOCAL_API = "http://127.0.0.1:4200/api"
 WORK_POOL = "reval"

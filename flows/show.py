@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from flows.terminal import print_facts, print_json, print_rows, print_table, say, short
-from reval_core.errors import Damaged, InputError
-from reval_core.files import read_json
-from reval_core.run_folder import RunFolder
-from reval_core.summary import headline
+from reval_core.atomic_files import read_json
+from reval_core.errors import CorruptData, InputError
+from reval_core.report.summary import headline
+from reval_core.storage.run_directory import RunDirectory
 
 _QUERIES = (
     "SELECT round, accuracy, kl, delta_abs FROM rounds ORDER BY round",
@@ -22,9 +22,9 @@ _QUERIES = (
 )
 
 
-def show_summary(folder: RunFolder, as_json: bool) -> None:
+def show_summary(directory: RunDirectory, as_json: bool) -> None:
     """Print a finished run's figures."""
-    summary = read_json(folder.summary)
+    summary = read_json(directory.summary)
     if as_json:
         print_json(summary)
         return
@@ -38,24 +38,24 @@ def show_summary(folder: RunFolder, as_json: bool) -> None:
     )
 
 
-def show_next_steps(folder: RunFolder) -> None:
+def show_next_steps(directory: RunDirectory) -> None:
     """Print where to look after a run."""
-    shown = short(folder.path)
+    shown = short(directory.path)
     # Plain lines: they are there to be copied.
     say(f"\nReport       {shown}/report.html")
-    say(f"MLflow page  mlflow ui --backend-store-uri sqlite:///{short(folder.path.parent)}/mlflow.db")
+    say(f"MLflow page  mlflow ui --backend-store-uri sqlite:///{short(directory.path.parent)}/mlflow.db")
     say("\nAsk about what is stored:")
     for query in _QUERIES:
         say(f'  reval sql {shown} "{query}"')
 
 
-def show_runs(folder: Path, as_json: bool) -> None:
+def show_runs(directory: Path, as_json: bool) -> None:
     """Print the runs below a folder with how far they are."""
-    found = [_run_row(RunFolder(path.parent)) for path in sorted(folder.glob("*/config.yaml"))]
+    found = [_run_row(RunDirectory(path.parent)) for path in sorted(directory.glob("*/config.yaml"))]
     if as_json:
         print_json(found)
     elif not found:
-        say(f"no runs in {folder}; start one with reval train CONFIG")
+        say(f"no runs in {directory}; start one with reval train CONFIG")
     else:
         print_rows(list(found[0]), [list(row.values()) for row in found])
 
@@ -112,22 +112,22 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _run_row(folder: RunFolder) -> dict[str, Any]:
+def _run_row(directory: RunDirectory) -> dict[str, Any]:
     from reval_core.config.yaml_files import read_section
 
-    row = {"run": folder.name, "state": "", "rounds": "", "initial_accuracy": None, "last_accuracy": None}
+    row = {"run": directory.name, "state": "", "rounds": "", "initial_accuracy": None, "last_accuracy": None}
     try:
-        settings = read_section(folder.config)
+        settings = read_section(directory.config)
         rollouts = settings.get("rollouts")
-        manifests = folder.manifests()
-    except (Damaged, InputError):  # the others are listed all the same
+        manifests = directory.manifests()
+    except (CorruptData, InputError):  # the others are listed all the same
         return row | {"state": "damaged"}
     if not isinstance(rollouts, dict):
         return row | {"state": "damaged"}
     done = max((manifest.round for manifest in manifests if manifest.stage == "recording"), default=0)
     accuracies = [one.info.get("accuracy") for one in manifests if one.stage == "evaluation"] or [None]
     return row | {
-        "state": "running" if folder.holder() else "finished" if folder.summary.exists() else "interrupted",
+        "state": "running" if directory.holder() else "finished" if directory.summary.exists() else "interrupted",
         "rounds": "import" if rollouts.get("source") == "import" else f"{done}/{settings.get('rounds')}",
         "initial_accuracy": accuracies[0],
         "last_accuracy": accuracies[-1],

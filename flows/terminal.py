@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from reval_core.output.characters import visible, visible_lines
+from reval_core.output.control_characters import visible, visible_lines
 from reval_core.output.json_text import json_text
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from flows.leftovers import close_leftovers
 from flows.preparation import prepare
 from flows.progress import Progress, shown_warnings
 from flows.rounds import train_rounds
-from reval_core.files import publish_json
-from reval_core.output.characters import visible_lines
+from reval_core.atomic_files import publish_json
+from reval_core.output.control_characters import visible_lines
+from reval_core.pipeline.run_context import open_run_context
 from reval_core.report import write_report
-from reval_core.session import open_session
-from reval_core.summary import summarise, summary_markdown
+from reval_core.report.summary import summarise, summary_markdown
 from tasks.artifacts import show
 from tasks.tracking import tracked
 
@@ -28,16 +28,20 @@ def train(config: str, overrides: list[str] | None = None, run_dir: str | None =
 
     Started again with the same arguments, it goes on where it was.
     """
-    settings, folder = prepare(Path(config), overrides or [], Path(run_dir) if run_dir else None)
-    with shown_warnings(), open_session(folder, settings) as session, tracked(folder, settings) as tracker:
-        close_leftovers(folder)
-        with Progress(session) as progress:
-            for round in train_rounds(session, tasks):
+    settings, directory = prepare(Path(config), overrides or [], Path(run_dir) if run_dir else None)
+    with (
+        shown_warnings(),
+        open_run_context(directory, settings) as context,
+        tracked(directory, settings) as tracker,
+    ):
+        close_leftovers(directory)
+        with Progress(context) as progress:
+            for round in train_rounds(context, tasks):
                 progress.round_done(round)
                 tracker.send(round)
-        summary = summarise(folder)
-        publish_json(folder.summary, summary)
-        write_report(folder)
+        summary = summarise(directory)
+        publish_json(directory.summary, summary)
+        write_report(directory)
     text = visible_lines(summary_markdown(summary))
-    show(create_markdown_artifact, markdown=text, key="reval-summary", description=f"Run {folder.name}")
+    show(create_markdown_artifact, markdown=text, key="reval-summary", description=f"Run {directory.name}")
     return summary

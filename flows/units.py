@@ -8,22 +8,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from flows.benchmarks import examine
 from flows.rounds import train_rounds
-from flows.sittings import examine
 from reval_core import stages
+from reval_core.atomic_files import digest, publish_json, read_json
 from reval_core.config import Config, ProblemSet
 from reval_core.config.protocol import Protocol
 from reval_core.errors import InputError
-from reval_core.evaluation.examination import open_examination
-from reval_core.evaluation.folder import EvaluationFolder, published_facts
-from reval_core.evaluation.subject import Subject, find_subject
-from reval_core.files import digest, publish_json, read_json
-from reval_core.reproduction.plan import load_base, load_search, prompt_file
-from reval_core.reproduction.prompts import Asked, nearest, read_prompt, write_prompts
-from reval_core.run_folder import RunFolder
-from reval_core.session import open_session
-from reval_core.store import sql_views
-from reval_core.summary import summarise
+from reval_core.evaluation.context import open_evaluation_context
+from reval_core.evaluation.directory import EvaluationDirectory, published_tables
+from reval_core.evaluation.model_source import ModelSource, find_model_source
+from reval_core.pipeline.run_context import open_run_context
+from reval_core.replay_buffer.index import sql_views
+from reval_core.report.summary import summarise
+from reval_core.reproduction.prompt_search import Asked, nearest, read_prompt, write_prompts
+from reval_core.reproduction.study import load_base, load_search, prompt_file
+from reval_core.storage.run_directory import RunDirectory
 
 _RATES = """
     SELECT prompt_id, problem, gold AS answer, avg(correct::INTEGER) AS rate, count(*) AS samples
@@ -36,30 +36,30 @@ def finish_run(settings: dict[str, Any], path: str) -> dict[str, Any]:
 
     Raises InputError if the folder holds a run of other settings, which is what an edited config leaves.
     """
-    config, folder = Config.model_validate(settings), RunFolder(Path(path))
+    config, directory = Config.model_validate(settings), RunDirectory(Path(path))
     try:
-        folder.check(config)
+        directory.check(config)
     except InputError as error:
         raise InputError(
             f"{path}: holds a run of an earlier config; give another --out, or delete it ({error})"
         ) from error
-    with open_session(folder, config) as session:
-        for _ in train_rounds(session, stages):
+    with open_run_context(directory, config) as context:
+        for _ in train_rounds(context, stages):
             pass
-        summary = summarise(folder)
-        publish_json(folder.summary, summary)
+        summary = summarise(directory)
+        publish_json(directory.summary, summary)
     return summary
 
 
 def is_finished(settings: dict[str, Any], path: str) -> bool:
     """Whether nothing of a run is left to do, and it is the run of these settings."""
-    folder, config = RunFolder(Path(path)), Config.model_validate(settings)
-    return _is_of(folder, config) and folder.summary.exists() and folder.is_finished(config)
+    directory, config = RunDirectory(Path(path)), Config.model_validate(settings)
+    return _is_of(directory, config) and directory.summary.exists() and directory.is_finished(config)
 
 
-def _is_of(folder: RunFolder, config: Config) -> bool:
+def _is_of(directory: RunDirectory, config: Config) -> bool:
     try:
-        folder.check(config)
+        directory.check(config)
     except InputError:
         return False  # whoever does the work says what is wrong
     return True
@@ -67,26 +67,26 @@ def _is_of(folder: RunFolder, config: Config) -> bool:
 
 def make_start(base: str, out: str) -> dict[str, Any]:
     """Make the policy that all runs of a base start from, so that the first of them need not each fit it."""
-    with open_session(_start(base, out), load_base(base)) as session:
-        return stages.warm_start(session, 0).to_json()
+    with open_run_context(_start(base, out), load_base(base)) as context:
+        return stages.warm_start(context, 0).to_json()
 
 
 def has_start(base: str, out: str) -> bool:
     """Whether that policy is there, made as the base says now."""
-    folder = _start(base, out)
-    return _is_of(folder, load_base(base)) and folder.checkpoint(0).exists()
+    directory = _start(base, out)
+    return _is_of(directory, load_base(base)) and directory.checkpoint(0).exists()
 
 
 def find_prompts(name: str, out: str) -> dict[str, Any]:
     """Search the prompts of a one-prompt study, publish a file for each level, and give what was found."""
     search, place = load_search(name), Path(out) / "prompts" / name
     config = load_base(search.base)
-    subject = find_subject(str(_start(search.base, out).checkpoint(0)))
-    scouted = _asked(place / "scouted", subject, search.protocol(search.problems, search.scout_samples, config))
+    source = find_model_source(str(_start(search.base, out).checkpoint(0)))
+    scouted = _asked(place / "scouted", source, search.protocol(search.problems, search.scout_samples, config))
     candidates = {one for rate in search.levels.values() for one in nearest(scouted, rate, search.candidates)}
     write_prompts(place / "candidates.jsonl", sorted(candidates, key=lambda one: one.prompt_id))
     again = ProblemSet(path=str(place / "candidates.jsonl"))
-    measured = _asked(place / "measured", subject, search.protocol(again, search.samples, config))
+    measured = _asked(place / "measured", source, search.protocol(again, search.samples, config))
     found = {level: nearest(measured, rate, 1)[0] for level, rate in search.levels.items()}
     for level, one in found.items():
         path = prompt_file(Path(out), name, level)
@@ -112,16 +112,16 @@ def _asked_for(name: str) -> str:
     return digest(search.model_dump(mode="json"), load_base(search.base).model_dump(mode="json"))
 
 
-def _start(base: str, out: str) -> RunFolder:
-    return RunFolder(Path(out) / "starts" / base)
+def _start(base: str, out: str) -> RunDirectory:
+    return RunDirectory(Path(out) / "starts" / base)
 
 
-def _asked(place: Path, subject: Subject, protocol: Protocol) -> list[Asked]:
+def _asked(place: Path, source: ModelSource, protocol: Protocol) -> list[Asked]:
     """How often the policy solves each problem of the protocol."""
-    folder = EvaluationFolder(place)
-    with open_examination(folder, subject, protocol) as examination:
-        for _ in examine(examination, stages):
+    directory = EvaluationDirectory(place)
+    with open_evaluation_context(directory, source, protocol) as context:
+        for _ in examine(context, stages):
             pass
-    with sql_views(folder.path, published_facts(folder.path)) as views:
+    with sql_views(directory.path, published_tables(directory.path)) as views:
         rows = views.sql(_RATES).to_arrow_table().to_pylist()
     return [Asked(**row) for row in rows]

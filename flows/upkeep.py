@@ -11,29 +11,29 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from flows.terminal import console, print_json, print_rows, say
 from reval_core.config import Config
+from reval_core.config.loader import load_config
+from reval_core.config.places import check_local, check_writable
 from reval_core.errors import InputError, RunStopped
-from reval_core.loading import load_config
-from reval_core.run_folder import RunFolder, existing_run
-from reval_core.storage.places import check_local, check_writable
+from reval_core.storage.run_directory import RunDirectory, existing_run
 
 
 def show_check(run: Path, as_json: bool) -> None:
     """Check a run and print what was found. Raises RunStopped if anything is wrong."""
-    from reval_core.check import check_run
+    from reval_core.maintenance.check import check_run
 
-    folder, config = _run(run)
-    findings = []
-    with folder.lock(), bar("replaying rounds") as tick:
-        for finding in check_run(folder, config, tick):
-            findings.append(finding)
+    directory, config = _run(run)
+    results = []
+    with directory.lock(), bar("replaying rounds") as tick:
+        for result in check_run(directory, config, tick):
+            results.append(result)
             if not as_json:
-                verdict = "WRONG" if finding.problems else "ok"
-                say(f"{finding.part:<9} {verdict:<6} {finding.seen}")
-                for problem in finding.problems:
+                verdict = "WRONG" if result.problems else "ok"
+                say(f"{result.part:<9} {verdict:<6} {result.seen}")
+                for problem in result.problems:
                     say(f"  {problem}")
     if as_json:
-        print_json([vars(finding) for finding in findings])
-    wrong = sum(len(finding.problems) for finding in findings)
+        print_json([vars(result) for result in results])
+    wrong = sum(len(result.problems) for result in results)
     if wrong:
         raise RunStopped(
             f"{run}: {wrong} thing{'s' * (wrong > 1)} wrong; the next start mends what can be made again"
@@ -42,11 +42,11 @@ def show_check(run: Path, as_json: bool) -> None:
 
 def show_rebuild(run: Path, as_json: bool) -> None:
     """Make a run's database again and print its tables."""
-    from reval_core.store import rebuild_store
+    from reval_core.replay_buffer.index import rebuild_store
 
-    folder, config = _run(run)
-    with folder.lock():
-        rows = rebuild_store(folder, config.replay.capacity, config.replay.max_age)
+    directory, config = _run(run)
+    with directory.lock():
+        rows = rebuild_store(directory, config.replay.capacity, config.replay.max_age)
     if as_json:
         print_json(rows)
     else:
@@ -58,46 +58,46 @@ def show_policy(run: Path, round: int | None, out: Path, as_json: bool, masters:
 
     masters: write the float32 weights that the optimizer holds, where the policy is a bfloat16 copy of them.
     """
-    from reval_core.checkpoints import export_policy
-    from reval_core.draws import DrawReader
-    from reval_core.machine import fix_machine
-    from reval_core.models import tokenizer_of
-    from reval_core.replay import newest_policy, recorded_policy, replay
+    from reval_core.learning.checkpoints import export_policy
+    from reval_core.learning.draws import DrawReader
+    from reval_core.model.loading import tokenizer_of
+    from reval_core.pipeline.environment import fix_machine
+    from reval_core.pipeline.reconstruction import newest_policy, recorded_policy, replay
 
-    folder, config = _run(run)
+    directory, config = _run(run)
     check_local(out, "--out")
     check_writable(out.parent, f"--out {out}")
     if out.exists():
         raise InputError(f"{out}: exists; give --out a folder that does not")
-    newest = newest_policy(folder)
-    policy = newest if round is None else recorded_policy(folder, round)
+    newest = newest_policy(directory)
+    policy = newest if round is None else recorded_policy(directory, round)
     if newest is None or policy is None:
         reached = "no policy yet" if newest is None else f"policies of rounds 0 to {newest.round}"
         raise InputError(f"{run}: has {reached}; give --round one of those")
-    if not folder.checkpoint(policy.round).exists():
-        fix_machine(folder, config)  # a replay gives the same weights only where it learns the same
+    if not directory.checkpoint(policy.round).exists():
+        fix_machine(directory, config)  # a replay gives the same weights only where it learns the same
     with bar("replaying rounds") as tick:
-        learner = replay(folder, config, DrawReader(folder), policy, tick=tick)
+        learner = replay(directory, config, DrawReader(directory), policy, tick=tick)
     with learner.masters() if masters else nullcontext():
         export_policy(out, learner.model, tokenizer_of(config.model))
     digest = learner.content()
     if as_json:
-        print_json({"run": folder.name, "round": policy.round, "policy_digest": digest, "out": str(out)})
+        print_json({"run": directory.name, "round": policy.round, "policy_digest": digest, "out": str(out)})
     else:
         say(f"{out}: the policy after round {policy.round}, digest {digest}")
 
 
 def show_prune(run: Path, yes: bool, as_json: bool) -> None:
     """Say what pruning a finished run takes away and, if asked for, do it."""
-    from reval_core.pruning import plan, prune
+    from reval_core.maintenance.prune import plan, prune
 
-    folder, config = _run(run)
-    with folder.lock(), bar("merging tables") as tick:
-        found = plan(folder, config)
-        before = _bytes(folder)
+    directory, config = _run(run)
+    with directory.lock(), bar("merging tables") as tick:
+        found = plan(directory, config)
+        before = _bytes(directory)
         if yes:
-            prune(folder, config, tick)
-        after = _bytes(folder)
+            prune(directory, config, tick)
+        after = _bytes(directory)
     if as_json:
         print_json({**vars(found), "done": yes, "bytes_before": before, "bytes_after": after})
         return
@@ -111,15 +111,15 @@ def show_prune(run: Path, yes: bool, as_json: bool) -> None:
         say("nothing was changed; add --yes to do it")
 
 
-def _bytes(folder: RunFolder) -> int:
+def _bytes(directory: RunDirectory) -> int:
     """The run folder's size, checkpoints and database left out."""
-    parts = [*(folder.path / name for name in ("rollouts", "facts", "cache")), *folder.path.glob("pruned-*")]
+    parts = [*(directory.path / name for name in ("rollouts", "facts", "cache")), *directory.path.glob("pruned-*")]
     return sum(path.stat().st_size for part in parts for path in part.rglob("*") if path.is_file())
 
 
-def _run(run: Path) -> tuple[RunFolder, Config]:
-    folder = existing_run(run)
-    return folder, load_config(folder.config)
+def _run(run: Path) -> tuple[RunDirectory, Config]:
+    directory = existing_run(run)
+    return directory, load_config(directory.config)
 
 
 @contextmanager

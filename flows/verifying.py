@@ -10,8 +10,8 @@ from pathlib import Path
 
 from flows.streams import output_error
 from flows.terminal import print_json_line, print_table, say
-from reval_core.claim_files import CLAIM_FIELDS, ClaimRow, read_claims
-from reval_core.extraction import Mode
+from reval_core.answers.extraction import Mode
+from reval_core.problems.claim_files import CLAIM_FIELDS, ClaimRow, read_claims
 from reval_core.rows import column_options
 from reval_core.verification import GoldMode, Judgement, Verifier
 

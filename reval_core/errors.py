@@ -18,7 +18,7 @@ class RunStopped(RevalError):
     """A run stopped itself, for example because too many verdicts timed out."""
 
 
-class Damaged(RevalError):
+class CorruptData(RevalError):
     """A file of a run is missing or does not have the bytes that its manifest recorded."""
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from reval_core.files import digest
+from reval_core.atomic_files import digest
 
 
 def load_function(name: str) -> Callable[..., Any]:

@@ -7,42 +7,42 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from reval_core.atomic_files import digest, publish_json, read_json
 from reval_core.config.protocol import Protocol
-from reval_core.evaluation.folder import EvaluationFolder
-from reval_core.files import digest, publish_json, read_json
+from reval_core.evaluation.directory import EvaluationDirectory
 from tasks.tracking import flat, metric_name, new_run, open_client, tracking_uri
 
 log = logging.getLogger("reval")
 
 
-def track_evaluation(folder: EvaluationFolder, protocol: Protocol, results: dict[str, Any]) -> None:
+def track_evaluation(directory: EvaluationDirectory, protocol: Protocol, results: dict[str, Any]) -> None:
     """Send the figures, unless they were sent before. A tracker that does not answer is said and left."""
-    note = folder.path / "mlflow.json"
+    note = directory.path / "mlflow.json"
     known = read_json(note) if note.exists() else {}
     asked = digest(results["policy"], results["protocol"])
     sent = known.get(asked, {})
     if sent.get("results") == digest(results):
         return
     try:
-        run_id = _send(folder, protocol, results, sent.get("run_id"))
+        run_id = _send(directory, protocol, results, sent.get("run_id"))
     except Exception as error:
         log.warning("MLflow did not take the figures: %s", str(error).split("\n")[0])
     else:
         publish_json(note, {**known, asked: {"run_id": run_id, "results": digest(results)}})
 
 
-def _send(folder: EvaluationFolder, protocol: Protocol, results: dict[str, Any], run_id: str | None) -> str:
+def _send(directory: EvaluationDirectory, protocol: Protocol, results: dict[str, Any], run_id: str | None) -> str:
     from mlflow.entities import Metric
 
-    client = open_client(tracking_uri(folder, protocol.tracking))
+    client = open_client(tracking_uri(directory, protocol.tracking))
     if run_id is None:
-        subject = {name: results[name] for name in ("model", "source", "round", "policy")}
-        settings = {**subject, **dict(flat(protocol.model_dump(mode="json")))}
-        run_id = new_run(client, folder, protocol.tracking, f"evaluation of {folder.name}", settings)
+        source = {name: results[name] for name in ("model", "source", "round", "policy")}
+        settings = {**source, **dict(flat(protocol.model_dump(mode="json")))}
+        run_id = new_run(client, directory, protocol.tracking, f"evaluation of {directory.name}", settings)
     now = int(time.time() * 1000)
     metrics = [Metric(name, value, now, results["round"]) for name, value in _metrics(results)]
     client.log_batch(run_id, metrics=metrics, synchronous=True)
-    for path in (folder.protocol, folder.results, folder.table):
+    for path in (directory.protocol, directory.results, directory.table):
         client.log_artifact(run_id, str(path))
     client.set_terminated(run_id)
     return run_id

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from prefect.artifacts import create_table_artifact
 
 from reval_core import stages
-from reval_core.facts import Manifest
-from reval_core.session import Session
+from reval_core.pipeline.run_context import RunContext
+from reval_core.storage.tables import Manifest
 from tasks.artifacts import show
 from tasks.stage_task import as_task
 
@@ -24,20 +24,20 @@ _SHOWN = """
 """
 
 
-def recording(session: Session, round: int, manifests: Sequence[Manifest]) -> Manifest:
+def recording(context: RunContext, round: int, manifests: Sequence[Manifest]) -> Manifest:
     """Record the round, and now and then show the last ones."""
-    fresh = stages.recording.published(session, round, manifests) is None
-    manifest = _record(session, round, manifests)
-    due = round % _ARTIFACT_EVERY == 0 or round == session.config.rounds
+    fresh = stages.recording.published(context, round, manifests) is None
+    manifest = _record(context, round, manifests)
+    due = round % _ARTIFACT_EVERY == 0 or round == context.config.rounds
     if fresh and due:
-        _show_table(session, round)
+        _show_table(context, round)
     return manifest
 
 
-def _show_table(session: Session, round: int) -> None:
-    rows = session.store.query(
+def _show_table(context: RunContext, round: int) -> None:
+    rows = context.store.query(
         f"SELECT {_SHOWN} FROM rounds WHERE round <= $round ORDER BY round DESC LIMIT 50", round=round
     )
-    name = re.sub(r"[^a-z0-9]", "-", session.folder.name.lower())  # Prefect takes no other letters in a key
-    description = f"The last rounds of {session.folder.name}"
+    name = re.sub(r"[^a-z0-9]", "-", context.directory.name.lower())  # Prefect takes no other letters in a key
+    description = f"The last rounds of {context.directory.name}"
     show(create_table_artifact, table=rows.to_pylist(), key=f"reval-{name}", description=description)

@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from reval_core.atomic_files import publish_json, read_json
 from reval_core.config import Config, Tracking
-from reval_core.facts import read_table
-from reval_core.files import publish_json, read_json
-from reval_core.run_folder import RunFolder
-from reval_core.store import sql_views
+from reval_core.replay_buffer.index import sql_views
+from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import read_table
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,12 +33,12 @@ _HASTY_SECONDS = 3.0
 """How long a run that is told to stop waits for them."""
 
 
-def tracking_uri(folder: RunFolder, settings: Tracking) -> str:
+def tracking_uri(directory: RunDirectory, settings: Tracking) -> str:
     """The MLflow store of a run: the config's, or a database beside the run folder that its neighbours share."""
     if settings.uri:
         return settings.uri
     # The driver is named because for `sqlite:` MLflow also makes the parents of the path as it is quoted.
-    return f"sqlite+pysqlite:///{quote(str(folder.path.parent / 'mlflow.db'))}"
+    return f"sqlite+pysqlite:///{quote(str(directory.path.parent / 'mlflow.db'))}"
 
 
 def open_client(uri: str) -> MlflowClient:
@@ -55,14 +55,14 @@ def open_client(uri: str) -> MlflowClient:
 
 
 def new_run(
-    client: MlflowClient, folder: RunFolder, settings: Tracking, name: str, parameters: dict[str, Any]
+    client: MlflowClient, directory: RunDirectory, settings: Tracking, name: str, parameters: dict[str, Any]
 ) -> str:
     """Begin a run in MLflow with these parameters, and give its id."""
     from mlflow.entities import Param
 
     experiment = client.get_experiment_by_name(settings.experiment)
     if experiment is None:
-        local = (folder.path.parent / "mlartifacts").as_uri()
+        local = (directory.path.parent / "mlartifacts").as_uri()
         identity = client.create_experiment(
             settings.experiment, artifact_location=local if settings.uri is None else None
         )
@@ -76,10 +76,10 @@ def new_run(
 class Tracker:
     """Sends a run's rounds to MLflow from a thread of its own. A round that fails is sent again with the next."""
 
-    def __init__(self, folder: RunFolder, config: Config) -> None:
-        self._folder = folder
+    def __init__(self, directory: RunDirectory, config: Config) -> None:
+        self._directory = directory
         self._config = config
-        self._note = folder.path / "mlflow.json"
+        self._note = directory.path / "mlflow.json"
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
         self._client: MlflowClient | None = None
         self._warned = False
@@ -112,13 +112,13 @@ class Tracker:
     def _send(self, round: int) -> None:
         client, note = self._open()
         for number in range(note["rounds_sent"] + 1, round + 1):
-            client.log_batch(note["run_id"], metrics=_metrics(self._folder, number), synchronous=True)
+            client.log_batch(note["run_id"], metrics=_metrics(self._directory, number), synchronous=True)
             note["rounds_sent"] = number
             publish_json(self._note, note)
 
     def _finish(self, status: str) -> None:
         client, note = self._open()
-        for path in (self._folder.config, self._folder.summary):
+        for path in (self._directory.config, self._directory.summary):
             if path.exists():
                 client.log_artifact(note["run_id"], str(path))
         client.set_terminated(note["run_id"], status)
@@ -126,7 +126,7 @@ class Tracker:
     def _open(self) -> tuple[MlflowClient, dict[str, Any]]:
         """The client and what is known of this run's run in MLflow, which is made the first time."""
         if self._client is None:
-            client = open_client(tracking_uri(self._folder, self._config.tracking))
+            client = open_client(tracking_uri(self._directory, self._config.tracking))
             if self._note.exists():
                 client.update_run(read_json(self._note)["run_id"], status="RUNNING")
             else:
@@ -137,13 +137,13 @@ class Tracker:
     def _new_run(self, client: MlflowClient) -> str:
         # `rounds` may change when a run is made longer, and MLflow refuses to change a parameter.
         settings = dict(flat(self._config.model_dump(mode="json", exclude={"rounds"})))
-        return new_run(client, self._folder, self._config.tracking, self._folder.name, settings)
+        return new_run(client, self._directory, self._config.tracking, self._directory.name, settings)
 
 
 @contextmanager
-def tracked(folder: RunFolder, config: Config) -> Iterator[Tracker]:
+def tracked(directory: RunDirectory, config: Config) -> Iterator[Tracker]:
     """A tracker for one attempt at a run; how the attempt ends is how the MLflow run does."""
-    tracker = Tracker(folder, config)
+    tracker = Tracker(directory, config)
     try:
         yield tracker
     except Exception:
@@ -155,43 +155,43 @@ def tracked(folder: RunFolder, config: Config) -> Iterator[Tracker]:
     tracker.finish("FINISHED")
 
 
-def _metrics(folder: RunFolder, round: int) -> list[Any]:
+def _metrics(directory: RunDirectory, round: int) -> list[Any]:
     from mlflow.entities import Metric
 
     if round == 0:  # before the first round there is only an evaluation
-        evaluation = folder.manifest("evaluation", 0)
+        evaluation = directory.manifest("evaluation", 0)
         assert evaluation is not None
         info, seconds = evaluation.info, evaluation.ended_at
         row = {"held_out_accuracy": info.get("accuracy"), "stored_delta_abs": info.get("delta_abs")}
     else:
-        row = read_table(folder.path / folder.facts(round, "rounds")).to_pylist()[0]
+        row = read_table(directory.path / directory.facts(round, "rounds")).to_pylist()[0]
         seconds = row.pop("ended_at").timestamp()
-        row |= _objective_metrics(folder, round)
+        row |= _objective_metrics(directory, round)
         if row["drawn_delta_abs"] is not None:
-            row |= _delta_by_age(folder, round)
-    row |= _accuracy_by_set(folder, round)
+            row |= _delta_by_age(directory, round)
+    row |= _accuracy_by_set(directory, round)
     milliseconds = int(seconds * 1000)
     return [Metric(name, float(value), milliseconds, round) for name, value in row.items() if value is not None]
 
 
-def _accuracy_by_set(folder: RunFolder, round: int) -> dict[str, float]:
+def _accuracy_by_set(directory: RunDirectory, round: int) -> dict[str, float]:
     """Of a round that was evaluated on several problem sets, the accuracy on each."""
-    evaluation = folder.manifest("evaluation", round)
+    evaluation = directory.manifest("evaluation", round)
     found = evaluation.info.get("accuracy_by_set", {}) if evaluation else {}
     return {metric_name(f"held_out/{name}"): value for name, value in found.items()} if len(found) > 1 else {}
 
 
-def _objective_metrics(folder: RunFolder, round: int) -> dict[str, float]:
+def _objective_metrics(directory: RunDirectory, round: int) -> dict[str, float]:
     """The objective's own metrics, as means over the round's updates."""
-    updates = read_table(folder.path / folder.facts(round, "updates"), ("metrics",))
+    updates = read_table(directory.path / directory.facts(round, "updates"), ("metrics",))
     rows = [dict(metrics) for metrics in updates.column("metrics").to_pylist()]
     return {f"objective/{name}": sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-def _delta_by_age(folder: RunFolder, round: int) -> dict[str, float]:
+def _delta_by_age(directory: RunDirectory, round: int) -> dict[str, float]:
     """The mean |Δ| of the round's draws by the age of the trajectory, as in the view `off_policy`."""
-    manifests = [folder.manifest(stage, round) for stage in ("sampling", "learning")]
-    with sql_views(folder.path, [one for one in manifests if one is not None]) as connection:
+    manifests = [directory.manifest(stage, round) for stage in ("sampling", "learning")]
+    with sql_views(directory.path, [one for one in manifests if one is not None]) as connection:
         found = connection.sql("SELECT age, delta_abs FROM off_policy").fetchall()
     return {f"delta_abs_by_age/{age}": delta for age, delta in found}
 

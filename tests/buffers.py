@@ -9,11 +9,11 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from reval_core.store import Store
+from reval_core.replay_buffer.index import Store
 
 
 def buffer_of(
-    folder: Path,
+    directory: Path,
     deltas: Sequence[float],
     rounds: Sequence[int] | None = None,
     rewards: Sequence[float] | None = None,
@@ -23,7 +23,7 @@ def buffer_of(
     They are of round 1 and have the reward 1, if nothing else is given.
     """
     count = len(deltas)
-    store = Store(folder, folder / "replay.duckdb", capacity=max(1000, count))
+    store = Store(directory, directory / "replay.duckdb", capacity=max(1000, count))
     store.build([])
     store.close()
     rows = pa.table(
@@ -41,7 +41,7 @@ def buffer_of(
             "delta": np.array(deltas, dtype=float),
         }
     )
-    with duckdb.connect(folder / "replay.duckdb") as connection:
+    with duckdb.connect(directory / "replay.duckdb") as connection:
         connection.register("given", rows)
         connection.execute("INSERT INTO buffer SELECT * FROM given")
     return store

@@ -8,28 +8,28 @@ from typing import Any
 
 import pyarrow as pa
 
+from reval_core.atomic_files import publish_json
 from reval_core.config import Config
-from reval_core.facts import SCHEMAS, FactFile, Manifest, publish_table
-from reval_core.files import publish_json
-from reval_core.run_folder import RunFolder
-from reval_core.trajectories import IDS_PER_ROUND
+from reval_core.replay_buffer.trajectories import IDS_PER_ROUND
+from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import SCHEMAS, Manifest, TableFile, publish_table
 from tests.conftest import SMALL
 
 PROBLEMS = {"easy": ("2+2=", "4"), "hard": ("7+8=", "15")}
 BETA = 0.1
 
 
-def hand_made_run(folder: RunFolder, response: str = "13", with_delta: bool = True) -> None:
+def hand_made_run(directory: RunDirectory, response: str = "13", with_delta: bool = True) -> None:
     """Publish a whole run. `response` is the likeliest wrong one; GRPO leaves no Δ."""
-    for _ in publish_stages(folder, response, with_delta):
+    for _ in publish_stages(directory, response, with_delta):
         pass
 
 
-def publish_stages(folder: RunFolder, response: str = "13", with_delta: bool = True) -> Iterator[Manifest]:
+def publish_stages(directory: RunDirectory, response: str = "13", with_delta: bool = True) -> Iterator[Manifest]:
     """Publish a run stage by stage, as a trainer does; gives each manifest once it is there."""
-    folder.open(Config.model_validate(SMALL | {"rounds": 2, "reference": {"reset_every": 1}}))
-    publish_json(folder.attempts / "0001.json", {"started_at": 1000.0, "last_seen_at": 1090.0, "pid": 1})
-    stage = _Publisher(folder)
+    directory.open(Config.model_validate(SMALL | {"rounds": 2, "reference": {"reset_every": 1}}))
+    publish_json(directory.attempts / "0001.json", {"started_at": 1000.0, "last_seen_at": 1090.0, "pid": 1})
+    stage = _Publisher(directory)
     yield stage("warm_start", 0, policy="p0", content="c0")
     yield stage("evaluation", 0, evaluations=_evaluations(0, right=1), accuracy=0.25)
     for round in (1, 2):
@@ -60,8 +60,8 @@ def publish_stages(folder: RunFolder, response: str = "13", with_delta: bool = T
 
 
 class _Publisher:
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
+    def __init__(self, directory: RunDirectory) -> None:
+        self._directory = directory
 
     def __call__(self, stage: str, round: int, **given: Any) -> Manifest:
         """Publish a stage: what is named after a table is rows of it, the rest is the manifest's info."""
@@ -71,14 +71,14 @@ class _Publisher:
         manifest = Manifest(
             stage, round, f"{stage} {round}", files, seconds=1.5, ended_at=1000.0 + round, info=info
         )
-        self._folder.publish(manifest)
+        self._directory.publish(manifest)
         return manifest
 
-    def _file(self, stage: str, round: int, table: str, rows: list[dict[str, Any]]) -> FactFile:
-        path = self._folder.facts(round, "rescores" if stage == "reference_reset" else table)
+    def _file(self, stage: str, round: int, table: str, rows: list[dict[str, Any]]) -> TableFile:
+        path = self._directory.facts(round, "rescores" if stage == "reference_reset" else table)
         if table == "trajectories":
-            path = self._folder.shard(round, 0)
-        return publish_table(self._folder.path, path, table, pa.Table.from_pylist(rows, SCHEMAS[table]))
+            path = self._directory.shard(round, 0)
+        return publish_table(self._directory.path, path, table, pa.Table.from_pylist(rows, SCHEMAS[table]))
 
 
 def _answers(round: int, response: str) -> list[tuple[int, str, int, str, str]]:

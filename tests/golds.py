@@ -6,8 +6,8 @@ from pathlib import Path
 
 from reval_core.config import GoldMode, ProblemSet
 from reval_core.problems import Problem
-from reval_core.problems.loading import read_set
 from reval_core.problems.order import shuffled
+from reval_core.problems.problem_sets import read_set
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -10,12 +10,12 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from reval_core.batches import Rows, collate
 from reval_core.config import TinyModel
-from reval_core.learner import Drawn
-from reval_core.models import make_tiny_model, save_model
+from reval_core.learning.learner import Drawn
+from reval_core.model.loading import make_tiny_model, save_model
+from reval_core.model.scoring import score
+from reval_core.model.token_batch import Rows, collate
 from reval_core.objectives import Inputs, Outputs
-from reval_core.scoring import score
 
 TINY = TinyModel(layers=2, width=32, heads=2, feed_forward=64)
 VOCABULARY = 3 + len(TINY.characters)
@@ -83,7 +83,7 @@ def engine_objective(inputs: Inputs) -> Outputs:
     return Outputs(gap.square(), still, still, still)
 
 
-def save_byte_level_model(folder: Path) -> None:
+def save_byte_level_model(directory: Path) -> None:
     """A small random Llama that reads and writes any text, a token a byte, saved as transformers does."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = {token: number for number, token in enumerate(["<pad>", "</s>", *alphabet])}
@@ -103,4 +103,4 @@ def save_byte_level_model(folder: Path) -> None:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        save_model(LlamaForCausalLM(config), tokenizer, folder)
+        save_model(LlamaForCausalLM(config), tokenizer, directory)

@@ -10,9 +10,9 @@ from typing import Any
 from flows.rounds import train_rounds
 from reval_core import stages
 from reval_core.config import Config
-from reval_core.run_folder import RunFolder
-from reval_core.session import Session, open_session
-from reval_core.summary import summarise
+from reval_core.pipeline.run_context import RunContext, open_run_context
+from reval_core.report.summary import summarise
+from reval_core.storage.run_directory import RunDirectory
 from tests.conftest import SMALL
 
 
@@ -30,27 +30,27 @@ def small_config(**changes: Any) -> Config:
 
 def run(path: Path, config: Config, until: int | None = None) -> dict[str, Any] | None:
     """Run a whole run and return its summary; with `until`, break off after that round's last stage."""
-    folder = RunFolder(path)
-    with open_session(folder, config) as session:
-        for number in train_rounds(session, stages):
+    directory = RunDirectory(path)
+    with open_run_context(directory, config) as context:
+        for number in train_rounds(context, stages):
             if number == until:
                 return None
-    return summarise(folder)
+    return summarise(directory)
 
 
-def first_round(session: Session, names: Sequence[str]) -> dict[str, Any]:
+def first_round(context: RunContext, names: Sequence[str]) -> dict[str, Any]:
     """The manifests of warm start and of round 1's first stages, up to the last one in `names`."""
-    from reval_core.session import Policy
+    from reval_core.pipeline.run_context import Policy
 
-    done: dict[str, Any] = {"warm_start": stages.warm_start(session, 0)}
+    done: dict[str, Any] = {"warm_start": stages.warm_start(context, 0)}
     policy = Policy.of(done["warm_start"])
     if "rollouts" in names:
-        done["rollouts"] = stages.rollouts(session, 1, policy)
+        done["rollouts"] = stages.rollouts(context, 1, policy)
     if "verification" in names:
-        done["verification"] = stages.verification(session, 1, done["rollouts"])
+        done["verification"] = stages.verification(context, 1, done["rollouts"])
     if "consistency" in names:
         given = (done["rollouts"], done["verification"], policy, policy)
-        done["consistency"] = stages.consistency(session, 1, *given)
+        done["consistency"] = stages.consistency(context, 1, *given)
     if "sampling" in names:
-        done["sampling"] = stages.sampling(session, 1, done["consistency"], done["warm_start"])
+        done["sampling"] = stages.sampling(context, 1, done["consistency"], done["warm_start"])
     return done

@@ -92,7 +92,7 @@ def _fast(raw: Tokenizer) -> PreTrainedTokenizerBase:
 KINDS = {one.__name__: one for one in (characters, byte_level, unigram, byte_fallback)}
 
 
-def save_noise(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
+def save_noise(directory: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
     """A small Llama with random weights that reads by this tokenizer."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -109,6 +109,6 @@ def save_noise(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
                 eos_token_id=2,
             )
         )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory

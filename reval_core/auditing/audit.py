@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from reval_core.auditing.golds import suspicions
+from reval_core.answers.extraction import Mode
+from reval_core.auditing.gold_values import suspicions
 from reval_core.auditing.mutants import mutants
 from reval_core.auditing.rewritings import GOLD_ITSELF, rewritings
 from reval_core.auditing.variant import Variant
 from reval_core.config import ProblemSet
-from reval_core.extraction import Mode
-from reval_core.problems.loading import read_set
 from reval_core.problems.order import shuffled
 from reval_core.problems.problem import Problem
+from reval_core.problems.problem_sets import read_set
 from reval_core.rows import within
 from reval_core.verification import Claim, Verdict, Verifier
 

@@ -10,11 +10,11 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 
-from reval_core.auditing.golds import NUMBERS, Gold, read_gold
-from reval_core.auditing.values import differ, same, value_of
+from reval_core.answers.extraction import Mode
+from reval_core.auditing.gold_values import NUMBERS, Gold, read_gold
+from reval_core.auditing.numerals import differ, same, value_of
 from reval_core.auditing.variant import Variant, boxed, distinct
 from reval_core.config import GoldMode
-from reval_core.extraction import Mode
 
 _SIGNIFICANT = 4
 """So many digits of a number count at least; a change behind them may be rounding."""

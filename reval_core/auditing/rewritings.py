@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
 
-from reval_core.auditing.golds import Gold, read_gold
-from reval_core.auditing.values import same, value_of
+from reval_core.auditing.gold_values import Gold, read_gold
+from reval_core.auditing.numerals import same, value_of
 from reval_core.auditing.variant import Variant, boxed, distinct
 from reval_core.config import GoldMode
 

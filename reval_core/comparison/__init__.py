@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from reval_core.comparison.figures import curves, differences, figures, in_words
+from reval_core.atomic_files import publish_file
+from reval_core.comparison.by_problem import problem_by_problem
 from reval_core.comparison.pairs import Pair
-from reval_core.comparison.problems import problem_by_problem
+from reval_core.comparison.sections import curves, differences, figures, in_words
 from reval_core.comparison.settings import settings
 from reval_core.comparison.sides import Side
 from reval_core.comparison.style import STYLE
-from reval_core.files import publish_file
 from reval_core.report.page import Html, page, tag
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from reval_core.comparison.sides import Answers, Problem, Side
 from reval_core.errors import InputError
-from reval_core.metrics import Interval, macro, sign_test
+from reval_core.evaluation.metrics import Interval, macro, sign_test
 
 SEED = 0
 """Of all intervals: the same runs give the same figures."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from reval_core.comparison.figures import style_of
+from reval_core.comparison.sections import style_of
 from reval_core.comparison.sides import Side
 from reval_core.report.page import Html, section, tag
 

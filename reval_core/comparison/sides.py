@@ -9,15 +9,15 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from reval_core.atomic_files import read_json
+from reval_core.config.loader import load_config
 from reval_core.errors import InputError
-from reval_core.evaluation.folder import EvaluationFolder
-from reval_core.facts import Manifest
-from reval_core.files import read_json
-from reval_core.loading import load_config
-from reval_core.report.figures import STAGES, Ask
+from reval_core.evaluation.directory import EvaluationDirectory
+from reval_core.replay_buffer.index import sql_views
 from reval_core.report.page import statement
-from reval_core.run_folder import RunFolder, existing_run
-from reval_core.store import sql_views
+from reval_core.report.sections import STAGES, Ask
+from reval_core.storage.run_directory import RunDirectory, existing_run
+from reval_core.storage.tables import Manifest
 
 LAST = "(SELECT max(round) FROM evaluations)"
 
@@ -151,31 +151,31 @@ class Side:
 
 def find_source(path: Path) -> Source:
     """The run or the evaluation in a folder. Raises InputError if there is neither, or no evaluated policy."""
-    evaluation = EvaluationFolder(path)
+    evaluation = EvaluationDirectory(path)
     return _of_evaluation(evaluation) if evaluation.protocol.exists() else _of_run(existing_run(path))
 
 
-def _of_run(folder: RunFolder) -> Source:
-    settings = load_config(folder.config).model_dump(mode="json")
+def _of_run(directory: RunDirectory) -> Source:
+    settings = load_config(directory.config).model_dump(mode="json")
     kind = settings["rollouts"].get("source", "engine")
     if kind != "engine":
         what = "an import" if kind == "import" else "a run of stored responses"
         raise InputError(
-            f"{folder.path}: is {what}, which answers no held-out problems; evaluate its policy with reval "
+            f"{directory.path}: is {what}, which answers no held-out problems; evaluate its policy with reval "
             "eval, and compare that"
         )
-    starts = len(list(folder.attempts.glob("*.json")))
-    return Source(folder.path, tuple(folder.manifests(("evaluation", "recording"))), settings, starts)
+    starts = len(list(directory.attempts.glob("*.json")))
+    return Source(directory.path, tuple(directory.manifests(("evaluation", "recording"))), settings, starts)
 
 
-def _of_evaluation(folder: EvaluationFolder) -> Source:
+def _of_evaluation(directory: EvaluationDirectory) -> Source:
     """What was finished last: the folder may hold other policies and other problem sets beside it."""
-    if not folder.results.exists():
-        raise InputError(f"{folder.path}: is not finished; give its reval eval once more, and it goes on")
-    results = read_json(folder.results)
+    if not directory.results.exists():
+        raise InputError(f"{directory.path}: is not finished; give its reval eval once more, and it goes on")
+    results = read_json(directory.results)
     asked = {one["sitting"] for one in results["benchmarks"]}
     settings = {"model": results["source"], "round": results["round"], **results["protocol"]}
-    return Source(folder.path, tuple(folder.manifests_of(asked, ("evaluation",))), settings, starts=1)
+    return Source(directory.path, tuple(directory.manifests_of(asked, ("evaluation",))), settings, starts=1)
 
 
 @contextmanager

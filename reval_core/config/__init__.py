@@ -1,6 +1,6 @@
 """A run's settings: what each key means, what it may be, and what is refused at load.
 
-`reval_core.loading` reads them from YAML. Symbols of the paper (arXiv 2603.23355) stand beside the names.
+`reval_core.config.loader` reads them from YAML. Symbols of the paper (arXiv 2603.23355) stand beside the names.
 """
 
 from __future__ import annotations

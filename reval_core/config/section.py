@@ -6,7 +6,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
-from reval_core.storage.places import local
+from reval_core.config.places import local
 
 MOST_THREADS = 1024
 """torch starts as many as it is told to."""

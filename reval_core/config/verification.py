@@ -6,8 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from reval_core.answers.extraction import Method, Mode
 from reval_core.config.section import Section, not_given
-from reval_core.extraction import Method, Mode
 from reval_core.user_code import check_call
 
 

@@ -11,13 +11,13 @@ import torch
 
 from reval_core.config import EngineSettings, Model, VllmEngine, VllmServerEngine
 from reval_core.errors import InputError
-from reval_core.models import architecture, count_parameters, head_size
+from reval_core.model.loading import architecture, count_parameters, head_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from reval_core.engines.base import Engine
-    from reval_core.run_folder import RunFolder
+    from reval_core.engines.engine import Engine
+    from reval_core.storage.run_directory import RunDirectory
 
 CROSSOVER = 58_000_000
 """The parameters up to which vLLM is the faster engine on a CPU (benchmarks/baselines/rollouts.json)."""
@@ -86,7 +86,7 @@ def make_engine(
     engine: EngineSettings,
     kind: str,
     tokenizer: PreTrainedTokenizerBase,
-    folder: RunFolder,
+    directory: RunDirectory,
     seed: int,
 ) -> Engine:
     """The engine of this kind: the config's, or what `choose` gave for `auto`. It starts when it is first used.
@@ -99,12 +99,12 @@ def make_engine(
         from reval_core.engines.vllm import VllmEngine as Vllm
 
         settings = engine if isinstance(engine, VllmEngine) else VllmEngine(kind="vllm")
-        return Vllm(settings, folder.path / "engine.log", code, seed)
+        return Vllm(settings, directory.path / "engine.log", code, seed)
     if kind == "vllm-server":
         from reval_core.engines.vllm_server import VllmServers
 
         assert isinstance(engine, VllmServerEngine)
-        return VllmServers(engine, folder.path / "weights", code, seed)
+        return VllmServers(engine, directory.path / "weights", code, seed)
     from reval_core.engines.transformers import TransformersEngine
 
     return TransformersEngine(tokenizer.pad_token_id)

@@ -7,7 +7,7 @@ import torch
 from reval_core.config import EngineSettings, Model, VllmEngine
 from reval_core.engines.choice import choose, cpu_attention_takes, cpu_heads
 from reval_core.errors import InputError
-from reval_core.models import architecture, context_length, head_size
+from reval_core.model.loading import architecture, context_length, head_size
 
 _NO_FLOAT16 = {"gemma2", "gemma3", "gemma3_text", "glm4"}
 """The types of models that vLLM 0.32 refuses in float16, since they overflow (its config/model.py)."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from reval_core.engines.base import Completion, Enough, Request, Sampling
+from reval_core.engines.engine import Completion, Enough, Request, Sampling
 from reval_core.model.layers import as_loaded
 
 if TYPE_CHECKING:

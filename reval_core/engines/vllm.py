@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from reval_core.config import VllmEngine as Settings
-from reval_core.engines.base import Completion, Enough, Request, Sampling
-from reval_core.engines.weights import drop_weights, handover_folder, write_weights
+from reval_core.engines.engine import Completion, Enough, Request, Sampling
+from reval_core.engines.weights import drop_weights, handover_directory, write_weights
 from reval_core.errors import RunStopped
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class VllmEngine:
         self._log = log
         self._code = code
         self._seed = seed
-        self._folder: Path | None = None
+        self._directory: Path | None = None
         self._llm: Any = None
         self._loaded: str | None = None
         self._asleep = False
@@ -71,15 +71,15 @@ class VllmEngine:
         self._wake("weights")
         if self._loaded != policy:
             self._loaded = None
-            if self._folder is None:
-                self._folder = handover_folder(model, self.dtype)
-            write_weights(self._folder, model, self._seed, self.dtype, self._code)
+            if self._directory is None:
+                self._directory = handover_directory(model, self.dtype)
+            write_weights(self._directory, model, self._seed, self.dtype, self._code)
             if self._llm is None:
                 self._start()
             else:
                 with self._alive():
-                    self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(self._folder)})
-            drop_weights(self._folder)
+                    self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(self._directory)})
+            drop_weights(self._directory)
             self._loaded = policy
         self._wake("kv_cache")
         self._drop_cache()
@@ -132,9 +132,9 @@ class VllmEngine:
                 if process.is_alive():
                     process.kill()
             self._before = None
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
 
     def _wake(self, part: str) -> None:
         """Weights wake before they are replaced, the cache after: at no time do both old and new lie in memory."""
@@ -163,7 +163,7 @@ class VllmEngine:
                 time.sleep(0.02)
 
     def _start(self) -> None:
-        assert self._folder is not None
+        assert self._directory is not None
         os.environ |= _environment()
         self._before = _core_processes()
         settings, on_gpu = self._settings, torch.cuda.is_available()
@@ -175,7 +175,7 @@ class VllmEngine:
                 from vllm import LLM
 
                 self._llm = LLM(
-                    model=str(self._folder),
+                    model=str(self._directory),
                     skip_tokenizer_init=True,
                     trust_remote_code=self._code is not None,
                     dtype=settings.dtype,

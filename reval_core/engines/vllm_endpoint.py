@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from reval_core.engines.base import Completion
+from reval_core.engines.engine import Completion
 from reval_core.errors import RunStopped
 
 if TYPE_CHECKING:
-    from reval_core.engines.base import Request, Sampling
+    from reval_core.engines.engine import Request, Sampling
 
 _CONNECT_SECONDS = 10.0
 
@@ -63,7 +63,7 @@ class Endpoint:
             trust_env=False,  # a netrc file is not asked for another key
         )
 
-    async def take(self, name: str, folder: Path) -> None:
+    async def take(self, name: str, directory: Path) -> None:
         """Make the server hold the weights in `folder`, unless it was given them here already and has kept them.
 
         Raises Unavailable, or RunStopped if the server was not started for this.
@@ -74,11 +74,11 @@ class Endpoint:
             self._model = (await self._json("GET", "/v1/models"))["data"][0]["id"]
         if not holds:
             await self._control("POST", "/update_weight_version", {"new_version": "none"})  # should the rest fail
-            call = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+            call = {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}}
             try:
                 await self._control("POST", "/collective_rpc", call)
             except Unavailable as error:
-                raise Unavailable(f"it cannot load the weights in {folder} ({error})") from error
+                raise Unavailable(f"it cannot load the weights in {directory} ({error})") from error
             await self._reset_cache()
             await self._control("POST", "/update_weight_version", {"new_version": name})
             self._given = True

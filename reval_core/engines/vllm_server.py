@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from reval_core.config import VllmServerEngine
-from reval_core.engines.base import Completion, Enough, Request, Sampling
+from reval_core.engines.engine import Completion, Enough, Request, Sampling
 from reval_core.engines.vllm_endpoint import Busy, Endpoint, Part, Unavailable
 from reval_core.engines.weights import write_weights
 from reval_core.errors import InputError, RunStopped
@@ -63,7 +63,9 @@ class VllmServers:
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
         # In a folder that several runs share, each has a place, which it finds again after it was killed.
         own = hashlib.sha256(f"{platform.node()}:{weights.absolute()}".encode()).hexdigest()[:16]
-        self._folder = weights.absolute() if settings.weights is None else Path(settings.weights).absolute() / own
+        self._directory = (
+            weights.absolute() if settings.weights is None else Path(settings.weights).absolute() / own
+        )
         self._code = code
         self._seed = seed
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -85,13 +87,13 @@ class VllmServers:
             self._open()
         name = f"{policy[:16]}-{self._settings.dtype}"
         if self._weights is None or self._weights.name != name:
-            weights = _Weights(name, self._folder / name)
-            write_weights(weights.folder, model, self._seed, self.dtype, self._code)
+            weights = _Weights(name, self._directory / name)
+            write_weights(weights.directory, model, self._seed, self.dtype, self._code)
             self._weights = weights
         self._run(self._sync())
-        kept = {self._weights.folder} | {server.reading for server in self._servers}
-        for folder in set(self._folder.iterdir()) - kept:
-            shutil.rmtree(folder, ignore_errors=True)
+        kept = {self._weights.directory} | {server.reading for server in self._servers}
+        for directory in set(self._directory.iterdir()) - kept:
+            shutil.rmtree(directory, ignore_errors=True)
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, enough: Enough | None = None
@@ -132,10 +134,10 @@ class VllmServers:
         if not self._thread.is_alive():
             self._loop.close()
         self._loop = self._thread = self._weights = None
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self._directory, ignore_errors=True)
 
     def _open(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)  # what a run that was killed has left
+        shutil.rmtree(self._directory, ignore_errors=True)  # what a run that was killed has left
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="vllm servers")
         self._thread.start()
@@ -185,9 +187,9 @@ class VllmServers:
             await asyncio.sleep(server.retry_at - _now())
             server.unsynced.clear()
             assert self._weights is not None
-            server.reading = self._weights.folder
+            server.reading = self._weights.directory
             try:
-                await server.endpoint.take(self._weights.name, self._weights.folder)
+                await server.endpoint.take(self._weights.name, self._weights.directory)
             except Unavailable as error:
                 self._failed(server, error)
             except Exception as error:
@@ -289,7 +291,7 @@ class _Weights:
     """What servers are to hold: the name that they know it by, and where it lies."""
 
     name: str
-    folder: Path
+    directory: Path
 
 
 @dataclass

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reval_core.files import PARTIAL
-from reval_core.learning.copy import in_float32, low_precision
+from reval_core.atomic_files import PARTIAL
+from reval_core.model.low_precision import in_float32, low_precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +29,7 @@ _PREFIX = "reval-weights-"
 _FILE = "model.safetensors"
 
 
-def handover_folder(model: PreTrainedModel, dtype: torch.dtype) -> Path:
+def handover_directory(model: PreTrainedModel, dtype: torch.dtype) -> Path:
     """A new folder for the weights of `model`: in memory if they fit there, else on the disk.
 
     What processes that were killed have left there is deleted.
@@ -43,25 +43,25 @@ def handover_folder(model: PreTrainedModel, dtype: torch.dtype) -> Path:
 
 
 def write_weights(
-    folder: Path, model: PreTrainedModel, seed: int, dtype: torch.dtype, code: Path | None = None
+    directory: Path, model: PreTrainedModel, seed: int, dtype: torch.dtype, code: Path | None = None
 ) -> None:
     """Make `folder` a model for vLLM: config and weights, in `dtype`. `code` is a folder with the model's own code.
 
     seed: of the thresholds that float32 weights are rounded to bfloat16 by.
     The weights are in place whole or not at all. Tokens go in and tokens come out, so there is no tokenizer.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    model.config.save_pretrained(folder)
+    directory.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(directory)
     for source in code.glob("*.py") if code is not None else ():
-        shutil.copy(source, folder)
-    partial = folder / f"{_FILE}{PARTIAL}"
+        shutil.copy(source, directory)
+    partial = directory / f"{_FILE}{PARTIAL}"
     save_file(dict(policy_tensors(model, seed, dtype)), partial, {"format": "pt"})
-    partial.replace(folder / _FILE)
+    partial.replace(directory / _FILE)
 
 
-def drop_weights(folder: Path) -> None:
+def drop_weights(directory: Path) -> None:
     """Delete the weights that an engine has read."""
-    (folder / _FILE).unlink(missing_ok=True)
+    (directory / _FILE).unlink(missing_ok=True)
 
 
 def _alive(process: int) -> bool:

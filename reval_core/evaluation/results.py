@@ -11,31 +11,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reval_core.config.protocol import Protocol
-from reval_core.evaluation.examination import Sitting
-from reval_core.evaluation.folder import EvaluationFolder
-from reval_core.evaluation.subject import Subject
-from reval_core.facts import read_table
-from reval_core.metrics import avg_at_k, bootstrap, macro, maj_at_k, pass_at_k
+from reval_core.evaluation.context import BenchmarkRun
+from reval_core.evaluation.directory import EvaluationDirectory
+from reval_core.evaluation.metrics import avg_at_k, bootstrap, macro, maj_at_k, pass_at_k
+from reval_core.evaluation.model_source import ModelSource
 from reval_core.problems import problems_digest
+from reval_core.storage.tables import read_table
 
 
 def find_results(
-    folder: EvaluationFolder, subject: Subject, protocol: Protocol, sittings: Sequence[Sitting]
+    directory: EvaluationDirectory, source: ModelSource, protocol: Protocol, benchmarks: Sequence[BenchmarkRun]
 ) -> dict[str, Any]:
     """All figures of these sittings, as JSON. Intervals are of 95%, over problems."""
     voted = protocol.reward.function is None
-    values = {sitting.name: _by_problem(_read(folder, sitting), voted) for sitting in sittings}
+    values = {benchmark.name: _by_problem(_read(directory, benchmark), voted) for benchmark in benchmarks}
     return {
-        "model": subject.name,
-        "source": subject.source,
-        "round": subject.round,
-        "policy": subject.identity,
+        "model": source.name,
+        "source": source.source,
+        "round": source.round,
+        "policy": source.identity,
         "samples": protocol.samples,
         "temperature": protocol.temperature,
         "max_tokens": protocol.max_tokens,
         "seed": protocol.seed,
         "protocol": protocol.model_dump(mode="json"),
-        "benchmarks": [_figures(folder, one, values[one.name], protocol.seed) for one in sittings],
+        "benchmarks": [_figures(directory, one, values[one.name], protocol.seed) for one in benchmarks],
         "average": _average(values, protocol.seed),
     }
 
@@ -50,11 +50,11 @@ def _average(values: dict[str, dict[str, np.ndarray]], seed: int) -> dict[str, A
     return figures
 
 
-def _read(folder: EvaluationFolder, sitting: Sitting) -> pa.Table:
-    manifest = folder.manifest("evaluation", sitting.number)
+def _read(directory: EvaluationDirectory, benchmark: BenchmarkRun) -> pa.Table:
+    manifest = directory.manifest("evaluation", benchmark.number)
     assert manifest is not None, "a sitting is judged before it is summed up"
     columns = ("prompt_id", "sample", "correct", "extracted", "verdict", "response_length")
-    rows = read_table(folder.path / manifest.file("evaluations").path, columns)
+    rows = read_table(directory.path / manifest.file("evaluations").path, columns)
     return rows.sort_by([("prompt_id", "ascending"), ("sample", "ascending")])
 
 
@@ -89,15 +89,15 @@ def _counts(samples: int) -> list[int]:
 
 
 def _figures(
-    folder: EvaluationFolder, sitting: Sitting, values: dict[str, np.ndarray], seed: int
+    directory: EvaluationDirectory, benchmark: BenchmarkRun, values: dict[str, np.ndarray], seed: int
 ) -> dict[str, Any]:
-    responses = folder.manifest("rollouts", sitting.number)
+    responses = directory.manifest("rollouts", benchmark.number)
     assert responses is not None, "a sitting is judged after its responses are there"
     return {
-        "name": sitting.name,
-        "sitting": sitting.number,
-        "problems": len(sitting.problems),
-        "problems_digest": problems_digest(sitting.problems),
+        "name": benchmark.name,
+        "sitting": benchmark.number,
+        "problems": len(benchmark.problems),
+        "problems_digest": problems_digest(benchmark.problems),
         "engine": responses.info["engine"],
         "generated_tokens": responses.info["generated_tokens"],
         "generation_seconds": responses.info["generation_seconds"],

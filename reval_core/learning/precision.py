@@ -36,7 +36,7 @@ def with_precision(config: Config) -> Config:
 def settled_learner(settings: Learner) -> Learner:
     """The settings with `precision` as it is on this machine, where it is `auto`.
 
-    Gradients are checkpointed where the settings say so: a run decides it by its memory (`reval_core.gpu_memory`).
+    Gradients are checkpointed where the settings say so: a run decides it by its memory (`planning.gpu_memory`).
     """
     settled: dict[str, str | bool] = {}
     if settings.precision == "auto":

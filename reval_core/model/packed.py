@@ -8,15 +8,17 @@ Needs torch and transformers alone.
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
 
 from reval_core.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PREFIX = "packed|"
 """This attention's name in transformers begins so and ends with the attention that it takes the place of. It has no
@@ -42,8 +44,11 @@ def read_packed_rows(model: nn.Module) -> None:
 
     It generates only within `layers.as_loaded`.
     """
+    from transformers import AttentionInterface
+
     config: Any = model.config
     if config._attn_implementation in _WITH_MASK:
+        AttentionInterface.register(PREFIX + config._attn_implementation, attend)
         config._attn_implementation = PREFIX + config._attn_implementation
 
 
@@ -142,7 +147,3 @@ def _refuse(module: nn.Module, others: dict[str, Any], is_causal: bool) -> None:
             f"learner.packed: {type(module).__name__} takes {', '.join(found)}, which packed rows cannot have; set "
             "learner.packed: false"
         )
-
-
-for one in _WITH_MASK:
-    AttentionInterface.register(PREFIX + one, attend)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from reval_core.batches import TokenBatch, collate
 from reval_core.config import Learner
 from reval_core.errors import InputError, first_line
-from reval_core.learning.copy import in_float32
 from reval_core.model.layers import as_loaded, checkpointed_layers, set_up
-from reval_core.scoring import score
+from reval_core.model.low_precision import in_float32
+from reval_core.model.scoring import score
+from reval_core.model.token_batch import TokenBatch, collate
 
 _TOLERANCE = 1e-3
 """Nats. In float32 2e-5 were seen, with logits of 60."""

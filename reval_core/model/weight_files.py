@@ -30,36 +30,36 @@ class StoredTensor:
     shape: tuple[int, ...]
 
 
-def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
     """The tensors that transformers would load from a folder, by name.
 
     Raises InputError naming the file if there are none, or if a file is not what its header or the index says.
     """
-    if (folder / _ADAPTERS).exists():
+    if (directory / _ADAPTERS).exists():
         raise InputError(
-            f"{folder / _ADAPTERS}: model.path: the folder holds adapters; merge them into their base "
+            f"{directory / _ADAPTERS}: model.path: the folder holds adapters; merge them into their base "
             "(peft: merge_and_unload), save that, and train it"
         )
     try:
-        if (folder / WHOLE).is_file():
-            return _tensors(folder / WHOLE)
-        if (folder / INDEX).is_file():
-            return _sharded_tensors(folder / INDEX)
-        others = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_FORMATS)
+        if (directory / WHOLE).is_file():
+            return _tensors(directory / WHOLE)
+        if (directory / INDEX).is_file():
+            return _sharded_tensors(directory / INDEX)
+        others = sorted(path.name for path in directory.iterdir() if path.suffix in _OTHER_FORMATS)
     except OSError as error:
-        raise InputError(f"{folder}: model.path: the weights cannot be read ({error})") from error
+        raise InputError(f"{directory}: model.path: the weights cannot be read ({error})") from error
     instead = f" but {', '.join(others[:3])}, which reval does not read" if others else ""
     raise InputError(
-        f"{folder}: model.path: holds no {WHOLE} and no {INDEX}{instead}; save the model with save_pretrained"
+        f"{directory}: model.path: holds no {WHOLE} and no {INDEX}{instead}; save the model with save_pretrained"
     )
 
 
-def is_complete(folder: Path) -> bool:
+def is_complete(directory: Path) -> bool:
     """Whether the weight files are all there, which those of a model in the hub's cache need not be."""
-    if (folder / WHOLE).is_file():
+    if (directory / WHOLE).is_file():
         return True
-    index = folder / INDEX
-    return index.is_file() and all((folder / file).is_file() for file in _weight_map(index).values())
+    index = directory / INDEX
+    return index.is_file() and all((directory / file).is_file() for file in _weight_map(index).values())
 
 
 def _sharded_tensors(index: Path) -> dict[str, StoredTensor]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from reval_core.errors import InputError
-from reval_core.objectives.base import Inputs, Outputs
+from reval_core.objectives.inputs import Inputs, Outputs
 from reval_core.objectives.policy_gradient import grpo
 from reval_core.objectives.residuals import (
     regression,

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from reval_core.objectives.base import Inputs, Outputs
+from reval_core.objectives.inputs import Inputs, Outputs
 
 
 def grpo(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reval_core.objectives.base import Inputs, Outputs
+from reval_core.objectives.inputs import Inputs, Outputs
 
 
 def reval(inputs: Inputs, beta: float, **options: Any) -> Outputs:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from reval_core.output.characters import json_escaped
+from reval_core.output.control_characters import json_escaped
 
 _LONGEST_NUMBER_BITS = 10_000
 """Python writes no longer number in decimal."""

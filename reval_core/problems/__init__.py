@@ -1,8 +1,14 @@
 """Problems with known answers: where they come from, their order in a run, and how they become prompts."""
 
-from reval_core.problems.loading import check_contamination, load_held_out, load_problems, load_sets, load_train
 from reval_core.problems.order import PromptOrder
 from reval_core.problems.problem import Problem, problems_digest
+from reval_core.problems.problem_sets import (
+    check_contamination,
+    load_held_out,
+    load_problems,
+    load_sets,
+    load_train,
+)
 from reval_core.problems.prompts import Rendered, prompt_text, render
 
 __all__ = [

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from reval_core.atomic_files import digest
 from reval_core.config import Config, EngineSettings, Model, Prompt, Rollouts
 from reval_core.engines.limits import engine_context
-from reval_core.errors import Damaged, InputError
-from reval_core.facts import read_table
-from reval_core.files import digest
-from reval_core.models import context_length, reading_digest, stop_ids
-from reval_core.problems.loading import load_problems, load_sets, load_train
+from reval_core.errors import CorruptData, InputError
+from reval_core.model.loading import context_length, reading_digest, stop_ids
 from reval_core.problems.problem import Problem
+from reval_core.problems.problem_sets import load_problems, load_sets, load_train
 from reval_core.problems.prompts import render
 from reval_core.problems.recorded import PROMPTS, Prompts, read_prompts
-from reval_core.run_folder import RunFolder
+from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import read_table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -151,17 +151,17 @@ def prompts_in(path: Path) -> Prompts | None:
     """The prompts that were written down, if they were; a corrupt file is as good as none."""
     try:
         return read_prompts(path) if path.exists() else None
-    except Damaged:
+    except CorruptData:
         return None
 
 
-def known_prompts(folder: RunFolder, problems: Iterable[str]) -> Prompts:
+def known_prompts(directory: RunDirectory, problems: Iterable[str]) -> Prompts:
     """What a run has asked problems with: as it was written down, or else as its shards show it."""
-    return prompts_in(folder.prompts) or _prompts_of_run(folder, problems)
+    return prompts_in(directory.prompts) or _prompts_of_run(directory, problems)
 
 
-def _prompts_of_run(folder: RunFolder, problems: Iterable[str]) -> Prompts:
-    return prompts_of_shards(sorted(folder.path.glob("rollouts/round=?????/*.parquet")), problems)
+def _prompts_of_run(directory: RunDirectory, problems: Iterable[str]) -> Prompts:
+    return prompts_of_shards(sorted(directory.path.glob("rollouts/round=?????/*.parquet")), problems)
 
 
 def prompts_of_shards(shards: Iterable[Path], problems: Iterable[str]) -> Prompts:
@@ -172,7 +172,7 @@ def prompts_of_shards(shards: Iterable[Path], problems: Iterable[str]) -> Prompt
             break
         try:
             rows = read_table(path, ("problem", "prompt", "prompt_tokens"))
-        except Damaged:  # whoever needs the shard says so
+        except CorruptData:  # whoever needs the shard says so
             continue
         places: dict[str, int] = {}
         for place, problem in enumerate(rows.column("problem").to_pylist()):
@@ -200,7 +200,7 @@ class RunProblems:
     """Whether all prompts stand in the run's folder already."""
 
 
-def run_problems(config: Config, folder: RunFolder, tokenizer: PreTrainedTokenizerBase) -> RunProblems:
+def run_problems(config: Config, directory: RunDirectory, tokenizer: PreTrainedTokenizerBase) -> RunProblems:
     """The problems of a run, with their prompts as they were rendered when the run began.
 
     Raises InputError if a prompt cannot be made, or naming the first problem that cannot be asked.
@@ -209,8 +209,8 @@ def run_problems(config: Config, folder: RunFolder, tokenizer: PreTrainedTokeniz
     held_out = load_sets(config.problems.held_out, config.seed, "problems.held_out")
     wanted = _wanted(config, train, held_out)
     texts = list(dict.fromkeys(problem.problem for one in wanted.values() for problem in one.problems))
-    kept = prompts_in(folder.prompts)
-    known = kept or _prompts_of_run(folder, texts)
+    kept = prompts_in(directory.prompts)
+    known = kept or _prompts_of_run(directory, texts)
     new = [text for text in texts if text not in known]
     prompts = known.with_more(rendered(new, config.problems.prompt, config.model, tokenizer)) if new else known
     is_recorded = kept is not None and not new

@@ -13,9 +13,9 @@ from reval_core.config import ProblemSet
 from reval_core.errors import InputError
 from reval_core.problems.contamination import Overlap, contaminated, normalised
 from reval_core.problems.golds import LONGEST_GOLD, gold_kind
-from reval_core.problems.loading import load_problems, read_set
 from reval_core.problems.problem import Problem
-from reval_core.problems.reading import LONGEST_PROBLEM, Read
+from reval_core.problems.problem_rows import LONGEST_PROBLEM, Read
+from reval_core.problems.problem_sets import load_problems, read_set
 from reval_core.problems.registered import REGISTERED, find_set
 from reval_core.rows import within
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reval_core.problems.columns import OTHER_OPTIONS
+from reval_core.problems.problem_columns import OTHER_OPTIONS
 from reval_core.rows import Unusable, plain_text
 
 LETTERS = "ABCDEFGHIJ"

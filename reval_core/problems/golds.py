@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from reval_core.answers import alternatives, as_integer
+from reval_core.answers.extraction import extract, prepare_gold
 from reval_core.answers.reading import read_answer
 from reval_core.config import GoldMode
-from reval_core.extraction import extract, prepare_gold
 from reval_core.rows import Unusable, json_list, plain_text
 from reval_core.verification.equations import is_identity
 

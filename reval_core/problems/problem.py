@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
+from reval_core.atomic_files import digest
 from reval_core.config import GoldMode
-from reval_core.files import digest
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from reval_core.errors import Damaged
-from reval_core.files import file_digest, publish_file, publish_sealed, read_sealed
+from reval_core.atomic_files import file_digest, publish_file, publish_sealed, read_sealed
+from reval_core.errors import CorruptData
 from reval_core.problems.prompts import Rendered
 
 PROMPTS = pa.schema(
@@ -103,17 +103,17 @@ def read_prompts(path: Path) -> Prompts:
     """The prompts that were written down. Raises Damaged, naming the file, if they are not what was written."""
     try:
         if file_digest(path) not in read_sealed(_note(path))["sha256"]:
-            raise Damaged(f"{path}: is not what was written (its checksum differs)")
+            raise CorruptData(f"{path}: is not what was written (its checksum differs)")
         return Prompts(pq.read_table(path, schema=PROMPTS, partitioning=None))
     except (OSError, KeyError, pa.ArrowException) as error:
-        raise Damaged(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+        raise CorruptData(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
 
 
 def read_by(path: Path) -> str:
     """What has made the tokens of the prompts that were written down: a `reading_digest`, empty if none were."""
     try:
         return str(read_sealed(_note(path)).get("reading", ""))
-    except Damaged:
+    except CorruptData:
         return ""
 
 

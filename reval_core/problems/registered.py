@@ -124,7 +124,7 @@ REGISTERED: dict[SetName, RegisteredSet] = {
 }
 
 
-def folders() -> list[Path]:
+def directories() -> list[Path]:
     """Where registered sets are looked for: the folders of REVAL_DATA, or `data` where that is not set."""
     named = [Path(one) for one in os.environ.get(VARIABLE, "").split(os.pathsep) if one]
     return named or [Path("data")]
@@ -136,5 +136,5 @@ def find_set(name: SetName) -> Path | None:
     The name must be one of the set's own: `gsm8k-64.jsonl` is not GSM8K.
     """
     names = [stem + ending for stem in REGISTERED[name].files for ending in ENDINGS]
-    places = (folder / file for folder in folders() for file in names)
+    places = (directory / file for directory in directories() for file in names)
     return next((place for place in places if place.is_file()), None)

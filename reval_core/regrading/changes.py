@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from reval_core.config import Reward
-from reval_core.rewards import rewards
+from reval_core.verification.rewards import rewards
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
+from reval_core.answers.extraction import Method
+from reval_core.atomic_files import publish_file
 from reval_core.config import DynamicSampling, Reward, Verification
-from reval_core.errors import Damaged, InputError
-from reval_core.evaluation.folder import EvaluationFolder, published_facts
-from reval_core.extraction import Method
-from reval_core.facts import SCHEMAS
-from reval_core.files import publish_file
-from reval_core.loading import load_settings
-from reval_core.run_folder import RunFolder
+from reval_core.config.loader import load_settings
+from reval_core.errors import CorruptData, InputError
+from reval_core.evaluation.directory import EvaluationDirectory, published_tables
+from reval_core.replay_buffer.index import sql_views
 from reval_core.stages.verification import claims_of, verdict_table, with_given
-from reval_core.store import sql_views
+from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import SCHEMAS
 from reval_core.user_code import check_call
 from reval_core.verification import VERIFIER_VERSION, Claim, Judgement, Verifier
 
@@ -60,7 +60,7 @@ class Rules(BaseModel, extra="ignore"):
 class Stored:
     """A run or an evaluation whose responses are judged again."""
 
-    folder: RunFolder
+    directory: RunDirectory
     is_run: bool
     rounds: tuple[int, ...]
     """Those that have been judged, or of an evaluation those of its policies."""
@@ -71,9 +71,9 @@ def stored_responses(path: Path, rounds: Sequence[int]) -> Stored:
 
     Raises InputError if there is none, or a round has not been judged yet.
     """
-    evaluation = EvaluationFolder(path)
+    evaluation = EvaluationDirectory(path)
     is_run = not evaluation.protocol.exists()
-    folder = RunFolder(path) if is_run else evaluation
+    directory = RunDirectory(path) if is_run else evaluation
     judged = _judged_rounds(path, is_run)
     missing = [round for round in rounds if round not in judged]
     if missing:
@@ -83,7 +83,7 @@ def stored_responses(path: Path, rounds: Sequence[int]) -> Stored:
         )
     if not judged:
         raise InputError(f"{path}: no response has been judged yet; wait for the first round")
-    return Stored(folder, is_run, tuple(sorted(set(rounds))) or tuple(judged))
+    return Stored(directory, is_run, tuple(sorted(set(rounds))) or tuple(judged))
 
 
 def other_rules(stored: Stored, mode: str | None, methods: str | None, function: str | None) -> Rules:
@@ -105,7 +105,7 @@ def other_rules(stored: Stored, mode: str | None, methods: str | None, function:
     overrides += [f"verification.methods=[{methods}]"] if methods else []
     if overrides or function:
         overrides += [f"reward.function={function or 'null'}", "reward.settings={}"]
-    path = stored.folder.config if stored.is_run else stored.folder.protocol
+    path = stored.directory.config if stored.is_run else stored.directory.protocol
     return load_settings(path, Rules, overrides)
 
 
@@ -113,9 +113,9 @@ def check_out(stored: Stored, out: Path) -> None:
     """Raise InputError unless a new file can be written at `out`, outside of the run."""
     if out.exists():
         raise InputError(f"{out}: exists; give --out a file that does not")
-    if out.absolute().is_relative_to(stored.folder.path):
+    if out.absolute().is_relative_to(stored.directory.path):
         raise InputError(
-            f"{out}: is inside {stored.folder.path}, which is not changed; give --out a file beside it"
+            f"{out}: is inside {stored.directory.path}, which is not changed; give --out a file beside it"
         )
     try:
         publish_file(out, lambda partial: partial.touch())
@@ -161,7 +161,7 @@ def _ticked(verifier: Verifier, claims: Sequence[Claim], tick: Callable[[int, in
 def write_regraded(out: Path, table: pa.Table, stored: Stored, rules: Rules) -> None:
     """Write the table with what it was made of and by, under the key `reval.regraded` of its metadata."""
     made = {
-        "run": stored.folder.name,
+        "run": stored.directory.name,
         "rules": rules.model_dump(mode="json"),
         "verifier": VERIFIER_VERSION,
         "rounds": stored.rounds,
@@ -172,8 +172,8 @@ def write_regraded(out: Path, table: pa.Table, stored: Stored, rules: Rules) -> 
 
 def _judged_rounds(path: Path, is_run: bool) -> list[int]:
     if is_run:
-        return sorted({one.round for one in published_facts(path) if one.stage == "verification"})
-    with sql_views(path, published_facts(path)) as connection:
+        return sorted({one.round for one in published_tables(path) if one.stage == "verification"})
+    with sql_views(path, published_tables(path)) as connection:
         return [
             round for (round,) in connection.execute("SELECT DISTINCT round FROM evaluations ORDER BY 1").fetchall()
         ]
@@ -181,12 +181,12 @@ def _judged_rounds(path: Path, is_run: bool) -> list[int]:
 
 def _rows(stored: Stored, round: int) -> pa.Table:
     query = _OF_A_RUN if stored.is_run else _OF_AN_EVALUATION
-    path = stored.folder.path
-    with sql_views(path, published_facts(path)) as connection:
+    path = stored.directory.path
+    with sql_views(path, published_tables(path)) as connection:
         try:
             found = connection.sql(
                 f"{query} WHERE t.round = $round ORDER BY t.trajectory_id", params={"round": round}
             )
             return found.to_arrow_table()
         except duckdb.Error as error:
-            raise Damaged(f"{path}: round {round} cannot be read ({str(error).splitlines()[0]})") from error
+            raise CorruptData(f"{path}: round {round} cannot be read ({str(error).splitlines()[0]})") from error

@@ -10,39 +10,39 @@ from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
 
-from reval_core.facts import Manifest
-from reval_core.files import publish_file
+from reval_core.atomic_files import publish_file
+from reval_core.replay_buffer.index import sql_views
 from reval_core.report.examples import example_answers, recent
-from reval_core.report.figures import GAIN, HELD_OUT, Ask, Run, accuracy, curves, hardest, time_by_stage
 from reval_core.report.fit import fit, fit_in_words, fits
 from reval_core.report.off_policy import off_policy
 from reval_core.report.page import MINUS, Html, duration, folded, number, page, percent, section, statement, tag
-from reval_core.run_folder import RunFolder, wall_seconds
-from reval_core.store import sql_views
+from reval_core.report.sections import GAIN, HELD_OUT, Ask, Run, accuracy, curves, hardest, time_by_stage
+from reval_core.storage.run_directory import RunDirectory, wall_seconds
+from reval_core.storage.tables import Manifest
 
 
-def write_report(folder: RunFolder) -> Path:
+def write_report(directory: RunDirectory) -> Path:
     """Publish `report.html` in a run's folder and return its path."""
-    manifests = folder.manifests()
-    with _asking(folder, manifests) as ask, _asking(folder, recent(manifests)) as ask_recent:
-        run = Run(folder, manifests, ask)
+    manifests = directory.manifests()
+    with _asking(directory, manifests) as ask, _asking(directory, recent(manifests)) as ask_recent:
+        run = Run(directory, manifests, ask)
         figures = [
             accuracy(run) if run.source == "engine" else fit(run),
             curves(run),
             off_policy(run),
             time_by_stage(run),
             hardest(run),
-            example_answers(folder, ask_recent),
+            example_answers(directory, ask_recent),
         ]
         main = tag("main", _head(run), *figures, _settings(run), _footer())
-    text = page(f"{folder.name} · reval", main)
-    publish_file(folder.report, lambda partial: partial.write_text(text, encoding="utf-8"))
-    return folder.report
+    text = page(f"{directory.name} · reval", main)
+    publish_file(directory.report, lambda partial: partial.write_text(text, encoding="utf-8"))
+    return directory.report
 
 
 @contextmanager
-def _asking(folder: RunFolder, manifests: Sequence[Manifest]) -> Iterator[Ask]:
-    with closing(sql_views(folder.path, manifests)) as connection:
+def _asking(directory: RunDirectory, manifests: Sequence[Manifest]) -> Iterator[Ask]:
+    with closing(sql_views(directory.path, manifests)) as connection:
         # One row a file: in a long run opening the files is most of a query, so it is done once.
         connection.execute("CREATE TEMP TABLE rounds AS FROM rounds")
         yield cache(lambda sql: connection.sql(sql).to_arrow_table().to_pylist())
@@ -59,7 +59,7 @@ def _head(run: Run) -> Html:
         name: " → ".join([*shown[:1], *shown[1:][-1:]]) or "–",
         "rounds": f"{run.rounds} of {run.settings['rounds']}" if run.source != "import" else "–",
         "trajectories": f"{trajectories:,}",
-        "wall time": duration(wall_seconds(run.folder)),
+        "wall time": duration(wall_seconds(run.directory)),
         "engine": ", ".join(engines) or "–",
     }
     scored = run.of("consistency")
@@ -72,7 +72,7 @@ def _head(run: Run) -> Html:
         cards.append(tag("div", tag("dt", title), tag("dd", digest), class_="whole"))
     return tag(
         "header",
-        tag("h1", run.folder.name),
+        tag("h1", run.directory.name),
         tag("p", " ".join(filter(None, [_outcome(run), _unfinished(run)])), class_="summary"),
         tag("dl", *cards, class_="tiles"),
     )
@@ -125,7 +125,7 @@ def _reached_target(run: Run) -> bool:
 
 
 def _settings(run: Run) -> Html:
-    text = run.folder.config.read_text(encoding="utf-8")
+    text = run.directory.config.read_text(encoding="utf-8")
     return section(
         "Settings", "What the run was asked to do, defaults included.", folded("config.yaml", tag("pre", text))
     )

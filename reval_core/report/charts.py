@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from statistics import median
 
-from reval_core.output.characters import visible
+from reval_core.output.control_characters import visible
 from reval_core.report.page import MINUS, Html, join, tag
 
 Values = Sequence[float | None]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from reval_core.facts import Manifest
 from reval_core.report.page import Html, join, number, section, sql_note, statement, tag
-from reval_core.run_folder import RunFolder
+from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import Manifest
 
 SHORT = 24
 """Responses of up to so many tokens show each token's residual as a figure."""
@@ -70,14 +70,14 @@ def recent(manifests: Sequence[Manifest]) -> list[Manifest]:
     return [manifest for manifest in manifests if scored - RECENT < manifest.round <= scored]
 
 
-def example_answers(folder: RunFolder, ask: Callable[[str], list[dict[str, Any]]]) -> Html:
+def example_answers(directory: RunDirectory, ask: Callable[[str], list[dict[str, Any]]]) -> Html:
     """The section of examples. `ask` answers SQL."""
     query = statement(_EXAMPLES, rounds=RECENT, scored=_SCORED)
     rows = ask(query)
     title = "Example responses"
     if not rows:
         return section(title, "No response has been scored yet.")
-    tokens = _Tokens(folder)
+    tokens = _Tokens(directory)
     largest = max((abs(step) for row in rows for step in row["step_deltas"] or ()), default=0.0)
     lead = (
         "For a few recent prompts, the right and the wrong answer that the policy found likeliest. The loss is Δ²: "
@@ -93,10 +93,10 @@ def example_answers(folder: RunFolder, ask: Callable[[str], list[dict[str, Any]]
 class _Tokens:
     """The texts of single tokens, by the tokenizer of the run's newest checkpoint."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, directory: RunDirectory) -> None:
         from tokenizers import Tokenizer
 
-        files = sorted(folder.checkpoints.glob("round=?????/tokenizer.json"))
+        files = sorted(directory.checkpoints.glob("round=?????/tokenizer.json"))
         self._tokenizer = Tokenizer.from_file(str(files[-1])) if files else None
 
     def texts(self, ids: Sequence[int]) -> list[str]:

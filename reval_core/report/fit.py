@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from reval_core.report.charts import Series, line_chart, rounds_scale, value_scale
-from reval_core.report.figures import Run
 from reval_core.report.page import Html, number, section, sql_note, statement, tag
+from reval_core.report.sections import Run
 
 _FIT = """
     SELECT round, avg(abs(delta)) AS delta_abs, count(*) AS trajectories

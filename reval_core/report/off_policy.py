@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from reval_core.report.charts import Band, Series, line_chart, rounds_scale, value_scale
-from reval_core.report.figures import Curve, Run, about_resets, curve_figure
 from reval_core.report.page import Html, join, number, percent, section, sql_note, statement, tag
+from reval_core.report.sections import Curve, Run, about_resets, curve_figure
 
 _BY_ROUND = """
     SELECT round, off_policy_q05 AS q05, off_policy_q25 AS q25, off_policy_q50 AS q50, off_policy_q75 AS q75,

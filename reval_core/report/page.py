@@ -13,7 +13,7 @@ from html import escape
 from textwrap import dedent
 from typing import Any
 
-from reval_core.output.characters import visible_lines
+from reval_core.output.control_characters import visible_lines
 
 MINUS = "−"
 

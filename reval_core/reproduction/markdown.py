@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from reval_core.reproduction.finding import in_words
+from reval_core.reproduction.result import in_words
 
 
 def results_markdown(found: Sequence[Mapping[str, Any]]) -> str:
@@ -16,12 +16,12 @@ def results_markdown(found: Sequence[Mapping[str, Any]]) -> str:
     ]
     parts = [
         _table(["figure", "what it shows", "verdict"], rows),
-        *(part for one in found for part in _finding(one)),
+        *(part for one in found for part in _result(one)),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _finding(found: Mapping[str, Any]) -> Iterator[str]:
+def _result(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"### {found['figure']}"
     yield f"**{found['title']}** ({found['paper'] or 'past the paper'}). {found['claim']}"
     yield f"*{in_words(found['verdict'], found['paper']).capitalize()}.* {found['says']}"

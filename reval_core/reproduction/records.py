@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from reval_core.evaluation.folder import published_facts
-from reval_core.reproduction.plan import Unit
-from reval_core.run_folder import RunFolder
-from reval_core.store import sql_views
+from reval_core.evaluation.directory import published_tables
+from reval_core.replay_buffer.index import sql_views
+from reval_core.reproduction.study import Unit
+from reval_core.storage.run_directory import RunDirectory
 
 # Each is asked of each run by itself, as `reval sql RUN` would.
 ROUNDS = """
@@ -53,7 +53,7 @@ class Record:
     @property
     def resets(self) -> int:
         """How often the reference was reset."""
-        return len(RunFolder(self.path).manifests(("reference_reset",)))
+        return len(RunDirectory(self.path).manifests(("reference_reset",)))
 
     def rounds_to(self, accuracy: float) -> int | None:
         """The first round whose policy was measured to be so good; None if none was."""
@@ -64,7 +64,7 @@ class Record:
         return float(sum(row[name] for row in self.rounds[:rounds]))
 
     def _ask(self, query: str) -> list[dict[str, Any]]:
-        with sql_views(self.path, published_facts(self.path)) as views:
+        with sql_views(self.path, published_tables(self.path)) as views:
             rows: list[dict[str, Any]] = views.sql(query).to_arrow_table().to_pylist()
         return rows
 

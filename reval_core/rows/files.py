@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
+from reval_core.config.places import check_local
 from reval_core.errors import InputError
 from reval_core.rows.columns import Fields, choose_columns, value_at
 from reval_core.rows.values import Unusable
-from reval_core.storage.places import check_local
 
 Made = TypeVar("Made")
 

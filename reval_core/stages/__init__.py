@@ -3,18 +3,18 @@
 A stage that has published under the same key already is not run again: its manifest is read.
 """
 
+from reval_core.stages.benchmark import sitting_responses, sitting_verdicts
 from reval_core.stages.consistency import consistency
 from reval_core.stages.evaluation import evaluation
 from reval_core.stages.importing import importing
 from reval_core.stages.learning import checkpoint, learning
+from reval_core.stages.offline import stored_rollouts, stored_verdicts
 from reval_core.stages.recording import recording
 from reval_core.stages.reference_reset import reference_reset
 from reval_core.stages.residual_evaluation import residual_evaluation
 from reval_core.stages.rollouts import rollouts
 from reval_core.stages.sampling import sampling
-from reval_core.stages.sitting import sitting_responses, sitting_verdicts
 from reval_core.stages.stage import Stage
-from reval_core.stages.taking_over import stored_rollouts, stored_verdicts
 from reval_core.stages.verification import verification
 from reval_core.stages.warm_start import warm_start
 

@@ -14,18 +14,18 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from reval_core.batches import Rows, TokenBatch, collate, micro_batches, pad_rows, places_on
-from reval_core.canary import Lag, Sample, engine_lag, token_gap, token_kl
 from reval_core.config import Config, Objective
-from reval_core.facts import Manifest, read_table
-from reval_core.learning.noise import spread_sample
+from reval_core.engines.mismatch import Lag, Sample, engine_lag, token_gap, token_kl
+from reval_core.model.noise import spread_sample
+from reval_core.model.scoring import Scores, score
+from reval_core.model.token_batch import Rows, TokenBatch, collate, micro_batches, pad_rows, places_on
 from reval_core.objectives import step_residuals, value_term
-from reval_core.scoring import Scores, score
-from reval_core.session import Policy, Session
-from reval_core.stages.gap import stop_if_apart
+from reval_core.pipeline.run_context import Policy, RunContext
+from reval_core.replay_buffer.trajectories import list_rows, logprob_rows
+from reval_core.stages.mismatch import stop_if_apart
 from reval_core.stages.noise import measured_noise, noise_is_known
 from reval_core.stages.stage import Outcome, publish, settings, stage
-from reval_core.trajectories import list_rows, logprob_rows
+from reval_core.storage.tables import Manifest, read_table
 
 TOKEN_COLUMNS = (
     "trajectory_id",
@@ -47,9 +47,9 @@ _SAMPLED = 16
 
 
 def _inputs(
-    session: Session, round: int, rollouts: Manifest, verdicts: Manifest, policy: Policy, reference: Policy
+    context: RunContext, round: int, rollouts: Manifest, verdicts: Manifest, policy: Policy, reference: Policy
 ) -> list[Any]:
-    config = session.config
+    config = context.config
     return [
         rollouts.digest,
         verdicts.digest,
@@ -68,7 +68,7 @@ def scoring_settings(config: Config) -> list[Any]:
 
 @stage(inputs=_inputs)
 def consistency(
-    session: Session, round: int, rollouts: Manifest, verdicts: Manifest, policy: Policy, reference: Policy
+    context: RunContext, round: int, rollouts: Manifest, verdicts: Manifest, policy: Policy, reference: Policy
 ) -> Outcome:
     """Score the round's fresh trajectories under the policy that wrote them and under the reference.
 
@@ -77,32 +77,32 @@ def consistency(
     is by how many rounds the weights of an engine are behind, None where that cannot be told.
     """
     files = rollouts.files_of("trajectories")
-    shards = pa.concat_tables(read_table(session.folder.path / file.path, TOKEN_COLUMNS) for file in files)
-    reward = read_table(session.folder.path / verdicts.file("verdicts").path, ("reward",)).column("reward")
-    table = score_trajectories(session, round, shards, reward, policy, reference)
+    shards = pa.concat_tables(read_table(context.directory.path / file.path, TOKEN_COLUMNS) for file in files)
+    reward = read_table(context.directory.path / verdicts.file("verdicts").path, ("reward",)).column("reward")
+    table = score_trajectories(context, round, shards, reward, policy, reference)
     lag = None
     # A round that has passed is not judged again when it is scored again.
-    if session.engine is not None and session.folder.manifest("consistency", round) is None:
-        lag = _measured_lag(session, shards, policy) if session.engine_may_lag else None
+    if context.engine is not None and context.directory.manifest("consistency", round) is None:
+        lag = _measured_lag(context, shards, policy) if context.engine_may_lag else None
         gaps = table.column("engine_gap").to_numpy()
         worst = np.argsort(-gaps, kind="stable")[:_SAMPLED].tolist()  # NaN comes last
-        stop_if_apart(session, round, table, policy, partial(_sample, session, shards, policy, worst), lag)
-    noise = measured_noise(session, shards, table, policy, known=noise_is_known(session, round))
-    info = {"beta": session.config.objective.beta, "engine_lag": lag and asdict(lag), **noise}
-    return Outcome([publish(session, round, "scores", table)], info)
+        stop_if_apart(context, round, table, policy, partial(_sample, context, shards, policy, worst), lag)
+    noise = measured_noise(context, shards, table, policy, known=noise_is_known(context, round))
+    info = {"beta": context.config.objective.beta, "engine_lag": lag and asdict(lag), **noise}
+    return Outcome([publish(context, round, "scores", table)], info)
 
 
 def score_trajectories(
-    session: Session, round: int, rows: pa.Table, reward: pa.ChunkedArray, policy: Policy, reference: Policy
+    context: RunContext, round: int, rows: pa.Table, reward: pa.ChunkedArray, policy: Policy, reference: Policy
 ) -> pa.Table:
     """Rows of the table `scores`: one a trajectory of `rows`, in that order.
 
     `rows` has the token columns of trajectories; `reward` is null where the verdict says nothing. When the two
     policies are one, the model is run once and the two scores are equal to the bit.
     """
-    config = session.config
-    learner = session.learner_at(policy)
-    by_reference = None if reference == policy else _by_reference(session, rows, reference)
+    config = context.config
+    learner = context.learner_at(policy)
+    by_reference = None if reference == policy else _by_reference(context, rows, reference)
     rewards = reward.to_numpy(zero_copy_only=False).astype(np.float32)
     # The engine's log-probs are those of the policy that wrote a response: only with its own is there a gap.
     written = pc.equal(rows.column("policy"), policy.identity).to_numpy()
@@ -111,7 +111,7 @@ def score_trajectories(
     parts: list[dict[str, Any]] = []
     # Not around the lines above: a policy that is rebuilt there needs gradients.
     with torch.no_grad():
-        for number, (chosen, batch) in enumerate(token_batches(session, rows)):
+        for number, (chosen, batch) in enumerate(token_batches(context, rows)):
             scores = score(learner.model, batch, config.scoring_temperature, entropy=True)
             sampled = scores
             if not math.isclose(temperature, config.scoring_temperature, rel_tol=1e-6):  # stored in float32
@@ -125,7 +125,7 @@ def score_trajectories(
                 **_divergence(scores, scores_ref, mask & (sampled is scores)),
             }
             parts.append({"row": chosen, **compared, **part})
-            session.tick(sum(len(part["row"]) for part in parts), len(rows))
+            context.tick(sum(len(part["row"]) for part in parts), len(rows))
     columns = _in_order(parts)
     count = len(rows)
     unknown = np.isnan(columns["delta"])
@@ -151,24 +151,26 @@ def score_trajectories(
     )
 
 
-def _sample(session: Session, rows: pa.Table, policy: Policy, chosen: list[int], model: torch.nn.Module) -> Sample:
+def _sample(
+    context: RunContext, rows: pa.Table, policy: Policy, chosen: list[int], model: torch.nn.Module
+) -> Sample:
     """Some trajectories of a round, for finding out why engine and trainer are apart."""
     engine, own = _own_logprobs(rows, policy)
     sources = [list_rows(rows.column(name)) for name in ("prompt_tokens", "response_tokens", "loss_mask")]
-    batch = collate(*([source[row] for row in chosen] for source in sources)).to(session.device)
+    batch = collate(*([source[row] for row in chosen] for source in sources)).to(context.device)
     by_engine, compared = _padded(engine, own, chosen, batch)
 
     def by_trainer(temperature: float) -> Tensor:
         with torch.no_grad():
             return score(model, batch, temperature).logprobs
 
-    return Sample(by_engine, compared, by_trainer, session.config.generation.temperature)
+    return Sample(by_engine, compared, by_trainer, context.config.generation.temperature)
 
 
-def _measured_lag(session: Session, rows: pa.Table, policy: Policy) -> Lag | None:
+def _measured_lag(context: RunContext, rows: pa.Table, policy: Policy) -> Lag | None:
     """How far the engine is behind, by a sample of the rows that it wrote with `policy`."""
     written = [row for row, own in enumerate(_own_logprobs(rows, policy)[1]) if own.any()]
-    learner = session.learner_and_before(policy) if written else None
+    learner = context.learner_and_before(policy) if written else None
     if learner is None:
         return None
     responses = list_rows(rows.column("response_tokens"))
@@ -176,11 +178,11 @@ def _measured_lag(session: Session, rows: pa.Table, policy: Policy) -> Lag | Non
         pa.array([written[place] for place in spread_sample([len(responses[row]) for row in written])])
     )
     engine, own = _own_logprobs(sample, policy)
-    batches = list(token_batches(session, sample))
+    batches = list(token_batches(context, sample))
 
     @torch.inference_mode()
     def scored(model: torch.nn.Module) -> list[Tensor]:
-        return [score(model, batch, session.config.generation.temperature).logprobs for _, batch in batches]
+        return [score(model, batch, context.config.generation.temperature).logprobs for _, batch in batches]
 
     now = scored(learner.model)
     with learner.as_before() as model:
@@ -192,22 +194,22 @@ def _measured_lag(session: Session, rows: pa.Table, policy: Policy) -> Lag | Non
     return engine_lag(*torch.cat(tokens, dim=1).double().cpu().numpy())
 
 
-def _by_reference(session: Session, rows: pa.Table, reference: Policy) -> list[Scores]:
+def _by_reference(context: RunContext, rows: pa.Table, reference: Policy) -> list[Scores]:
     """What the reference says of each batch. Its weights are gone again before the policy's turn."""
-    with session.reference_model(reference) as model, torch.no_grad():
-        temperature = session.config.scoring_temperature
-        return [score(model, batch, temperature) for _, batch in token_batches(session, rows)]
+    with context.reference_model(reference) as model, torch.no_grad():
+        temperature = context.config.scoring_temperature
+        return [score(model, batch, temperature) for _, batch in token_batches(context, rows)]
 
 
-def token_batches(session: Session, rows: pa.Table) -> Iterator[tuple[list[int], TokenBatch]]:
+def token_batches(context: RunContext, rows: pa.Table) -> Iterator[tuple[list[int], TokenBatch]]:
     """Micro-batches of like length: the rows chosen, and their tokens."""
     sources = [list_rows(rows.column(name)) for name in ("prompt_tokens", "response_tokens", "loss_mask")]
     lengths = [len(prompt) + len(response) for prompt, response, _ in zip(*sources, strict=True)]
-    settings = session.config.learner
-    places = places_on(session.device, settings.micro_batch_tokens)
+    settings = context.config.learner
+    places = places_on(context.device, settings.micro_batch_tokens)
     for chosen in micro_batches(lengths, places, settings.packed):
         batch = collate(*([source[row] for row in chosen] for source in sources), packed=settings.packed)
-        yield chosen, batch.to(session.device)
+        yield chosen, batch.to(context.device)
 
 
 def _sampled_at(rows: pa.Table, written: np.ndarray, otherwise: float) -> float:

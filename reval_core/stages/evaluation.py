@@ -8,22 +8,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from reval_core.engines.base import Completion, Request
-from reval_core.facts import SCHEMAS
+from reval_core.engines.engine import Completion, Request
+from reval_core.pipeline.run_context import Policy, RunContext
 from reval_core.problems import problems_digest
-from reval_core.session import Policy, Session
 from reval_core.stages.rollouts import request_seed
 from reval_core.stages.stage import Outcome, publish, settings, stage
 from reval_core.stages.verification import claims_of, stop_if_unjudged
+from reval_core.storage.tables import SCHEMAS
 from reval_core.user_code import code_identity
 from reval_core.verification import VERIFIER_VERSION, Judgement
 
 
-def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
-    config = session.config
+def _inputs(context: RunContext, round: int, policy: Policy) -> list[Any]:
+    config = context.config
     return [
         policy.identity,
-        problems_digest(session.held_out),
+        problems_digest(context.held_out),
         *map(settings, (config.rollouts, config.problems.prompt, config.verification)),
         config.engine.kind,
         config.evaluation.samples,
@@ -38,40 +38,40 @@ def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
 
 
 @stage(inputs=_inputs)
-def evaluation(session: Session, round: int, policy: Policy) -> Outcome:
+def evaluation(context: RunContext, round: int, policy: Policy) -> Outcome:
     """Ask every held-out problem `evaluation.samples` times; less often where `evaluation.target` is out of reach.
 
     `info["accuracy"]` is the share that is right; of several problem sets, the mean of their shares.
 
     The seeds do not depend on the round, so two evaluations differ by their policies alone.
     """
-    samples, target = session.config.evaluation.samples, session.config.evaluation.target
-    asked = samples if target is None else min(samples, session.config.generation.samples)
-    rows, judgements = _answered(session, policy, range(asked))
+    samples, target = context.config.evaluation.samples, context.config.evaluation.target
+    asked = samples if target is None else min(samples, context.config.generation.samples)
+    rows, judgements = _answered(context, policy, range(asked))
     while target is not None and asked < samples and _may_be(target, judgements):
-        more, judged = _answered(session, policy, range(asked, min(2 * asked, samples)))
+        more, judged = _answered(context, policy, range(asked, min(2 * asked, samples)))
         rows, judgements = {name: [*rows[name], *more[name]] for name in rows}, [*judgements, *judged]
         asked = min(2 * asked, samples)
-    stop_if_unjudged("the evaluation", session.config.verification, judgements)
+    stop_if_unjudged("the evaluation", context.config.verification, judgements)
     table = evaluation_table(rows, judgements, round=round, policy=policy.identity)
     accuracies = accuracy_by_set(table)
     accuracy = sum(accuracies.values()) / len(accuracies)
     return Outcome(
-        [publish(session, round, "evaluations", table)], {"accuracy": accuracy, "accuracy_by_set": accuracies}
+        [publish(context, round, "evaluations", table)], {"accuracy": accuracy, "accuracy_by_set": accuracies}
     )
 
 
 def _answered(
-    session: Session, policy: Policy, samples: Sequence[int]
+    context: RunContext, policy: Policy, samples: Sequence[int]
 ) -> tuple[dict[str, list[Any]], list[Judgement]]:
     """These samples of every held-out problem, as columns, and their judgements."""
-    asked = [(problem, sample) for problem in session.held_out for sample in samples]
-    prompts = {problem: session.prompts[problem.problem][1] for problem in session.held_out}
+    asked = [(problem, sample) for problem in context.held_out for sample in samples]
+    prompts = {problem: context.prompts[problem.problem][1] for problem in context.held_out}
     requests = [
-        Request(prompts[problem], request_seed(session, "evaluation", 0, problem, sample))
+        Request(prompts[problem], request_seed(context, "evaluation", 0, problem, sample))
         for problem, sample in asked
     ]
-    completions = _generate(session, policy, requests)
+    completions = _generate(context, policy, requests)
     rows = {
         "prompt_id": [problem.prompt_id for problem, _ in asked],
         "sample": [sample for _, sample in asked],
@@ -79,11 +79,11 @@ def _answered(
         "gold": [problem.answer for problem, _ in asked],
         "problem_set": [problem.problem_set for problem, _ in asked],
         "gold_mode": [problem.gold_mode for problem, _ in asked],
-        "response": session.tokenizer.batch_decode([one.tokens for one in completions], skip_special_tokens=True),
+        "response": context.tokenizer.batch_decode([one.tokens for one in completions], skip_special_tokens=True),
         "response_length": [len(completion.tokens) for completion in completions],
         "finish_reason": [completion.finish_reason for completion in completions],
     }
-    return rows, session.verifier.judge(claims_of(rows))
+    return rows, context.verifier.judge(claims_of(rows))
 
 
 def _may_be(target: float, judgements: Sequence[Judgement]) -> bool:
@@ -116,10 +116,10 @@ def accuracy_by_set(evaluations: pa.Table) -> dict[str, float]:
     return {name: sum(found) / len(found) for name, found in right.items()}
 
 
-def _generate(session: Session, policy: Policy, requests: list[Request]) -> list[Completion]:
+def _generate(context: RunContext, policy: Policy, requests: list[Request]) -> list[Completion]:
     """One completion a request, in order."""
     completions: dict[int, Completion] = {}
-    for place, completion in session.generate(policy, requests, batch=session.config.evaluation.batch):
+    for place, completion in context.generate(policy, requests, batch=context.config.evaluation.batch):
         completions[place] = completion
-        session.tick(len(completions), len(requests))
+        context.tick(len(completions), len(requests))
     return [completions[place] for place in range(len(requests))]

@@ -8,29 +8,29 @@ from typing import Any
 import pyarrow as pa
 
 from reval_core.config import ImportedRollouts
-from reval_core.imports import Material, import_table, sample_numbers
-from reval_core.models import context_length, tokenizer_digest
-from reval_core.session import Session
+from reval_core.model.loading import context_length, tokenizer_digest
+from reval_core.pipeline.run_context import RunContext
+from reval_core.replay_buffer.imported import Material, import_table, sample_numbers
 from reval_core.stages.shards import publish_shards
 from reval_core.stages.stage import Outcome, Stage, settings
 
 SHARD_ROWS = 256
 
 
-def _inputs(session: Session, round: int, material: Material) -> list[Any]:
-    config = session.config
+def _inputs(context: RunContext, round: int, material: Material) -> list[Any]:
+    config = context.config
     return [
         settings(config.rollouts),  # the file's content among them
         settings(config.problems.prompt),
-        tokenizer_digest(session.tokenizer),
+        tokenizer_digest(context.tokenizer),
         context_length(config.model),
         SHARD_ROWS,
         *([material.cut] if material.cut else []),  # before, what followed an end of text was learned as well
     ]
 
 
-def _work(session: Session, round: int, material: Material) -> Outcome:
-    source = session.config.rollouts
+def _work(context: RunContext, round: int, material: Material) -> Outcome:
+    source = context.config.rollouts
     assert isinstance(source, ImportedRollouts), "an import has the settings of one"
     samples = sample_numbers(material.rows)
 
@@ -46,7 +46,7 @@ def _work(session: Session, round: int, material: Material) -> Outcome:
         )
 
     shards = -(-len(material.rows) // SHARD_ROWS)
-    outcome = publish_shards(session, round, importing.key(session, round, material), shards, make)
+    outcome = publish_shards(context, round, importing.key(context, round, material), shards, make)
     outcome.info |= {"engine": "import", **material.counts}
     return outcome
 

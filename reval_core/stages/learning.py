@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from reval_core.checkpoints import save_checkpoint
-from reval_core.facts import Manifest
-from reval_core.learner import LEARNER_VERSION, Drawn, Update
+from reval_core.learning.checkpoints import save_checkpoint
+from reval_core.learning.learner import LEARNER_VERSION, Drawn, Update
 from reval_core.learning.off_policy import writer_log_ratio
 from reval_core.objectives import objective_identity
-from reval_core.replay import learn
-from reval_core.sampling import effective_sample_size
-from reval_core.session import Policy, Session
+from reval_core.pipeline.reconstruction import learn
+from reval_core.pipeline.run_context import Policy, RunContext
+from reval_core.replay_buffer.sampling import effective_sample_size
 from reval_core.stages.stage import Outcome, publish, settings, stage
+from reval_core.storage.tables import Manifest
 
 
-def _inputs(session: Session, round: int, draws: Manifest, policy: Policy) -> list[Any]:
-    config = session.config
+def _inputs(context: RunContext, round: int, draws: Manifest, policy: Policy) -> list[Any]:
+    config = context.config
     return [
         draws.digest,
         policy.identity,
@@ -30,38 +30,38 @@ def _inputs(session: Session, round: int, draws: Manifest, policy: Policy) -> li
 
 
 @stage(inputs=_inputs)
-def learning(session: Session, round: int, draws: Manifest, policy: Policy) -> Outcome:
+def learning(context: RunContext, round: int, draws: Manifest, policy: Policy) -> Outcome:
     """Turn `policy` into the next one; `info["policy"]` names it.
 
     `info["weights"]` is the checksum of its weights and `info["weights_before"]` that of those it was made from.
     They are the round before's `weights`, unless a GPU gave others when the run was resumed.
     """
-    learner = session.learner_at(policy)
+    learner = context.learner_at(policy)
     before = learner.checksum()
-    drawn = session.draws.read(round)
-    updates = learn(learner, drawn, session.tick, keep_before=session.engine_may_lag)
-    clip = session.config.learner.grad_clip
+    drawn = context.draws.read(round)
+    updates = learn(learner, drawn, context.tick, keep_before=context.engine_may_lag)
+    clip = context.config.learner.grad_clip
     tables = {"updates": _updates(round, drawn, updates, clip), "residuals": _residuals(round, drawn, updates)}
-    files = [publish(session, round, name, rows) for name, rows in tables.items()]
+    files = [publish(context, round, name, rows) for name, rows in tables.items()]
     info = {"policy": learner.policy, "updates_done": learner.updates_done}
     return Outcome(files, {**info, "weights": learner.checksum(), "weights_before": before})
 
 
-def _checkpoint_inputs(session: Session, round: int, policy: Policy) -> list[Any]:
+def _checkpoint_inputs(context: RunContext, round: int, policy: Policy) -> list[Any]:
     return [policy.identity]
 
 
-def _checkpoint_stands(session: Session, manifest: Manifest) -> bool:
+def _checkpoint_stands(context: RunContext, manifest: Manifest) -> bool:
     """Whether the checkpoint is there, unless it has been deleted for newer ones."""
     round = manifest.round
-    return round not in session.wanted_checkpoints or session.folder.checkpoint(round).exists()
+    return round not in context.wanted_checkpoints or context.directory.checkpoint(round).exists()
 
 
 @stage(inputs=_checkpoint_inputs, stands=_checkpoint_stands)
-def checkpoint(session: Session, round: int, policy: Policy) -> Outcome:
+def checkpoint(context: RunContext, round: int, policy: Policy) -> Outcome:
     """Save the policy."""
-    folder = session.folder.checkpoint(round)
-    content = save_checkpoint(folder, session.learner_at(policy), session.tokenizer)
+    directory = context.directory.checkpoint(round)
+    content = save_checkpoint(directory, context.learner_at(policy), context.tokenizer)
     return Outcome(info={"policy": policy.identity, "content": content})
 
 

@@ -8,26 +8,26 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from reval_core.batches import places_on
-from reval_core.learning.noise import LEAST, Noise, measure, spread_sample
-from reval_core.session import Policy, Session
-from reval_core.trajectories import list_rows
+from reval_core.model.noise import LEAST, Noise, measure, spread_sample
+from reval_core.model.token_batch import places_on
+from reval_core.pipeline.run_context import Policy, RunContext
+from reval_core.replay_buffer.trajectories import list_rows
 
 
-def noise_is_known(session: Session, round: int) -> bool:
+def noise_is_known(context: RunContext, round: int) -> bool:
     """Whether the noise that a round goes by was measured before it, on this device."""
-    earlier = _recorded(session, [("reference_reset", round - 1), ("sampling", round - 1)])
+    earlier = _recorded(context, [("reference_reset", round - 1), ("sampling", round - 1)])
     return earlier is not None and bool(earlier["device"] == device_name())
 
 
 def measured_noise(
-    session: Session, rows: pa.Table, scores: pa.Table, policy: Policy, known: bool = False
+    context: RunContext, rows: pa.Table, scores: pa.Table, policy: Policy, known: bool = False
 ) -> dict[str, Any]:
     """`{"noise": …}` for the manifest of a stage that scores `rows` under `policy`.
 
     Empty where the objective has no residual, `learner.noise` gives the noise, or it is `known`.
     """
-    config = session.config
+    config = context.config
     learner = config.learner
     if config.objective.beta is None or learner.noise is not None or known or not len(rows):
         return {}
@@ -35,23 +35,23 @@ def measured_noise(
     chosen = spread_sample(lengths.tolist())
     prompts, responses, written = (list_rows(rows.column(name).take(pa.array(chosen))) for name in _TOKENS)
     log_policy, value = (scores.column(name).to_numpy()[chosen] for name in ("log_policy", "value_policy"))
-    held = session.learner_at(policy)
+    held = context.learner_at(policy)
     with held.as_in_updates():
         found = measure(
             held.model,
             (prompts, responses, written),
             (log_policy, value),
             config.scoring_temperature,
-            places_on(session.device, learner.micro_batch_tokens),
+            places_on(context.device, learner.micro_batch_tokens),
             learner.packed,
         ).at_least(LEAST[learner.precision])
     return {"noise": {"logprob": found.logprob, "value": found.value, "device": device_name()}}
 
 
-def round_noise(session: Session, round: int) -> dict[str, Any] | None:
+def round_noise(context: RunContext, round: int) -> dict[str, Any] | None:
     """What was measured last before the draws of a round; None where nothing was to be measured."""
     return _recorded(
-        session,
+        context,
         [("consistency", round), ("reference_reset", round - 1), ("sampling", round - 1), ("consistency", 0)],
     )
 
@@ -69,7 +69,7 @@ def device_name() -> str:
 _TOKENS = ("prompt_tokens", "response_tokens", "loss_mask")
 
 
-def _recorded(session: Session, stages: list[tuple[str, int]]) -> dict[str, Any] | None:
+def _recorded(context: RunContext, stages: list[tuple[str, int]]) -> dict[str, Any] | None:
     """The noise in the first of these manifests that has one."""
-    manifests = (session.folder.manifest(*stage) for stage in stages)
+    manifests = (context.directory.manifest(*stage) for stage in stages)
     return next((one.info["noise"] for one in manifests if one is not None and one.info.get("noise")), None)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from reval_core.facts import SCHEMAS, Manifest
 from reval_core.learning.off_policy import QUANTILES, effective_share
-from reval_core.session import Session
+from reval_core.pipeline.run_context import RunContext
 from reval_core.stages.stage import Outcome, publish, stage
+from reval_core.storage.tables import SCHEMAS, Manifest
 
 TIMED = ("rollouts", "verification", "consistency", "sampling", "learning", "evaluation")
 """The stages that have a column of seconds in the table `rounds`."""
@@ -65,24 +65,24 @@ _WRITERS = """
 """
 
 
-def _inputs(session: Session, round: int, manifests: Sequence[Manifest]) -> list[Any]:
+def _inputs(context: RunContext, round: int, manifests: Sequence[Manifest]) -> list[Any]:
     return [manifest.digest for manifest in manifests]
 
 
 @stage(inputs=_inputs)
-def recording(session: Session, round: int, manifests: Sequence[Manifest]) -> Outcome:
+def recording(context: RunContext, round: int, manifests: Sequence[Manifest]) -> Outcome:
     """Add up a round. `manifests` are those of its stages."""
-    row = session.store.query(_FIGURES, round=round).to_pylist()[0]
+    row = context.store.query(_FIGURES, round=round).to_pylist()[0]
     learner_tokens = row.pop("learner_tokens")
-    if session.config.objective.beta is None:  # what updates note as |Δ| is then no residual
+    if context.config.objective.beta is None:  # what updates note as |Δ| is then no residual
         row["drawn_delta_abs"] = None
     seconds = {manifest.stage: manifest.seconds for manifest in manifests}
     info = {manifest.stage: manifest.info for manifest in manifests}
     row |= {f"{name}_seconds": seconds.get(name, 0.0) for name in TIMED}
-    other = session.other_seconds()
+    other = context.other_seconds()
     row |= {
         "round": round,
-        **_off_policy(session, round),
+        **_off_policy(context, round),
         "engine_lag": (info.get("consistency", {}).get("engine_lag") or {}).get("slope"),
         "held_out_accuracy": info.get("evaluation", {}).get("accuracy"),
         "residual_left": info["sampling"]["residual_left"],
@@ -94,14 +94,14 @@ def recording(session: Session, round: int, manifests: Sequence[Manifest]) -> Ou
         "learner_tokens_per_second": learner_tokens / seconds["learning"],
         "ended_at": datetime.datetime.fromtimestamp(time.time(), datetime.UTC),
     }
-    session.attempt.touch()
+    context.attempt.touch()
     table = pa.Table.from_pylist([row], schema=SCHEMAS["rounds"])
-    return Outcome([publish(session, round, "rounds", table)], {"other_seconds": other, "stages": list(info)})
+    return Outcome([publish(context, round, "rounds", table)], {"other_seconds": other, "stages": list(info)})
 
 
-def _off_policy(session: Session, round: int) -> dict[str, float | None]:
+def _off_policy(context: RunContext, round: int) -> dict[str, float | None]:
     """How far the policy was from those that wrote what it was fed."""
-    found = session.store.query(_WRITERS, round=round).column("writer_log_ratio").to_numpy()
+    found = context.store.query(_WRITERS, round=round).column("writer_log_ratio").to_numpy()
     quantiles = np.quantile(found, QUANTILES).tolist() if len(found) else [None] * len(QUANTILES)
     named = {f"off_policy_q{100 * share:02.0f}": value for share, value in zip(QUANTILES, quantiles, strict=True)}
     return {**named, "off_policy_ess": effective_share(found) if len(found) else None}

@@ -6,16 +6,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from reval_core.checkpoints import checkpoint_state
-from reval_core.session import Policy, Session
+from reval_core.learning.checkpoints import checkpoint_state
+from reval_core.pipeline.run_context import Policy, RunContext
+from reval_core.replay_buffer.trajectories import RowReader
 from reval_core.stages.consistency import TOKEN_COLUMNS, score_trajectories, scoring_settings
 from reval_core.stages.noise import measured_noise
 from reval_core.stages.stage import Outcome, publish, settings, stage
-from reval_core.trajectories import RowReader
 
 
-def _inputs(session: Session, round: int, policy: Policy, reference: Policy) -> list[Any]:
-    config = session.config
+def _inputs(context: RunContext, round: int, policy: Policy, reference: Policy) -> list[Any]:
+    config = context.config
     capacity, max_age = config.replay.capacity, config.replay.max_age
     return [
         policy.identity,
@@ -28,22 +28,22 @@ def _inputs(session: Session, round: int, policy: Policy, reference: Policy) -> 
 
 
 @stage(inputs=_inputs)
-def reference_reset(session: Session, round: int, policy: Policy, reference: Policy) -> Outcome:
+def reference_reset(context: RunContext, round: int, policy: Policy, reference: Policy) -> Outcome:
     """Score every live trajectory under `reference`, which is the reference from the next round on, and `policy`.
 
     The scores against the old reference stay on record. `info["noise"]` is what the new ones are uncertain by.
     """
-    live, rows = live_trajectories(session)
-    scores = score_trajectories(session, round, rows, live.column("reward"), policy, reference)
-    info = {"reference": reference.identity, **measured_noise(session, rows, scores, policy)}
+    live, rows = live_trajectories(context)
+    scores = score_trajectories(context, round, rows, live.column("reward"), policy, reference)
+    info = {"reference": reference.identity, **measured_noise(context, rows, scores, policy)}
     if reference.averaged:
-        info["content"] = checkpoint_state(session.folder.average(round))["content"]
-    return Outcome([publish(session, round, "scores", scores, name="rescores")], info)
+        info["content"] = checkpoint_state(context.directory.average(round))["content"]
+    return Outcome([publish(context, round, "scores", scores, name="rescores")], info)
 
 
-def live_trajectories(session: Session) -> tuple[pa.Table, pa.Table]:
+def live_trajectories(context: RunContext) -> tuple[pa.Table, pa.Table]:
     """The rows of the live buffer by id, and the same trajectories with their tokens."""
-    live = session.store.query("SELECT * FROM buffer ORDER BY trajectory_id")
+    live = context.store.query("SELECT * FROM buffer ORDER BY trajectory_id")
     shards = zip(live.column("round").to_pylist(), live.column("shard").to_pylist(), strict=True)
-    paths = [session.folder.shard(*place) for place in shards]
-    return live, RowReader(session.folder.path, TOKEN_COLUMNS).take(paths, live.column("row").to_pylist())
+    paths = [context.directory.shard(*place) for place in shards]
+    return live, RowReader(context.directory.path, TOKEN_COLUMNS).take(paths, live.column("row").to_pylist())

@@ -8,17 +8,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from reval_core.facts import Manifest
+from reval_core.model.scoring import score
 from reval_core.objectives import value_term
-from reval_core.scoring import score
-from reval_core.session import Policy, Session
+from reval_core.pipeline.run_context import Policy, RunContext
 from reval_core.stages.consistency import scoring_settings, token_batches
 from reval_core.stages.reference_reset import live_trajectories
 from reval_core.stages.stage import Outcome, Stage, publish, settings
+from reval_core.storage.tables import Manifest
 
 
-def _inputs(session: Session, round: int, policy: Policy, reference: Policy, scores: Manifest) -> list[Any]:
-    config = session.config
+def _inputs(context: RunContext, round: int, policy: Policy, reference: Policy, scores: Manifest) -> list[Any]:
+    config = context.config
     return [
         policy.identity,
         reference.identity,
@@ -28,20 +28,20 @@ def _inputs(session: Session, round: int, policy: Policy, reference: Policy, sco
     ]
 
 
-def _work(session: Session, round: int, policy: Policy, reference: Policy, scores: Manifest) -> Outcome:
+def _work(context: RunContext, round: int, policy: Policy, reference: Policy, scores: Manifest) -> Outcome:
     """The residual of every live trajectory under `policy`; `info["delta_abs"]` is the mean of |Δ|."""
-    rows = _as_scored(session) if round == 0 else _under(session, policy)
-    mean = np.abs(rows.column("delta").drop_null().to_numpy()).mean() if session.config.objective.beta else None
+    rows = _as_scored(context) if round == 0 else _under(context, policy)
+    mean = np.abs(rows.column("delta").drop_null().to_numpy()).mean() if context.config.objective.beta else None
     count = len(rows)
     columns = {"round": pa.array([round] * count), "update": pa.nulls(count)}
     columns |= {name: rows.column(name) for name in rows.column_names} | {"writer_log_ratio": pa.nulls(count)}
-    file = publish(session, round, "residuals", pa.table(columns), name="stored_residuals")
+    file = publish(context, round, "residuals", pa.table(columns), name="stored_residuals")
     return Outcome([file], {"delta_abs": None if mean is None else float(mean)})
 
 
-def _as_scored(session: Session) -> pa.Table:
+def _as_scored(context: RunContext) -> pa.Table:
     """Before training: what consistency has just found."""
-    return session.store.query(
+    return context.store.query(
         """
         SELECT s.trajectory_id, s.delta, s.value_term, s.log_ratio
         FROM buffer JOIN scores s USING (trajectory_id)
@@ -50,18 +50,18 @@ def _as_scored(session: Session) -> pa.Table:
     )
 
 
-def _under(session: Session, policy: Policy) -> pa.Table:
+def _under(context: RunContext, policy: Policy) -> pa.Table:
     """With the reference's scores as they are stored."""
-    config, learner = session.config, session.learner_at(policy)
-    live, rows = live_trajectories(session)
+    config, learner = context.config, context.learner_at(policy)
+    live, rows = live_trajectories(context)
     log_policy, value = (torch.empty(len(live)) for _ in range(2))
     done = 0
     with torch.no_grad():
-        for chosen, batch in token_batches(session, rows):
+        for chosen, batch in token_batches(context, rows):
             scores = score(learner.model, batch, config.scoring_temperature)
             log_policy[chosen], value[chosen] = scores.log_policy.float().cpu(), scores.value.float().cpu()
             done += len(chosen)
-            session.tick(done, len(live))
+            context.tick(done, len(live))
     log_ref, value_ref, reward = (
         torch.from_numpy(live.column(name).to_numpy().copy()) for name in ("log_ref", "value_ref", "reward")
     )

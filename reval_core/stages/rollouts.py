@@ -11,26 +11,26 @@ from typing import Any
 
 import pyarrow as pa
 
+from reval_core.atomic_files import digest
 from reval_core.config import Rollouts
-from reval_core.errors import Damaged
-from reval_core.facts import FactFile, read_table
-from reval_core.files import digest
-from reval_core.groups import Group, asked_and_written, cut_off_groups, finished_groups
+from reval_core.errors import CorruptData
+from reval_core.pipeline.run_context import Policy, RunContext
 from reval_core.problems import Problem
-from reval_core.rewards import outcomes, without_signal
-from reval_core.session import Policy, Session
+from reval_core.replay_buffer.groups import Group, asked_and_written, cut_off_groups, finished_groups
+from reval_core.replay_buffer.trajectories import IDS_PER_ROUND, Asked, response_table
 from reval_core.stages.shards import Shards
 from reval_core.stages.stage import Outcome, settings, stage
 from reval_core.stages.verification import judged, judging
-from reval_core.trajectories import IDS_PER_ROUND, Asked, response_table
+from reval_core.storage.tables import TableFile, read_table
+from reval_core.verification.rewards import outcomes, without_signal
 
 
-def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
-    config = session.config
-    carried = _carried(session, round)
+def _inputs(context: RunContext, round: int, policy: Policy) -> list[Any]:
+    config = context.config
+    carried = _carried(context, round)
     return [
         policy.identity,
-        [problem.content() for problem in _Problems(session, round).first_wave()],
+        [problem.content() for problem in _Problems(context, round).first_wave()],
         [carried.content] if carried else [],
         *map(settings, (config.rollouts, config.problems.prompt)),
         config.engine.kind,
@@ -40,33 +40,33 @@ def _inputs(session: Session, round: int, policy: Policy) -> list[Any]:
 
 
 @stage(inputs=_inputs)
-def rollouts(session: Session, round: int, policy: Policy) -> Outcome:
+def rollouts(context: RunContext, round: int, policy: Policy) -> Outcome:
     """Generate the round's shards. Those that a crashed attempt has finished are kept.
 
     A shard holds whole groups, `prompts_per_shard` of them: of an engine that streams, those that are done first.
     Groups in which a budget cuts a response off become `partials`; the next round goes on with them. With dynamic
     sampling the round asks in waves: each asks as many more problems as groups with signal are lacking.
     """
-    engine = session.generating()
-    if engine.streams and session.folder.manifest("rollouts", round) is not None:
-        raise Damaged(
-            f"{session.folder.manifest_path('rollouts', round).parent}: a shard is gone, and engine {engine.name} "
-            "does not repeat itself; put back a copy, or start a new run"
+    engine = context.generating()
+    if engine.streams and context.directory.manifest("rollouts", round) is not None:
+        raise CorruptData(
+            f"{context.directory.manifest_path('rollouts', round).parent}: a shard is gone, and engine "
+            f"{engine.name} does not repeat itself; put back a copy, or start a new run"
         )
     shards = Shards(
-        session.folder,
+        context.directory,
         round,
-        rollouts.key(session, round, policy),
+        rollouts.key(context, round, policy),
         writer=policy.round,
         gapless=engine.streams,
     )
-    problems = _Problems(session, round)
-    groups = [*_carried_groups(session, round), *_new_groups(session, round, problems.first_wave())]
-    waiting = _generate(session, round, policy, shards, dict(enumerate(groups)))
+    problems = _Problems(context, round)
+    groups = [*_carried_groups(context, round), *_new_groups(context, round, problems.first_wave())]
+    waiting = _generate(context, round, policy, shards, dict(enumerate(groups)))
     waves, asked = 1, len(groups)
-    while lacking := _lacking(session, shards, waves, asked):
-        more = _new_groups(session, round, problems.take(lacking))
-        _generate(session, round, policy, shards, dict(enumerate(more, start=asked)))
+    while lacking := _lacking(context, shards, waves, asked):
+        more = _new_groups(context, round, problems.take(lacking))
+        _generate(context, round, policy, shards, dict(enumerate(more, start=asked)))
         waves, asked = waves + 1, asked + lacking
     outcome = shards.outcome()
     outcome.info |= {
@@ -79,64 +79,64 @@ def rollouts(session: Session, round: int, policy: Policy) -> Outcome:
 
 
 def _generate(
-    session: Session, round: int, policy: Policy, shards: Shards, groups: Mapping[int, Group]
+    context: RunContext, round: int, policy: Policy, shards: Shards, groups: Mapping[int, Group]
 ) -> dict[int, Group]:
     """Publish those of these groups that are in no shard yet; gives what a budget cut off."""
     waiting = {number: group for number, group in groups.items() if number not in shards.groups()}
-    size = session.config.generation.prompts_per_shard or session.config.generation.prompts
-    table = partial(_table, session, round, policy)
-    with closing(_finished(session, policy, waiting, bool(shards.groups()))) as finished:
+    size = context.config.generation.prompts_per_shard or context.config.generation.prompts
+    table = partial(_table, context, round, policy)
+    with closing(_finished(context, policy, waiting, bool(shards.groups()))) as finished:
         shards.publish_finished(waiting, finished, size, table)
     if waiting:
         shards.publish_partials(lambda first: table(None, first, list(waiting.values())))
     return waiting
 
 
-def _lacking(session: Session, shards: Shards, waves: int, asked: int) -> int:
+def _lacking(context: RunContext, shards: Shards, waves: int, asked: int) -> int:
     """How many more groups to ask for after so many waves and groups: 0 without dynamic sampling."""
-    settings = session.config.generation
+    settings = context.config.generation
     if settings.dynamic_sampling is None or waves > settings.dynamic_sampling.waves:
         return 0
     rows, judgements = judged(
-        session, shards.files(groups=asked)
+        context, shards.files(groups=asked)
     )  # a crashed attempt may have left shards of later waves
     shards.restart_clock()
-    useless = without_signal(outcomes(judgements, session.config.reward), rows["prompt_id"])
+    useless = without_signal(outcomes(judgements, context.config.reward), rows["prompt_id"])
     with_signal = len({prompt for prompt, one in zip(rows["prompt_id"], useless, strict=True) if not one})
     return settings.prompts - with_signal
 
 
-def request_seed(session: Session, purpose: str, round: int, problem: Problem, sample: int) -> int:
+def request_seed(context: RunContext, purpose: str, round: int, problem: Problem, sample: int) -> int:
     """The seed of one response: a function of (run, purpose, round, prompt, sample)."""
-    return int(digest(session.config.seed, purpose, round, problem.prompt_id, sample)[:15], 16)
+    return int(digest(context.config.seed, purpose, round, problem.prompt_id, sample)[:15], 16)
 
 
-def _carried_groups(session: Session, round: int) -> list[Group]:
+def _carried_groups(context: RunContext, round: int) -> list[Group]:
     """The groups that the round before was cut off in."""
-    carried = _carried(session, round)
+    carried = _carried(context, round)
     if carried is None:
         return []
-    old = cut_off_groups(read_table(session.folder.path / carried.path), session.config.generation.samples)
+    old = cut_off_groups(read_table(context.directory.path / carried.path), context.config.generation.samples)
     return [
-        group.reseeded([request_seed(session, "continued", round, one.problem, one.sample) for one in group.asked])
+        group.reseeded([request_seed(context, "continued", round, one.problem, one.sample) for one in group.asked])
         for group in old
     ]
 
 
-def _new_groups(session: Session, round: int, problems: Sequence[Problem]) -> list[Group]:
+def _new_groups(context: RunContext, round: int, problems: Sequence[Problem]) -> list[Group]:
     """A group for each of these problems."""
     groups = []
     for problem in problems:
-        text, tokens = session.prompts[problem.problem]
+        text, tokens = context.prompts[problem.problem]
         asked = [
             Asked(
                 problem=problem,
                 sample=sample,
                 prompt=text,
                 prompt_tokens=tokens,
-                seed=request_seed(session, "rollout", round, problem, sample),
+                seed=request_seed(context, "rollout", round, problem, sample),
             )
-            for sample in range(session.config.generation.samples)
+            for sample in range(context.config.generation.samples)
         ]
         groups.append(Group.new(asked))
     return groups
@@ -145,15 +145,17 @@ def _new_groups(session: Session, round: int, problems: Sequence[Problem]) -> li
 class _Problems:
     """A round's way through the order of problems. It asks none twice, those carried over included."""
 
-    def __init__(self, session: Session, round: int) -> None:
-        carried = _carried(session, round)
-        self.passed = _asked_before(session, round)
+    def __init__(self, context: RunContext, round: int) -> None:
+        carried = _carried(context, round)
+        self.passed = _asked_before(context, round)
         """How many problems of their order the run has come past."""
         self._asked: set[str] = set()
         if carried is not None:
-            self._asked |= set(read_table(session.folder.path / carried.path, ("prompt_id",)).column(0).to_pylist())
-        self._order = session.order
-        self._prompts = session.config.generation.prompts
+            self._asked |= set(
+                read_table(context.directory.path / carried.path, ("prompt_id",)).column(0).to_pylist()
+            )
+        self._order = context.order
+        self._prompts = context.config.generation.prompts
 
     def first_wave(self) -> list[Problem]:
         """With the groups carried over there are as many as the config says."""
@@ -171,18 +173,18 @@ class _Problems:
         return found
 
 
-def _asked_before(session: Session, round: int) -> int:
+def _asked_before(context: RunContext, round: int) -> int:
     """How many problems of their order the rounds before this one have come past."""
-    generation = session.config.generation
+    generation = context.config.generation
     if not generation.cut_off and generation.dynamic_sampling is None:
         return (round - 1) * generation.prompts
-    before = session.folder.manifest("rollouts", round - 1)
+    before = context.directory.manifest("rollouts", round - 1)
     return 0 if before is None else int(before.info["prompts_asked"])
 
 
-def _carried(session: Session, round: int) -> FactFile | None:
+def _carried(context: RunContext, round: int) -> TableFile | None:
     """The groups that the round before was cut off in."""
-    before = session.folder.manifest("rollouts", round - 1) if session.config.generation.cut_off else None
+    before = context.directory.manifest("rollouts", round - 1) if context.config.generation.cut_off else None
     return next(iter(before.files_of("partials")), None) if before else None
 
 
@@ -203,15 +205,15 @@ class _Budget:
         return self.may_end and used_up
 
 
-def _finished(session: Session, policy: Policy, groups: dict[int, Group], begun: bool) -> Generator[int]:
+def _finished(context: RunContext, policy: Policy, groups: dict[int, Group], begun: bool) -> Generator[int]:
     """Let the engine answer what is open in these groups; gives each group's number once all of it has ended.
 
     `begun` says whether the round has finished groups already.
     """
-    settings = session.config.generation
+    settings = context.config.generation
     budget = _Budget(settings, begun) if settings.cut_off else None
     for number in finished_groups(
-        groups, policy.round, lambda requests: session.generate(policy, requests, budget), session.tick
+        groups, policy.round, lambda requests: context.generate(policy, requests, budget), context.tick
     ):
         if budget is not None:
             budget.may_end = True
@@ -219,16 +221,16 @@ def _finished(session: Session, policy: Policy, groups: dict[int, Group], begun:
 
 
 def _table(
-    session: Session, round: int, policy: Policy, shard: int | None, first: int, groups: Sequence[Group]
+    context: RunContext, round: int, policy: Policy, shard: int | None, first: int, groups: Sequence[Group]
 ) -> pa.Table:
     """Groups as rows; so many rows of the round stand before the first."""
     return response_table(
         *asked_and_written(groups),
-        session.tokenizer,
+        context.tokenizer,
         round=round,
         shard=shard,
         first_id=round * IDS_PER_ROUND + first,
         policy=policy.identity,
-        engine=session.generating().name,
-        temperature=session.config.generation.temperature,
+        engine=context.generating().name,
+        temperature=context.config.generation.temperature,
     )

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from reval_core.facts import Manifest
-from reval_core.sampling import draw_round, residual_left
-from reval_core.session import Session
+from reval_core.pipeline.run_context import RunContext
+from reval_core.replay_buffer.sampling import draw_round, residual_left
 from reval_core.stages.noise import as_noise, round_noise
 from reval_core.stages.stage import Outcome, publish, settings, stage
+from reval_core.storage.tables import Manifest
 
 
-def _inputs(session: Session, round: int, scores: Manifest, before: Manifest) -> list[Any]:
-    config = session.config
+def _inputs(context: RunContext, round: int, scores: Manifest, before: Manifest) -> list[Any]:
+    config = context.config
     batch = config.rollouts.trajectories
     updates, least = config.learner.updates, config.learner.least_updates
     drawn = [] if least is None else [least]
-    noise = round_noise(session, round)
+    noise = round_noise(context, round)
     return [scores.digest, before.digest, settings(config.replay), updates, batch, config.seed, noise, *drawn]
 
 
 @stage(inputs=_inputs)
-def sampling(session: Session, round: int, scores: Manifest, before: Manifest) -> Outcome:
+def sampling(context: RunContext, round: int, scores: Manifest, before: Manifest) -> Outcome:
     """Draw K batches. `before` left the residuals that the priorities come from: the last round's learning.
 
     `info` says how many, `residual_left`, the share of the residual that the round begins with, and `noise`, what
     the learner takes for noise in it.
     """
-    config = session.config
+    config = context.config
     beta = config.objective.beta
-    left = None if beta is None else residual_left(session.store, beta)
-    updates, noise = config.learner.updates_with(left), round_noise(session, round)
+    left = None if beta is None else residual_left(context.store, beta)
+    updates, noise = config.learner.updates_with(left), round_noise(context, round)
     draws = draw_round(
-        session.store,
+        context.store,
         config.replay,
         round=round,
         batch=config.rollouts.trajectories,
@@ -41,4 +41,4 @@ def sampling(session: Session, round: int, scores: Manifest, before: Manifest) -
         noise=as_noise(noise),
     )
     info = {"updates": updates, "residual_left": left, "noise": noise}
-    return Outcome([publish(session, round, "draws", draws)], info)
+    return Outcome([publish(context, round, "draws", draws)], info)

@@ -12,33 +12,33 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reval_core.errors import Damaged
-from reval_core.facts import FactFile, publish_table
-from reval_core.files import digest, file_digest, publish_sealed, read_sealed
-from reval_core.groups import Group
-from reval_core.run_folder import RunFolder
-from reval_core.session import Session
+from reval_core.atomic_files import digest, file_digest, publish_sealed, read_sealed
+from reval_core.errors import CorruptData
+from reval_core.pipeline.run_context import RunContext
+from reval_core.replay_buffer.groups import Group
 from reval_core.stages.stage import Outcome
+from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import TableFile, publish_table
 
 
 class Shards:
     """The shards of a round under a key that names the whole, those of crashed attempts included."""
 
     def __init__(
-        self, folder: RunFolder, round: int, key: str, *, writer: int | None = None, gapless: bool = False
+        self, directory: RunDirectory, round: int, key: str, *, writer: int | None = None, gapless: bool = False
     ) -> None:
         """`writer` is the policy, by its round, that writes here: what others have written is not counted.
 
         With `gapless` no shard is kept after one that is missing, which might come out of another size.
         """
-        self._folder = folder
+        self._directory = directory
         self._round = round
         self._key = key
         self._writer = writer
         self._notes: dict[int, dict[str, Any]] = {}
         """A note a shard: its file, how long it took, and what is in it."""
-        self._partials: FactFile | None = None
-        for path in sorted((folder.path / folder.shard(round, 0)).parent.glob("shard-*.json")):
+        self._partials: TableFile | None = None
+        for path in sorted((directory.path / directory.shard(round, 0)).parent.glob("shard-*.json")):
             self._keep(path)
         if gapless:
             whole = set(takewhile(self._notes.__contains__, count()))
@@ -51,10 +51,10 @@ class Shards:
         """What is in the finished shards."""
         return {number for note in self._notes.values() for number in note["groups"]}
 
-    def files(self, groups: int | None = None) -> list[FactFile]:
+    def files(self, groups: int | None = None) -> list[TableFile]:
         """The finished shards in order: all, or those of the first so many groups."""
         notes = [self._notes[number] for number in sorted(self._notes)]
-        return [FactFile(**note["file"]) for note in notes if groups is None or max(note["groups"]) < groups]
+        return [TableFile(**note["file"]) for note in notes if groups is None or max(note["groups"]) < groups]
 
     def restart_clock(self) -> None:
         """Leave the time since the last shard out of what generation took."""
@@ -68,7 +68,7 @@ class Shards:
         number = next(number for number in count() if number not in self._notes)
         before = sum(note["file"]["rows"] for other, note in self._notes.items() if other < number)
         rows = make(number, before)
-        file = publish_table(self._folder.path, self._folder.shard(self._round, number), "trajectories", rows)
+        file = publish_table(self._directory.path, self._directory.shard(self._round, number), "trajectories", rows)
         note = {
             "key": digest(self._key, number),
             "seconds": self._elapsed(),
@@ -107,8 +107,8 @@ class Shards:
     def publish_partials(self, make: Callable[[int], pa.Table]) -> None:
         """Publish what was cut off; its places in the round follow those of the shards."""
         rows = make(sum(note["file"]["rows"] for note in self._notes.values()))
-        path = Path(self._folder.shard(self._round, 0)).with_name("partials.parquet")
-        self._partials = publish_table(self._folder.path, str(path), "partials", rows)
+        path = Path(self._directory.shard(self._round, 0)).with_name("partials.parquet")
+        self._partials = publish_table(self._directory.path, str(path), "partials", rows)
         self._rest_seconds, self._rest_tokens = self._elapsed(), self._generated(rows)
 
     def outcome(self) -> Outcome:
@@ -132,7 +132,7 @@ class Shards:
         return int(pc.sum(pc.equal(writers, self._writer)).as_py() or 0)
 
     def _note(self, number: int) -> Path:
-        return (self._folder.path / self._folder.shard(self._round, number)).with_suffix(".json")
+        return (self._directory.path / self._directory.shard(self._round, number)).with_suffix(".json")
 
     def _keep(self, note: Path) -> None:
         """Keep a shard that an earlier attempt published whole under this key, if its bytes are still those."""
@@ -140,22 +140,22 @@ class Shards:
         if found["key"] != digest(self._key, number):
             return
         try:
-            file = FactFile(**found["file"])
+            file = TableFile(**found["file"])
         except (TypeError, ValueError) as error:
-            raise Damaged(f"{note}: is no record of a shard ({error})") from error
-        path = self._folder.path / file.path
+            raise CorruptData(f"{note}: is no record of a shard ({error})") from error
+        path = self._directory.path / file.path
         if path.exists() and file_digest(path) == file.sha256:
             self._notes[number] = found
 
 
 def publish_shards(
-    session: Session, round: int, key: str, shards: int, make: Callable[[int, int], pa.Table]
+    context: RunContext, round: int, key: str, shards: int, make: Callable[[int, int], pa.Table]
 ) -> Outcome:
     """Publish so many shards of a round, each in its place, as `make` gives them (see `Shards.publish`)."""
-    published = Shards(session.folder, round, key)
+    published = Shards(context.directory, round, key)
     done = published.groups()
     for number in range(shards):
-        session.tick(number, shards)
+        context.tick(number, shards)
         if number not in done:
             published.publish(make, [number])
     return published.outcome()

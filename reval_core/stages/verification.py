@@ -11,15 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reval_core import rewards
+from reval_core.atomic_files import publish_sealed, read_sealed
 from reval_core.config import Config, Reward, Verification
 from reval_core.errors import RunStopped
-from reval_core.facts import FactFile, Manifest, read_table
-from reval_core.files import publish_sealed, read_sealed
-from reval_core.session import Session
+from reval_core.pipeline.run_context import RunContext
 from reval_core.stages.stage import Outcome, publish, settings, stage
+from reval_core.storage.tables import Manifest, TableFile, read_table
 from reval_core.user_code import code_identity
-from reval_core.verification import VERIFIER_VERSION, Claim, Judgement
+from reval_core.verification import VERIFIER_VERSION, Claim, Judgement, rewards
 
 _COLUMNS = (
     "trajectory_id",
@@ -41,25 +40,25 @@ def judging(config: Config) -> list[Any]:
     return [settings(config.verification), settings(config.reward), code, VERIFIER_VERSION]
 
 
-def _inputs(session: Session, round: int, rollouts: Manifest) -> list[Any]:
-    return [rollouts.digest, *judging(session.config)]
+def _inputs(context: RunContext, round: int, rollouts: Manifest) -> list[Any]:
+    return [rollouts.digest, *judging(context.config)]
 
 
 @stage(inputs=_inputs)
-def verification(session: Session, round: int, rollouts: Manifest) -> Outcome:
+def verification(context: RunContext, round: int, rollouts: Manifest) -> Outcome:
     """Judge the round's responses.
 
     Raises RunStopped if too many could not be judged: their reward is unknown, not 0. And, with dynamic sampling,
     if no group has signal.
     """
-    config = session.config
+    config = context.config
     shards = rollouts.files_of("trajectories")
-    rows, judgements = judged(session, shards)
+    rows, judgements = judged(context, shards)
     try:
         stop_if_unjudged(f"round {round}", config.verification, judgements)
     except RunStopped:  # whoever starts the run again wants them judged again
         for file in shards:
-            _note(session, file).unlink(missing_ok=True)
+            _note(context, file).unlink(missing_ok=True)
         raise
     table = verdict_table(
         rows,
@@ -74,38 +73,38 @@ def verification(session: Session, round: int, rollouts: Manifest) -> Outcome:
             "so there is nothing to learn from; take easier or harder problems or more rollouts.samples, or leave "
             "out rollouts.dynamic_sampling"
         )
-    return Outcome([publish(session, round, "verdicts", table)])
+    return Outcome([publish(context, round, "verdicts", table)])
 
 
-def judged(session: Session, shards: Sequence[FactFile]) -> tuple[dict[str, list[Any]], list[Judgement]]:
+def judged(context: RunContext, shards: Sequence[TableFile]) -> tuple[dict[str, list[Any]], list[Judgement]]:
     """The responses in shards, as columns, and what is known of each.
 
     With dynamic sampling a round's prompts follow from its verdicts. Those of a shard are noted beside it then, and
     are not made again.
     """
-    parts = [read_table(session.folder.path / file.path, _COLUMNS) for file in shards]
+    parts = [read_table(context.directory.path / file.path, _COLUMNS) for file in shards]
     rows = pa.concat_tables(parts).to_pydict()
-    if not session.config.samples_dynamically:
-        return rows, with_given(rows, session.verifier.judge(claims_of(rows)))
+    if not context.config.samples_dynamically:
+        return rows, with_given(rows, context.verifier.judge(claims_of(rows)))
     return rows, [
-        one for file, part in zip(shards, parts, strict=True) for one in _noted(session, file, part.to_pydict())
+        one for file, part in zip(shards, parts, strict=True) for one in _noted(context, file, part.to_pydict())
     ]
 
 
-def _noted(session: Session, shard: FactFile, rows: Mapping[str, Sequence[Any]]) -> list[Judgement]:
+def _noted(context: RunContext, shard: TableFile, rows: Mapping[str, Sequence[Any]]) -> list[Judgement]:
     """The judgements on a shard's responses, from its note or, where there is none, made and noted now."""
-    note = _note(session, shard)
+    note = _note(context, shard)
     if note.exists():
         found = read_sealed(note)
         if found["content"] == shard.content:
             return [Judgement(*one) for one in found["judgements"]]
-    judgements = session.verifier.judge(claims_of(rows))
+    judgements = context.verifier.judge(claims_of(rows))
     publish_sealed(note, {"content": shard.content, "judgements": [astuple(one) for one in judgements]})
     return judgements
 
 
-def _note(session: Session, shard: FactFile) -> Path:
-    place = session.folder.path / shard.path
+def _note(context: RunContext, shard: TableFile) -> Path:
+    place = context.directory.path / shard.path
     return place.with_name(place.name.replace("shard-", "judged-")).with_suffix(".json")
 
 

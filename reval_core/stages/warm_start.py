@@ -9,19 +9,19 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reval_core.adapters import add_adapters
-from reval_core.checkpoints import save_first_checkpoint
+from reval_core.atomic_files import check_directory, digest, publish_directory
 from reval_core.config import WarmStart
-from reval_core.errors import Damaged
-from reval_core.facts import Manifest
-from reval_core.files import check_folder, digest, publish_folder
-from reval_core.learning.copy import LowPrecisionCopy
+from reval_core.errors import CorruptData
+from reval_core.learning.checkpoints import save_first_checkpoint
+from reval_core.learning.warm_start import WARM_START_VERSION, fit
+from reval_core.model.loading import load_model, make_tiny_model, save_model
+from reval_core.model.lora import add_adapters
+from reval_core.model.low_precision import LowPrecisionCopy
 from reval_core.model.scoring_check import check_scoring
-from reval_core.models import load_model, make_tiny_model, save_model
+from reval_core.pipeline.run_context import RunContext
 from reval_core.problems import Problem, load_problems, problems_digest
-from reval_core.session import Session
 from reval_core.stages.stage import Outcome, settings, stage
-from reval_core.warm_start import WARM_START_VERSION, fit
+from reval_core.storage.tables import Manifest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,83 +30,83 @@ if TYPE_CHECKING:
 log = logging.getLogger("reval")
 
 
-def _inputs(session: Session, round: int) -> list[Any]:
-    return [settings(session.config.model), session.config.seed, *_fitted(session)]
+def _inputs(context: RunContext, round: int) -> list[Any]:
+    return [settings(context.config.model), context.config.seed, *_fitted(context)]
 
 
-def _fitted(session: Session) -> list[Any]:
+def _fitted(context: RunContext) -> list[Any]:
     """What the model depends on before it is given adapters."""
-    model, machine = session.config.model.model_copy(update={"lora": None}), session.machine
+    model, machine = context.config.model.model_copy(update={"lora": None}), context.machine
     versions = [machine[name] for name in ("threads", "torch", "transformers", "device")]
     # Problems of its own are arithmetic, and so follow from the settings and WARM_START_VERSION.
     own = model.warm_start is not None and model.warm_start.problems
-    made = [None if own else problems_digest(session.train), _seed(session), versions]
+    made = [None if own else problems_digest(context.train), _seed(context), versions]
     return [settings(model), made if model.path is None or model.warm_start else None, WARM_START_VERSION]
 
 
-def _stands(session: Session, manifest: Manifest) -> bool:
-    based = session.config.model.lora is None or session.folder.base.exists()
-    return based and session.folder.checkpoint(0).exists()
+def _stands(context: RunContext, manifest: Manifest) -> bool:
+    based = context.config.model.lora is None or context.directory.base.exists()
+    return based and context.directory.checkpoint(0).exists()
 
 
 @stage(inputs=_inputs, stands=_stands)
-def warm_start(session: Session, round: int) -> Outcome:
+def warm_start(context: RunContext, round: int) -> Outcome:
     """Make policy 0 and its checkpoint. `info["policy"]` is the digest of the weights."""
-    model, reused = _policy_zero(session)
-    model.to(session.device)
-    config = session.config
+    model, reused = _policy_zero(context)
+    model.to(context.device)
+    config = context.config
     if config.model.lora is not None:
-        publish_folder(session.folder.base, lambda partial: save_model(model, session.tokenizer, partial))
+        publish_directory(context.directory.base, lambda partial: save_model(model, context.tokenizer, partial))
         add_adapters(model, config.model.lora, config.seed)
     # Checked as what learns, and saved as what the optimizer holds.
     copy = LowPrecisionCopy(model, config.seed) if config.learner.precision == "bfloat16" else None
     check_scoring(model, config.learner)
     with copy.replaced_by_masters() if copy else nullcontext():
-        identity = save_first_checkpoint(session.folder.checkpoint(0), model, session.tokenizer)
-    info = {"policy": identity, "content": identity, "reused": reused, "machine": session.machine}
+        identity = save_first_checkpoint(context.directory.checkpoint(0), model, context.tokenizer)
+    info = {"policy": identity, "content": identity, "reused": reused, "machine": context.machine}
     return Outcome(info=info)
 
 
-def shared_folder() -> Path:
+def shared_directory() -> Path:
     """Where fitted models are kept for other runs, by content."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "reval" / "warm-starts"
 
 
-def _policy_zero(session: Session) -> tuple[PreTrainedModel, bool]:
+def _policy_zero(context: RunContext) -> tuple[PreTrainedModel, bool]:
     """The model before training, and whether another run's warm start was taken over."""
-    config = session.config
+    config = context.config
     if config.model.warm_start is None:
-        return _raw_model(session), False
-    kept = shared_folder() / digest(_fitted(session))[:32]
+        return _raw_model(context), False
+    kept = shared_directory() / digest(_fitted(context))[:32]
     if _is_sound(kept):
         return load_model(kept, config.model), True
-    model = _raw_model(session)
-    problems = _shown(session, config.model.warm_start)
-    prompts = {problem.problem: session.prompts[problem.problem][1] for problem in problems}
+    model = _raw_model(context)
+    problems = _shown(context, config.model.warm_start)
+    prompts = {problem.problem: context.prompts[problem.problem][1] for problem in problems}
     fit(
-        model.to(session.device),
-        session.tokenizer,
+        model.to(context.device),
+        context.tokenizer,
         problems,
         prompts,
         config.model.warm_start,
-        _seed(session),
-        session.tick,
+        _seed(context),
+        context.tick,
     )
-    publish_folder(kept, lambda partial: save_model(model, session.tokenizer, partial))
+    publish_directory(kept, lambda partial: save_model(model, context.tokenizer, partial))
     return model, False
 
 
-def _shown(session: Session, settings: WarmStart) -> Sequence[Problem]:
+def _shown(context: RunContext, settings: WarmStart) -> Sequence[Problem]:
     """What is demonstrated."""
     if not settings.problems:
-        return session.train
-    return [one for source in settings.problems for one in load_problems(source, _seed(session))]
+        return context.train
+    return [one for source in settings.problems for one in load_problems(source, _seed(context))]
 
 
-def _seed(session: Session) -> int:
+def _seed(context: RunContext) -> int:
     """The seed of policy 0."""
-    config = session.config
+    config = context.config
     own = config.model.warm_start.seed if config.model.warm_start else None
     return config.seed if own is None else own
 
@@ -116,16 +116,16 @@ def _is_sound(kept: Path) -> bool:
     if not kept.exists():
         return False
     try:
-        check_folder(kept)
-    except Damaged as error:
+        check_directory(kept)
+    except CorruptData as error:
         log.warning("%s; it is fitted again", error)
         return False
     return True
 
 
-def _raw_model(session: Session) -> PreTrainedModel:
-    settings = session.config.model
+def _raw_model(context: RunContext) -> PreTrainedModel:
+    settings = context.config.model
     if settings.tiny is not None:
-        return make_tiny_model(settings.tiny, _seed(session))
+        return make_tiny_model(settings.tiny, _seed(context))
     assert settings.path is not None
     return load_model(settings.path, settings)

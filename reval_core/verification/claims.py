@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from reval_core.answers import alternatives, as_choice
-from reval_core.extraction import Method, boxed_answers, extract, prepare_gold
+from reval_core.answers.extraction import Method, boxed_answers, extract, prepare_gold
 from reval_core.verification.agreement import agree
 from reval_core.verification.copied import is_copied, lacks_asked_form
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any, Generic, Protocol, TypeVar
 
-from reval_core.verification.crew import Nursery, VerifierUnavailable, Worker
+from reval_core.verification.workers import ForkServer, VerifierUnavailable, Worker
 
 _STARTS_BEFORE_GIVING_UP = 3
 # sympy's caches grow by about 5 KB a task; a worker is renewed before they matter.
@@ -68,7 +68,7 @@ class Pool(Generic[AnyTask]):
     A process that is forked from this one starts workers of its own.
 
     Args:
-        job: what the workers are for (see `reval_core.verification.nursery`).
+        job: what the workers are for (see `reval_core.verification.forkserver`).
         workers: how many work at a time.
         timeout_seconds: for one task, from the moment an idle worker is handed it (see `crew.Worker.late`).
         memory_mb: address space of a worker in MiB.
@@ -87,7 +87,7 @@ class Pool(Generic[AnyTask]):
         self._condition = threading.Condition(threading.RLock())
         self._leader: _Call[AnyTask] | None = None
         self._calls: list[_Call[AnyTask]] = []
-        self._nursery: Nursery | None = None
+        self._fork_server: ForkServer | None = None
         self._crew: list[Worker[_Errand[AnyTask]]] = []
         self._failed_starts = 0
 
@@ -128,8 +128,8 @@ class Pool(Generic[AnyTask]):
                 call.over = True
             for worker in self._crew:
                 worker.connection.close()
-            if self._nursery:
-                self._nursery.abandon()
+            if self._fork_server:
+                self._fork_server.abandon()
             self._begin()
 
     def _next(self, call: _Call[AnyTask]) -> Found[AnyTask]:
@@ -176,14 +176,14 @@ class Pool(Generic[AnyTask]):
                 self._end_abandoned()
 
     def _disband(self) -> None:
-        nursery, self._nursery = self._nursery, None
+        fork_server, self._fork_server = self._fork_server, None
         crew, self._crew = self._crew, []
         for worker in crew:
             worker.connection.close()
         for call in self._calls:
             call.wait_again()
-        if nursery:
-            nursery.close()
+        if fork_server:
+            fork_server.close()
 
     def _step(self) -> None:
         """Hand out what waits, then see to the workers that have reported, have died or are late."""
@@ -202,13 +202,13 @@ class Pool(Generic[AnyTask]):
         """Start workers, as many as have something to do."""
         busy = sum(worker.task is not None for worker in self._crew)
         for _ in range(min(self._workers, busy + waiting) - len(self._crew)):
-            if self._nursery is None:
-                self._nursery = Nursery(self._job, self._memory_mb, self._timeout_seconds)
+            if self._fork_server is None:
+                self._fork_server = ForkServer(self._job, self._memory_mb, self._timeout_seconds)
             try:
-                self._crew.append(Worker(self._nursery, self._timeout_seconds))
+                self._crew.append(Worker(self._fork_server, self._timeout_seconds))
             except OSError:  # someone has killed it
-                self._nursery.close()
-                self._nursery = None
+                self._fork_server.close()
+                self._fork_server = None
                 self._note_start(failed=True)
 
     def _hand_out(self, waiting: Sequence[_Call[AnyTask]]) -> None:

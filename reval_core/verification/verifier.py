@@ -14,7 +14,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, Self
 
-from reval_core.extraction import METHODS, Method, Mode
+from reval_core.answers.extraction import METHODS, Method, Mode
 from reval_core.verification.claims import (
     Claim,
     Comparison,
@@ -45,7 +45,7 @@ class Verifier:
             waits for others. Thirty times as much by the clock is too late as well.
         memory_mb: address space of a worker in MiB, its own 60 included.
         mode: ``strict``, what training pays for, or ``lenient``, for grading responses of others.
-        methods: how answers are extracted, in order (see `reval_core.extraction.extract`); the mode's if not given.
+        methods: how answers are extracted, in order (see `answers.extraction.extract`); the mode's if not given.
         function: `package.module:function`, which judges in place of all that; it runs in the workers.
         settings: what the function is given by name.
     """

@@ -20,8 +20,8 @@ from unittest.mock import patch
 import torch
 
 from reval_core.errors import RunStopped
-from reval_core.run_folder import RunFolder
 from reval_core.stages.stage import Stage
+from reval_core.storage.run_directory import RunDirectory
 from tests.faults.zygote import CONFIG
 from tests.integration.test_training import tables
 from tests.runs import run
@@ -29,17 +29,17 @@ from tests.runs import run
 BYTES = 48 << 20
 
 
-def main(folder: Path, stage: str) -> None:
+def main(directory: Path, stage: str) -> None:
     torch.set_num_threads(1)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={BYTES}", "none", str(folder)], check=True)
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-    ballast, path = folder / "ballast", folder / "run"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={BYTES}", "none", str(directory)], check=True)
+    os.environ["XDG_CACHE_HOME"] = str(directory / "cache")
+    ballast, path = directory / "ballast", directory / "run"
     call = Stage.__call__
 
-    def in_stage(self: Stage, session: Any, round: int, *inputs: Any) -> Any:
+    def in_stage(self: Stage, context: Any, round: int, *inputs: Any) -> Any:
         if self.name == stage and round == (0 if stage == "warm_start" else 2) and not ballast.exists():
             _fill(ballast)
-        return call(self, session, round, *inputs)
+        return call(self, context, round, *inputs)
 
     with patch.object(Stage, "__call__", in_stage):
         message = ""
@@ -51,7 +51,7 @@ def main(folder: Path, stage: str) -> None:
     ballast.unlink()
     summary = run(path, CONFIG)
     assert summary is not None
-    rows = {table: len(found) for table, found in tables(RunFolder(path)).items()}
+    rows = {table: len(found) for table, found in tables(RunDirectory(path)).items()}
     print(json.dumps({"message": message, "partial": partial, "digest": summary["policy_digest"], "rows": rows}))
 
 

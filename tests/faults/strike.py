@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import torch
 
 from reval_core.engines.transformers import TransformersEngine
-from reval_core.learner import Learner
+from reval_core.learning.learner import Learner
+from reval_core.replay_buffer.index import Store
 from reval_core.stages.stage import Stage
-from reval_core.store import Store
 from reval_core.verification import Verifier
 
 
@@ -61,10 +61,10 @@ def strike(kill: str | None = None, trace: str | None = None, tamper: int | None
 
         return wrapper
 
-    def in_stage(stage: Stage, session: Any, round: int, *inputs: Any) -> Any:
+    def in_stage(stage: Stage, context: Any, round: int, *inputs: Any) -> Any:
         now[0] = f"{stage.name}/{round}"
         reach("start")
-        manifest = call(stage, session, round, *inputs)
+        manifest = call(stage, context, round, *inputs)
         reach("end")
         now[0] = f"between/{round}"
         return manifest

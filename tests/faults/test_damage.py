@@ -10,17 +10,17 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from reval_core.check import check_run
 from reval_core.engines.transformers import TransformersEngine
-from reval_core.errors import Damaged, RevalError
-from reval_core.run_folder import RunFolder
-from reval_core.store import Store
-from reval_core.summary import summarise
+from reval_core.errors import CorruptData, RevalError
+from reval_core.maintenance.check import check_run
+from reval_core.replay_buffer.index import Store
+from reval_core.report.summary import summarise
+from reval_core.storage.run_directory import RunDirectory
 from tests.faults.zygote import CONFIG
 from tests.integration.test_training import tables
 from tests.runs import run
 
-MENDED = [
+FIXED = [
     "rollouts/round=00001/shard-000.parquet",
     "rollouts/round=00003/shard-001.parquet",
     "rollouts/round=00002/shard-001.json",
@@ -89,7 +89,7 @@ def damage(path: Path, how: str) -> None:
 
 
 def _cases() -> list[object]:
-    cases = [(how, name) for name in MENDED for how in ("flip", "cut", "delete")]
+    cases = [(how, name) for name in FIXED for how in ("flip", "cut", "delete")]
     return [pytest.param(*case, marks=[pytest.mark.full] * (case not in SHORT)) for case in cases]
 
 
@@ -99,16 +99,16 @@ def test_what_is_damaged_is_made_again_and_nothing_else_changes(undisturbed, tmp
     shutil.copytree(undisturbed, path)
     damage(path / name, how)
     if name == "checkpoints/round=00000/model.safetensors":  # nothing reads it at a start unless a check found it
-        list(check_run(RunFolder(path), CONFIG))
+        list(check_run(RunDirectory(path), CONFIG))
     run(path, CONFIG)
     if name != "replay.duckdb" and not (how == "delete" and name in NOT_MISSED):
         assert str(Path(name).parent if "checkpoints" in name else name) in caplog.text, "nothing was said of it"
-    hurt = RunFolder(path)
-    assert summarise(hurt)["policy_digest"] == summarise(RunFolder(undisturbed))["policy_digest"]
-    assert tables(hurt) == tables(RunFolder(undisturbed))
-    findings = list(check_run(hurt, CONFIG))
-    assert [problem for finding in findings for problem in finding.problems] == []
-    assert len(findings) == 4
+    hurt = RunDirectory(path)
+    assert summarise(hurt)["policy_digest"] == summarise(RunDirectory(undisturbed))["policy_digest"]
+    assert tables(hurt) == tables(RunDirectory(undisturbed))
+    results = list(check_run(hurt, CONFIG))
+    assert [problem for result in results for problem in result.problems] == []
+    assert len(results) == 4
 
 
 def test_check_names_what_is_damaged_and_changes_nothing(undisturbed, tmp_path):
@@ -118,8 +118,8 @@ def test_check_names_what_is_damaged_and_changes_nothing(undisturbed, tmp_path):
     damage(path / "facts/round=00001/learning.json", "delete")
     damage(path / "checkpoints/round=00003/optimizer.safetensors", "cut")
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*") if file != path}
-    (finding,) = check_run(RunFolder(path), CONFIG)
-    assert finding.problems == [
+    (result,) = check_run(RunDirectory(path), CONFIG)
+    assert result.problems == [
         "checkpoints/round=00003: optimizer.safetensors: is not what was written",
         "facts/round=00001/learning.json: is gone",
         "rollouts/round=00002/shard-000.parquet: is not what was written (its checksum differs)",
@@ -164,13 +164,13 @@ def test_scores_against_an_earlier_reference_are_made_again(tmp_path, caplog):
     """The reference of round 4 is the policy of round 2, whose checkpoint was deleted at the reset of round 4."""
     path, longer = tmp_path / "run", CONFIG.model_copy(update={"rounds": 5})
     run(path, longer)
-    folder = RunFolder(path)
-    assert not folder.checkpoint(2).exists()
-    whole, digest = tables(folder), summarise(folder)["policy_digest"]
+    directory = RunDirectory(path)
+    assert not directory.checkpoint(2).exists()
+    whole, digest = tables(directory), summarise(directory)["policy_digest"]
     damage(path / "facts/round=00004/scores.parquet", "flip")
     run(path, longer)
     assert "facts/round=00004/scores.parquet" in caplog.text
-    assert (tables(folder), summarise(folder)["policy_digest"]) == (whole, digest)
+    assert (tables(directory), summarise(directory)["policy_digest"]) == (whole, digest)
 
 
 def test_making_an_old_checkpoint_again_deletes_no_newer_one(undisturbed, tmp_path):
@@ -188,16 +188,16 @@ def test_a_damaged_buffer_is_noticed_when_the_database_is_opened(undisturbed, tm
     with duckdb.connect(path / "replay.duckdb") as connection:
         connection.execute("DROP TABLE buffer")
     run(path, CONFIG)
-    assert [problem for finding in check_run(RunFolder(path), CONFIG) for problem in finding.problems] == []
+    assert [problem for result in check_run(RunDirectory(path), CONFIG) for problem in result.problems] == []
 
 
 def test_a_folder_of_another_version_is_refused_and_left_as_it_is(undisturbed, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(undisturbed, path)
-    for manifest in RunFolder(path).manifest_paths():
+    for manifest in RunDirectory(path).manifest_paths():
         manifest.write_text(json.dumps({"stage": "other"}))
     before = sorted(path.rglob("*"))
-    with pytest.raises(Damaged, match=r"none of its \d+ manifests can be read"):
+    with pytest.raises(CorruptData, match=r"none of its \d+ manifests can be read"):
         run(path, CONFIG)
     assert sorted(path.rglob("*")) == before
 
@@ -205,11 +205,11 @@ def test_a_folder_of_another_version_is_refused_and_left_as_it_is(undisturbed, t
 def test_a_database_that_is_behind_is_not_wrong(undisturbed, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(undisturbed, path)
-    folder = RunFolder(path)
-    store = Store(path, folder.database, CONFIG.replay.capacity)
-    store.build(folder.manifests()[:-3])
+    directory = RunDirectory(path)
+    store = Store(path, directory.database, CONFIG.replay.capacity)
+    store.build(directory.manifests()[:-3])
     store.close()
-    assert [problem for finding in check_run(folder, CONFIG) for problem in finding.problems] == []
+    assert [problem for result in check_run(directory, CONFIG) for problem in result.problems] == []
 
 
 def test_a_damaged_note_of_a_check_does_not_stop_a_run(undisturbed, tmp_path):

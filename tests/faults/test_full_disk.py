@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from reval_core.run_folder import STAGES, RunFolder
-from reval_core.summary import summarise
+from reval_core.report.summary import summarise
+from reval_core.storage.run_directory import STAGES, RunDirectory
 from tests.faults.zygote import CONFIG
 from tests.integration.test_training import tables
 from tests.runs import run
@@ -23,14 +23,14 @@ SHORT = ("rollouts", "learning")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A run with room, and the means to make one without."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    mount = ["mount", "-t", "tmpfs", "none", str(folder)]
+    directory = tmp_path_factory.mktemp("undisturbed")
+    mount = ["mount", "-t", "tmpfs", "none", str(directory)]
     if shutil.which("unshare") is None or subprocess.run([*ALONE, *mount], capture_output=True).returncode:
         pytest.skip("this machine does not let a test mount a small file system")
-    run(folder / "run", CONFIG)
-    return RunFolder(folder / "run")
+    run(directory / "run", CONFIG)
+    return RunDirectory(directory / "run")
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from reval_core.check import check_run
 from reval_core.config import Config
-from reval_core.run_folder import RunFolder
-from reval_core.summary import summarise
+from reval_core.maintenance.check import check_run
+from reval_core.report.summary import summarise
+from reval_core.storage.run_directory import RunDirectory
 from tests.faults.zygote import BEYOND, CONFIG, DYNAMIC, HALF
 from tests.integration.test_training import tables
 
@@ -53,33 +53,33 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture(scope="module")
 def undisturbed(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    assert start(folder / "run", trace=str(folder / "moments")) == 0
-    return Undisturbed(folder / "run", (folder / "moments").read_text().splitlines())
+    directory = tmp_path_factory.mktemp("undisturbed")
+    assert start(directory / "run", trace=str(directory / "moments")) == 0
+    return Undisturbed(directory / "run", (directory / "moments").read_text().splitlines())
 
 
 @pytest.fixture(scope="module")
 def beyond(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """A run in which K, the reset and β go by what it finds."""
-    folder = tmp_path_factory.mktemp("beyond")
-    assert start(folder / "run", config="beyond", trace=str(folder / "moments")) == 0
-    return Undisturbed(folder / "run", (folder / "moments").read_text().splitlines())
+    directory = tmp_path_factory.mktemp("beyond")
+    assert start(directory / "run", config="beyond", trace=str(directory / "moments")) == 0
+    return Undisturbed(directory / "run", (directory / "moments").read_text().splitlines())
 
 
 @pytest.fixture(scope="module")
 def dynamic(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """A run whose prompts follow from its verdicts, and whose reference is an average."""
-    folder = tmp_path_factory.mktemp("dynamic")
-    assert start(folder / "run", config="dynamic", trace=str(folder / "moments")) == 0
-    return Undisturbed(folder / "run", (folder / "moments").read_text().splitlines())
+    directory = tmp_path_factory.mktemp("dynamic")
+    assert start(directory / "run", config="dynamic", trace=str(directory / "moments")) == 0
+    return Undisturbed(directory / "run", (directory / "moments").read_text().splitlines())
 
 
 @pytest.fixture(scope="module")
 def half(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """A run in bfloat16."""
-    folder = tmp_path_factory.mktemp("half")
-    assert start(folder / "run", config="half", trace=str(folder / "moments")) == 0
-    return Undisturbed(folder / "run", (folder / "moments").read_text().splitlines())
+    directory = tmp_path_factory.mktemp("half")
+    assert start(directory / "run", config="half", trace=str(directory / "moments")) == 0
+    return Undisturbed(directory / "run", (directory / "moments").read_text().splitlines())
 
 
 def chosen(moments: list[str], number: int) -> str:
@@ -97,12 +97,12 @@ def shards(path: Path) -> dict[str, int]:
 
 def assert_same_end(path: Path, undisturbed: Undisturbed, config: Config = CONFIG) -> None:
     """The weights, every row of every table, and all that `reval check` looks at."""
-    hurt, whole = RunFolder(path), RunFolder(undisturbed.path)
+    hurt, whole = RunDirectory(path), RunDirectory(undisturbed.path)
     assert summarise(hurt)["policy_digest"] == summarise(whole)["policy_digest"]
     assert tables(hurt) == tables(whole)
-    findings = list(check_run(hurt, config))
-    assert [finding.part for finding in findings] == ["files", "rows", "database", "replay"]
-    assert [problem for finding in findings for problem in finding.problems] == []
+    results = list(check_run(hurt, config))
+    assert [result.part for result in results] == ["files", "rows", "database", "replay"]
+    assert [problem for result in results for problem in result.problems] == []
     assert not list(path.rglob("*.partial"))
     assert not list(path.rglob("*.damaged"))
 
@@ -185,7 +185,9 @@ def test_the_comparison_notices_a_single_weight(start, undisturbed, tmp_path):
     assert start(path, tamper=2) == 0
     with pytest.raises(AssertionError):
         assert_same_end(path, undisturbed)
-    assert summarise(RunFolder(path))["policy_digest"] != summarise(RunFolder(undisturbed.path))["policy_digest"]
+    assert (
+        summarise(RunDirectory(path))["policy_digest"] != summarise(RunDirectory(undisturbed.path))["policy_digest"]
+    )
 
 
 def test_every_stage_is_struck(undisturbed):

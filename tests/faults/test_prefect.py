@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from flows.server import answers
-from reval_core.run_folder import RunFolder
-from reval_core.summary import summarise
+from reval_core.report.summary import summarise
+from reval_core.storage.run_directory import RunDirectory
 from tests.faults.zygote import CONFIG
 from tests.integration.test_training import tables
 from tests.runs import run
@@ -106,7 +106,7 @@ def flow_runs(path: Path) -> list[str]:
 
 def assert_as_undisturbed(path: Path, tmp_path: Path) -> None:
     run(tmp_path / "undisturbed", CONFIG.model_copy(update={"rounds": ROUNDS}))
-    hurt, whole = RunFolder(path), RunFolder(tmp_path / "undisturbed")
+    hurt, whole = RunDirectory(path), RunDirectory(tmp_path / "undisturbed")
     assert summarise(hurt)["policy_digest"] == summarise(whole)["policy_digest"]
     assert tables(hurt) == tables(whole)
 

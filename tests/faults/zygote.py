@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from reval_core.models import make_tiny_model, make_tiny_tokenizer
+from reval_core.model.loading import make_tiny_model, make_tiny_tokenizer
 from tests.faults.strike import strike
 from tests.runs import run, small_config
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reval_core.files import CHECKSUMS, file_digest, publish_sealed, read_json, read_sealed
+from reval_core.atomic_files import CHECKSUMS, file_digest, publish_sealed, read_json, read_sealed
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ def _pipe(name: str) -> Callable[[Path], object]:
 def _written(name: str, content: bytes | str) -> Callable[[Path], object]:
     raw = content.encode() if isinstance(content, str) else content
 
-    def make(folder: Path) -> None:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(raw)
+    def make(directory: Path) -> None:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(raw)
 
     return make
 
@@ -148,7 +148,7 @@ RUN_DIRECTORIES = [
     ),
     Hostile("a database that is a text", _written("replay.duckdb", "SELECT 1")),
     Hostile(
-        "notes on checkpoints of other directories", _written("check.json", '{"damaged_checkpoints": ["../x"]}')
+        "notes on checkpoints of other directories", _written("check.json", '{"corrupt_checkpoints": ["../x"]}')
     ),
     Hostile(
         "attempts without an end",

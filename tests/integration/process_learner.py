@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from reval_core import config, processes
-from reval_core.learner import Learner
-from reval_core.run_folder import RunFolder
+from reval_core import config, launch
+from reval_core.learning import distributed
+from reval_core.learning.learner import Learner
+from reval_core.storage.run_directory import RunDirectory
 from tests.models import drawn, tiny_model
 from tests.runs import run, small_config
 
@@ -49,10 +50,10 @@ def whole_run(path: Path) -> None:
     settings = small_config(
         rounds=2, reference__reset_every=1, objective={"kind": "reval", "beta_times_length": 0.25}
     )
-    if processes.is_first():
+    if launch.is_first():
         run(path, settings)
     else:
-        processes.follow(RunFolder(path), settings)
+        distributed.follow(RunDirectory(path), settings)
 
 
 def main(what: str, target: Path) -> None:

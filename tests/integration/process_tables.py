@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from reval_core.facts import SCHEMAS, Manifest, publish_table
-from reval_core.run_folder import RunFolder
-from reval_core.store import Store
-from reval_core.trajectories import IDS_PER_ROUND
+from reval_core.replay_buffer.index import Store
+from reval_core.replay_buffer.trajectories import IDS_PER_ROUND
+from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import SCHEMAS, Manifest, publish_table
 
 ROWS = 50
 """The verdicts of a round."""
 
 
 def main(path: str, rounds: str) -> None:
-    folder = RunFolder(Path(path))
-    folder.path.mkdir()
-    store = Store(folder.path, folder.database, capacity=100)
-    store.build(folder.manifests())
+    directory = RunDirectory(Path(path))
+    directory.path.mkdir()
+    store = Store(directory.path, directory.database, capacity=100)
+    store.build(directory.manifests())
     for round in range(1, int(rounds) + 1):
         verdicts = [{"trajectory_id": round * IDS_PER_ROUND + row, "round": round} for row in range(ROWS)]
         for stage, table, rows in (
@@ -31,11 +31,11 @@ def main(path: str, rounds: str) -> None:
             ("recording", "rounds", [{"round": round}]),
         ):
             given = pa.Table.from_pylist(rows, SCHEMAS[table])
-            file = publish_table(folder.path, folder.facts(round, table), table, given)
+            file = publish_table(directory.path, directory.facts(round, table), table, given)
             manifest = Manifest(stage, round, stage, (file,))
-            folder.publish(manifest)
+            directory.publish(manifest)
             store.ingest(manifest)
-        store.publish_views(folder.tables)
+        store.publish_views(directory.tables)
     store.close()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reval_core.verification import Claim, Verifier, VerifierUnavailable, crew
+from reval_core.verification import Claim, Verifier, VerifierUnavailable, workers
 
 # Computes for hours.
 HANG = r"\sum_{k=1}^{2} \binom{1000000000}{500000000}"
@@ -105,9 +105,9 @@ def test_closing_ends_a_call_in_another_thread(verifier: Verifier) -> None:
             raised.append(error)
 
     worker = worker_of(verifier)
-    before = crew._seconds_computed(worker)
+    before = workers._seconds_computed(worker)
     thread = in_thread(judge)
-    wait_until(lambda: crew._seconds_computed(worker) > before + 0.1)
+    wait_until(lambda: workers._seconds_computed(worker) > before + 0.1)
     verifier.close()
     thread.join()
     assert "closed" in str(raised[0])
@@ -168,7 +168,7 @@ def test_a_worker_that_gets_no_processor_is_not_late() -> None:
 
 
 def test_a_worker_that_never_gets_on_is_late_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "_WALL_FACTOR", 3.0)
+    monkeypatch.setattr(workers, "_WALL_FACTOR", 3.0)
     with Verifier(workers=1, timeout_seconds=0.2) as verifier:
         verifier.judge(sums(900, 3))
         os.kill(worker_of(verifier), signal.SIGSTOP)
@@ -176,10 +176,10 @@ def test_a_worker_that_never_gets_on_is_late_by_the_clock(monkeypatch: pytest.Mo
 
 
 def test_a_stopped_nursery_does_not_stop_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "_ANSWER_SECONDS", 20.0)
+    monkeypatch.setattr(workers, "_ANSWER_SECONDS", 20.0)
     with Verifier(workers=1, timeout_seconds=10_000.0) as verifier:
         verifier.judge(sums(900, 1))
         worker = worker_of(verifier)
-        assert verifier._pool._nursery is not None
-        os.kill(verifier._pool._nursery._process.pid, signal.SIGSTOP)
+        assert verifier._pool._fork_server is not None
+        os.kill(verifier._pool._fork_server._process.pid, signal.SIGSTOP)
     wait_until(lambda: not Path(f"/proc/{worker}").exists())

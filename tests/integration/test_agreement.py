@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reval_core.extraction import Mode
+from reval_core.answers.extraction import Mode
 from reval_core.verification import Claim, Verdict, Verifier
 
 PUBLIC_CASES = Path(__file__).parents[3] / "shared" / "data" / "verifier_cases.jsonl"

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from reval_core.answers.extraction import Mode
 from reval_core.auditing.audit import Asked, Audit, audit_problems, variants
-from reval_core.auditing.golds import NUMBERS, read_gold
+from reval_core.auditing.gold_values import NUMBERS, read_gold
+from reval_core.auditing.numerals import differ
 from reval_core.auditing.rewritings import rewritings
-from reval_core.auditing.values import differ
-from reval_core.extraction import Mode
 from reval_core.problems import Problem
 from reval_core.verification import Claim, Verifier
 from tests.golds import DATA, SETS, drawn, written

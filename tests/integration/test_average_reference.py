@@ -6,19 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from reval_core.check import check_run
-from reval_core.checkpoints import checkpoint_state
 from reval_core.config import Config
-from reval_core.learning.average import drop_averages, next_reference
-from reval_core.learning.copy import round_weights
-from reval_core.models import load_model, policy_digest
-from reval_core.replay import Policy, recorded_policy
-from reval_core.run_folder import RunFolder
-from reval_core.scoring import score
-from reval_core.session import open_session
+from reval_core.learning.checkpoints import checkpoint_state
+from reval_core.maintenance.check import check_run
+from reval_core.model.loading import load_model, policy_digest
+from reval_core.model.low_precision import round_weights
+from reval_core.model.scoring import score
+from reval_core.pipeline.reconstruction import Policy, recorded_policy
+from reval_core.pipeline.reference_average import drop_averages, next_reference
+from reval_core.pipeline.run_context import open_run_context
+from reval_core.replay_buffer.index import sql_views
 from reval_core.stages.consistency import token_batches
 from reval_core.stages.reference_reset import live_trajectories
-from reval_core.store import sql_views
+from reval_core.storage.run_directory import RunDirectory
 from tests.integration.test_training import tables
 from tests.runs import run, small_config
 
@@ -47,39 +47,39 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 def test_the_weights_are_the_average_of_those_at_resets(finished, tmp_path):
     path, settings = finished
     shutil.copytree(path, tmp_path / "run")
-    folder = RunFolder(tmp_path / "run")
-    expected = weights(folder.checkpoint(0))
-    with open_session(folder, settings) as session:
+    directory = RunDirectory(tmp_path / "run")
+    expected = weights(directory.checkpoint(0))
+    with open_run_context(directory, settings) as context:
         for round in (1, 2, 3):
-            with session.learner_at(recorded_policy(folder, round)).masters() as model:
+            with context.learner_at(recorded_policy(directory, round)).masters() as model:
                 newer = {name: one.detach().double() for name, one in model.named_parameters()}
             expected = {name: EMA * one + (1 - EMA) * newer[name] for name, one in expected.items()}
-            found = weights(folder.average(round))
+            found = weights(directory.average(round))
             for name, one in expected.items():
                 torch.testing.assert_close(found[name], one, rtol=1e-6, atol=1e-8)
                 assert not torch.equal(found[name], newer[name])
-    assert checkpoint_state(folder.average(3))["content"] == policy_digest(load_model(folder.average(3)))
+    assert checkpoint_state(directory.average(3))["content"] == policy_digest(load_model(directory.average(3)))
 
 
 def test_live_trajectories_are_scored_by_the_average(finished, tmp_path):
     path, settings = finished
     shutil.copytree(path, tmp_path / "run")
-    folder = RunFolder(tmp_path / "run")
-    with open_session(folder, settings) as session:
-        live, rows = live_trajectories(session)
-        model = load_model(folder.average(3))
+    directory = RunDirectory(tmp_path / "run")
+    with open_run_context(directory, settings) as context:
+        live, rows = live_trajectories(context)
+        model = load_model(directory.average(3))
         if settings.learner.precision == "bfloat16":
             round_weights(model, settings.seed)
         with torch.inference_mode():
-            for chosen, batch in token_batches(session, rows):
+            for chosen, batch in token_batches(context, rows):
                 scores = score(model, batch, 1.0)
                 for name, found in (("log_ref", scores.log_policy), ("value_ref", scores.value)):
                     stored = torch.from_numpy(live.column(name).to_numpy()[chosen])
                     torch.testing.assert_close(found.float(), stored, rtol=0, atol=0)
-    names = sql_views(folder.path, folder.manifests()).execute(
+    names = sql_views(directory.path, directory.manifests()).execute(
         "SELECT DISTINCT reference FROM scores WHERE round = 3"
     )
-    assert (folder.manifest("reference_reset", 3).info["reference"],) in names.fetchall()
+    assert (directory.manifest("reference_reset", 3).info["reference"],) in names.fetchall()
 
 
 @pytest.mark.parametrize("lost", ["the newest", "all", "a flipped byte", "scores of an older one"])
@@ -87,28 +87,30 @@ def test_what_is_lost_is_made_again_to_the_bit(finished, tmp_path, lost):
     path, settings = finished
     broken = tmp_path / "run"
     shutil.copytree(path.with_name("broken"), broken)
-    folder = RunFolder(broken)
+    directory = RunDirectory(broken)
     if lost == "a flipped byte":
-        file = folder.average(2) / "model.safetensors"
+        file = directory.average(2) / "model.safetensors"
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
         file.write_bytes(content)
     elif lost == "scores of an older one":
-        (broken / folder.facts(2, "scores")).unlink()
-    for one in folder.averages()[-1:] if lost == "the newest" else folder.averages() * (lost != "a flipped byte"):
+        (broken / directory.facts(2, "scores")).unlink()
+    for one in (
+        directory.averages()[-1:] if lost == "the newest" else directory.averages() * (lost != "a flipped byte")
+    ):
         shutil.rmtree(one)
     run(broken, settings)
-    assert tables(folder) == tables(RunFolder(path))
-    assert checkpoint_state(folder.average(3)) == checkpoint_state(RunFolder(path).average(3))
-    assert not [problem for finding in check_run(folder, settings) for problem in finding.problems]
+    assert tables(directory) == tables(RunDirectory(path))
+    assert checkpoint_state(directory.average(3)) == checkpoint_state(RunDirectory(path).average(3))
+    assert not [problem for result in check_run(directory, settings) for problem in result.problems]
 
 
 def test_only_the_newest_averages_stay(tmp_path):
-    folder = RunFolder(tmp_path)
+    directory = RunDirectory(tmp_path)
     for round in (2, 4, 6, 8):
-        folder.average(round).mkdir(parents=True)
-    drop_averages(folder)
-    assert [one.name for one in folder.averages()] == ["reference=00006", "reference=00008"]
+        directory.average(round).mkdir(parents=True)
+    drop_averages(directory)
+    assert [one.name for one in directory.averages()] == ["reference=00006", "reference=00008"]
 
 
 def test_its_name_follows_from_those_that_it_is_made_of():
@@ -132,6 +134,6 @@ def test_adapters_are_refused():
 def test_an_average_of_equal_policies_is_that_policy_to_the_bit(tmp_path):
     settings = small_config(**CHANGES, rounds=2, learner__lr=1e-30)
     run(tmp_path / "run", settings)
-    folder = RunFolder(tmp_path / "run")
-    start = checkpoint_state(folder.checkpoint(0))["content"]
-    assert {checkpoint_state(one)["content"] for one in [*folder.averages(), folder.checkpoint(2)]} == {start}
+    directory = RunDirectory(tmp_path / "run")
+    start = checkpoint_state(directory.checkpoint(0))["content"]
+    assert {checkpoint_state(one)["content"] for one in [*directory.averages(), directory.checkpoint(2)]} == {start}

@@ -14,16 +14,16 @@ import pyarrow as pa
 import pytest
 
 from flows.cli import main
+from reval_core.atomic_files import publish_json
 from reval_core.comparison import write_comparison
 from reval_core.comparison.pairs import AVERAGE, Pair, pair
 from reval_core.comparison.sides import Point, open_sides
 from reval_core.errors import InputError
-from reval_core.evaluation.folder import EvaluationFolder
-from reval_core.facts import SCHEMAS, Manifest, publish_table, read_table
-from reval_core.files import publish_json
-from reval_core.metrics import macro, paired_bootstrap
-from reval_core.run_folder import RunFolder
-from reval_core.store import sql_views
+from reval_core.evaluation.directory import EvaluationDirectory
+from reval_core.evaluation.metrics import macro, paired_bootstrap
+from reval_core.replay_buffer.index import sql_views
+from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import SCHEMAS, Manifest, publish_table, read_table
 from tests.integration.test_report import HOSTILE, Page
 from tests.runs import run, small_config
 
@@ -34,8 +34,8 @@ Outcomes = Mapping[tuple[str, str], Sequence[bool | int]]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two real runs on the same problems: one learns fast, the other longer, and was interrupted."""
-    folder = tmp_path_factory.mktemp("runs")
-    fast, slow = folder / "fast", folder / "slow"
+    directory = tmp_path_factory.mktemp("runs")
+    fast, slow = directory / "fast", directory / "slow"
     run(fast, small_config(learner__lr=3e-3, rounds=1))
     patient = small_config(learner__lr=1e-5, rounds=3)
     run(slow, patient, until=1)
@@ -51,11 +51,11 @@ def made(
     **column: Any,
 ) -> Path:
     """A run made by hand that was evaluated in `rounds`, with these outcomes each time."""
-    folder = RunFolder(path)
-    folder.open(small_config())
+    directory = RunDirectory(path)
+    directory.open(small_config())
     for round in rounds:
         rows = evaluation_rows(path.name, outcomes, round, texts or {}, **column)
-        _publish(folder, "evaluation", round, "evaluations", rows)
+        _publish(directory, "evaluation", round, "evaluations", rows)
     return path
 
 
@@ -86,24 +86,24 @@ def evaluation_rows(
     ]
 
 
-def evaluated(path: Path, sittings: Mapping[int, Outcomes], asked: Sequence[int], round: int) -> Path:
+def evaluated(path: Path, benchmarks: Mapping[int, Outcomes], asked: Sequence[int], round: int) -> Path:
     """An evaluation made by hand, in which `asked` are the sittings that were asked for last."""
-    folder = EvaluationFolder(path)
-    for number, outcomes in sittings.items():
+    directory = EvaluationDirectory(path)
+    for number, outcomes in benchmarks.items():
         rows = evaluation_rows(path.name, outcomes, round)
-        _publish(folder, "evaluation", number, "evaluations", rows)
+        _publish(directory, "evaluation", number, "evaluations", rows)
     for number in asked:
-        folder.make_current(path.name, "settings", str(number), number)
-    folder.protocol.write_text("temperature: 2.75\n", encoding="utf-8")  # asked since, and not finished
+        directory.make_current(path.name, "settings", str(number), number)
+    directory.protocol.write_text("temperature: 2.75\n", encoding="utf-8")  # asked since, and not finished
     results = {"source": "m", "round": round, "protocol": {"temperature": 0.5}}
-    publish_json(folder.results, {**results, "benchmarks": [{"sitting": number} for number in asked]})
+    publish_json(directory.results, {**results, "benchmarks": [{"sitting": number} for number in asked]})
     return path
 
 
-def _publish(folder: RunFolder, stage: str, round: int, table: str, rows: list[dict[str, Any]]) -> None:
+def _publish(directory: RunDirectory, stage: str, round: int, table: str, rows: list[dict[str, Any]]) -> None:
     listed = pa.Table.from_pylist(rows, SCHEMAS[table])
-    file = publish_table(folder.path, folder.facts(round, table), table, listed)
-    folder.publish(Manifest(stage, round, f"{stage} {round}", (file,)))
+    file = publish_table(directory.path, directory.facts(round, table), table, listed)
+    directory.publish(Manifest(stage, round, f"{stage} {round}", (file,)))
 
 
 def compared(baseline: Path, other: Path, round: int | None = None) -> Pair:
@@ -206,8 +206,8 @@ def test_the_page_of_real_runs_is_whole_loads_nothing_and_shows_its_queries(
     queries = {said for name, said in page.texts if name == "code" and "\nFROM " in said}
     assert len(queries) == 4
     for path in trained:
-        folder = RunFolder(path)
-        with sql_views(folder.path, folder.manifests()) as connection:
+        directory = RunDirectory(path)
+        with sql_views(directory.path, directory.manifests()) as connection:
             assert all(connection.execute(query).fetchall() for query in queries)
     assert page_of(trained, tmp_path / "again.html").source == page.source
 
@@ -336,7 +336,7 @@ def test_a_run_that_trains_is_compared_by_what_is_there(tmp_path: Path) -> None:
     a, b = made(tmp_path / "a", SETS, rounds=(0, 2)), made(tmp_path / "b", BETTER, rounds=(0, 2))
     seconds = {name: 0.5 for name in SCHEMAS["rounds"].names if name.endswith("_seconds")}
     for round in (1, 2):
-        _publish(RunFolder(b), "recording", round, "rounds", [{"round": round, "tokens": 700, **seconds}])
+        _publish(RunDirectory(b), "recording", round, "rounds", [{"round": round, "tokens": 700, **seconds}])
     with open_sides([a, b]) as sides:
         curves = [side.curve(list(side.answers)) for side in sides]
     assert curves[0] == [Point(0, 0.375, 0, 0), Point(2, 0.375, None, None)]
@@ -360,7 +360,7 @@ def test_an_evaluation_is_compared_by_what_it_was_asked_last(tmp_path: Path) -> 
     assert "On the way" in page.text("h2")
     again = evaluated(tmp_path / "again", {1: BETTER}, asked=(1,), round=0)
     assert "On the way" not in page_of([model, again], tmp_path / "page.html").text("h2")
-    EvaluationFolder(again).results.unlink()
+    EvaluationDirectory(again).results.unlink()
     with pytest.raises(InputError, match="again: is not finished; give its reval eval once more"):
         compared(model, again)
 
@@ -384,12 +384,12 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
 
 
 def unevaluated(path: Path) -> Path:
-    RunFolder(path).open(small_config())
+    RunDirectory(path).open(small_config())
     return path
 
 
 def stored(path: Path, **rollouts: Any) -> Path:
-    RunFolder(path).open(small_config(rollouts=rollouts, replay={"capacity": 8, "first": "buffer"}))
+    RunDirectory(path).open(small_config(rollouts=rollouts, replay={"capacity": 8, "first": "buffer"}))
     return path
 
 

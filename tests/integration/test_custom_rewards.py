@@ -324,9 +324,9 @@ def test_a_function_that_workers_cannot_import_is_an_error() -> None:
 
 
 def test_a_run_is_rewarded_by_a_function(module: str, tmp_path: Path) -> None:
-    from reval_core.facts import read_table
-    from reval_core.run_folder import RunFolder
-    from reval_core.session import open_session
+    from reval_core.pipeline.run_context import open_run_context
+    from reval_core.storage.run_directory import RunDirectory
+    from reval_core.storage.tables import read_table
     from tests.runs import first_round, small_config
 
     (tmp_path / f"{module}.py").write_text(
@@ -336,10 +336,10 @@ def test_a_run_is_rewarded_by_a_function(module: str, tmp_path: Path) -> None:
     )
     reward = {"function": f"{module}:share", "settings": {"of": "02468"}, "kind": "signed"}
     config = small_config(reward=reward, model__warm_start__steps=1)
-    folder = RunFolder(tmp_path / "runs" / "own")
-    with open_session(folder, config) as session:
-        done = first_round(session, ("rollouts", "verification"))["verification"]
-    verdicts = read_table(folder.path / done.file("verdicts").path, ("verdict", "correct", "reward")).to_pylist()
+    directory = RunDirectory(tmp_path / "runs" / "own")
+    with open_run_context(directory, config) as context:
+        done = first_round(context, ("rollouts", "verification"))["verification"]
+    verdicts = read_table(directory.path / done.file("verdicts").path, ("verdict", "correct", "reward")).to_pylist()
     assert {one["verdict"] for one in verdicts} <= {"correct", "wrong", "truncated"}
     assert any(-1 < one["reward"] < 1 for one in verdicts)
     assert all((one["reward"] == 1) == one["correct"] for one in verdicts)

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reval_core.facts import read_table
-from reval_core.run_folder import RunFolder
-from reval_core.store import sql_views
+from reval_core.replay_buffer.index import sql_views
+from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import read_table
 from tests.runs import run, small_config
 
 
 def ask(path: Path, query: str) -> list[tuple[Any, ...]]:
-    with sql_views(path, RunFolder(path).manifests()) as connection:
+    with sql_views(path, RunDirectory(path).manifests()) as connection:
         return connection.sql(query).fetchall()
 
 
@@ -132,5 +132,5 @@ def test_the_view_groups_draws_by_age(finished: Path) -> None:
 
 
 def test_the_columns_are_in_the_files(finished: Path) -> None:
-    folder = RunFolder(finished)
-    assert read_table(folder.path / folder.facts(2, "residuals")).column("writer_log_ratio").null_count == 0
+    directory = RunDirectory(finished)
+    assert read_table(directory.path / directory.facts(2, "residuals")).column("writer_log_ratio").null_count == 0

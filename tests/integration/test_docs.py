@@ -9,7 +9,7 @@ import yaml
 
 from reval_core.config import CustomObjective
 from reval_core.config import Learner as Settings
-from reval_core.learner import Learner
+from reval_core.learning.learner import Learner
 from tests.models import drawn, tiny_model
 
 DOCS = Path(__file__).parents[2] / "docs"

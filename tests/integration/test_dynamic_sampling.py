@@ -8,13 +8,13 @@ import pytest
 
 from flows.preparation import prepare, prepare_evaluation
 from reval_core import stages
-from reval_core.check import check_run
 from reval_core.errors import InputError, RunStopped
-from reval_core.facts import read_table
+from reval_core.maintenance.check import check_run
+from reval_core.pipeline.run_context import make_verifier, open_run_context
 from reval_core.regrading.regrade import other_rules, regrade, stored_responses
-from reval_core.run_folder import RunFolder
-from reval_core.session import make_verifier, open_session
-from reval_core.store import sql_views
+from reval_core.replay_buffer.index import sql_views
+from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import read_table
 from reval_core.verification import Judgement, Verifier
 from tests.integration.test_stored import offline_config, written
 from tests.integration.test_training import tables
@@ -34,11 +34,11 @@ CONFIG = small_config(
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A finished run that tests may read."""
     path = tmp_path_factory.mktemp("dynamic") / "run"
     run(path, CONFIG)
-    return RunFolder(path)
+    return RunDirectory(path)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def two_rounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def sql(finished: RunFolder) -> duckdb.DuckDBPyConnection:
+def sql(finished: RunDirectory) -> duckdb.DuckDBPyConnection:
     return sql_views(finished.path, finished.manifests())
 
 
@@ -137,16 +137,16 @@ def test_who_learns_from_the_stored_run_takes_over_its_rewards_and_marks(finishe
     with pytest.raises(InputError, match=r"rollouts\.max_tokens: its trajectories were made with 4, and this"):
         prepare(written(tmp_path / "offline.yaml", offline), [], tmp_path / "offline")
     run(tmp_path / "offline", offline_config(finished.path, **changes, rollouts__max_tokens=4))
-    folder = RunFolder(tmp_path / "offline")
+    directory = RunDirectory(tmp_path / "offline")
     taken = "SELECT list((reward, replaced) ORDER BY trajectory_id) FROM verdicts"
-    theirs = sql_views(folder.path, folder.manifests())
+    theirs = sql_views(directory.path, directory.manifests())
     assert theirs.execute(taken).fetchone() == sql.execute(taken).fetchone()
     drawn = "SELECT count(*) FILTER (replaced), count(*) > 0 FROM draws JOIN verdicts USING (trajectory_id)"
     assert theirs.execute(drawn).fetchone() == (0, True)
 
 
 def test_the_run_is_whole(finished):
-    assert not [problem for finding in check_run(finished, CONFIG) for problem in finding.problems]
+    assert not [problem for result in check_run(finished, CONFIG) for problem in result.problems]
 
 
 @pytest.mark.parametrize(
@@ -155,11 +155,15 @@ def test_the_run_is_whole(finished):
 def test_what_is_lost_of_a_round_is_made_again_to_the_bit(finished, two_rounds, tmp_path, lost):
     path = tmp_path / "run"
     shutil.copytree(two_rounds, path)
-    folder = RunFolder(path)
-    file = path / folder.facts(2, "verdicts") if lost == "verdicts" else (path / folder.shard(2, 0)).with_name(lost)
+    directory = RunDirectory(path)
+    file = (
+        path / directory.facts(2, "verdicts")
+        if lost == "verdicts"
+        else (path / directory.shard(2, 0)).with_name(lost)
+    )
     file.unlink()
     run(path, CONFIG)
-    assert tables(folder) == tables(finished)
+    assert tables(directory) == tables(finished)
 
 
 def test_a_round_broken_off_between_waves_judges_no_shard_again(tmp_path, monkeypatch):
@@ -172,13 +176,13 @@ def test_a_round_broken_off_between_waves_judges_no_shard_again(tmp_path, monkey
         return judge(self, claims)
 
     monkeypatch.setattr(Verifier, "judge", counted)
-    folder = RunFolder(tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt), open_session(folder, CONFIG) as session:
-        first_round(session, ("rollouts",))
+    directory = RunDirectory(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt), open_run_context(directory, CONFIG) as context:
+        first_round(context, ("rollouts",))
     before = {one.name: one.stat().st_mtime_ns for one in (tmp_path / "run/rollouts/round=00001").iterdir()}
     assert {"judged-000.json", "judged-001.json", "shard-002.parquet"} <= before.keys()
-    with open_session(folder, CONFIG) as session:
-        done = first_round(session, ("rollouts", "verification"))
+    with open_run_context(directory, CONFIG) as context:
+        done = first_round(context, ("rollouts", "verification"))
     after = {one.name: one.stat().st_mtime_ns for one in (tmp_path / "run/rollouts/round=00001").iterdir()}
     assert {name: after[name] for name in before} == before
     rows = sum(file.rows for file in done["rollouts"].files)
@@ -187,17 +191,17 @@ def test_a_round_broken_off_between_waves_judges_no_shard_again(tmp_path, monkey
 
 def test_a_round_without_any_signal_stops_the_run_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(Verifier, "judge", lambda self, claims: [Judgement("wrong", None, 0.0)] * len(claims))
-    with open_session(RunFolder(tmp_path / "run"), CONFIG) as session:
-        done = first_round(session, ("rollouts",))
+    with open_run_context(RunDirectory(tmp_path / "run"), CONFIG) as context:
+        done = first_round(context, ("rollouts",))
         assert sum(file.rows for file in done["rollouts"].files) == 3 * 8 * 2
         with pytest.raises(RunStopped, match="round 1: in each of its 24 groups all responses are worth the same"):
-            stages.verification(session, 1, done["rollouts"])
+            stages.verification(context, 1, done["rollouts"])
 
 
 def test_responses_that_could_not_be_judged_are_judged_again_at_the_next_start(tmp_path, monkeypatch):
-    folder, judge = RunFolder(tmp_path / "run"), Verifier.judge
-    with open_session(folder, CONFIG) as session:
-        done = first_round(session, ("rollouts",))
+    directory, judge = RunDirectory(tmp_path / "run"), Verifier.judge
+    with open_run_context(directory, CONFIG) as context:
+        done = first_round(context, ("rollouts",))
     notes = sorted((tmp_path / "run/rollouts/round=00001").glob("judged-*.json"))
     assert notes
     for note in notes:
@@ -207,8 +211,8 @@ def test_responses_that_could_not_be_judged_are_judged_again_at_the_next_start(t
         return [Judgement("timeout", None, 2000.0)] * len(claims)
 
     monkeypatch.setattr(Verifier, "judge", late)
-    with open_session(folder, CONFIG) as session, pytest.raises(RunStopped, match="could not be judged"):
-        stages.verification(session, 1, done["rollouts"])
+    with open_run_context(directory, CONFIG) as context, pytest.raises(RunStopped, match="could not be judged"):
+        stages.verification(context, 1, done["rollouts"])
     monkeypatch.setattr(Verifier, "judge", judge)
-    with open_session(folder, CONFIG) as session:
-        assert stages.verification(session, 1, done["rollouts"]).files
+    with open_run_context(directory, CONFIG) as context:
+        assert stages.verification(context, 1, done["rollouts"]).files

@@ -13,13 +13,13 @@ import yaml
 
 from flows.cli import main
 from flows.preparation import prepare
-from reval_core.check import check_run
+from reval_core.atomic_files import publish_sealed, read_sealed
 from reval_core.errors import InputError
-from reval_core.files import publish_sealed, read_sealed
-from reval_core.learner import LEARNER_VERSION
-from reval_core.models import load_model, policy_digest
-from reval_core.run_folder import RunFolder
-from reval_core.session import open_session
+from reval_core.learning.learner import LEARNER_VERSION
+from reval_core.maintenance.check import check_run
+from reval_core.model.loading import load_model, policy_digest
+from reval_core.pipeline.run_context import open_run_context
+from reval_core.storage.run_directory import RunDirectory
 from tests.runs import run, small_config
 
 CONFIG = small_config(rounds=3, checkpoints={"every": 1, "keep": 2})
@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three rounds of a run that is to have four, as learner 3 records them."""
     path = tmp_path_factory.mktemp("earlier") / "run"
     run(path, CONFIG)
-    machine = RunFolder(path).machine
+    machine = RunDirectory(path).machine
     publish_sealed(machine, {**read_sealed(machine), "learner": "3"})
     return path
 
@@ -74,38 +74,38 @@ def test_training_it_further_is_refused_before_any_work(earlier, reval):
         assert (code, said.count("\n")) == (2, 1), said
         assert f"was made with learner 3, now {LEARNER_VERSION}" in said
     assert state(earlier) == before
-    with pytest.raises(InputError, match=refusal()), open_session(RunFolder(earlier), CONFIG):
+    with pytest.raises(InputError, match=refusal()), open_run_context(RunDirectory(earlier), CONFIG):
         pass
 
 
 def test_without_its_machine_file_it_is_told_by_its_warm_start(earlier):
-    folder = RunFolder(earlier)
-    folder.machine.unlink()
+    directory = RunDirectory(earlier)
+    directory.machine.unlink()
     before = state(earlier)
-    prepare(folder.config, ["rounds=4"], earlier)  # the manifest says the learner of today
+    prepare(directory.config, ["rounds=4"], earlier)  # the manifest says the learner of today
     assert state(earlier) == before, "preparing makes nothing again"
-    manifest = folder.manifest_path("warm_start", 0)
+    manifest = directory.manifest_path("warm_start", 0)
     content = read_sealed(manifest)
     content["info"]["machine"]["learner"] = "3"
     publish_sealed(manifest, content)
     with pytest.raises(InputError, match=refusal()):
-        prepare(folder.config, ["rounds=4"], earlier)
+        prepare(directory.config, ["rounds=4"], earlier)
 
 
 def test_reading_checking_and_its_saved_policies_need_no_learner(earlier, reval, tmp_path):
-    findings = {one.part: one for one in check_run(RunFolder(earlier), CONFIG)}
-    assert not [problem for one in findings.values() for problem in one.problems]
-    assert f"left out: {earlier}: was made with learner 3" in findings["replay"].seen
+    results = {one.part: one for one in check_run(RunDirectory(earlier), CONFIG)}
+    assert not [problem for one in results.values() for problem in one.problems]
+    assert f"left out: {earlier}: was made with learner 3" in results["replay"].seen
     code, found, _ = reval("sql", str(earlier), "SELECT max(round) AS last FROM updates", "--json")
     assert (code, json.loads(found)) == (0, [{"last": 3}])
     assert reval("report", str(earlier))[0] == 0
     out = tmp_path / "policy"
     assert reval("policy", str(earlier), "--round", "3", "--out", str(out))[0] == 0
-    assert policy_digest(load_model(out)) == policy_digest(load_model(RunFolder(earlier).checkpoint(3)))
+    assert policy_digest(load_model(out)) == policy_digest(load_model(RunDirectory(earlier).checkpoint(3)))
 
 
 def test_a_policy_that_would_have_to_be_learned_again_is_refused(earlier, reval, tmp_path):
-    assert not RunFolder(earlier).checkpoint(1).exists()
+    assert not RunDirectory(earlier).checkpoint(1).exists()
     code, _, said = reval("policy", str(earlier), "--round", "1", "--out", str(tmp_path / "policy"))
     assert (code, f"was made with learner 3, now {LEARNER_VERSION}" in said) == (2, True)
     assert not (tmp_path / "policy").exists()
@@ -113,12 +113,12 @@ def test_a_policy_that_would_have_to_be_learned_again_is_refused(earlier, reval,
 
 def test_settings_that_reval_has_had_since_do_not_make_it_another_config(made, tmp_path):
     path = Path(shutil.copytree(made, tmp_path / "run"))
-    folder = RunFolder(path)
-    recorded = yaml.safe_load(folder.config.read_text())
+    directory = RunDirectory(path)
+    recorded = yaml.safe_load(directory.config.read_text())
     del recorded["learner"]["spike_limit"], recorded["engine"], recorded["replay"]["sampling"]
-    folder.config.write_text(yaml.safe_dump(recorded))
-    folder.check(CONFIG)
+    directory.config.write_text(yaml.safe_dump(recorded))
+    directory.check(CONFIG)
     with pytest.raises(InputError, match=r"made by another config \(replay\.sampling, learner\.lr differ\)"):
-        folder.check(
+        directory.check(
             small_config(rounds=3, checkpoints=CONFIG.checkpoints, learner__lr=1.0, replay__sampling="prioritised")
         )

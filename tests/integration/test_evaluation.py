@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 from tokenizers.normalizers import Replace
 
+from flows.benchmarks import examine
 from flows.preparation import prepare_evaluation
-from flows.sittings import examine
 from reval_core import stages
+from reval_core.atomic_files import file_digest
 from reval_core.engines.transformers import TransformersEngine
 from reval_core.errors import InputError, RunStopped
-from reval_core.evaluation.examination import open_examination
-from reval_core.evaluation.folder import EvaluationFolder, published_facts
+from reval_core.evaluation.context import open_evaluation_context
+from reval_core.evaluation.directory import EvaluationDirectory, published_tables
 from reval_core.evaluation.results import find_results, results_markdown, results_rows
-from reval_core.files import file_digest
-from reval_core.models import load_model, load_tokenizer, save_model
-from reval_core.report.figures import GAIN, HELD_OUT
-from reval_core.run_folder import RunFolder
-from reval_core.store import sql_views
+from reval_core.model.loading import load_model, load_tokenizer, save_model
+from reval_core.replay_buffer.index import sql_views
+from reval_core.report.sections import GAIN, HELD_OUT
+from reval_core.storage.run_directory import RunDirectory
 from tests.runs import run, small_config
 
 SUMS = "benchmarks=[{arithmetic: {digits: 1, operators: '+', split: held_out}}]"
@@ -45,7 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its last policy as a model's folder."""
     path = tmp_path_factory.mktemp("model") / "policy"
-    checkpoint = RunFolder(trained).checkpoint(3)
+    checkpoint = RunDirectory(trained).checkpoint(3)
     save_model(load_model(checkpoint), load_tokenizer(checkpoint), path)
     return path
 
@@ -66,14 +66,14 @@ def engine_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def evaluate(model: Path, out: Path | None, *overrides: str, round: int | None = None) -> dict[str, Any]:
     """The figures of an evaluation, without Prefect."""
-    subject, protocol, folder = prepare_evaluation(str(model), None, [*ASKED, *overrides], round, out)
-    with open_examination(folder, subject, protocol) as examination:
-        sittings = list(examine(examination, stages))
-    return find_results(folder, subject, protocol, sittings)
+    source, protocol, directory = prepare_evaluation(str(model), None, [*ASKED, *overrides], round, out)
+    with open_evaluation_context(directory, source, protocol) as context:
+        benchmarks = list(examine(context, stages))
+    return find_results(directory, source, protocol, benchmarks)
 
 
-def ask(folder: Path, query: str) -> list[tuple]:
-    return sql_views(folder, published_facts(folder)).execute(query).fetchall()
+def ask(directory: Path, query: str) -> list[tuple]:
+    return sql_views(directory, published_tables(directory)).execute(query).fetchall()
 
 
 def without_clocks(results: dict[str, Any]) -> dict[str, Any]:
@@ -157,8 +157,8 @@ def test_what_was_evaluated_is_not_asked_again(trained, tmp_path, engine_calls):
     assert ask(tmp_path / "e", "SELECT count(DISTINCT policy), count(*) FROM evaluations") == [(2, 112)]
 
 
-def own_problems(folder: Path) -> Path:
-    path = folder / "own.jsonl"
+def own_problems(directory: Path) -> Path:
+    path = directory / "own.jsonl"
     path.write_text('{"problem": "1+1=", "answer": "2"}\n{"problem": "2+2=", "answer": "4"}\n', encoding="utf-8")
     return path
 
@@ -234,11 +234,11 @@ def test_a_run_is_asked_as_it_asks_itself(tmp_path):
     held_out = [{"path": str(path), "limit": 3} for path in files.values()]
     config = small_config(rounds=1, seed=5, problems__held_out=held_out, problems__contaminated="keep")
     run(tmp_path / "runs/r", config)
-    subject, protocol, folder = prepare_evaluation(str(tmp_path / "runs/r"), None, [], None, tmp_path / "e")
+    source, protocol, directory = prepare_evaluation(str(tmp_path / "runs/r"), None, [], None, tmp_path / "e")
     assert (protocol.seed, protocol.max_tokens, protocol.verification) == (5, 4, config.verification)
-    with open_examination(folder, subject, protocol) as examination:
-        list(examine(examination, stages))
-        find_results(folder, subject, protocol, examination.sittings)
+    with open_evaluation_context(directory, source, protocol) as context:
+        list(examine(context, stages))
+        find_results(directory, source, protocol, context.benchmarks)
     query = "SELECT DISTINCT problem_set, prompt_id, problem FROM evaluations ORDER BY ALL"
     assert len(ask(tmp_path / "e", query)) == 6
     assert ask(tmp_path / "e", query) == ask(tmp_path / "runs/r", query)
@@ -313,7 +313,7 @@ def test_the_table_fits_a_terminal(trained, tmp_path):
 
 
 def test_a_second_process_is_kept_out(trained, tmp_path):
-    with EvaluationFolder(tmp_path / "e").lock(), pytest.raises(InputError, match="is running it"):
+    with EvaluationDirectory(tmp_path / "e").lock(), pytest.raises(InputError, match="is running it"):
         evaluate(trained, tmp_path / "e")
 
 
@@ -369,17 +369,19 @@ def test_a_run_with_two_held_out_sets_weighs_them_the_same(tmp_path):
         {"arithmetic": {"digits": 1, "operators": "-", "split": "held_out"}, "limit": 3},
     ]
     summary = run(tmp_path / "two", small_config(rounds=1, problems__held_out=held_out))
-    folder = RunFolder(tmp_path / "two")
-    info = folder.manifest("evaluation", 1).info
+    directory = RunDirectory(tmp_path / "two")
+    info = directory.manifest("evaluation", 1).info
     query = "SELECT problem_set, avg(correct::INT) FROM evaluations WHERE round = 1 GROUP BY ALL"
-    by_set = dict(ask(folder.path, query))
+    by_set = dict(ask(directory.path, query))
     assert set(by_set) == {"1-digit sums", "1-digit differences"}
     assert info["accuracy_by_set"] == pytest.approx(by_set)
     assert by_set["1-digit sums"] != by_set["1-digit differences"]
     assert summary["final_accuracy"] == pytest.approx(sum(by_set.values()) / 2)
-    assert ask(folder.path, "SELECT held_out_accuracy FROM rounds") == [(pytest.approx(summary["final_accuracy"]),)]
-    rows = sql_views(folder.path, folder.manifests()).sql(HELD_OUT).to_arrow_table().to_pylist()
+    assert ask(directory.path, "SELECT held_out_accuracy FROM rounds") == [
+        (pytest.approx(summary["final_accuracy"]),)
+    ]
+    rows = sql_views(directory.path, directory.manifests()).sql(HELD_OUT).to_arrow_table().to_pylist()
     assert rows[1]["accuracy"] == pytest.approx(summary["final_accuracy"])
     assert rows[1]["problems"] == 16
-    (gain,) = sql_views(folder.path, folder.manifests()).sql(GAIN).to_arrow_table().to_pylist()
+    (gain,) = sql_views(directory.path, directory.manifests()).sql(GAIN).to_arrow_table().to_pylist()
     assert gain["gain"] == pytest.approx(summary["final_accuracy"] - summary["initial_accuracy"])

@@ -27,13 +27,13 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.cli import cli
 from flows.train import train
+from reval_core.atomic_files import read_json
 from reval_core.config import Tracking
 from reval_core.engines.transformers import TransformersEngine
 from reval_core.engines.vllm import EngineDied
 from reval_core.errors import InputError, RunStopped
-from reval_core.files import read_json
-from reval_core.run_folder import RunFolder
-from reval_core.store import sql_views
+from reval_core.replay_buffer.index import sql_views
+from reval_core.storage.run_directory import RunDirectory
 from tasks.tracking import open_client, tracking_uri
 from tests.conftest import SMALL
 from tests.runs import run, small_config
@@ -107,7 +107,7 @@ def test_the_flow_gives_what_the_plain_stages_give_and_a_second_start_skips_ever
 
 def _check_mlflow(path: Path, rounds: int) -> None:
     """Two attempts are one MLflow run, and every round is in it once."""
-    client = open_client(tracking_uri(RunFolder(path), Tracking()))
+    client = open_client(tracking_uri(RunDirectory(path), Tracking()))
     assert {one.name for one in path.parents[1].iterdir()} == {"small.yaml", "plain", path.parent.name}
     (experiment,) = [one for one in client.search_experiments() if one.name == "reval"]
     (logged,) = client.search_runs([experiment.experiment_id])
@@ -117,12 +117,12 @@ def _check_mlflow(path: Path, rounds: int) -> None:
     held_out = client.get_metric_history(logged.info.run_id, "held_out_accuracy")
     assert [metric.step for metric in held_out] == [0, 2, 3]
     expected = (
-        sql_views(path, RunFolder(path).manifests()).sql("SELECT accuracy FROM rounds ORDER BY round").fetchall()
+        sql_views(path, RunDirectory(path).manifests()).sql("SELECT accuracy FROM rounds ORDER BY round").fetchall()
     )
     assert [(metric.value,) for metric in history] == expected
     by_age = client.get_metric_history(logged.info.run_id, "delta_abs_by_age/1")
     aged = "SELECT delta_abs FROM off_policy WHERE age = 1 ORDER BY round"
-    assert [(one.value,) for one in by_age] == sql_views(path, RunFolder(path).manifests()).sql(aged).fetchall()
+    assert [(one.value,) for one in by_age] == sql_views(path, RunDirectory(path).manifests()).sql(aged).fetchall()
     assert {file.path for file in client.list_artifacts(logged.info.run_id)} == {"config.yaml", "summary.json"}
     assert logged.data.params["learner.lr"] == "0.001"
 
@@ -185,23 +185,23 @@ def hostile_records(sign: Path) -> Iterator[bytes]:
 def test_records_left_in_the_run_directory_are_never_read(config, tmp_path, caplog):
     path, sign = tmp_path / "runs" / "foreign", tmp_path / "executed"
     first = train(str(config), run_dir=str(path))
-    folder = RunFolder(path)
+    directory = RunDirectory(path)
     records = list(hostile_records(sign))
-    keys = [manifest.key for manifest in folder.manifests()]
+    keys = [manifest.key for manifest in directory.manifests()]
     assert len(keys) > len(records)
-    folder.cache.mkdir()
+    directory.cache.mkdir()
     for place, key in enumerate(keys):  # a result lay under its stage's key
-        (folder.cache / key).write_bytes(records[place % len(records)])
+        (directory.cache / key).write_bytes(records[place % len(records)])
     ResultRecord.deserialize(records[2])  # they are what they are taken for
     sign.rmdir()
 
-    folder.manifest_path("recording", 3).unlink()
+    directory.manifest_path("recording", 3).unlink()
     caplog.clear()
     again = train(str(config), run_dir=str(path))
     assert not sign.exists(), "a record was decoded"
     assert again["policy_digest"] == first["policy_digest"]
     assert states(caplog) == {"Cached(type=COMPLETED)", "Completed()"}
-    assert sorted(file.name for file in folder.cache.iterdir()) == sorted(set(keys))
+    assert sorted(file.name for file in directory.cache.iterdir()) == sorted(set(keys))
 
 
 def test_an_engine_that_fails_once_is_tried_again_and_the_run_ends_as_without(config, tmp_path, monkeypatch):
@@ -224,7 +224,7 @@ def test_an_engine_that_fails_once_is_tried_again_and_the_run_ends_as_without(co
     ("broken", "error", "title", "words"),
     [
         (
-            "reval_core.learner.Learner._update",
+            "reval_core.learning.learner.Learner._update",
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
             "learning of round 1",
             r"\(CUDA out of memory\. Tried to allocate 2\.00 GiB\.\); .*, or set learner\.gradient_checkpointing",

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from benchmarks import gpu_check, gpu_numerics, gpu_run, learner_gpu
-from benchmarks.gpu_model import SMALL, Subject
+from benchmarks.gpu_model import SMALL, ModelSource
 from benchmarks.record import misses
-from reval_core.learning.copy import LowPrecisionCopy
+from reval_core.model.low_precision import LowPrecisionCopy
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,11 +69,11 @@ def test_checks_of_numerics_and_speed_need_torch_transformers_and_numpy_alone(tm
 
 
 def test_a_check_that_breaks_or_misses_its_limit_is_recorded_and_the_others_are_made(tmp_path, monkeypatch, capsys):
-    def broken(subject):
+    def broken(source):
         raise RuntimeError("no kernel image")
 
     beyond = {"copy_to_float32": 0.5, "alone_to_padded": float("nan")}
-    checks = {"head": broken, "scoring": lambda subject: beyond, "draws": gpu_numerics.draws}
+    checks = {"head": broken, "scoring": lambda source: beyond, "draws": gpu_numerics.draws}
     monkeypatch.setattr(gpu_numerics, "CHECKS", checks)
     found = tmp_path / "found.json"
     monkeypatch.setattr("sys.argv", ["", *on_cpu("--json", str(found), "--only", *checks)])
@@ -90,7 +90,7 @@ def test_a_check_that_breaks_or_misses_its_limit_is_recorded_and_the_others_are_
 
 def test_a_copy_that_is_not_refreshed_is_found(monkeypatch):
     monkeypatch.setattr(LowPrecisionCopy, "refresh", lambda self: None)
-    figures = gpu_numerics.gap(Subject(SMALL, torch.device("cpu")))
+    figures = gpu_numerics.gap(ModelSource(SMALL, torch.device("cpu")))
     missed = [miss.split()[0] for miss in misses(figures, gpu_numerics.LIMITS["gap"])]
     assert missed == ["seen_1", "seen_4", "seen_16", "gap_16"]
 

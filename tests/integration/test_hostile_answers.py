@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reval_core.extraction import METHODS
+from reval_core.answers.extraction import METHODS
 from reval_core.verification import Claim, Judgement, Verifier
 
 HOSTILE = {
@@ -176,7 +176,7 @@ def test_no_input_raises_or_is_judged_differently(two: list[Verifier], pairs: li
 @settings(max_examples=150, deadline=None)
 @given(text=RESPONSES | st.text(max_size=200))
 def test_extraction_never_raises_and_repeats(text: str) -> None:
-    from reval_core.extraction import extract, prepare_gold
+    from reval_core.answers.extraction import extract, prepare_gold
 
     for methods in METHODS.values():
         assert extract(text, methods) == extract(text, methods)

@@ -17,10 +17,10 @@ import yaml
 
 from flows import foreground
 from flows.cli import main
-from reval_core.files import publish_json, read_json
-from reval_core.loading import load_config
-from reval_core.run_folder import RunFolder
-from reval_core.summary import summarise
+from reval_core.atomic_files import publish_json, read_json
+from reval_core.config.loader import load_config
+from reval_core.report.summary import summarise
+from reval_core.storage.run_directory import RunDirectory
 from tests.conftest import SMALL
 from tests.integration.hostile import CONFIGS, PROBLEM_FILES, RESPONSE_FILES, RUN_DIRECTORIES, Hostile
 from tests.models import save_byte_level_model
@@ -43,7 +43,7 @@ def reval(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest
 
     def command(*arguments: str) -> Answer:
         monkeypatch.setattr(sys, "argv", ["reval", *arguments])
-        monkeypatch.setattr(foreground, "run_flow", lambda flow: _trained(RunFolder(_folder(arguments))))
+        monkeypatch.setattr(foreground, "run_flow", lambda flow: _trained(RunDirectory(_directory(arguments))))
         code: Any = 0
         try:
             main()
@@ -54,13 +54,13 @@ def reval(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest
     return command
 
 
-def _folder(arguments: tuple[str, ...]) -> Path:
+def _directory(arguments: tuple[str, ...]) -> Path:
     return Path(arguments[arguments.index("--run-dir") + 1] if "--run-dir" in arguments else arguments[1])
 
 
-def _trained(folder: RunFolder) -> bool:
-    config = folder.config if folder.config.exists() else Path("config.yaml")
-    publish_json(folder.summary, run(folder.path, load_config(config)) or {})
+def _trained(directory: RunDirectory) -> bool:
+    config = directory.config if directory.config.exists() else Path("config.yaml")
+    publish_json(directory.summary, run(directory.path, load_config(config)) or {})
     return True
 
 
@@ -83,7 +83,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     whole, part = (tmp_path_factory.mktemp(name) / "run" for name in ("whole", "part"))
     run(whole, config)
     run(part, config, until=1)
-    return part, summarise(RunFolder(whole))["policy_digest"]
+    return part, summarise(RunDirectory(whole))["policy_digest"]
 
 
 @_cases(RUN_DIRECTORIES)

@@ -6,13 +6,13 @@ from safetensors.torch import load_file
 
 from flows.rounds import train_rounds
 from reval_core import stages
-from reval_core.adapters import add_adapters, load_adapters
 from reval_core.config import Lora
 from reval_core.errors import InputError
-from reval_core.facts import read_table
-from reval_core.models import load_model, load_tokenizer, policy_digest
-from reval_core.run_folder import RunFolder
-from reval_core.session import Policy, open_session
+from reval_core.model.loading import load_model, load_tokenizer, policy_digest
+from reval_core.model.lora import add_adapters, load_adapters
+from reval_core.pipeline.run_context import Policy, open_run_context
+from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import read_table
 from tests.runs import run, small_config
 
 LORA = {"rank": 4, "alpha": 8}
@@ -28,51 +28,51 @@ def finished(tmp_path_factory):
     torch.set_num_threads(1)
     path = tmp_path_factory.mktemp("runs") / "lora"
     summary = run(path, lora_config(reference__reset_every=2))
-    return RunFolder(path), summary
+    return RunDirectory(path), summary
 
 
 def test_the_run_learns_and_says_what_it_got(finished):
-    folder, summary = finished
+    directory, summary = finished
     assert summary["rounds"] == 3
-    updates = read_table(folder.path / folder.facts(3, "updates"))
+    updates = read_table(directory.path / directory.facts(3, "updates"))
     assert min(updates.column("grad_norm").to_pylist()) > 0
 
 
 def test_a_checkpoint_holds_the_adapters_and_nothing_of_the_base(finished):
-    folder, _ = finished
-    saved = load_file(folder.checkpoint(3) / "adapter_model.safetensors")
+    directory, _ = finished
+    saved = load_file(directory.checkpoint(3) / "adapter_model.safetensors")
     assert {name.split(".")[-2] for name in saved} == {"lora_A", "lora_B"}
-    base = sum(tensor.numel() for tensor in load_file(folder.base / "model.safetensors").values())
+    base = sum(tensor.numel() for tensor in load_file(directory.base / "model.safetensors").values())
     assert sum(tensor.numel() for tensor in saved.values()) < base / 4
-    assert not (folder.checkpoint(3) / "model.safetensors").exists()
+    assert not (directory.checkpoint(3) / "model.safetensors").exists()
 
 
 def test_policy_zero_is_its_own_reference_to_the_bit(finished):
-    folder, _ = finished
-    scores = read_table(folder.path / folder.facts(1, "scores"))
+    directory, _ = finished
+    scores = read_table(directory.path / directory.facts(1, "scores"))
     assert scores.column("log_ref").equals(scores.column("log_policy"))
-    model = load_model(folder.base)
+    model = load_model(directory.base)
     tokens = torch.arange(3, 9)[None]
     with torch.no_grad():
         expected = model(tokens).logits
-        model.load_adapter(str(folder.checkpoint(0)))
+        model.load_adapter(str(directory.checkpoint(0)))
         assert torch.equal(model(tokens).logits, expected)
 
 
 def test_a_later_reference_is_another_set_of_adapters(finished):
-    folder, _ = finished
-    scores = read_table(folder.path / folder.facts(3, "scores"))
+    directory, _ = finished
+    scores = read_table(directory.path / directory.facts(3, "scores"))
     assert scores.column("log_ref").equals(scores.column("log_policy")), "round 3 begins at the new reference"
 
 
 def test_transformers_loads_a_checkpoint_beside_the_base(finished):
-    folder, summary = finished
-    by_peft, by_us = load_model(folder.base), load_model(folder.base)
-    by_peft.load_adapter(str(folder.checkpoint(3)))
+    directory, summary = finished
+    by_peft, by_us = load_model(directory.base), load_model(directory.base)
+    by_peft.load_adapter(str(directory.checkpoint(3)))
     add_adapters(by_us, Lora(**LORA), seed=5)
-    load_adapters(by_us, folder.checkpoint(3), seed=0)
+    load_adapters(by_us, directory.checkpoint(3), seed=0)
     assert policy_digest(by_us) == summary["policy_digest"]
-    tokens = load_tokenizer(folder.base)("12+34=", return_tensors="pt")["input_ids"]
+    tokens = load_tokenizer(directory.base)("12+34=", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         assert torch.equal(by_peft(tokens).logits, by_us(tokens).logits)
 
@@ -86,19 +86,19 @@ def test_a_run_that_is_broken_off_goes_on_bit_for_bit(finished, tmp_path):
 
 def test_scoring_the_reference_leaves_the_policy_as_it_was(tmp_path):
     """Between two rounds the learner's adapters make way for the reference's, and come back."""
-    folder = RunFolder(tmp_path / "lora")
-    with open_session(folder, lora_config()) as session:
-        for number in train_rounds(session, stages):
+    directory = RunDirectory(tmp_path / "lora")
+    with open_run_context(directory, lora_config()) as context:
+        for number in train_rounds(context, stages):
             if number == 2:
                 break
-    manifest = folder.manifest("learning", 2)
+    manifest = directory.manifest("learning", 2)
     assert manifest is not None
-    with open_session(folder, lora_config()) as session:
-        learner = session.learner_at(Policy.of(manifest))
+    with open_run_context(directory, lora_config()) as context:
+        learner = context.learner_at(Policy.of(manifest))
         before = policy_digest(learner.model)
-        zero = folder.manifest("warm_start", 0)
+        zero = directory.manifest("warm_start", 0)
         assert zero is not None
-        with session.reference_model(Policy.of(zero)) as reference:
+        with context.reference_model(Policy.of(zero)) as reference:
             assert reference is learner.model
             assert policy_digest(reference) != before
         assert policy_digest(learner.model) == before

@@ -8,8 +8,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from reval_core.run_folder import RunFolder, existing_run
-from reval_core.store import rebuild_store, sql_views
+from reval_core.replay_buffer.index import rebuild_store, sql_views
+from reval_core.storage.run_directory import RunDirectory, existing_run
 from tasks.stage_task import as_template
 from tests.runs import run, small_config
 
@@ -27,13 +27,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_is_read_and_indexed_under_every_name(finished: Path, tmp_path: Path, name: str) -> None:
     for other in ("run-a", "run-b", name):  # what a pattern would find as well
         shutil.copytree(finished, tmp_path / other)
-    folder = RunFolder(tmp_path / name)
-    folder.check_place()
-    expected = rebuild_store(RunFolder(finished), 160)
-    assert rebuild_store(existing_run(folder.path), 160) == expected
+    directory = RunDirectory(tmp_path / name)
+    directory.check_place()
+    expected = rebuild_store(RunDirectory(finished), 160)
+    assert rebuild_store(existing_run(directory.path), 160) == expected
     count = "SELECT count(*) FROM trajectories"
-    assert sql_views(folder.path, folder.manifests()).sql(count).fetchall() == [(expected["trajectories"],)]
-    with duckdb.connect(folder.tables, read_only=True) as views:
+    assert sql_views(directory.path, directory.manifests()).sql(count).fetchall() == [(expected["trajectories"],)]
+    with duckdb.connect(directory.tables, read_only=True) as views:
         assert views.sql(count).fetchall() == [(expected["trajectories"],)]
 
 

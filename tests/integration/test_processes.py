@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from reval_core.atomic_files import read_sealed
 from reval_core.errors import InputError
-from reval_core.facts import read_table
-from reval_core.files import read_sealed
-from reval_core.processes import check_launch
-from reval_core.run_folder import RunFolder
+from reval_core.learning.distributed import check_launch
+from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import read_table
 from tests.integration import process_learner
 from tests.runs import run, small_config
 
@@ -58,12 +58,12 @@ def test_a_run_in_two_processes_learns_what_one_learns_and_goes_on_in_two_alone(
     )
     run(tmp_path / "one", settings)
     one, two = (
-        read_table(folder.path / folder.facts(1, "updates"))
-        for folder in (RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two"))
+        read_table(directory.path / directory.facts(1, "updates"))
+        for directory in (RunDirectory(tmp_path / "one"), RunDirectory(tmp_path / "two"))
     )
     for name in ("loss", "grad_norm"):
         assert two.column(name).to_pylist() == pytest.approx(one.column(name).to_pylist(), rel=1e-4)
-    assert read_sealed(RunFolder(tmp_path / "two").machine)["processes"] == 2
+    assert read_sealed(RunDirectory(tmp_path / "two").machine)["processes"] == 2
     with pytest.raises(InputError, match="resume with accelerate launch --num_processes 2"):
         run(tmp_path / "two", settings)
 

@@ -12,18 +12,18 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from reval_core.check import check_run
 from reval_core.config import Config, StoredRollouts
-from reval_core.draws import DrawReader
-from reval_core.errors import Damaged, InputError
-from reval_core.facts import SCHEMAS
-from reval_core.pruning import plan, prune
-from reval_core.replay import recorded_policy, replay
+from reval_core.errors import CorruptData, InputError
+from reval_core.learning.draws import DrawReader
+from reval_core.maintenance.check import check_run
+from reval_core.maintenance.prune import plan, prune
+from reval_core.pipeline.reconstruction import recorded_policy, replay
+from reval_core.replay_buffer.index import sql_views, tables_differing
+from reval_core.replay_buffer.offline import stored_run
 from reval_core.report import write_report
-from reval_core.run_folder import RunFolder
-from reval_core.store import sql_views, tables_differing
-from reval_core.stored import stored_run
-from reval_core.summary import summarise
+from reval_core.report.summary import summarise
+from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import SCHEMAS
 from tests.runs import run, small_config
 
 CONFIG = small_config(rounds=6, rollouts__prompts=8, rollouts__prompts_per_shard=2, replay__capacity=64)
@@ -44,19 +44,19 @@ LISTS = {
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("finished") / "run"
     run(path, CONFIG)
-    RunFolder(path).summary.write_text("{}")
+    RunDirectory(path).summary.write_text("{}")
     return path
 
 
 @pytest.fixture
-def folder(finished: Path, tmp_path: Path) -> RunFolder:
+def directory(finished: Path, tmp_path: Path) -> RunDirectory:
     shutil.copytree(finished, tmp_path / "run")
-    return RunFolder(tmp_path / "run")
+    return RunDirectory(tmp_path / "run")
 
 
-def rows(folder: RunFolder, tokens: bool) -> dict[str, list[tuple]]:
+def rows(directory: RunDirectory, tokens: bool) -> dict[str, list[tuple]]:
     """Every row of every table, with or without what there is one of for each token."""
-    connection = sql_views(folder.path, folder.manifests())
+    connection = sql_views(directory.path, directory.manifests())
     found = {}
     for table, schema in SCHEMAS.items():
         columns = ", ".join(f'"{name}"' for name in schema.names if tokens or name not in LISTS)
@@ -64,66 +64,66 @@ def rows(folder: RunFolder, tokens: bool) -> dict[str, list[tuple]]:
     return found
 
 
-def problems(folder: RunFolder, config: Config = CONFIG) -> list[str]:
-    return [problem for finding in check_run(folder, config) for problem in finding.problems]
+def problems(directory: RunDirectory, config: Config = CONFIG) -> list[str]:
+    return [problem for result in check_run(directory, config) for problem in result.problems]
 
 
-def test_only_tokens_outside_the_buffer_go(folder):
-    before, files = rows(folder, tokens=False), len(list(folder.path.rglob("*.parquet")))
+def test_only_tokens_outside_the_buffer_go(directory):
+    before, files = rows(directory, tokens=False), len(list(directory.path.rglob("*.parquet")))
     live = "SELECT * FROM trajectories JOIN scores USING (trajectory_id) WHERE trajectories.round > 4 ORDER BY ALL"
-    kept = sql_views(folder.path, folder.manifests()).sql(live).fetchall()
-    found = plan(folder, CONFIG)
-    assert (found.last_round, len(list(folder.path.rglob("*.parquet")))) == (4, files)
-    prune(folder, CONFIG)
-    connection = sql_views(folder.path, folder.manifests())
-    assert rows(folder, tokens=False) == before
+    kept = sql_views(directory.path, directory.manifests()).sql(live).fetchall()
+    found = plan(directory, CONFIG)
+    assert (found.last_round, len(list(directory.path.rglob("*.parquet")))) == (4, files)
+    prune(directory, CONFIG)
+    connection = sql_views(directory.path, directory.manifests())
+    assert rows(directory, tokens=False) == before
     assert connection.sql(live).fetchall() == kept
     gone = "SELECT count(response_tokens), count(engine_logprobs) FROM trajectories WHERE round <= 4"
     assert connection.sql(gone).fetchall() == [(0, 0)]
-    assert not list(folder.path.glob("rollouts/round=0000[1-4]/shard*"))
-    assert len(list(folder.path.rglob("*.parquet"))) < files - 4 * 8
-    assert plan(folder, CONFIG).size < found.size / 2
+    assert not list(directory.path.glob("rollouts/round=0000[1-4]/shard*"))
+    assert len(list(directory.path.rglob("*.parquet"))) < files - 4 * 8
+    assert plan(directory, CONFIG).size < found.size / 2
 
 
-def test_a_pruned_run_passes_its_check_and_gives_the_same_database_report_and_end(folder, tmp_path):
-    digest = summarise(folder)["policy_digest"]
+def test_a_pruned_run_passes_its_check_and_gives_the_same_database_report_and_end(directory, tmp_path):
+    digest = summarise(directory)["policy_digest"]
     database = tmp_path / "before.duckdb"
-    shutil.copy(folder.database, database)
-    prune(folder, CONFIG)
-    assert problems(folder) == []
-    assert tables_differing(folder.database, database) == ["published"]  # which names the files
-    with duckdb.connect(folder.tables, read_only=True) as views:
+    shutil.copy(directory.database, database)
+    prune(directory, CONFIG)
+    assert problems(directory) == []
+    assert tables_differing(directory.database, database) == ["published"]  # which names the files
+    with duckdb.connect(directory.tables, read_only=True) as views:
         assert views.sql("SELECT count(*) FROM trajectories").fetchall() == [(6 * 32,)]
-    write_report(folder)
-    assert run(folder.path, CONFIG)["policy_digest"] == digest
+    write_report(directory)
+    assert run(directory.path, CONFIG)["policy_digest"] == digest
 
 
-def test_a_pruned_run_goes_on_as_one_that_was_not(folder, finished, tmp_path):
+def test_a_pruned_run_goes_on_as_one_that_was_not(directory, finished, tmp_path):
     longer = CONFIG.model_copy(update={"rounds": 8})
     shutil.copytree(finished, tmp_path / "whole")
-    prune(folder, CONFIG)
-    assert run(folder.path, longer)["policy_digest"] == run(tmp_path / "whole", longer)["policy_digest"]
-    assert problems(folder, longer) == []
+    prune(directory, CONFIG)
+    assert run(directory.path, longer)["policy_digest"] == run(tmp_path / "whole", longer)["policy_digest"]
+    assert problems(directory, longer) == []
 
 
-def test_policies_between_checkpoints_cannot_be_made_again_and_it_is_said(folder):
-    prune(folder, CONFIG)
-    with pytest.raises(Damaged, match=r"was pruned, .* policies of its checkpoints stand: rounds 0, 2, .*6"):
-        replay(folder, CONFIG, DrawReader(folder), recorded_policy(folder, 3))
-    assert replay(folder, CONFIG, DrawReader(folder), recorded_policy(folder, 4)).policy
+def test_policies_between_checkpoints_cannot_be_made_again_and_it_is_said(directory):
+    prune(directory, CONFIG)
+    with pytest.raises(CorruptData, match=r"was pruned, .* policies of its checkpoints stand: rounds 0, 2, .*6"):
+        replay(directory, CONFIG, DrawReader(directory), recorded_policy(directory, 3))
+    assert replay(directory, CONFIG, DrawReader(directory), recorded_policy(directory, 4)).policy
 
 
-def test_an_unfinished_run_is_not_pruned(folder):
+def test_an_unfinished_run_is_not_pruned(directory):
     with pytest.raises(InputError, match="is not finished"):
-        plan(folder, CONFIG.model_copy(update={"rounds": 7}))
+        plan(directory, CONFIG.model_copy(update={"rounds": 7}))
 
 
 @pytest.mark.parametrize("number", [0, 3, 6])
-def test_killed_on_the_way_it_is_done_again(folder, number):
+def test_killed_on_the_way_it_is_done_again(directory, number):
     program = """if True:
         import os, signal, sys
-        from reval_core.pruning import prune
-        from tests.integration.test_pruning import CONFIG, RunFolder, Path
+        from reval_core.maintenance.prune import prune
+        from tests.integration.test_pruning import CONFIG, RunDirectory, Path
         left, replace = int(sys.argv[2]), os.replace
         def counted(*paths):
             global left
@@ -132,20 +132,20 @@ def test_killed_on_the_way_it_is_done_again(folder, number):
                 os.kill(os.getpid(), signal.SIGKILL)
             replace(*paths)
         os.replace = counted
-        prune(RunFolder(Path(sys.argv[1])), CONFIG)
+        prune(RunDirectory(Path(sys.argv[1])), CONFIG)
     """
-    command = [sys.executable, "-c", program, str(folder.path), str(number)]
+    command = [sys.executable, "-c", program, str(directory.path), str(number)]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], env=os.environ, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    before = rows(folder, tokens=False)
-    assert problems(folder) == []
-    prune(folder, CONFIG)
-    assert rows(folder, tokens=False) == before
-    assert problems(folder) == []
+    before = rows(directory, tokens=False)
+    assert problems(directory) == []
+    prune(directory, CONFIG)
+    assert rows(directory, tokens=False) == before
+    assert problems(directory) == []
 
 
-def test_a_pruned_run_is_not_learned_from(folder):
-    prune(folder, CONFIG)
-    rollouts = StoredRollouts(source="stored", run=str(folder.path), batch=8)
+def test_a_pruned_run_is_not_learned_from(directory):
+    prune(directory, CONFIG)
+    rollouts = StoredRollouts(source="stored", run=str(directory.path), batch=8)
     with pytest.raises(InputError, match="was pruned, and the tokens of its first 4 rounds are gone"):
-        stored_run(RunFolder(folder.path.parent / "other"), rollouts)
+        stored_run(RunDirectory(directory.path.parent / "other"), rollouts)

@@ -12,21 +12,21 @@ import pytest
 import yaml
 from transformers.utils import chat_template_utils
 
+from flows.benchmarks import examine
 from flows.importing import import_file
 from flows.preparation import prepare, prepare_evaluation
-from flows.sittings import examine
 from reval_core import stages
-from reval_core.check import check_run
 from reval_core.engines.transformers import TransformersEngine
-from reval_core.evaluation.examination import open_examination
-from reval_core.facts import read_table
-from reval_core.inspection import inspect
+from reval_core.evaluation.context import open_evaluation_context
+from reval_core.maintenance.check import check_run
+from reval_core.pipeline.integrity import inspect
 from reval_core.problems import asked
 from reval_core.problems.recorded import read_prompts
-from reval_core.run_folder import RunFolder
+from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import read_table
 from tests.runs import run
 from tests.tokenizers_of_kinds import characters, save_noise
-from tests.unit.test_prompts import config_for, write_problems
+from tests.unit.problems.test_prompts import config_for, write_problems
 
 CLOCK = (
     "now {{ strftime_now('%H:%M:%S') }}\n{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}:"
@@ -110,15 +110,15 @@ def test_a_lost_record_is_made_again_from_what_was_asked(config, tmp_path, caplo
         content = bytearray(record.read_bytes())
         content[len(content) // 2] ^= 1
         record.write_bytes(content)
-        settings, folder = prepare(config, [], path)
-        assert [one.path for one in inspect(folder, settings)] == ["prompts.parquet"]
+        settings, directory = prepare(config, [], path)
+        assert [one.path for one in inspect(directory, settings)] == ["prompts.parquet"]
     attempt(config, path)
     assert "prompts.parquet" in caplog.text
     after = asked_with(path)
     assert all(len(one) == 1 for one in after.values())
     assert {problem: after[problem] for problem in before} == before
-    settings, folder = prepare(config, [], path)
-    assert [one for finding in check_run(folder, settings) for one in finding.problems] == []
+    settings, directory = prepare(config, [], path)
+    assert [one for result in check_run(directory, settings) for one in result.problems] == []
 
 
 def test_a_dry_run_and_a_failed_check_leave_nothing(config, tmp_path):
@@ -142,9 +142,9 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def evaluate(source: Path, out: Path, *overrides: str) -> None:
     asked._rendered.clear()
-    subject, protocol, folder = prepare_evaluation(str(source), None, ["samples=1", *overrides], None, out)
-    with open_examination(folder, subject, protocol) as examination:
-        list(examine(examination, stages))
+    source, protocol, directory = prepare_evaluation(str(source), None, ["samples=1", *overrides], None, out)
+    with open_evaluation_context(directory, source, protocol) as context:
+        list(examine(context, stages))
 
 
 def test_an_evaluation_asks_nothing_again(model, tmp_path, requests, caplog):
@@ -182,7 +182,7 @@ def test_imported_prompts_are_recorded_too(config, tmp_path, capsys):
         asked._rendered.clear()
         import_file(file, config, [], tmp_path / "imported", [], True)
     assert json.loads(capsys.readouterr().out.partition("\n}\n")[2])["was_there"]
-    prompts = read_prompts(RunFolder(tmp_path / "imported").prompts)
+    prompts = read_prompts(RunDirectory(tmp_path / "imported").prompts)
     assert asked_with(tmp_path / "imported") == {
         row["problem"]: {(prompts[row["problem"]][0], tuple(prompts[row["problem"]][1]))} for row in rows
     }

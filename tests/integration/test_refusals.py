@@ -26,8 +26,8 @@ from flows import evaluating, foreground
 from flows.cli import main
 from flows.preparation import prepare
 from reval_core.errors import InputError
-from reval_core.models import stop_ids, tokenizer_of
-from reval_core.run_folder import RunFolder
+from reval_core.model.loading import stop_ids, tokenizer_of
+from reval_core.storage.run_directory import RunDirectory
 from tests.models import save_byte_level_model
 
 SHARED = Path(__file__).parents[3] / "shared" / "cases"
@@ -439,7 +439,7 @@ def test_a_model_that_cannot_be_trained_is_neither_evaluated_nor_imported_for(
 def test_a_directory_that_another_process_runs_is_refused_by_a_dry_run_too(place, capsys, monkeypatch):
     (place.path / "config.yaml").write_text(yaml.safe_dump(place.config))
     (place.path / "run").mkdir()
-    with RunFolder(place.path / "run").lock():
+    with RunDirectory(place.path / "run").lock():
         for more in ([], ["--dry-run"]):
             answer = reval(capsys, monkeypatch, "train", "config.yaml", "--run-dir", "run", *more)
             assert (answer.code, answer.out) == (2, "")

@@ -15,14 +15,14 @@ import pytest
 import yaml
 
 from flows.cli import main
-from reval_core.evaluation.folder import EvaluationFolder
-from reval_core.facts import SCHEMAS, Manifest, publish_table
-from reval_core.files import file_digest, publish_json
-from reval_core.loading import load_config
-from reval_core.pruning import prune
+from reval_core.atomic_files import file_digest, publish_json
+from reval_core.config.loader import load_config
+from reval_core.evaluation.directory import EvaluationDirectory
+from reval_core.maintenance.prune import prune
 from reval_core.regrading.changes import changes
-from reval_core.run_folder import RunFolder
-from reval_core.trajectories import IDS_PER_ROUND
+from reval_core.replay_buffer.trajectories import IDS_PER_ROUND
+from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import SCHEMAS, Manifest, publish_table
 from tests.facts import hand_made_run
 
 Reval = Callable[..., tuple[int, str, str]]
@@ -59,22 +59,22 @@ def reval(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, t
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
+def directory(tmp_path: Path) -> RunDirectory:
     """Two rounds of two prompts with two responses: 4 (right), 13; 111… (cut off in round 1), and a timeout."""
-    folder = RunFolder(tmp_path / "runs" / "hand")
-    hand_made_run(folder)
-    return folder
+    directory = RunDirectory(tmp_path / "runs" / "hand")
+    hand_made_run(directory)
+    return directory
 
 
 def contents(path: Path) -> dict[str, str]:
     return {str(file.relative_to(path)): file_digest(file) for file in path.rglob("*") if file.is_file()}
 
 
-def test_the_run_is_not_changed_and_its_lock_not_asked_for(reval: Reval, folder: RunFolder) -> None:
-    with folder.lock():
-        before = contents(folder.path)
-        code, out, _ = reval(folder.path, "--methods", "whole", "--json")
-        assert contents(folder.path) == before
+def test_the_run_is_not_changed_and_its_lock_not_asked_for(reval: Reval, directory: RunDirectory) -> None:
+    with directory.lock():
+        before = contents(directory.path)
+        code, out, _ = reval(directory.path, "--methods", "whole", "--json")
+        assert contents(directory.path) == before
     assert code == 0
     found = json.loads(out)
     assert found["trajectories"] == 8
@@ -88,9 +88,9 @@ def test_the_run_is_not_changed_and_its_lock_not_asked_for(reval: Reval, folder:
 
 
 def test_a_function_judges_again_and_the_rewards_are_those_it_would_have_given(
-    reval: Reval, folder: RunFolder
+    reval: Reval, directory: RunDirectory
 ) -> None:
-    code, out, _ = reval(folder.path, "--function", "regrading_judges:starts_with_1", "--json")
+    code, out, _ = reval(directory.path, "--function", "regrading_judges:starts_with_1", "--json")
     assert code == 0
     found = json.loads(out)
     assert found["rules"]["reward"]["function"] == "regrading_judges:starts_with_1"
@@ -106,10 +106,10 @@ def test_a_function_judges_again_and_the_rewards_are_those_it_would_have_given(
     assert (IDS_PER_ROUND + 1, "wrong", "correct") in examples
 
 
-def test_the_table_joins_with_the_run_in_any_duckdb(reval: Reval, folder: RunFolder) -> None:
+def test_the_table_joins_with_the_run_in_any_duckdb(reval: Reval, directory: RunDirectory) -> None:
     """The query of docs/verification.md."""
-    reval(folder.path, "--function", "regrading_judges:half")
-    out = folder.path.with_name("hand-regraded.parquet")
+    reval(directory.path, "--function", "regrading_judges:half")
+    out = directory.path.with_name("hand-regraded.parquet")
     table = pq.read_table(out)
     assert table.column_names[: len(SCHEMAS["verdicts"])] == SCHEMAS["verdicts"].names
     assert json.loads(table.schema.metadata[b"reval.regraded"])["run"] == "hand"
@@ -117,7 +117,7 @@ def test_the_table_joins_with_the_run_in_any_duckdb(reval: Reval, folder: RunFol
         rows = connection.execute(
             f"""
             SELECT t.trajectory_id, g.verdict_before, g.verdict, g.reward FROM '{out}' g
-            JOIN read_parquet('{folder.path}/rollouts/*/shard-*.parquet', hive_partitioning = false) t
+            JOIN read_parquet('{directory.path}/rollouts/*/shard-*.parquet', hive_partitioning = false) t
             USING (trajectory_id) ORDER BY 1
             """
         ).fetchall()
@@ -125,15 +125,15 @@ def test_the_table_joins_with_the_run_in_any_duckdb(reval: Reval, folder: RunFol
     assert rows[0] == (IDS_PER_ROUND, "correct", "wrong", 0.5)
 
 
-def test_one_round_and_a_file_of_ones_own(reval: Reval, folder: RunFolder, tmp_path: Path) -> None:
+def test_one_round_and_a_file_of_ones_own(reval: Reval, directory: RunDirectory, tmp_path: Path) -> None:
     out = tmp_path / "elsewhere" / "second.parquet"
-    code, _, _ = reval(folder.path, "--round", "2", "--methods", "whole", "--out", out)
+    code, _, _ = reval(directory.path, "--round", "2", "--methods", "whole", "--out", out)
     assert code == 0
     assert set(pq.read_table(out).column("round").to_pylist()) == {2}
 
 
-def test_what_is_printed_fits_80_columns(reval: Reval, folder: RunFolder) -> None:
-    code, out, _ = reval(folder.path, "--methods", "whole")
+def test_what_is_printed_fits_80_columns(reval: Reval, directory: RunDirectory) -> None:
+    code, out, _ = reval(directory.path, "--methods", "whole")
     assert code == 0
     assert max(map(len, out.splitlines()[:-1])) <= 80
     assert out.startswith("hand: 8 responses, 2 have another verdict (25.0%)\n")
@@ -158,7 +158,7 @@ def test_what_is_printed_fits_80_columns(reval: Reval, folder: RunFolder) -> Non
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_judged(
-    reval: Reval, folder: RunFolder, tmp_path: Path, arguments: list[str], complaint: str
+    reval: Reval, directory: RunDirectory, tmp_path: Path, arguments: list[str], complaint: str
 ) -> None:
     (tmp_path / "there.parquet").write_text("not ours")
     before = contents(tmp_path)
@@ -169,16 +169,16 @@ def test_what_cannot_be_done_is_refused_before_anything_is_judged(
     assert contents(tmp_path) == before
 
 
-def test_a_pruned_run_still_has_its_texts(reval: Reval, folder: RunFolder, tmp_path: Path) -> None:
-    reval(folder.path, "--methods", "whole", "--out", tmp_path / "whole.parquet")
-    settings = yaml.safe_load(folder.config.read_text())
+def test_a_pruned_run_still_has_its_texts(reval: Reval, directory: RunDirectory, tmp_path: Path) -> None:
+    reval(directory.path, "--methods", "whole", "--out", tmp_path / "whole.parquet")
+    settings = yaml.safe_load(directory.config.read_text())
     settings["rollouts"] |= {"prompts": 1, "samples": 2, "prompts_per_shard": 1}
     settings["replay"]["capacity"] = 3  # those of the last round that have a reward
-    folder.config.write_text(yaml.safe_dump(settings))
-    publish_json(folder.summary, {})
-    prune(folder, load_config(folder.config))
-    assert list(folder.path.glob("pruned-*"))
-    code, _, _ = reval(folder.path, "--methods", "whole", "--out", tmp_path / "pruned.parquet")
+    directory.config.write_text(yaml.safe_dump(settings))
+    publish_json(directory.summary, {})
+    prune(directory, load_config(directory.config))
+    assert list(directory.path.glob("pruned-*"))
+    code, _, _ = reval(directory.path, "--methods", "whole", "--out", tmp_path / "pruned.parquet")
     assert code == 0
     tables = [
         pq.read_table(tmp_path / f"{name}.parquet").drop_columns(["milliseconds"]) for name in ("whole", "pruned")
@@ -186,8 +186,10 @@ def test_a_pruned_run_still_has_its_texts(reval: Reval, folder: RunFolder, tmp_p
     assert tables[0].equals(tables[1])
 
 
-def test_an_evaluation_is_judged_again_by_problem_set(reval: Reval, folder: RunFolder, tmp_path: Path) -> None:
-    shards = pq.read_table(folder.path / folder.shard(2, 0)).replace_schema_metadata()
+def test_an_evaluation_is_judged_again_by_problem_set(
+    reval: Reval, directory: RunDirectory, tmp_path: Path
+) -> None:
+    shards = pq.read_table(directory.path / directory.shard(2, 0)).replace_schema_metadata()
     evaluation = hand_made_evaluation(tmp_path / "evals" / "hand", shards)
     code, out, _ = reval(evaluation.path, "--function", "regrading_judges:starts_with_1", "--json")
     assert code == 0
@@ -198,24 +200,24 @@ def test_an_evaluation_is_judged_again_by_problem_set(reval: Reval, folder: RunF
     assert Path(found["out"]) == tmp_path / "evals" / "hand-regraded.parquet"
 
 
-def hand_made_evaluation(path: Path, trajectories: pa.Table) -> EvaluationFolder:
-    folder = EvaluationFolder(path)
+def hand_made_evaluation(path: Path, trajectories: pa.Table) -> EvaluationDirectory:
+    directory = EvaluationDirectory(path)
     path.mkdir(parents=True)
-    folder.protocol.write_text(yaml.safe_dump({"model": "m", "round": 2, "benchmarks": []}))
-    number = folder.sitting("key")
-    shard = publish_table(path, folder.shard(number, 0), "trajectories", trajectories)
-    folder.publish(Manifest("rollouts", number, "key", (shard,)))
+    directory.protocol.write_text(yaml.safe_dump({"model": "m", "round": 2, "benchmarks": []}))
+    number = directory.benchmark("key")
+    shard = publish_table(path, directory.shard(number, 0), "trajectories", trajectories)
+    directory.publish(Manifest("rollouts", number, "key", (shard,)))
     rows = trajectories.select([name for name in SCHEMAS["evaluations"].names if name in trajectories.column_names])
     correct = [True, False, False, False]
     judged = {"verdict": ["correct" if one else "wrong" for one in correct], "correct": correct}
     for name in ("verdict", "extracted", "correct"):
         rows = rows.append_column(name, pa.array(judged.get(name, trajectories.column("response").to_pylist())))
     verdicts = publish_table(
-        path, folder.facts(number, "evaluations"), "evaluations", rows.select(SCHEMAS["evaluations"].names)
+        path, directory.facts(number, "evaluations"), "evaluations", rows.select(SCHEMAS["evaluations"].names)
     )
-    folder.publish(Manifest("evaluation", number, "verdicts", (verdicts,)))
-    folder.make_current("p1", "settings", "1-digit sums", number)
-    return folder
+    directory.publish(Manifest("evaluation", number, "verdicts", (verdicts,)))
+    directory.make_current("p1", "settings", "1-digit sums", number)
+    return directory
 
 
 def test_a_group_turns_only_where_a_response_changes_sides() -> None:
@@ -233,20 +235,20 @@ def test_a_group_turns_only_where_a_response_changes_sides() -> None:
     assert (change.groups, change.groups_turned, change.changed) == (3, 1, 0)
 
 
-def test_a_reward_that_came_with_a_response_stays(reval: Reval, folder: RunFolder) -> None:
+def test_a_reward_that_came_with_a_response_stays(reval: Reval, directory: RunDirectory) -> None:
     """Round 0 of an import: one response has a gold, one came with a reward."""
-    shards = pq.read_table(folder.path / folder.shard(1, 0)).replace_schema_metadata().slice(0, 2)
+    shards = pq.read_table(directory.path / directory.shard(1, 0)).replace_schema_metadata().slice(0, 2)
     changed = {"trajectory_id": [0, 1], "round": [0, 0], "gold": ["4", None], "given_reward": [None, 0.75]}
     for name, values in changed.items():
         shards = shards.set_column(shards.schema.get_field_index(name), name, [values])
     verdicts = {"trajectory_id": [0, 1], "round": [0, 0], "verdict": ["correct", "given"], "reward": [1.0, 0.75]}
     rows = pa.Table.from_pylist(pa.table(verdicts).to_pylist(), SCHEMAS["verdicts"])
     for stage, table, path, values in (
-        ("rollouts", "trajectories", folder.shard(0, 0), shards),
-        ("verification", "verdicts", folder.facts(0, "verdicts"), rows),
+        ("rollouts", "trajectories", directory.shard(0, 0), shards),
+        ("verification", "verdicts", directory.facts(0, "verdicts"), rows),
     ):
-        folder.publish(Manifest(stage, 0, stage, (publish_table(folder.path, path, table, values),)))
-    code, out, _ = reval(folder.path, "--round", "0", "--function", "regrading_judges:half", "--json")
+        directory.publish(Manifest(stage, 0, stage, (publish_table(directory.path, path, table, values),)))
+    code, out, _ = reval(directory.path, "--round", "0", "--function", "regrading_judges:half", "--json")
     assert code == 0
     found = json.loads(out)
     assert [(one["before"], one["now"]) for one in found["verdicts"]] == [("correct", "wrong"), ("given", "given")]

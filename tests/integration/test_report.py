@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from reval_core.replay_buffer.index import sql_views
 from reval_core.report import write_report
 from reval_core.report.charts import value_scale
 from reval_core.report.page import duration, number
-from reval_core.run_folder import RunFolder
-from reval_core.store import sql_views
+from reval_core.storage.run_directory import RunDirectory
 from tests.facts import hand_made_run, publish_stages
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -56,18 +56,18 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A run made by hand, with its report."""
-    folder = RunFolder(tmp_path_factory.mktemp("runs") / "small")
-    hand_made_run(folder)
-    write_report(folder)
-    return folder
+    directory = RunDirectory(tmp_path_factory.mktemp("runs") / "small")
+    hand_made_run(directory)
+    write_report(directory)
+    return directory
 
 
 @pytest.fixture
-def page(folder: RunFolder) -> Page:
+def page(directory: RunDirectory) -> Page:
     """Its report."""
-    return Page(folder.report)
+    return Page(directory.report)
 
 
 def test_says_what_happened(page: Page) -> None:
@@ -80,10 +80,10 @@ def test_says_what_happened(page: Page) -> None:
     assert "−9.50" in text  # Δ of a right answer: 0.25 + 0.25 − 1 / 0.1
 
 
-def test_shows_the_queries_that_it_ran(folder: RunFolder, page: Page) -> None:
+def test_shows_the_queries_that_it_ran(directory: RunDirectory, page: Page) -> None:
     queries = [text for tag, text in page.texts if tag == "code" and "\nFROM " in text]
     assert len(queries) == 10
-    with sql_views(folder.path, folder.manifests()) as connection:
+    with sql_views(directory.path, directory.manifests()) as connection:
         assert all(connection.execute(query).fetchall() for query in queries)
 
 
@@ -105,9 +105,9 @@ def test_forbids_every_script_but_its_own(page: Page) -> None:
 
 
 def test_hostile_texts_stay_texts(run_path: Path) -> None:
-    folder = RunFolder(run_path)
-    hand_made_run(folder, response=HOSTILE)
-    hostile = Page(write_report(folder))
+    directory = RunDirectory(run_path)
+    hand_made_run(directory, response=HOSTILE)
+    hostile = Page(write_report(directory))
     assert "<script>alert(1)" not in hostile.source
     assert "<img" not in hostile.source
     assert "\x00" not in hostile.source
@@ -117,35 +117,35 @@ def test_hostile_texts_stay_texts(run_path: Path) -> None:
 
 
 def test_can_be_written_at_any_moment(run_path: Path) -> None:
-    folder = RunFolder(run_path)
-    for manifest in publish_stages(folder):
+    directory = RunDirectory(run_path)
+    for manifest in publish_stages(directory):
         last = (manifest.stage, manifest.round) == ("recording", 2)
         if manifest.round < 2 or last:
-            assert ("The run is not finished" in Page(write_report(folder)).text()) == (not last)
-    assert not folder.summary.exists()
+            assert ("The run is not finished" in Page(write_report(directory)).text()) == (not last)
+    assert not directory.summary.exists()
 
 
 def test_before_the_first_stage_there_is_only_the_config(run_path: Path) -> None:
-    folder = RunFolder(run_path)
-    next(publish_stages(folder))
-    folder.manifest_path("warm_start", 0).unlink()
-    page = Page(write_report(folder))
+    directory = RunDirectory(run_path)
+    next(publish_stages(directory))
+    directory.manifest_path("warm_start", 0).unlink()
+    page = Page(write_report(directory))
     assert "No policy has been evaluated yet. The run is not finished: 0 of 2 rounds are on record." in page.text()
     assert "beta: 0.1" in page.text("pre")
     assert page.count("svg") == 0
 
 
 def test_objectives_without_a_residual(run_path: Path) -> None:
-    folder = RunFolder(run_path)
-    hand_made_run(folder, with_delta=False)
-    text = Page(write_report(folder)).text()
+    directory = RunDirectory(run_path)
+    hand_made_run(directory, with_delta=False)
+    text = Page(write_report(directory)).text()
     assert "Mean |Δ|" not in text
     assert "No residual" in text
 
 
-def test_same_facts_same_page(folder: RunFolder, page: Page, run_path: Path) -> None:
-    assert write_report(folder).read_text(encoding="utf-8") == page.source
-    elsewhere = RunFolder(run_path)
+def test_same_facts_same_page(directory: RunDirectory, page: Page, run_path: Path) -> None:
+    assert write_report(directory).read_text(encoding="utf-8") == page.source
+    elsewhere = RunDirectory(run_path)
     hand_made_run(elsewhere)
     assert write_report(elsewhere).read_text(encoding="utf-8") == page.source
 

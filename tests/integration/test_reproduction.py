@@ -18,8 +18,8 @@ import psutil
 import pytest
 import yaml
 
-from reval_core.files import read_json
-from reval_core.reproduction import plan
+from reval_core.atomic_files import read_json
+from reval_core.reproduction import study
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ ARMS = {
 }
 
 
-def configs(folder: Path) -> Path:
+def configs(directory: Path) -> Path:
     """A study of seconds, laid out as configs/paper/small."""
     base: dict[str, Any] = copy.deepcopy(SMALL)
     base["rounds"] = 4
@@ -62,17 +62,17 @@ def configs(folder: Path) -> Path:
         "arms": ARMS,
     }
     for name, values in (("base", base), ("prompts/search", search), ("figures/fig3", figure)):
-        path = folder / f"{name}.yaml"
+        path = directory / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(values, sort_keys=False))
-    return folder
+    return directory
 
 
 # Worker processes import the script that the first process runs, and so find the same study.
 _SCRIPT = """
 from pathlib import Path
 
-from reval_core.reproduction import plan
+from reval_core.reproduction import study
 
 plan.SMALL = Path({folder!r})
 
@@ -83,12 +83,12 @@ if __name__ == "__main__":
 """
 
 
-def start(folder: Path, out: Path, **how: Any) -> subprocess.Popen[str]:
+def start(directory: Path, out: Path, **how: Any) -> subprocess.Popen[str]:
     """`reval reproduce fig3 --json` on the study of seconds."""
-    script = folder / "reproduce.py"
-    script.write_text(_SCRIPT.format(folder=str(folder)))
+    script = directory / "reproduce.py"
+    script.write_text(_SCRIPT.format(directory=str(directory)))
     arguments = ["reproduce", "fig3", "--json", "--out", str(out), "--workers", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(folder / "prefect")}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(directory / "prefect")}
     return subprocess.Popen(
         [sys.executable, str(script), *arguments],
         stdout=subprocess.PIPE,
@@ -109,9 +109,9 @@ def _is_server(process: psutil.Process) -> bool:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
     """The study's configs, where it was made, and what was printed. It was killed once on the way."""
-    folder = configs(tmp_path_factory.mktemp("configs"))
+    directory = configs(tmp_path_factory.mktemp("configs"))
     out = tmp_path_factory.mktemp("made") / "out"
-    first = start(folder, out)
+    first = start(directory, out)
     deadline = time.monotonic() + 300
     while not list(out.glob("runs/*/*/*/config.yaml")) and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -123,10 +123,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str
         one.kill()
     psutil.wait_procs(processes)  # the workers see that it is gone
     assert not (out / "figures").exists()
-    second = start(folder, out)
+    second = start(directory, out)
     printed, complaints = second.communicate(timeout=400)
     assert second.returncode == 0, complaints
-    return folder, out, json.loads(printed)
+    return directory, out, json.loads(printed)
 
 
 def test_a_killed_reproduction_goes_on_and_ends(made: tuple[Path, Path, dict[str, Any]]) -> None:
@@ -160,11 +160,11 @@ def test_the_page_stands_alone(made: tuple[Path, Path, dict[str, Any]]) -> None:
 
 
 def test_a_second_start_does_only_what_is_missing(made: tuple[Path, Path, dict[str, Any]]) -> None:
-    folder, out, printed = made
+    directory, out, printed = made
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*/*/summary.json")}
     lost = sorted(before)[0].parent
     shutil.rmtree(lost)
-    again = start(folder, out)
+    again = start(directory, out)
     text, complaints = again.communicate(timeout=400)
     assert again.returncode == 0, complaints
     after = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*/*/summary.json")}
@@ -177,12 +177,12 @@ def test_a_second_start_does_only_what_is_missing(made: tuple[Path, Path, dict[s
 
 
 def test_a_run_that_stops_does_not_stop_the_others(made: tuple[Path, Path, dict[str, Any]]) -> None:
-    folder, out, _ = made
+    directory, out, _ = made
     edited, lost, *_ = sorted(out.glob("runs/*/*/*/config.yaml"))
     kept = edited.read_text()
     edited.write_text(kept.replace("seed: 0", "seed: 7", 1))
     shutil.rmtree(lost.parent)
-    again = start(folder, out)
+    again = start(directory, out)
     _, complaints = again.communicate(timeout=400)
     edited.write_text(kept)
     assert again.returncode == 1
@@ -191,8 +191,8 @@ def test_a_run_that_stops_does_not_stop_the_others(made: tuple[Path, Path, dict[
 
 
 def test_plan_is_the_study_that_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "SMALL", configs(tmp_path / "study"))
-    assert plan.known_figures() == ["fig3"]
-    planned = plan.units(plan.load_figure("fig3"), tmp_path / "out", seeds=2)
+    monkeypatch.setattr(study, "SMALL", configs(tmp_path / "study"))
+    assert study.known_figures() == ["fig3"]
+    planned = study.units(study.load_figure("fig3"), tmp_path / "out", seeds=2)
     assert len(planned) == 2 * 2 * len(ARMS)
     assert planned[0].path == tmp_path / "out/runs/base/hard/updates1-objective-kind-grpo-capacity16-seed0"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reval_core.extraction import METHODS
+from reval_core.answers.extraction import METHODS
 from reval_core.verification import Claim
 from reval_core.verification.claims import extracted_answer, verdict_at_sight
 from reval_core.verification.comparison import is_correct

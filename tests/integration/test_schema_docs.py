@@ -10,9 +10,9 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from reval_core.facts import SCHEMAS
-from reval_core.run_folder import RunFolder
-from reval_core.store import Store, sql_views
+from reval_core.replay_buffer.index import Store, sql_views
+from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import SCHEMAS
 from tests.facts import hand_made_run
 
 TEXT = (Path(__file__).parents[2] / "docs" / "schema.md").read_text(encoding="utf-8")
@@ -21,16 +21,16 @@ QUERIES = re.findall(r"^\*\*(\d+)\. .*?^```sql\n(.*?)^```", TEXT, re.MULTILINE |
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A run made by hand."""
-    folder = RunFolder(tmp_path_factory.mktemp("runs") / "small")
-    hand_made_run(folder)
-    return folder
+    directory = RunDirectory(tmp_path_factory.mktemp("runs") / "small")
+    hand_made_run(directory)
+    return directory
 
 
 @pytest.mark.parametrize("table", [*SCHEMAS, "off_policy"])
-def test_every_column_is_described_with_its_type(table: str, folder: RunFolder) -> None:
-    with sql_views(folder.path, folder.manifests()) as connection:
+def test_every_column_is_described_with_its_type(table: str, directory: RunDirectory) -> None:
+    with sql_views(directory.path, directory.manifests()) as connection:
         columns = [row[:2] for row in connection.execute(f'DESCRIBE "{table}"').fetchall()]
     # Those of `partials` are said to be those of `trajectories`, and are looked for there.
     section = SECTIONS["trajectories" if table == "partials" else table]
@@ -44,27 +44,31 @@ def test_there_are_ten_questions() -> None:
 
 
 @pytest.mark.parametrize(("number", "query"), QUERIES)
-def test_every_query_runs_and_finds_something(number: str, query: str, folder: RunFolder) -> None:
-    with sql_views(folder.path, folder.manifests()) as connection:
+def test_every_query_runs_and_finds_something(number: str, query: str, directory: RunDirectory) -> None:
+    with sql_views(directory.path, directory.manifests()) as connection:
         assert connection.execute(query).fetchall()
 
 
-def test_plain_duckdb_reads_the_files_as_the_docs_say(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_duckdb_reads_the_files_as_the_docs_say(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (command,) = re.findall(r'^duckdb -c "(.*)"$', TEXT, re.MULTILINE)
-    monkeypatch.chdir(folder.path.parent)
+    monkeypatch.chdir(directory.path.parent)
     with duckdb.connect() as connection:
-        found = connection.execute(command.replace("runs/demo", folder.name)).fetchall()
+        found = connection.execute(command.replace("runs/demo", directory.name)).fetchall()
     assert [row[0] for row in found] == [1, 2]
 
 
-def test_the_database_of_views_opens_as_the_docs_say(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_database_of_views_opens_as_the_docs_say(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By DuckDB's own program where there is one, else by the Python package, which opens the same file."""
     ((path, query),) = re.findall(r'^duckdb -readonly (\S+) "(.*)"$', TEXT, re.MULTILINE)
-    path = path.replace("runs/demo", folder.name)
-    monkeypatch.chdir(folder.path.parent)
-    store = Store(folder.path, folder.database, capacity=100)
-    store.build(folder.manifests())
-    store.publish_views(folder.tables)
+    path = path.replace("runs/demo", directory.name)
+    monkeypatch.chdir(directory.path.parent)
+    store = Store(directory.path, directory.database, capacity=100)
+    store.build(directory.manifests())
+    store.publish_views(directory.tables)
     store.close()
     if program := shutil.which("duckdb"):
         command = [program, "-readonly", "-csv", "-noheader", path, query]

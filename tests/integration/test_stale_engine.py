@@ -11,8 +11,8 @@ import torch
 
 from reval_core.engines.transformers import TransformersEngine
 from reval_core.errors import RunStopped
-from reval_core.run_folder import RunFolder
-from reval_core.store import sql_views
+from reval_core.replay_buffer.index import sql_views
+from reval_core.storage.run_directory import RunDirectory
 from tests.runs import run, small_config
 
 
@@ -38,12 +38,12 @@ class OneRoundStale(OwnWeights):
 
 def engine_of(kind: type[TransformersEngine], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let runs generate with engines of this kind."""
-    monkeypatch.setattr("reval_core.session.make_engine", lambda *_: kind(0))
+    monkeypatch.setattr("reval_core.pipeline.run_context.make_engine", lambda *_: kind(0))
 
 
 def lags(path: Path) -> list[float | None]:
     """The lag of each round, by its column."""
-    with sql_views(path, RunFolder(path).manifests()) as connection:
+    with sql_views(path, RunDirectory(path).manifests()) as connection:
         return [lag for (lag,) in connection.sql("SELECT engine_lag FROM rounds ORDER BY round").fetchall()]
 
 
@@ -65,9 +65,9 @@ def test_an_engine_in_step_has_no_lag_also_after_a_restart(
     run(tmp_path / "broken", config, until=3)
     run(tmp_path / "broken", config)
     assert lags(tmp_path / "broken") == found
-    info = [RunFolder(tmp_path / name).manifest("consistency", 3).info for name in ("whole", "broken")]  # type: ignore[union-attr]
+    info = [RunDirectory(tmp_path / name).manifest("consistency", 3).info for name in ("whole", "broken")]  # type: ignore[union-attr]
     assert info[0]["engine_lag"] == info[1]["engine_lag"]
-    digests = [RunFolder(tmp_path / name).manifest("learning", 4).info["policy"] for name in ("whole", "broken")]  # type: ignore[union-attr]
+    digests = [RunDirectory(tmp_path / name).manifest("learning", 4).info["policy"] for name in ("whole", "broken")]  # type: ignore[union-attr]
     assert digests[0] == digests[1], "the weights are back after scoring with those of the round before"
 
 
@@ -82,7 +82,7 @@ def test_an_engine_that_is_one_round_stale_stops_the_run_below_the_limit(
     assert message.startswith("round 2: stale weights: engine transformers generates with the policy of round 0.")
     assert "lack 100%" in message
     assert (run_path / "rollouts/round=00002.damaged/shard-000.parquet").exists()
-    assert RunFolder(run_path).manifest("consistency", 2) is None, "nothing was learned from them"
+    assert RunDirectory(run_path).manifest("consistency", 2) is None, "nothing was learned from them"
     engine_of(OwnWeights, monkeypatch)
     run(run_path, config)
     assert all(lag is not None and abs(lag) < 0.05 for lag in lags(run_path)[1:])

@@ -15,19 +15,19 @@ from flows.importing import import_file
 from flows.preparation import prepare, run_forecast
 from flows.rounds import train_rounds
 from reval_core import stages
+from reval_core.atomic_files import read_json
 from reval_core.config import Config
-from reval_core.errors import Damaged, InputError, RunStopped
-from reval_core.facts import SCHEMA_VERSION
-from reval_core.files import read_json
-from reval_core.imports import import_table, tokenise
-from reval_core.models import load_model, policy_digest, tokenizer_of
+from reval_core.errors import CorruptData, InputError, RunStopped
+from reval_core.model.loading import load_model, policy_digest, tokenizer_of
+from reval_core.pipeline.run_context import Policy, open_run_context
+from reval_core.problems.response_files import read_responses
+from reval_core.replay_buffer.imported import import_table, tokenise
+from reval_core.replay_buffer.index import sql_views
 from reval_core.report import write_report
-from reval_core.responses import read_responses
-from reval_core.run_folder import RunFolder
-from reval_core.session import Policy, open_session
 from reval_core.stages.consistency import score_trajectories
 from reval_core.stages.reference_reset import live_trajectories
-from reval_core.store import sql_views
+from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import SCHEMA_VERSION
 from tests.models import save_byte_level_model
 from tests.runs import run, small_config
 
@@ -64,8 +64,8 @@ def responses(path: Path, count: int = 300) -> Path:
     return path
 
 
-def import_small(file: Path, folder: Path, config: Path) -> None:
-    import_file(file, config, [], folder, ["response=completion"], as_json=False)
+def import_small(file: Path, directory: Path, config: Path) -> None:
+    import_file(file, config, [], directory, ["response=completion"], as_json=False)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def finished_config(imported: Path) -> Config:
 
 
 def ask(path: Path, query: str) -> list[tuple[Any, ...]]:
-    return sql_views(path, RunFolder(path).manifests()).sql(query).fetchall()
+    return sql_views(path, RunDirectory(path).manifests()).sql(query).fetchall()
 
 
 def test_an_import_has_a_verdict_for_every_response(imported):
@@ -148,8 +148,8 @@ def test_empty_and_cut_responses_are_counted_in_the_summary_and_the_manifest(tmp
     shown = capsys.readouterr().out
     assert "1 responses were left out: they are empty" in shown
     assert "1 responses were cut at an end-of-text token: more text followed it" in shown
-    summary = read_json(RunFolder(tmp_path / "run").summary)
-    manifest = RunFolder(tmp_path / "run").manifest("rollouts", 0)
+    summary = read_json(RunDirectory(tmp_path / "run").summary)
+    manifest = RunDirectory(tmp_path / "run").manifest("rollouts", 0)
     for counts in (summary, manifest.info):
         assert {name: counts[name] for name in ("too_long", "empty", "cut")} == {
             "too_long": 1,
@@ -188,7 +188,7 @@ def test_a_training_run_takes_no_import(finished, imported, tmp_path):
 
 
 def test_a_broken_import_goes_on_where_it_was(imported, tmp_path, monkeypatch):
-    file, folder = imported.parents[1] / "sums.jsonl", tmp_path / "runs/stored"
+    file, directory = imported.parents[1] / "sums.jsonl", tmp_path / "runs/stored"
     config = written(tmp_path / "offline.yaml", offline_config(imported))
     module = sys.modules["reval_core.stages.importing"]  # the package has a stage of that name
     monkeypatch.setattr(module, "SHARD_ROWS", 100)
@@ -203,12 +203,12 @@ def test_a_broken_import_goes_on_where_it_was(imported, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "import_table", breaking)
     with pytest.raises(KeyboardInterrupt):
-        import_small(file, folder, config)
-    assert RunFolder(folder).manifest("rollouts", 0) is None
-    import_small(file, folder, config)
+        import_small(file, directory, config)
+    assert RunDirectory(directory).manifest("rollouts", 0) is None
+    import_small(file, directory, config)
     assert made == [0, 1, -1, 2], "a shard that was published is not made again"
     query = f"SELECT trajectory_id, problem, response, verdict, reward FROM {JUDGED}"
-    assert sorted(ask(folder, query)) == sorted(ask(imported, query))
+    assert sorted(ask(directory, query)) == sorted(ask(imported, query))
 
 
 def test_learning_lowers_mean_delta_over_all_that_is_stored(finished):
@@ -230,12 +230,12 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def test_the_measured_residuals_are_those_of_the_final_policy(finished, imported):
     """By another road: all stored trajectories scored anew under the last policy."""
-    folder = RunFolder(finished)
-    with open_session(folder, finished_config(imported)) as session:
-        policy, start = (Policy.of(folder.manifest(*stage)) for stage in (("learning", 6), ("warm_start", 0)))
-        session.learner_at(policy)
-        live, rows = live_trajectories(session)
-        expected = score_trajectories(session, 6, rows, live.column("reward"), policy, start).column("delta")
+    directory = RunDirectory(finished)
+    with open_run_context(directory, finished_config(imported)) as context:
+        policy, start = (Policy.of(directory.manifest(*stage)) for stage in (("learning", 6), ("warm_start", 0)))
+        context.learner_at(policy)
+        live, rows = live_trajectories(context)
+        expected = score_trajectories(context, 6, rows, live.column("reward"), policy, start).column("delta")
     found = ask(finished, 'SELECT delta FROM residuals WHERE round = 6 AND "update" IS NULL ORDER BY trajectory_id')
     assert [delta for (delta,) in found] == pytest.approx(expected.to_pylist(), abs=1e-3)
 
@@ -252,7 +252,7 @@ def test_no_engine_is_made(imported, tmp_path, monkeypatch):
     def unwanted(*arguments: Any) -> None:
         raise AssertionError("an engine was made")
 
-    monkeypatch.setattr("reval_core.session.make_engine", unwanted)
+    monkeypatch.setattr("reval_core.pipeline.run_context.make_engine", unwanted)
     run(tmp_path / "offline", offline_config(imported, rounds=1))
 
 
@@ -264,24 +264,24 @@ def test_a_broken_run_goes_on_to_the_same_policy_without_the_stored_run(finished
     shutil.rmtree(source)
     summary = run(path, config)
     assert summary["policy_digest"] == read_digest(finished)
-    assert summary["policy_digest"] != policy_digest(load_model(RunFolder(path).checkpoint(0)))
+    assert summary["policy_digest"] != policy_digest(load_model(RunDirectory(path).checkpoint(0)))
 
 
 def read_digest(path: Path) -> str:
-    digest: str = RunFolder(path).manifest("checkpoint", 6).info["content"]
+    digest: str = RunDirectory(path).manifest("checkpoint", 6).info["content"]
     return digest
 
 
 def test_a_stored_file_that_has_changed_is_not_taken_over(imported, tmp_path):
     source = tmp_path / "stored"
     shutil.copytree(imported, source)
-    config, folder = offline_config(source), RunFolder(tmp_path / "runs/offline")
+    config, directory = offline_config(source), RunDirectory(tmp_path / "runs/offline")
     (source / "facts/round=00000/verdicts.parquet").unlink()
     with (
-        open_session(folder, config) as session,
-        pytest.raises(Damaged, match=r"verdicts\.parquet: is gone or not"),
+        open_run_context(directory, config) as context,
+        pytest.raises(CorruptData, match=r"verdicts\.parquet: is gone or not"),
     ):
-        next(train_rounds(session, stages))
+        next(train_rounds(context, stages))
 
 
 def test_a_run_learns_from_a_run_with_an_engine(tmp_path):
@@ -313,12 +313,12 @@ def test_a_reference_reset_scores_the_stored_trajectories_again(imported, tmp_pa
 
 
 def test_reports_of_an_import_and_of_a_run_on_it(imported, finished):
-    page = write_report(RunFolder(finished)).read_text()
+    page = write_report(RunDirectory(finished)).read_text()
     assert "Fit to the stored trajectories" in page
     assert "over the 300 stored trajectories fell from" in page
     assert "Example responses" in page
     assert "No response has been scored yet" not in page
-    assert "Responses from elsewhere" in write_report(RunFolder(imported)).read_text()
+    assert "Responses from elsewhere" in write_report(RunDirectory(imported)).read_text()
 
 
 def test_what_would_stop_a_run_is_refused_before_it_starts(imported, tmp_path, monkeypatch):
@@ -342,18 +342,18 @@ def test_what_would_stop_a_run_is_refused_before_it_starts(imported, tmp_path, m
     assert "reward: its trajectories were made with" in complaint(offline_config(imported, reward__kind="binary"))
     assert "is no run folder" in complaint(offline_config(tmp_path / "nowhere"))
     with monkeypatch.context() as patched:
-        patched.setattr("reval_core.stored.SCHEMA_VERSION", "99")
+        patched.setattr("reval_core.replay_buffer.offline.SCHEMA_VERSION", "99")
         assert f"tables are of version {SCHEMA_VERSION}, and this reval reads version 99" in complaint(plain)
-    RunFolder(tmp_path / "empty").open(offline_config(imported))
+    RunDirectory(tmp_path / "empty").open(offline_config(imported))
     assert "holds no verified trajectories yet" in complaint(offline_config(tmp_path / "empty"))
     copied = Config.model_validate(read_config(imported))
     assert "import is what reval import writes into its own folder" in complaint(copied)
 
 
 def test_the_forecast_covers_what_a_run_takes(imported, finished):
-    config, folder = finished_config(imported), RunFolder(finished)
+    config, directory = finished_config(imported), RunDirectory(finished)
     taken = sum(file.stat().st_size for file in finished.rglob("*") if file.is_file())
-    sizes = run_forecast(config, folder)
+    sizes = run_forecast(config, directory)
     assert sizes.trajectories == 300
     assert taken < sizes.disk_bytes < 100 * taken
 
@@ -377,6 +377,6 @@ def test_real_responses_are_imported_and_learned_from(tmp_path, capsys):
     assert sum(summary["verdicts"].values()) == summary["trajectories"] > 50
     agreement = f"SELECT avg((reward = 2 * given_reward - 1)::INT) FROM {JUDGED}"
     assert ask(tmp_path / "runs/stored", agreement)[0][0] > 0.95, "verdicts are the labels that came with them"
-    settings, folder = prepare(config, overrides, tmp_path / "runs/offline")
-    summary = run(folder.path, settings)
+    settings, directory = prepare(config, overrides, tmp_path / "runs/offline")
+    summary = run(directory.path, settings)
     assert summary["final_delta_abs"] < 0.9 * summary["initial_delta_abs"]

@@ -9,10 +9,10 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from reval_core.errors import Damaged
-from reval_core.facts import SCHEMAS
-from reval_core.run_folder import RunFolder
-from reval_core.store import Store, sql_views
+from reval_core.errors import CorruptData
+from reval_core.replay_buffer.index import Store, sql_views
+from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import SCHEMAS
 from tests.facts import hand_made_run
 from tests.integration.process_tables import ROWS
 
@@ -20,28 +20,28 @@ ROUNDS = 20
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
-    folder = RunFolder(tmp_path / "it's a [run]*")
-    hand_made_run(folder)
-    return folder
+def directory(tmp_path: Path) -> RunDirectory:
+    directory = RunDirectory(tmp_path / "it's a [run]*")
+    hand_made_run(directory)
+    return directory
 
 
-def store_of(folder: RunFolder) -> Store:
-    store = Store(folder.path, folder.database, capacity=100)
-    store.build(folder.manifests())
+def store_of(directory: RunDirectory) -> Store:
+    store = Store(directory.path, directory.database, capacity=100)
+    store.build(directory.manifests())
     return store
 
 
 def test_a_reader_and_a_trainer_do_not_wait_for_each_other(tmp_path: Path) -> None:
     """Every opening finds whole rounds, never fewer than the one before, and the trainer gets to its end."""
-    folder = RunFolder(tmp_path / "run")
-    command = [sys.executable, "-m", "tests.integration.process_tables", str(folder.path), str(ROUNDS)]
+    directory = RunDirectory(tmp_path / "run")
+    command = [sys.executable, "-m", "tests.integration.process_tables", str(directory.path), str(ROUNDS)]
     trainer = subprocess.Popen(command, cwd=Path(__file__).parents[2])
     seen = [0]
     while seen[-1] < ROUNDS:
         state = trainer.poll()
-        if folder.tables.exists():
-            with duckdb.connect(folder.tables, read_only=True) as reader:
+        if directory.tables.exists():
+            with duckdb.connect(directory.tables, read_only=True) as reader:
                 rounds = reader.execute("SELECT round FROM rounds ORDER BY round").fetchall()
                 verdicts = reader.execute("SELECT round, count(*) FROM verdicts GROUP BY round").fetchall()
             assert [round for (round,) in rounds] == list(range(1, len(rounds) + 1))
@@ -53,55 +53,58 @@ def test_a_reader_and_a_trainer_do_not_wait_for_each_other(tmp_path: Path) -> No
     assert len(set(seen)) > 2, "the reader came too seldom to have met the trainer"
 
 
-def test_an_open_reader_keeps_what_it_opened(folder: RunFolder) -> None:
-    store = store_of(folder)
-    store.publish_views(folder.tables)
-    with duckdb.connect(folder.tables, read_only=True) as reader:
-        opened = folder.tables.stat()
+def test_an_open_reader_keeps_what_it_opened(directory: RunDirectory) -> None:
+    store = store_of(directory)
+    store.publish_views(directory.tables)
+    with duckdb.connect(directory.tables, read_only=True) as reader:
+        opened = directory.tables.stat()
         before = reader.execute("SELECT count(*) FROM rounds").fetchall()
-        store_of(folder).publish_views(folder.tables)
-        assert folder.tables.stat().st_ino != opened.st_ino
+        store_of(directory).publish_views(directory.tables)
+        assert directory.tables.stat().st_ino != opened.st_ino
         assert reader.execute("SELECT count(*) FROM rounds").fetchall() == before
     store.close()
 
 
-def test_the_views_are_those_of_reval_sql(folder: RunFolder) -> None:
+def test_the_views_are_those_of_reval_sql(directory: RunDirectory) -> None:
     """Texts and lists included, from a folder whose name is full of quotes and wildcards."""
-    store = store_of(folder)
-    store.publish_views(folder.tables)
-    with sql_views(folder.path, folder.manifests()) as ours, duckdb.connect(folder.tables, read_only=True) as plain:
+    store = store_of(directory)
+    store.publish_views(directory.tables)
+    with (
+        sql_views(directory.path, directory.manifests()) as ours,
+        duckdb.connect(directory.tables, read_only=True) as plain,
+    ):
         for table in SCHEMAS:
             query = f'SELECT * FROM "{table}" ORDER BY ALL'
             assert plain.execute(query).fetchall() == ours.execute(query).fetchall()
     store.close()
 
 
-def test_a_new_file_is_published_only_where_something_came_in(folder: RunFolder) -> None:
-    store = store_of(folder)
-    store.publish_views(folder.tables)
-    first = folder.tables.stat()
-    store.publish_views(folder.tables)
-    assert folder.tables.stat().st_ino == first.st_ino
+def test_a_new_file_is_published_only_where_something_came_in(directory: RunDirectory) -> None:
+    store = store_of(directory)
+    store.publish_views(directory.tables)
+    first = directory.tables.stat()
+    store.publish_views(directory.tables)
+    assert directory.tables.stat().st_ino == first.st_ino
     store.close()
 
 
-def test_what_a_killed_process_left_is_no_hindrance(folder: RunFolder) -> None:
+def test_what_a_killed_process_left_is_no_hindrance(directory: RunDirectory) -> None:
     for name in ("tables.duckdb.partial", "tables.duckdb.partial.wal"):
-        (folder.path / name).write_bytes(b"half a database")
-    store = store_of(folder)
-    store.publish_views(folder.tables)
+        (directory.path / name).write_bytes(b"half a database")
+    store = store_of(directory)
+    store.publish_views(directory.tables)
     store.close()
-    with duckdb.connect(folder.tables, read_only=True) as reader:
+    with duckdb.connect(directory.tables, read_only=True) as reader:
         assert reader.execute("SELECT round FROM rounds ORDER BY round").fetchall() == [(1,), (2,)]
-    assert sorted(path.name for path in folder.path.glob("tables*")) == ["tables.duckdb"]
+    assert sorted(path.name for path in directory.path.glob("tables*")) == ["tables.duckdb"]
 
 
-def test_a_damaged_file_is_named_and_the_old_views_stay(folder: RunFolder) -> None:
-    store = store_of(folder)
-    store.publish_views(folder.tables)
+def test_a_damaged_file_is_named_and_the_old_views_stay(directory: RunDirectory) -> None:
+    store = store_of(directory)
+    store.publish_views(directory.tables)
     store.close()
-    before = folder.tables.read_bytes()
-    (folder.path / folder.facts(1, "rounds")).write_bytes(b"no Parquet")
-    with pytest.raises(Damaged, match="a file of rounds cannot be read"):
-        store_of(folder).publish_views(folder.tables)
-    assert folder.tables.read_bytes() == before
+    before = directory.tables.read_bytes()
+    (directory.path / directory.facts(1, "rounds")).write_bytes(b"no Parquet")
+    with pytest.raises(CorruptData, match="a file of rounds cannot be read"):
+        store_of(directory).publish_views(directory.tables)
+    assert directory.tables.read_bytes() == before

@@ -2,44 +2,44 @@
 
 from pathlib import Path
 
-from reval_core.pruning import plan
+from reval_core.maintenance.prune import plan
+from reval_core.pipeline.run_context import open_run_context
 from reval_core.report import write_report
-from reval_core.run_folder import RunFolder
-from reval_core.session import open_session
+from reval_core.storage.run_directory import RunDirectory
 from tests.runs import run, small_config
 
 # Policy 0 of the small run is right a third of the time: rounds 1 and 2 are near 0.3, and reach 0.05 at once.
 EASY = {"rounds": 4, "evaluation__every": 4}
 
 
-def rounds_on_record(folder: RunFolder, stage: str) -> list[int]:
-    return [one.round for one in folder.manifests((stage,))]
+def rounds_on_record(directory: RunDirectory, stage: str) -> list[int]:
+    return [one.round for one in directory.manifests((stage,))]
 
 
 def test_a_run_ends_where_its_policy_reaches_the_target(tmp_path: Path) -> None:
     config = small_config(**EASY, evaluation__target=0.05)
-    folder = RunFolder(tmp_path / "run")
-    summary = run(folder.path, config)
+    directory = RunDirectory(tmp_path / "run")
+    summary = run(directory.path, config)
     assert summary is not None
     assert summary["rounds"] == 1
     assert summary["final_accuracy"] >= 0.05
-    assert rounds_on_record(folder, "checkpoint")[-1] == 1, "what reached it is kept"
-    assert folder.is_finished(config)
-    write_report(folder)
-    assert "not finished" not in folder.report.read_text()
+    assert rounds_on_record(directory, "checkpoint")[-1] == 1, "what reached it is kept"
+    assert directory.is_finished(config)
+    write_report(directory)
+    assert "not finished" not in directory.report.read_text()
 
 
 def test_it_ends_there_again_when_it_is_started_again(tmp_path: Path) -> None:
     config = small_config(**EASY, evaluation__target=0.05)
-    folder = RunFolder(tmp_path / "run")
-    run(folder.path, config, until=0)
-    assert not folder.is_finished(config)
-    first = run(folder.path, config)
-    again = run(folder.path, config)
+    directory = RunDirectory(tmp_path / "run")
+    run(directory.path, config, until=0)
+    assert not directory.is_finished(config)
+    first = run(directory.path, config)
+    again = run(directory.path, config)
     assert first is not None
     assert again is not None
     assert {**again, "wall_seconds": 0} == {**first, "wall_seconds": 0}
-    assert rounds_on_record(folder, "recording") == [1]
+    assert rounds_on_record(directory, "recording") == [1]
 
 
 def test_a_target_out_of_reach_changes_no_policy(tmp_path: Path) -> None:
@@ -55,9 +55,9 @@ def test_a_target_out_of_reach_changes_no_policy(tmp_path: Path) -> None:
 
 def test_rounds_near_the_target_are_evaluated(tmp_path: Path) -> None:
     for target, evaluated in ((0.99, [0, 4]), (0.6, [0, 1, 4])):  # round 1 is right in 13 of 32, later ones less
-        folder = RunFolder(tmp_path / str(target))
-        run(folder.path, small_config(**EASY, evaluation__target=target))
-        assert rounds_on_record(folder, "evaluation") == evaluated
+        directory = RunDirectory(tmp_path / str(target))
+        run(directory.path, small_config(**EASY, evaluation__target=target))
+        assert rounds_on_record(directory, "evaluation") == evaluated
 
 
 def test_a_batch_of_its_own_changes_no_training(tmp_path: Path) -> None:
@@ -70,19 +70,19 @@ def test_a_batch_of_its_own_changes_no_training(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_can_be_pruned(tmp_path: Path) -> None:
-    from reval_core.files import publish_json
+    from reval_core.atomic_files import publish_json
 
     config = small_config(**EASY, evaluation__target=0.05)
-    folder = RunFolder(tmp_path / "run")
-    publish_json(folder.summary, run(folder.path, config))
-    assert plan(folder, config).last_round >= 0
+    directory = RunDirectory(tmp_path / "run")
+    publish_json(directory.summary, run(directory.path, config))
+    assert plan(directory, config).last_round >= 0
 
 
 def test_all_samples_are_asked_for_only_near_the_target(tmp_path: Path) -> None:
     for target, asked in ((0.05, 8), (0.99, 4)):
         config = small_config(**EASY, evaluation__target=target, evaluation__samples=8)
-        folder = RunFolder(tmp_path / str(target))
-        run(folder.path, config)
-        with open_session(folder, config) as session:
-            (row,) = session.store.query("SELECT count(*) AS rows FROM evaluations WHERE round = 0").to_pylist()
-            assert row["rows"] == asked * len(session.held_out)
+        directory = RunDirectory(tmp_path / str(target))
+        run(directory.path, config)
+        with open_run_context(directory, config) as context:
+            (row,) = context.store.query("SELECT count(*) AS rows FROM evaluations WHERE round = 0").to_pylist()
+            assert row["rows"] == asked * len(context.held_out)

@@ -16,27 +16,28 @@ from safetensors.torch import load_file
 
 from flows.rounds import train_rounds
 from flows.upkeep import show_policy
-from reval_core import replay, stages
-from reval_core.check import check_run
-from reval_core.checkpoints import checkpoint_rounds
-from reval_core.errors import Damaged, InputError, RunStopped
-from reval_core.facts import SCHEMAS
-from reval_core.learner import Learner
+from reval_core import stages
+from reval_core.errors import CorruptData, InputError, RunStopped
+from reval_core.learning.checkpoints import checkpoint_rounds
 from reval_core.learning.checksum import weights_checksum
-from reval_core.learning.copy import low_precision
-from reval_core.learning.noise import LEAST
-from reval_core.models import load_model, policy_digest
-from reval_core.pruning import plan
-from reval_core.run_folder import RunFolder
-from reval_core.session import Policy, Session, open_session
-from reval_core.store import Store, rebuild_store, scalar_columns, sql_views
-from reval_core.summary import summarise
+from reval_core.learning.learner import Learner
+from reval_core.maintenance.check import check_run
+from reval_core.maintenance.prune import plan
+from reval_core.model.loading import load_model, policy_digest
+from reval_core.model.low_precision import low_precision
+from reval_core.model.noise import LEAST
+from reval_core.pipeline import reconstruction
+from reval_core.pipeline.run_context import Policy, RunContext, open_run_context
+from reval_core.replay_buffer.index import Store, rebuild_store, scalar_columns, sql_views
+from reval_core.report.summary import summarise
+from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import SCHEMAS
 from tests.runs import first_round, run, small_config
 
 
-def tables(folder: RunFolder) -> dict[str, list[tuple]]:
+def tables(directory: RunDirectory) -> dict[str, list[tuple]]:
     """The rows of every table of a run, clock readings left out."""
-    connection = sql_views(folder.path, folder.manifests())
+    connection = sql_views(directory.path, directory.manifests())
     clocks = {"milliseconds", "seconds", "ended_at"}
     found = {}
     for table, schema in SCHEMAS.items():
@@ -55,7 +56,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_leaves_one_row_for_every_event(finished):
-    rows = {table: len(found) for table, found in tables(RunFolder(finished)).items()}
+    rows = {table: len(found) for table, found in tables(RunDirectory(finished)).items()}
     held_out = rows["evaluations"] // 3
     assert rows == {
         "trajectories": 3 * 64,
@@ -72,7 +73,7 @@ def test_a_run_leaves_one_row_for_every_event(finished):
 
 
 def test_every_table_of_responses_says_whose_problems_they_answer(finished):
-    views = sql_views(finished, RunFolder(finished).manifests())
+    views = sql_views(finished, RunDirectory(finished).manifests())
     for table in ("trajectories", "evaluations"):
         found = views.sql(f"SELECT DISTINCT problem_set, gold_mode FROM {table}").fetchall()
         assert found == [("1-digit sums", "all")]
@@ -84,39 +85,39 @@ def test_what_is_held_out_in_several_sets_is_evaluated_in_all_and_not_trained_on
     sets = [split, {"path": str(tmp_path / "sums.jsonl")}]
     config = small_config(rounds=1, problems__held_out=sets, problems__contaminated="drop")
     run(tmp_path / "run", config)
-    views = sql_views(tmp_path / "run", RunFolder(tmp_path / "run").manifests())
+    views = sql_views(tmp_path / "run", RunDirectory(tmp_path / "run").manifests())
     asked = "SELECT problem_set, count(DISTINCT prompt_id), count(*) FROM evaluations WHERE round = 0 GROUP BY 1"
     assert sorted(views.sql(asked).fetchall()) == [("1-digit sums", 3, 6), ("sums", 2, 4)]
-    with open_session(RunFolder(tmp_path / "run"), config) as session:
-        assert "1+2=" not in {problem.problem for problem in session.train}
-        assert "2+1=" in {problem.problem for problem in session.train}
+    with open_run_context(RunDirectory(tmp_path / "run"), config) as context:
+        assert "1+2=" not in {problem.problem for problem in context.train}
+        assert "2+1=" in {problem.problem for problem in context.train}
 
 
 def test_plain_duckdb_opens_the_tables_of_a_run(finished):
-    with duckdb.connect(RunFolder(finished).tables, read_only=True) as views:
+    with duckdb.connect(RunDirectory(finished).tables, read_only=True) as views:
         assert views.execute("SELECT round FROM rounds ORDER BY round").fetchall() == [(1,), (2,), (3,)]
         assert views.execute("SELECT count(response_tokens) FROM trajectories").fetchall() == [(3 * 64,)]
 
 
 def test_the_database_can_be_deleted_and_built_again(finished, tmp_path):
-    folder = RunFolder(finished)
-    again = Store(folder.path, tmp_path / "again.duckdb", capacity=160)
-    again.build(folder.manifests())
+    directory = RunDirectory(finished)
+    again = Store(directory.path, tmp_path / "again.duckdb", capacity=160)
+    again.build(directory.manifests())
     again.close()
     names = [*SCHEMAS, "buffer"]
     for name in names:
         query = f'SELECT * FROM "{name}" ORDER BY ALL'
         with (
-            duckdb.connect(folder.database, read_only=True) as one,
+            duckdb.connect(directory.database, read_only=True) as one,
             duckdb.connect(tmp_path / "again.duckdb") as two,
         ):
             assert one.sql(query).fetchall() == two.sql(query).fetchall(), name
 
 
 def test_the_database_holds_the_scalars_of_the_facts(finished):
-    folder = RunFolder(finished)
-    views = sql_views(folder.path, folder.manifests())
-    with duckdb.connect(folder.database, read_only=True) as database:
+    directory = RunDirectory(finished)
+    views = sql_views(directory.path, directory.manifests())
+    with duckdb.connect(directory.database, read_only=True) as database:
         for table in SCHEMAS:
             columns = ", ".join(f'"{name}"' for name, _ in scalar_columns(table))
             query = f'SELECT {columns} FROM "{table}" ORDER BY ALL'
@@ -124,16 +125,16 @@ def test_the_database_holds_the_scalars_of_the_facts(finished):
 
 
 def test_the_buffer_keeps_the_newest_trajectories(finished):
-    with duckdb.connect(RunFolder(finished).database, read_only=True) as database:
+    with duckdb.connect(RunDirectory(finished).database, read_only=True) as database:
         live = [row[0] for row in database.sql("SELECT trajectory_id FROM buffer ORDER BY 1").fetchall()]
     assert len(live) == 160
-    ids = [row[0] for row in tables(RunFolder(finished))["trajectories"]]
+    ids = [row[0] for row in tables(RunDirectory(finished))["trajectories"]]
     assert live == sorted(ids)[-160:]
 
 
 def test_stepwise_residuals_sum_to_the_trajectory_residual(finished):
-    folder = RunFolder(finished)
-    views = sql_views(folder.path, folder.manifests())
+    directory = RunDirectory(finished)
+    views = sql_views(directory.path, directory.manifests())
     rows = views.sql(
         "SELECT list_sum(step_deltas), delta, value_term + log_ratio - scaled_reward FROM scores"
     ).fetchall()
@@ -144,8 +145,8 @@ def test_stepwise_residuals_sum_to_the_trajectory_residual(finished):
 
 def test_scores_against_the_reference_itself_are_calibrated(finished):
     """In round 1 the policy is the reference: D and the log-ratio are exactly 0, and Δ is −r/β."""
-    folder = RunFolder(finished)
-    views = sql_views(folder.path, folder.manifests())
+    directory = RunDirectory(finished)
+    views = sql_views(directory.path, directory.manifests())
     (row,) = views.sql(
         """
         SELECT max(abs(value_term)), max(abs(log_ratio)), max(abs(delta + scaled_reward))
@@ -156,11 +157,11 @@ def test_scores_against_the_reference_itself_are_calibrated(finished):
 
 
 def test_a_reset_scores_the_live_buffer_against_the_new_reference_and_keeps_the_old_scores(finished):
-    folder = RunFolder(finished)
-    views = sql_views(folder.path, folder.manifests())
+    directory = RunDirectory(finished)
+    views = sql_views(directory.path, directory.manifests())
     references = dict(views.sql("SELECT reference, count(*) FROM scores GROUP BY 1").fetchall())
-    new = Policy.of(folder.manifest("learning", 2)).identity
-    old = Policy.of(folder.manifest("warm_start", 0)).identity
+    new = Policy.of(directory.manifest("learning", 2)).identity
+    old = Policy.of(directory.manifest("warm_start", 0)).identity
     # Rounds 1 and 2 against policy 0; the 128 then live and round 3 against policy 2.
     assert references == {old: 128, new: 128 + 64}
     used = views.sql("SELECT DISTINCT round, reference FROM draws ORDER BY 1").fetchall()
@@ -168,12 +169,12 @@ def test_a_reset_scores_the_live_buffer_against_the_new_reference_and_keeps_the_
 
 
 def test_the_engine_and_the_trainer_agree(finished):
-    views = sql_views(finished, RunFolder(finished).manifests())
+    views = sql_views(finished, RunDirectory(finished).manifests())
     assert views.execute("SELECT max(engine_gap) FROM scores").fetchone()[0] < 1e-5
 
 
 def test_every_problem_is_asked_before_any_twice(finished):
-    views = sql_views(finished, RunFolder(finished).manifests())
+    views = sql_views(finished, RunDirectory(finished).manifests())
     asked = views.sql("SELECT round, prompt_id FROM trajectories GROUP BY ALL").fetchall()
     assert len(asked) == 3 * 16
     assert len({prompt for _, prompt in asked}) == 48
@@ -183,9 +184,9 @@ def test_the_checkpoint_of_the_last_round_is_the_policy_that_the_summary_names(t
     path = tmp_path / "small"
     summary = run(path, small_config())
     assert summary is not None
-    folder = RunFolder(path)
-    assert policy_digest(load_model(folder.checkpoint(3))) == summary["policy_digest"]
-    assert Policy.of(folder.manifest("learning", 3)).identity == summary["policy_chain"]
+    directory = RunDirectory(path)
+    assert policy_digest(load_model(directory.checkpoint(3))) == summary["policy_digest"]
+    assert Policy.of(directory.manifest("learning", 3)).identity == summary["policy_chain"]
     assert summary["updates"] == 6
     assert summary["trajectories"] == 192
     assert summary["engine"] == "transformers"
@@ -199,7 +200,7 @@ def test_a_run_broken_off_and_taken_up_again_ends_as_one_that_was_not(finished, 
     assert run(path, config, until=until) is None
     shards = {shard: shard.read_bytes() for shard in path.glob("rollouts/*/*.parquet")}
     run(path, config)
-    assert tables(RunFolder(path)) == tables(RunFolder(finished))
+    assert tables(RunDirectory(path)) == tables(RunDirectory(finished))
     assert {shard: shard.read_bytes() for shard in shards} == shards
 
 
@@ -224,7 +225,7 @@ def test_a_longer_run_goes_on_from_a_finished_one(tmp_path):
 def test_another_seed_is_another_run(finished, tmp_path):
     path = tmp_path / "other"
     run(path, small_config(seed=1, rounds=1))
-    one, other = (RunFolder(place).manifest("rollouts", 1) for place in (finished, path))
+    one, other = (RunDirectory(place).manifest("rollouts", 1) for place in (finished, path))
     assert one.digest != other.digest
 
 
@@ -232,46 +233,46 @@ def test_another_seed_is_another_run(finished, tmp_path):
 def test_any_policy_is_rebuilt_bit_for_bit_from_draws(finished, tmp_path, round):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
-    folder, config = RunFolder(copy), small_config(reference__reset_every=2)
-    for number in checkpoint_rounds(folder.checkpoints):
+    directory, config = RunDirectory(copy), small_config(reference__reset_every=2)
+    for number in checkpoint_rounds(directory.checkpoints):
         if number > 0:
-            shutil.rmtree(folder.checkpoint(number))
-    with open_session(folder, config) as session:
-        policy = Policy.of(folder.manifest("learning", round))
-        rebuilt = policy_digest(session.learner_at(policy).model)
+            shutil.rmtree(directory.checkpoint(number))
+    with open_run_context(directory, config) as context:
+        policy = Policy.of(directory.manifest("learning", round))
+        rebuilt = policy_digest(context.learner_at(policy).model)
     if round == 3:
-        assert rebuilt == folder.manifest("checkpoint", 3).info["content"]
+        assert rebuilt == directory.manifest("checkpoint", 3).info["content"]
     else:
-        assert rebuilt != policy_digest(load_model(folder.checkpoint(0)))
+        assert rebuilt != policy_digest(load_model(directory.checkpoint(0)))
 
 
 def test_a_changed_draw_is_noticed_when_a_policy_is_rebuilt(finished, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
-    folder = RunFolder(copy)
-    path = copy / folder.facts(3, "draws")
+    directory = RunDirectory(copy)
+    path = copy / directory.facts(3, "draws")
     rows = pq.read_table(path)
     place = rows.schema.get_field_index("reward")
     changed = rows.column("reward").to_numpy().copy()
     changed[0] += 1
-    with open_session(folder, small_config(reference__reset_every=2)) as session:
+    with open_run_context(directory, small_config(reference__reset_every=2)) as context:
         # Behind the back of a session: what is changed before one is opened is set aside.
-        shutil.rmtree(folder.checkpoint(3))
+        shutil.rmtree(directory.checkpoint(3))
         pq.write_table(rows.set_column(place, rows.schema.field(place), [changed]), path)
-        with pytest.raises(Damaged, match="another policy than round 3 recorded"):
-            session.learner_at(Policy.of(folder.manifest("learning", 3)))
+        with pytest.raises(CorruptData, match="another policy than round 3 recorded"):
+            context.learner_at(Policy.of(directory.manifest("learning", 3)))
 
 
 def test_every_round_records_the_bits_of_its_weights(finished):
-    folder = RunFolder(finished)
-    rounds = folder.manifests(("learning",))
-    weights = dict(load_model(folder.checkpoint(0)).named_parameters())
+    directory = RunDirectory(finished)
+    rounds = directory.manifests(("learning",))
+    weights = dict(load_model(directory.checkpoint(0)).named_parameters())
     assert rounds[0].info["weights_before"] == weights_checksum(weights)
     assert [one.info["weights_before"] for one in rounds[1:]] == [one.info["weights"] for one in rounds[:-1]]
-    last = dict(load_model(folder.checkpoint(3)).named_parameters())
+    last = dict(load_model(directory.checkpoint(3)).named_parameters())
     assert rounds[-1].info["weights"] == weights_checksum(last)
     assert len({one.info["weights"] for one in rounds}) == 3
-    assert summarise(folder)["rounds_from_other_weights"] == []
+    assert summarise(directory)["rounds_from_other_weights"] == []
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
@@ -280,9 +281,9 @@ def test_weights_that_come_out_different_are_refused_on_a_cpu_and_recorded_on_a_
 ):
     """As if the processor had added in another order."""
     shutil.copytree(finished, tmp_path / "copy")
-    folder, config = RunFolder(tmp_path / "copy"), small_config(rounds=4, reference__reset_every=2)
-    shutil.rmtree(folder.checkpoint(3))
-    (folder.manifest_path("checkpoint", 3)).unlink()
+    directory, config = RunDirectory(tmp_path / "copy"), small_config(rounds=4, reference__reset_every=2)
+    shutil.rmtree(directory.checkpoint(3))
+    (directory.manifest_path("checkpoint", 3)).unlink()
     step = Learner._step
 
     def differing(self):
@@ -292,58 +293,62 @@ def test_weights_that_come_out_different_are_refused_on_a_cpu_and_recorded_on_a_
 
     monkeypatch.setattr(Learner, "_step", differing)
     if on_gpu:  # all else runs on this machine's processor
-        monkeypatch.setattr(replay, "repeats_bits", lambda: False)
-        run(folder.path, config)
+        monkeypatch.setattr(reconstruction, "repeats_bits", lambda: False)
+        run(directory.path, config)
         assert "gives other weights than round 3 recorded" in caplog.text
-        assert summarise(folder)["rounds_from_other_weights"] == [4]
+        assert summarise(directory)["rounds_from_other_weights"] == [4]
     else:
-        with pytest.raises(Damaged, match="gives other weights than round 3 recorded; resume it on a processor of"):
-            run(folder.path, config)
+        with pytest.raises(
+            CorruptData, match="gives other weights than round 3 recorded; resume it on a processor of"
+        ):
+            run(directory.path, config)
 
 
 def test_a_reference_is_read_once_until_there_is_another(tmp_path, monkeypatch):
     read, load = [], load_model
 
-    def counting(folder, settings):
-        read.append(folder.name)
-        return load(folder, settings)
+    def counting(directory, settings):
+        read.append(directory.name)
+        return load(directory, settings)
 
-    monkeypatch.setattr("reval_core.session.load_model", counting)
+    monkeypatch.setattr("reval_core.pipeline.run_context.load_model", counting)
     config = small_config(rounds=6, reference__reset_every=3, evaluation__every=9)
     digest = run(tmp_path / "run", config)["policy_digest"]
     # Rounds 1 and 4 begin with the reference itself: nothing is read for them.
     assert read == ["round=00000", "round=00003"]
-    monkeypatch.setattr(Session, "_reference", property(lambda self: None, lambda self, value: None), raising=False)
+    monkeypatch.setattr(
+        RunContext, "_reference", property(lambda self: None, lambda self, value: None), raising=False
+    )
     assert run(tmp_path / "again", config)["policy_digest"] == digest
     assert read[2:] == ["round=00000"] * 2 + ["round=00003"] * 2
 
 
 def test_a_shard_of_a_broken_round_is_not_generated_again(run_path):
-    config, folder = small_config(), RunFolder(run_path)
-    with open_session(folder, config) as session:
-        done = first_round(session, ["rollouts"])
-    second = folder.path / folder.shard(1, 1)
-    kept = (folder.path / folder.shard(1, 0)).stat().st_mtime_ns
-    for path in (second, second.with_suffix(".json"), folder.manifest_path("rollouts", 1)):
+    config, directory = small_config(), RunDirectory(run_path)
+    with open_run_context(directory, config) as context:
+        done = first_round(context, ["rollouts"])
+    second = directory.path / directory.shard(1, 1)
+    kept = (directory.path / directory.shard(1, 0)).stat().st_mtime_ns
+    for path in (second, second.with_suffix(".json"), directory.manifest_path("rollouts", 1)):
         path.unlink()
-    with open_session(folder, config) as session:
-        again = first_round(session, ["rollouts"])
+    with open_run_context(directory, config) as context:
+        again = first_round(context, ["rollouts"])
     assert again["rollouts"].files == done["rollouts"].files
     assert again["rollouts"].info["shards_reused"] == 1
-    assert (folder.path / folder.shard(1, 0)).stat().st_mtime_ns == kept
+    assert (directory.path / directory.shard(1, 0)).stat().st_mtime_ns == kept
 
 
 def test_a_shard_with_a_flipped_byte_is_generated_again(run_path):
-    config, folder = small_config(), RunFolder(run_path)
-    with open_session(folder, config) as session:
-        done = first_round(session, ["rollouts"])
-    shard = folder.path / folder.shard(1, 0)
+    config, directory = small_config(), RunDirectory(run_path)
+    with open_run_context(directory, config) as context:
+        done = first_round(context, ["rollouts"])
+    shard = directory.path / directory.shard(1, 0)
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    folder.manifest_path("rollouts", 1).unlink()
-    with open_session(folder, config) as session:
-        assert first_round(session, ["rollouts"])["rollouts"].files == done["rollouts"].files
+    directory.manifest_path("rollouts", 1).unlink()
+    with open_run_context(directory, config) as context:
+        assert first_round(context, ["rollouts"])["rollouts"].files == done["rollouts"].files
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}], ids=["whole", "lora"])
@@ -352,11 +357,11 @@ def test_a_run_in_bfloat16_goes_on_bit_for_bit(lora, tmp_path):
     config = small_config(learner__precision="bfloat16", reference__reset_every=2, model__lora=lora)
     run(tmp_path / "broken", config, until=1)
     again, whole = run(tmp_path / "broken", config), run(tmp_path / "whole", config)
-    folder = RunFolder(tmp_path / "broken")
+    directory = RunDirectory(tmp_path / "broken")
     assert again["policy_digest"] == whole["policy_digest"]
-    assert tables(folder) == tables(RunFolder(tmp_path / "whole"))
-    assert not [problem for finding in check_run(folder, config) for problem in finding.problems]
-    views = sql_views(folder.path, folder.manifests())
+    assert tables(directory) == tables(RunDirectory(tmp_path / "whole"))
+    assert not [problem for result in check_run(directory, config) for problem in result.problems]
+    views = sql_views(directory.path, directory.manifests())
     noise = "SELECT min(noise_logprob), min(noise_value), bool_or(noise_value IS NULL) FROM draws"
     logprob, value, unknown = views.execute(noise).fetchone()
     assert (logprob >= LEAST["bfloat16"].logprob, value >= LEAST["bfloat16"].value, unknown) == (True, True, False)
@@ -366,7 +371,7 @@ def test_a_run_in_bfloat16_goes_on_bit_for_bit(lora, tmp_path):
     if lora is None:
         exported = [tmp_path / "copy", tmp_path / "masters"]
         for out in exported:
-            show_policy(folder.path, round=None, out=out, as_json=True, masters=out.name == "masters")
+            show_policy(directory.path, round=None, out=out, as_json=True, masters=out.name == "masters")
         copy, masters = (load_file(out / "model.safetensors") for out in exported)
         assert policy_digest(load_model(exported[1])) == again["policy_digest"]
         assert all(torch.equal(copy[name], low_precision(one, 0, name)) for name, one in masters.items())
@@ -375,9 +380,9 @@ def test_a_run_in_bfloat16_goes_on_bit_for_bit(lora, tmp_path):
 def test_trajectories_beyond_the_age_limit_leave_the_buffer_and_are_not_drawn(tmp_path):
     settings = {"replay__max_age": 1, "replay__sampling": "prioritised", "reference": {"reset_every": 3}}
     config = small_config(rounds=4, learner__updates=3, **settings)
-    folder = RunFolder(tmp_path / "aged")
-    run(folder.path, config)
-    views = sql_views(folder.path, folder.manifests())
+    directory = RunDirectory(tmp_path / "aged")
+    run(directory.path, config)
+    views = sql_views(directory.path, directory.manifests())
     drawn = "SELECT round, max(staleness) FROM draws GROUP BY round ORDER BY round"
     assert views.execute(drawn).fetchall() == [(1, 0), (2, 1), (3, 1), (4, 1)]
     rescored = views.execute(
@@ -385,11 +390,11 @@ def test_trajectories_beyond_the_age_limit_leave_the_buffer_and_are_not_drawn(tm
         "WHERE s.round = 3 AND s.policy = s.reference ORDER BY 1"
     ).fetchall()
     assert rescored == [(2,), (3,)]
-    folder.summary.write_text("{}")
-    assert plan(folder, config).last_round == 2  # the tokens of what is left are kept
-    rebuild_store(folder, config.replay.capacity, config.replay.max_age)
-    assert not [finding.problems for finding in check_run(folder, config) if finding.problems]
-    with duckdb.connect(folder.database, read_only=True) as database:
+    directory.summary.write_text("{}")
+    assert plan(directory, config).last_round == 2  # the tokens of what is left are kept
+    rebuild_store(directory, config.replay.capacity, config.replay.max_age)
+    assert not [result.problems for result in check_run(directory, config) if result.problems]
+    with duckdb.connect(directory.database, read_only=True) as database:
         assert database.execute("SELECT DISTINCT round FROM buffer ORDER BY 1").fetchall() == [(3,), (4,)]
 
 
@@ -411,10 +416,10 @@ def test_a_run_whose_rewards_are_all_zero_leaves_the_policy_where_it_was(kind, p
     )
     path = tmp_path / "still"
     summary = run(path, config)
-    start = load_model(RunFolder(path).checkpoint(0))
+    start = load_model(RunDirectory(path).checkpoint(0))
     assert summary["policy_digest"] == policy_digest(start)
     assert any((one != one.bfloat16()).any() for one in start.parameters()), "weights that bfloat16 does not hold"
-    views = sql_views(path, RunFolder(path).manifests())
+    views = sql_views(path, RunDirectory(path).manifests())
     assert views.execute("SELECT count(DISTINCT verdict), min(verdict) FROM verdicts").fetchone() == (1, "unparsed")
     assert views.execute("SELECT bool_and(skipped), count(*) FROM updates").fetchone() == (True, 12)
     assert views.execute("SELECT max(abs(delta)) FROM residuals").fetchone()[0] > 0, "no noise, nothing tested"
@@ -437,7 +442,7 @@ def test_a_run_whose_rewards_are_all_zero_leaves_the_policy_where_it_was(kind, p
 def test_every_objective_reward_and_sampling_runs(tmp_path, changes):
     summary = run(tmp_path / "run", small_config(rounds=2, **changes))
     assert summary["rounds"] == 2
-    views = sql_views(tmp_path / "run", RunFolder(tmp_path / "run").manifests())
+    views = sql_views(tmp_path / "run", RunDirectory(tmp_path / "run").manifests())
     losses, norms = zip(*views.sql("SELECT loss, grad_norm FROM updates").fetchall(), strict=True)
     assert np.isfinite(losses).all()
     assert max(norms) > 0
@@ -450,10 +455,10 @@ def test_every_objective_reward_and_sampling_runs(tmp_path, changes):
 def test_the_run_stops_when_too_many_responses_cannot_be_judged(run_path):
     """A verdict that takes too long says nothing about the answer: it must not teach that it is wrong."""
     config = small_config(verification__timeout_seconds=1e-6, verification__mode="lenient")
-    folder = RunFolder(run_path)
-    with open_session(folder, config) as session:
-        done = first_round(session, ["rollouts"])
-        path = folder.path / done["rollouts"].files[0].path
+    directory = RunDirectory(run_path)
+    with open_run_context(directory, config) as context:
+        done = first_round(context, ["rollouts"])
+        path = directory.path / done["rollouts"].files[0].path
         rows = pq.read_table(path)
         place = rows.schema.get_field_index("response")
         answers = rows.column("response").to_pylist()
@@ -464,21 +469,21 @@ def test_the_run_stops_when_too_many_responses_cannot_be_judged(run_path):
             rows.set_column(rows.schema.get_field_index("finish_reason"), "finish_reason", reasons), path
         )
         with pytest.raises(RunStopped, match=r"could not be judged \(\d+ timeouts"):
-            stages.verification(session, 1, done["rollouts"])
-        assert folder.manifest("verification", 1) is None
+            stages.verification(context, 1, done["rollouts"])
+        assert directory.manifest("verification", 1) is None
 
 
 def test_a_collapsed_run_names_its_last_good_checkpoint(run_path):
     config = small_config(rounds=30, learner__lr=1.0, collapse={"below": 0.5, "rounds": 3})
     complaint = pytest.raises(RunStopped, match=r"last good checkpoint is .*checkpoints/round=0000\d")
-    with open_session(RunFolder(run_path), config) as session, complaint:
-        for _ in train_rounds(session, stages):
+    with open_run_context(RunDirectory(run_path), config) as context, complaint:
+        for _ in train_rounds(context, stages):
             pass
 
 
 def test_a_run_folder_of_another_config_is_refused(finished):
     with pytest.raises(InputError, match=r"made by another config \(learner.lr, reference.reset_every differ\)"):
-        RunFolder(finished).check(small_config(learner__lr=1.0))
+        RunDirectory(finished).check(small_config(learner__lr=1.0))
 
 
 def test_what_was_recorded_of_the_machine_is_kept(finished):

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reval_core.answers import as_integer
-from reval_core.extraction import METHODS, prepare_gold
+from reval_core.answers.extraction import METHODS, prepare_gold
 from reval_core.verification import VERIFIER_VERSION, Claim, Judgement, Verdict, Verifier, VerifierUnavailable
 from reval_core.verification.claims import extracted_answer, verdict_at_sight
 from reval_core.verification.comparison import is_correct
@@ -285,9 +285,9 @@ def test_a_killed_nursery_is_replaced() -> None:
     bystanders = children_of(os.getpid())
     with Verifier(workers=1, timeout_seconds=20.0) as verifier:
         verifier.judge([boxed("x+1", "1+x")])
-        (nursery,) = children_of(os.getpid()) - bystanders
-        (worker,) = children_of(nursery)
-        os.kill(nursery, signal.SIGKILL)
+        (fork_server,) = children_of(os.getpid()) - bystanders
+        (worker,) = children_of(fork_server)
+        os.kill(fork_server, signal.SIGKILL)
         os.kill(worker, signal.SIGKILL)
         wait_until(lambda: not alive(worker))
         assert verdicts(verifier.judge([boxed("x+2", "2+x")])) == ["correct"]

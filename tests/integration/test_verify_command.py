@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from reval_core.claim_files import read_claims
+from reval_core.problems.claim_files import read_claims
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,8 +35,8 @@ def verify(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
-def jsonl(folder: Path, rows: list[dict[str, Any]]) -> Path:
-    path = folder / "rows.jsonl"
+def jsonl(directory: Path, rows: list[dict[str, Any]]) -> Path:
+    path = directory / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
     return path
 

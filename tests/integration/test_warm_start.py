@@ -6,16 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reval_core import arithmetic, stages
+from reval_core import stages
 from reval_core.config import Config
-from reval_core.run_folder import RunFolder
-from reval_core.session import open_session
+from reval_core.pipeline.run_context import open_run_context
+from reval_core.problems import arithmetic
+from reval_core.storage.run_directory import RunDirectory
 from tests.runs import small_config
 
 
 def policy_zero(path: Path, config: Config) -> str:
-    with open_session(RunFolder(path), config) as session:
-        return str(stages.warm_start(session, 0).info["content"])
+    with open_run_context(RunDirectory(path), config) as context:
+        return str(stages.warm_start(context, 0).info["content"])
 
 
 def test_runs_with_one_seed_of_the_warm_start_share_policy_0(tmp_path: Path) -> None:

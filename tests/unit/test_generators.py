@@ -110,19 +110,19 @@ def break_in(context: AbstractContextManager[Any]) -> None:
         raise Broken
 
 
-def session_of(path: Path) -> AbstractContextManager[Any]:
-    from reval_core.run_folder import RunFolder
-    from reval_core.session import open_session
+def context_of(path: Path) -> AbstractContextManager[Any]:
+    from reval_core.pipeline.run_context import open_run_context
+    from reval_core.storage.run_directory import RunDirectory
 
-    return open_session(RunFolder(path), small_config())
+    return open_run_context(RunDirectory(path), small_config())
 
 
-@leaves("reval_core.adapters.swapped_adapters")
+@leaves("reval_core.model.lora.swapped_adapters")
 def _(begun: Path, tmp_path: Path) -> None:
     from safetensors import SafetensorError
 
-    from reval_core.adapters import add_adapters, save_adapters, swapped_adapters
     from reval_core.config import Lora
+    from reval_core.model.lora import add_adapters, save_adapters, swapped_adapters
 
     model: Any = tiny_model()
     add_adapters(model, Lora(rank=2), seed=0)
@@ -178,31 +178,31 @@ def _(begun: Path, tmp_path: Path) -> None:
     assert torch.is_grad_enabled()
 
 
-@leaves("reval_core.evaluation.examination.open_examination")
-@leaves("reval_core.evaluation.examination.Examination.generate")
+@leaves("reval_core.evaluation.context.open_evaluation_context")
+@leaves("reval_core.evaluation.context.EvaluationContext.generate")
 def _(begun: Path, tmp_path: Path) -> None:
     from flows.preparation import prepare_evaluation
-    from reval_core.engines.base import Request
-    from reval_core.evaluation.examination import open_examination
+    from reval_core.engines.engine import Request
+    from reval_core.evaluation.context import open_evaluation_context
 
     sets = "benchmarks=[{arithmetic: {digits: 1, operators: '+', split: held_out}}]"
     asked = [sets, "precision=bfloat16", "max_tokens=4", "prompt.chat=false", "verification.workers=1"]
-    subject, protocol, folder = prepare_evaluation(str(begun), None, asked, None, tmp_path / "evaluation")
-    with breaking(), open_examination(folder, subject, protocol) as examination:
-        suspended = examination.generate([Request([1, 2], seed) for seed in range(2)])
+    source, protocol, directory = prepare_evaluation(str(begun), None, asked, None, tmp_path / "evaluation")
+    with breaking(), open_evaluation_context(directory, source, protocol) as context:
+        suspended = context.generate([Request([1, 2], seed) for seed in range(2)])
         next(suspended)
         assert not torch.is_autocast_enabled("cpu")
         raise Broken
-    with folder.lock():  # nobody else holds it
+    with directory.lock():  # nobody else holds it
         pass
 
 
-@leaves("reval_core.learner.Learner.masters")
-@leaves("reval_core.learning.copy.LowPrecisionCopy.replaced_by_masters")
+@leaves("reval_core.learning.learner.Learner.masters")
+@leaves("reval_core.model.low_precision.LowPrecisionCopy.replaced_by_masters")
 def _(begun: Path, tmp_path: Path) -> None:
     from reval_core.config import Learner as Settings
     from reval_core.config import Reval
-    from reval_core.learner import Learner
+    from reval_core.learning.learner import Learner
 
     model = tiny_model()
     settings = Settings(updates=1, lr=1e-3, precision="bfloat16")
@@ -215,12 +215,12 @@ def _(begun: Path, tmp_path: Path) -> None:
     assert model.dtype == torch.bfloat16
 
 
-@leaves("reval_core.learner.Learner.as_before")
+@leaves("reval_core.learning.learner.Learner.as_before")
 @leaves("reval_core.learning.snapshot.Snapshot.swapped_in")
 def _(begun: Path, tmp_path: Path) -> None:
     from reval_core.config import Learner as Settings
     from reval_core.config import Reval
-    from reval_core.learner import Learner
+    from reval_core.learning.learner import Learner
 
     model = tiny_model()
     learner = Learner(model, Reval(kind="reval", beta=0.1), Settings(updates=1, lr=1e-3), "start")
@@ -236,9 +236,9 @@ def _(begun: Path, tmp_path: Path) -> None:
     assert learner.policy is None
 
 
-@leaves("reval_core.learning.copy.in_float32")
+@leaves("reval_core.model.low_precision.in_float32")
 def _(begun: Path, tmp_path: Path) -> None:
-    from reval_core.learning.copy import in_float32, round_weights
+    from reval_core.model.low_precision import in_float32, round_weights
 
     model = tiny_model()
     round_weights(model, seed=0)
@@ -328,11 +328,11 @@ def _(begun: Path, tmp_path: Path) -> None:
 @leaves("flows.querying.locked_views")
 def _(begun: Path, tmp_path: Path) -> None:
     from flows.querying import locked_views
-    from reval_core.evaluation.folder import published_facts
+    from reval_core.evaluation.directory import published_tables
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(tmp_path))
-        break_in(locked_views(begun, published_facts(begun)))
+        break_in(locked_views(begun, published_tables(begun)))
     assert os.listdir(tmp_path) == []
 
 
@@ -343,73 +343,73 @@ def _rows_are_left(rows: Generator) -> None:
     assert set(os.listdir("/proc/self/fd")) <= before
 
 
-@leaves("reval_core.processes.together")
+@leaves("reval_core.learning.distributed.together")
 def _(begun: Path, tmp_path: Path) -> None:
-    from reval_core import processes
+    from reval_core.learning import distributed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processes, "_out_of_step", False)
-        break_in(processes.together())
-        assert processes._out_of_step
-        processes.dismiss()  # and waits for nobody
+        patch.setattr(distributed, "_out_of_step", False)
+        break_in(distributed.together())
+        assert distributed._out_of_step
+        distributed.dismiss()  # and waits for nobody
 
 
 @leaves("reval_core.report._asking")
 def _(begun: Path, tmp_path: Path) -> None:
     from reval_core.report import _asking
-    from reval_core.run_folder import RunFolder
+    from reval_core.storage.run_directory import RunDirectory
 
-    folder = RunFolder(begun)
+    directory = RunDirectory(begun)
     before = set(os.listdir("/proc/self/fd"))
-    break_in(_asking(folder, folder.manifests()))
+    break_in(_asking(directory, directory.manifests()))
     assert set(os.listdir("/proc/self/fd")) <= before
 
 
-@leaves("reval_core.run_folder.RunFolder.lock")
+@leaves("reval_core.storage.run_directory.RunDirectory.lock")
 def _(begun: Path, tmp_path: Path) -> None:
-    from reval_core.run_folder import RunFolder
+    from reval_core.storage.run_directory import RunDirectory
 
-    break_in(RunFolder(begun).lock())
-    with RunFolder(begun).lock():
+    break_in(RunDirectory(begun).lock())
+    with RunDirectory(begun).lock():
         pass
 
 
-@leaves("reval_core.session.open_session")
-@leaves("reval_core.session.Session.generate")
-@leaves("reval_core.session.Session.reference_model")
-@leaves("reval_core.session.Session._weights_of")
-@leaves("reval_core.store.Store._transaction")
+@leaves("reval_core.pipeline.run_context.open_run_context")
+@leaves("reval_core.pipeline.run_context.RunContext.generate")
+@leaves("reval_core.pipeline.run_context.RunContext.reference_model")
+@leaves("reval_core.pipeline.run_context.RunContext._weights_of")
+@leaves("reval_core.replay_buffer.index.Store._transaction")
 def _(begun: Path, tmp_path: Path) -> None:
-    from reval_core.engines.base import Request
-    from reval_core.session import Policy
+    from reval_core.engines.engine import Request
+    from reval_core.pipeline.run_context import Policy
 
-    with breaking(), session_of(begun) as session:
-        policy = Policy.of(session.folder.manifest("warm_start", 0))
-        suspended = session.generate(policy, [Request([1, 2], seed) for seed in range(2)], batch=1)
+    with breaking(), context_of(begun) as context:
+        policy = Policy.of(context.directory.manifest("warm_start", 0))
+        suspended = context.generate(policy, [Request([1, 2], seed) for seed in range(2)], batch=1)
         next(suspended)
         assert not torch.is_autocast_enabled("cpu")
-        break_in(session.reference_model(policy))
-        break_in(session._weights_of(policy))
-        with breaking(), session.store._transaction() as connection:
+        break_in(context.reference_model(policy))
+        break_in(context._weights_of(policy))
+        with breaking(), context.store._transaction() as connection:
             connection.execute("CREATE TABLE left_behind (number INTEGER)")
             raise Broken
-        assert "left_behind" not in str(session.store.query("SHOW TABLES").to_pylist())
+        assert "left_behind" not in str(context.store.query("SHOW TABLES").to_pylist())
         raise Broken
-    with session_of(begun):  # neither the lock nor the database is held by the first
+    with context_of(begun):  # neither the lock nor the database is held by the first
         pass
 
 
-@leaves("reval_core.session.explained_disk")
+@leaves("reval_core.pipeline.run_context.explained_disk")
 def _(begun: Path, tmp_path: Path) -> None:
-    from reval_core.run_folder import RunFolder
-    from reval_core.session import explained_disk
+    from reval_core.pipeline.run_context import explained_disk
+    from reval_core.storage.run_directory import RunDirectory
 
-    break_in(explained_disk(RunFolder(begun)))
+    break_in(explained_disk(RunDirectory(begun)))
 
 
-@leaves("reval_core.session.on_device")
+@leaves("reval_core.pipeline.run_context.on_device")
 def _(begun: Path, tmp_path: Path) -> None:
-    from reval_core.session import on_device
+    from reval_core.pipeline.run_context import on_device
 
     model = tiny_model()
     before = {name: one.data_ptr() for name, one in model.state_dict().items()}
@@ -420,9 +420,9 @@ def _(begun: Path, tmp_path: Path) -> None:
     assert {name: one.data_ptr() for name, one in model.state_dict().items()} == before
 
 
-@leaves("reval_core.stages.memory.explained_memory")
+@leaves("reval_core.planning.out_of_memory.explained_memory")
 def _(begun: Path, tmp_path: Path) -> None:
-    from reval_core.stages.memory import explained_memory
+    from reval_core.planning.out_of_memory import explained_memory
 
     break_in(explained_memory("learning", lambda: pytest.fail("there is no lack of memory")))
 
@@ -500,10 +500,10 @@ def _(begun: Path, tmp_path: Path) -> None:
 
 @leaves("tasks.tracking.tracked")
 def _(begun: Path, tmp_path: Path) -> None:
-    from reval_core.run_folder import RunFolder
+    from reval_core.storage.run_directory import RunDirectory
     from tasks.tracking import tracked
 
-    break_in(tracked(RunFolder(begun), small_config()))
+    break_in(tracked(RunDirectory(begun), small_config()))
     with sqlite3.connect(begun.parent / "mlflow.db") as connection:
         assert connection.execute("SELECT status FROM runs").fetchall() == [("FAILED",)]
     connection.close()
@@ -517,13 +517,13 @@ ELSEWHERE = {
         "tests/vllm/test_vllm.py::test_an_engine_whose_process_dies_says_so_and_starts_again"
     ),
     "reval_core.engines.vllm_endpoint.Endpoint.choices": (
-        "tests/unit/test_vllm_server.py::test_generation_that_is_dropped_is_called_off"
+        "tests/unit/engines/test_vllm_server.py::test_generation_that_is_dropped_is_called_off"
     ),
     "reval_core.engines.vllm_endpoint.Endpoint._request": (
-        "tests/unit/test_vllm_server.py::test_generation_that_is_dropped_is_called_off"
+        "tests/unit/engines/test_vllm_server.py::test_generation_that_is_dropped_is_called_off"
     ),
     "reval_core.engines.vllm_server.VllmServers.generate": (
-        "tests/unit/test_vllm_server.py::test_an_engine_can_be_closed_in_the_middle_of_generation"
+        "tests/unit/engines/test_vllm_server.py::test_an_engine_can_be_closed_in_the_middle_of_generation"
     ),
     "reval_core.verification.pool.Pool.run": (
         "tests/integration/test_abandoned_calls.py::test_a_forgotten_call_ends_when_it_is_collected"

@@ -18,8 +18,15 @@ TRAINING = {"pydantic", "accelerate", "peft", "safetensors", "transformers"}
 @pytest.mark.parametrize(
     ("modules", "blocked"),
     [
-        ("reval_core.objectives, reval_core.scoring, reval_core.head, reval_core.batches", PIPELINE | TRAINING),
-        ("reval_core.learner, reval_core.checkpoints, reval_core.adapters", PIPELINE | {"peft"}),
+        (
+            "reval_core.objectives, reval_core.model.scoring, reval_core.model.lm_head, "
+            "reval_core.model.token_batch",
+            PIPELINE | TRAINING,
+        ),
+        (
+            "reval_core.learning.learner, reval_core.learning.checkpoints, reval_core.model.lora",
+            PIPELINE | {"peft"},
+        ),
     ],
     ids=["losses and scoring need torch alone", "the learner needs nothing of the pipeline"],
 )

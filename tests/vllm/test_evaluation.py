@@ -2,16 +2,16 @@
 
 import pytest
 
+from flows.benchmarks import examine
 from flows.preparation import prepare_evaluation
-from flows.sittings import examine
 from reval_core import stages
 from reval_core.config import TinyModel
-from reval_core.evaluation.examination import open_examination
-from reval_core.evaluation.folder import published_facts
+from reval_core.evaluation.context import open_evaluation_context
+from reval_core.evaluation.directory import published_tables
 from reval_core.evaluation.results import find_results
-from reval_core.models import make_tiny_model, make_tiny_tokenizer, save_model
+from reval_core.model.loading import make_tiny_model, make_tiny_tokenizer, save_model
+from reval_core.replay_buffer.index import sql_views
 from reval_core.stages.shards import Shards
-from reval_core.store import sql_views
 
 pytest.importorskip("vllm")
 
@@ -27,10 +27,10 @@ ASKED = [
 
 
 def evaluate(model, out):
-    subject, protocol, folder = prepare_evaluation(str(model), None, ASKED, None, out)
-    with open_examination(folder, subject, protocol) as examination:
-        sittings = list(examine(examination, stages))
-    return find_results(folder, subject, protocol, sittings)
+    source, protocol, directory = prepare_evaluation(str(model), None, ASKED, None, out)
+    with open_evaluation_context(directory, source, protocol) as context:
+        benchmarks = list(examine(context, stages))
+    return find_results(directory, source, protocol, benchmarks)
 
 
 def test_finished_shards_are_kept_and_every_response_is_there_once(tmp_path, monkeypatch):
@@ -58,7 +58,7 @@ def test_finished_shards_are_kept_and_every_response_is_there_once(tmp_path, mon
         ("1-digit sums", 9),
         ("1-digit differences", 4),
     ]
-    with sql_views(tmp_path / "e", published_facts(tmp_path / "e")) as connection:
+    with sql_views(tmp_path / "e", published_tables(tmp_path / "e")) as connection:
         rows = connection.sql(
             "SELECT count(*), count(DISTINCT trajectory_id), count(DISTINCT (problem_set, prompt_id, sample)), "
             "min(len(response_tokens) = len(engine_logprobs)) FROM trajectories"

@@ -9,17 +9,17 @@ import pytest
 
 from flows.rounds import train_rounds
 from reval_core import stages
-from reval_core.check import check_run
 from reval_core.engines.choice import choose
 from reval_core.engines.vllm import VllmEngine
 from reval_core.errors import RunStopped
-from reval_core.facts import read_table
-from reval_core.models import load_model
-from reval_core.run_folder import RunFolder
-from reval_core.session import open_session
+from reval_core.maintenance.check import check_run
+from reval_core.model.loading import load_model
+from reval_core.pipeline.run_context import open_run_context
+from reval_core.replay_buffer.index import sql_views
+from reval_core.report.summary import summarise
 from reval_core.stages.shards import Shards
-from reval_core.store import sql_views
-from reval_core.summary import summarise
+from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import read_table
 from tests.runs import run, small_config
 
 pytest.importorskip("vllm")
@@ -36,12 +36,12 @@ def config(**settings):
 
 
 def ask(path, query):
-    with sql_views(path, RunFolder(path).manifests()) as connection:
+    with sql_views(path, RunDirectory(path).manifests()) as connection:
         return connection.sql(query).fetchall()
 
 
 def problems(path, settings):
-    return [problem for finding in check_run(RunFolder(path), settings) for problem in finding.problems]
+    return [problem for result in check_run(RunDirectory(path), settings) for problem in result.problems]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_shards_of_a_crashed_attempt_are_kept_and_the_rest_is_generated(run_path
     before = shard.read_bytes()
     run(run_path, config(rounds=1))
     assert shard.read_bytes() == before
-    assert RunFolder(run_path).manifest("rollouts", 1).info["shards_reused"] == 1
+    assert RunDirectory(run_path).manifest("rollouts", 1).info["shards_reused"] == 1
     assert ask(
         run_path, "SELECT count(*), count(DISTINCT trajectory_id), max(trajectory_id % 1000) FROM trajectories"
     ) == [(64, 64, 63)]
@@ -126,7 +126,7 @@ def test_a_round_that_is_cut_off_goes_on_with_the_next_policy(run_path, monkeypa
     monkeypatch.setattr(Shards, "publish_partials", partials)
     kept = len(list((run_path / "rollouts/round=00001").glob("shard-*.json")))
     summary = run(run_path, settings)
-    assert RunFolder(run_path).manifest("rollouts", 1).info["shards_reused"] == kept > 0
+    assert RunDirectory(run_path).manifest("rollouts", 1).info["shards_reused"] == kept > 0
     assert (
         ask(run_path, "SELECT max(trajectory_id % 10000000) - count(*) FROM trajectories GROUP BY round")
         == [(-1,)] * 4
@@ -251,7 +251,7 @@ def test_grpo_corrects_by_the_engines_own_probabilities(run_path):
 
 def test_a_run_is_evaluated_by_the_engine_without_a_second_model(finished):
     path, _ = finished
-    manifests = RunFolder(path).manifests(("evaluation",))
+    manifests = RunDirectory(path).manifests(("evaluation",))
     assert [one.round for one in manifests] == [0, 2, 3]
     rows = read_table(path / manifests[0].files[0].path)
     assert set(rows.column("finish_reason").to_pylist()) <= {"stop", "length"}
@@ -266,8 +266,8 @@ def test_auto_keeps_to_the_engine_that_a_run_began_with(run_path, monkeypatch):
     assert choose(settings.model, settings.engine).kind == "vllm"
     small = small_config(engine={"kind": "auto"})
     assert choose(small.model, small.engine).kind == "transformers", "heads of 16"
-    with open_session(RunFolder(run_path), settings.model_copy(update={"rounds": 2})) as session:
-        assert session.engine.name == "transformers"
-        list(train_rounds(session, stages))
-    assert summarise(RunFolder(run_path))["engine"] == "transformers"
-    assert load_model(RunFolder(run_path).checkpoint(2)) is not None
+    with open_run_context(RunDirectory(run_path), settings.model_copy(update={"rounds": 2})) as context:
+        assert context.engine.name == "transformers"
+        list(train_rounds(context, stages))
+    assert summarise(RunDirectory(run_path))["engine"] == "transformers"
+    assert load_model(RunDirectory(run_path).checkpoint(2)) is not None

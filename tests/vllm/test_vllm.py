@@ -14,15 +14,15 @@ import psutil
 import pytest
 import torch
 
-from reval_core.adapters import add_adapters
-from reval_core.batches import collate
 from reval_core.config import Lora, TinyModel
 from reval_core.config import VllmEngine as Settings
-from reval_core.engines.base import Request, Sampling
+from reval_core.engines.engine import Request, Sampling
 from reval_core.engines.vllm import EngineDied, VllmEngine
 from reval_core.errors import RunStopped
-from reval_core.models import make_tiny_model
-from reval_core.scoring import score
+from reval_core.model.loading import make_tiny_model
+from reval_core.model.lora import add_adapters
+from reval_core.model.scoring import score
+from reval_core.model.token_batch import collate
 
 pytest.importorskip("vllm")
 
@@ -137,7 +137,7 @@ def test_tied_weights_arrive(engine, tmp_path):
 
 def test_no_weights_are_left_lying_about(engine):
     engine.load(make_tiny_model(TINY, 0), "policy 0")
-    assert [one.name for one in engine._folder.glob("*.safetensors*")] == []
+    assert [one.name for one in engine._directory.glob("*.safetensors*")] == []
 
 
 def test_the_same_request_gives_the_same_response_and_another_seed_another(engine):
@@ -228,12 +228,12 @@ def test_closing_leaves_no_process_and_may_be_done_again(tmp_path):
     before = set(processes_of(os.getpid()))
     engine.load(make_tiny_model(TINY, 0), "policy 0")
     started = [one for one in processes_of(os.getpid()) if one not in before]
-    folder = engine._folder
+    directory = engine._directory
     assert started
     engine.close()
     engine.close()
     assert gone(started, 5)
-    assert not folder.exists()
+    assert not directory.exists()
 
 
 def test_an_engine_that_cannot_start_gives_vllms_own_reason(tmp_path, capfd):

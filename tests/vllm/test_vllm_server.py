@@ -1,6 +1,6 @@
 """The engine of `vllm serve` endpoints against real ones, on the CPU: two servers of a tiny model.
 
-What servers do when they fail in other ways is in tests/unit/test_vllm_server.py, without vLLM.
+What servers do when they fail in other ways is in tests/unit/engines/test_vllm_server.py, without vLLM.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ pytest.importorskip("vllm")
 
 from transformers import PreTrainedModel
 
-from reval_core.batches import collate
 from reval_core.config import TinyModel, VllmServerEngine
-from reval_core.engines.base import Completion, Request, Sampling
+from reval_core.engines.engine import Completion, Request, Sampling
 from reval_core.engines.vllm_server import VllmServers
-from reval_core.models import make_tiny_model, make_tiny_tokenizer, save_model
-from reval_core.scoring import score
+from reval_core.model.loading import make_tiny_model, make_tiny_tokenizer, save_model
+from reval_core.model.scoring import score
+from reval_core.model.token_batch import collate
 from tests.models import random_rows
 
 SETTINGS = TinyModel(layers=2, width=128, heads=4, feed_forward=256)
@@ -50,7 +50,7 @@ def model_of(seed: int) -> PreTrainedModel:
 class Served:
     """A `vllm serve` of its own process group."""
 
-    def __init__(self, folder: Path, log: Path) -> None:
+    def __init__(self, directory: Path, log: Path) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -64,7 +64,7 @@ class Served:
             "PYTHONPATH": str(REPOSITORY),
         }
         options = {
-            "model": folder,
+            "model": directory,
             "host": "127.0.0.1",
             "port": self.port,
             "dtype": "float32",
@@ -110,9 +110,9 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Served]]:
-    folder = tmp_path_factory.mktemp("served")
-    save_model(model_of(0), make_tiny_tokenizer(SETTINGS.characters), folder / "model")
-    servers = [Served(folder / "model", folder / f"{number}.log") for number in (0, 1)]
+    directory = tmp_path_factory.mktemp("served")
+    save_model(model_of(0), make_tiny_tokenizer(SETTINGS.characters), directory / "model")
+    servers = [Served(directory / "model", directory / f"{number}.log") for number in (0, 1)]
     try:
         for server in servers:
             server.wait()

@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from reval_core.reproduction.finding import Finding
 from reval_core.reproduction.measures import accuracy, beyond, one_rollout
 from reval_core.reproduction.measures.accuracy import methods, reference_resets, reward_designs, strengths
 from reval_core.reproduction.measures.rounds_to_target import best_settings, fewer_rounds, more_updates
 from reval_core.reproduction.measures.stability import gradients, no_reward
-from reval_core.reproduction.plan import Figure
 from reval_core.reproduction.records import Record
+from reval_core.reproduction.result import Result
+from reval_core.reproduction.study import Figure
 
-_MEASURES: dict[str, Callable[[Sequence[Record]], Finding]] = {
+_MEASURES: dict[str, Callable[[Sequence[Record]], Result]] = {
     "fig2": more_updates,
     "fig3": fewer_rounds,
     "fig4": methods,
@@ -40,13 +40,13 @@ _MEASURES: dict[str, Callable[[Sequence[Record]], Finding]] = {
 
 def measure(name: str, figure: Figure, records: Sequence[Record]) -> dict[str, Any]:
     """What a figure came to, with the claim beside it and the runs that it is made of, as plain values."""
-    finding = _MEASURES[name](records)
+    result = _MEASURES[name](records)
     return {
         "figure": name,
         "title": figure.title,
         "paper": figure.paper,
         "claim": figure.claim,
-        **finding.to_json(),
+        **result.to_json(),
         "seeds": sorted({one.seed for one in records}),
         "runs": [{"arm": one.arm, "prompt": one.level, "seed": one.seed, "path": str(one.path)} for one in records],
         "run_seconds": sum(sum(row["seconds"] for row in one.rounds) for one in records),

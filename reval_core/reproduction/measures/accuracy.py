@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reval_core.arithmetic import set_name
-from reval_core.reproduction.finding import Chart, Finding, Line, Table, verdict
+from reval_core.problems.arithmetic import set_name
 from reval_core.reproduction.records import EVALUATED, ROUNDS, Record, arms, of
+from reval_core.reproduction.result import Chart, Line, Result, Table, verdict
 from reval_core.reproduction.statistics import Estimate, difference, mean_over_seeds
 
 
-def methods(records: Sequence[Record]) -> Finding:
+def methods(records: Sequence[Record]) -> Result:
     """Table 1 and Figure 4: GRPO, TBRM and ReVal on what was practised and on what was not."""
     final = {arm: _final(of(records, arm)) for arm in arms(records)}
     average = {arm: _over_sets(found) for arm, found in final.items()}
@@ -39,10 +39,10 @@ def methods(records: Sequence[Record]) -> Finding:
     charts = [accuracy_chart(records, name) for name in records[0].evaluated]
     table = _sets_table(records, final)
     holds = [one.above(0) for one in (*ahead.values(), *carried.values())]
-    return Finding(verdict(*holds), says, numbers, charts, [table], [EVALUATED])
+    return Result(verdict(*holds), says, numbers, charts, [table], [EVALUATED])
 
 
-def best_settings(records: Sequence[Record]) -> Finding:
+def best_settings(records: Sequence[Record]) -> Result:
     """The search: of each method the settings that are best after the last round, by the mean over the sets."""
     final = {arm: _final(of(records, arm)) for arm in arms(records)}
     average = {arm: float(np.mean(_over_sets(found))) for arm, found in final.items()}
@@ -52,15 +52,15 @@ def best_settings(records: Sequence[Record]) -> Finding:
     listed = "; ".join(f"{arm} ({100 * average[arm]:.1f}%)" for arm in best.values())
     says = f"Best of each method, by the mean over the problem sets after the last round: {listed}."
     numbers = {"best_arms": best, "average": average}
-    return Finding("searched", says, numbers, [], [_sets_table(records, final)], [EVALUATED])
+    return Result("searched", says, numbers, [], [_sets_table(records, final)], [EVALUATED])
 
 
-def reference_resets(records: Sequence[Record]) -> Finding:
+def reference_resets(records: Sequence[Record]) -> Result:
     """Figure 7: the reference is reset never, often, at the right interval, or late."""
     return _one_is_best(records, "right", "Resets at the right interval")
 
 
-def strengths(records: Sequence[Record]) -> Finding:
+def strengths(records: Sequence[Record]) -> Result:
     """Figure 8: β over two decades: a large one is timid, a small one collapses."""
     found = practised(records)
     middle = max(found, key=lambda arm: float(np.mean(found[arm])))
@@ -73,7 +73,7 @@ def strengths(records: Sequence[Record]) -> Finding:
         f"{kl[order[0]]:.2f} ({order[0]}) to {kl[order[-1]]:.2f} ({order[-1]})."
     )
     numbers = {"accuracy": estimates(found), "kl": kl, "best": middle}
-    return Finding(
+    return Result(
         verdict(inside, falls),
         says,
         numbers,
@@ -83,7 +83,7 @@ def strengths(records: Sequence[Record]) -> Finding:
     )
 
 
-def reward_designs(records: Sequence[Record]) -> Finding:
+def reward_designs(records: Sequence[Record]) -> Result:
     """Figure 9: rewards centred by the group's mean are best, ±1 is worst."""
     found = practised(records)
     order = sorted(found, key=lambda arm: -float(np.mean(found[arm])))
@@ -91,7 +91,7 @@ def reward_designs(records: Sequence[Record]) -> Finding:
         f"Accuracy on held-out problems after the last round: {_listed(found)}. "
         f"From best to worst: {', '.join(order)}."
     )
-    return Finding(
+    return Result(
         verdict(order[0] == "centred", order[-1] == "±1"),
         says,
         {"accuracy": estimates(found), "order": order},
@@ -138,7 +138,7 @@ def accuracy_table(records: Sequence[Record], found: dict[str, list[float]]) -> 
     return Table("Held-out accuracy after the last round, %", columns, rows)
 
 
-def _one_is_best(records: Sequence[Record], name: str, title: str) -> Finding:
+def _one_is_best(records: Sequence[Record], name: str, title: str) -> Result:
     found = practised(records)
     ahead = {arm: difference(found[name], values) for arm, values in found.items() if arm != name}
     listed = ", ".join(f"{points(one)} points over {arm}" for arm, one in ahead.items())
@@ -147,7 +147,7 @@ def _one_is_best(records: Sequence[Record], name: str, title: str) -> Finding:
         "accuracy": estimates(found),
         "ahead_of": {arm: one.to_json() for arm, one in ahead.items()},
     }
-    return Finding(
+    return Result(
         verdict(*(one.above(0) for one in ahead.values())),
         says,
         numbers,

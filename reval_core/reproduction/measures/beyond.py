@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reval_core.reproduction.finding import Chart, Finding, verdict
 from reval_core.reproduction.measures.accuracy import (
     accuracy_chart,
     accuracy_table,
@@ -26,13 +25,14 @@ from reval_core.reproduction.measures.rounds_to_target import (
     times,
 )
 from reval_core.reproduction.records import EVALUATED, ROUNDS, Record, arms, levels
+from reval_core.reproduction.result import Chart, Result, verdict
 from reval_core.reproduction.statistics import difference, speed_up
 
 AIM = 6.0
 """The speed-up in rounds over GRPO at its best that we aim at; the paper's is 4.3."""
 
 
-def fewer_rounds_than_the_first(records: Sequence[Record]) -> Finding:
+def fewer_rounds_than_the_first(records: Sequence[Record]) -> Result:
     """Rounds to the target of every arm against the first one, the paper's choice."""
     limit = records[0].config.rounds
     counts = {arm: rounds_to_target(records, arm) for arm in arms(records)}
@@ -45,7 +45,7 @@ def fewer_rounds_than_the_first(records: Sequence[Record]) -> Finding:
         "costs": costs(records),
     }
     best = max(found.values(), key=lambda one: one.value)
-    return Finding(
+    return Result(
         verdict(best.above(1)),
         says,
         numbers,
@@ -55,7 +55,7 @@ def fewer_rounds_than_the_first(records: Sequence[Record]) -> Finding:
     )
 
 
-def all_together(records: Sequence[Record]) -> Finding:
+def all_together(records: Sequence[Record]) -> Result:
     """GRPO at the better of its two settings against the best that is there: rounds, and what else it costs.
 
     It says too whether anything that goes past the paper is quicker than ReVal without it.
@@ -83,7 +83,7 @@ def all_together(records: Sequence[Record]) -> Finding:
         "rounds": counts,
         "costs": spent,
     }
-    return Finding(
+    return Result(
         verdict(found[best].value >= AIM, found[best].value >= 4.3),
         says,
         numbers,
@@ -93,7 +93,7 @@ def all_together(records: Sequence[Record]) -> Finding:
     )
 
 
-def more_accurate_than_the_first(records: Sequence[Record]) -> Finding:
+def more_accurate_than_the_first(records: Sequence[Record]) -> Result:
     """Held-out accuracy of every arm against the first one, the paper's choice."""
     found = practised(records)
     first, *others = found
@@ -102,7 +102,7 @@ def more_accurate_than_the_first(records: Sequence[Record]) -> Finding:
     says = f"“{first}” reaches {100 * float(np.mean(found[first])):.1f}% on held-out problems; against it {listed}."
     best = max(ahead.values(), key=lambda one: one.value)
     charts = [accuracy_chart(records), rounds_chart(records, "residual_left", "ρ, the share of the residual left")]
-    return Finding(
+    return Result(
         verdict(best.above(0)),
         says,
         {"accuracy": estimates(found), "ahead": {arm: one.to_json() for arm, one in ahead.items()}},

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reval_core.reproduction.finding import Finding, Table, verdict
 from reval_core.reproduction.measures.accuracy import accuracy_chart, practised_set
 from reval_core.reproduction.measures.rounds_to_target import times
 from reval_core.reproduction.records import EVALUATED, ROUNDS, Record, arms, of
+from reval_core.reproduction.result import Result, Table, verdict
 from reval_core.reproduction.statistics import Estimate, speed_up
 
 PAPER_SECONDS = {"generation": 36.8, "update": 2.8}
@@ -24,7 +24,7 @@ Spent = dict[str, dict[str, float]]
 """By arm, the medians over its runs."""
 
 
-def fewer_rounds(records: Sequence[Record]) -> Finding:
+def fewer_rounds(records: Sequence[Record]) -> Result:
     """Figure 5: generation rounds until GRPO's best level."""
     level, runs = _until_level(records)
     spent = _medians(runs)
@@ -41,10 +41,10 @@ def fewer_rounds(records: Sequence[Record]) -> Finding:
         "fewer_rounds": fewer.value,
         "intervals": {"fewer_rounds": fewer.interval},
     }
-    return _finding(records, fewer.above(1), says, numbers, spent)
+    return _result(records, fewer.above(1), says, numbers, spent)
 
 
-def less_time(records: Sequence[Record]) -> Finding:
+def less_time(records: Sequence[Record]) -> Result:
     """Figure 6: seconds until GRPO's best level, at our costs and at the paper's."""
     level, runs = _until_level(records)
     spent = _medians(runs)
@@ -62,13 +62,13 @@ def less_time(records: Sequence[Record]) -> Finding:
         "faster_here": here.value,
         "intervals": {"faster_at_paper_costs": faster.interval, "faster_here": here.interval},
     }
-    return _finding(records, faster.above(1), says, numbers, spent)
+    return _result(records, faster.above(1), says, numbers, spent)
 
 
-def _finding(
+def _result(
     records: Sequence[Record], holds: bool | None, says: str, numbers: dict[str, object], spent: Spent
-) -> Finding:
-    return Finding(verdict(holds), says, numbers, [accuracy_chart(records)], [_table(spent)], [ROUNDS, EVALUATED])
+) -> Result:
+    return Result(verdict(holds), says, numbers, [accuracy_chart(records)], [_table(spent)], [ROUNDS, EVALUATED])
 
 
 def _until_level(records: Sequence[Record]) -> tuple[float, Runs]:

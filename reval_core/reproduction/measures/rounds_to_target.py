@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from reval_core.reproduction.finding import Chart, Finding, Line, Table, verdict
 from reval_core.reproduction.records import EVALUATED, ROUNDS, Record, arms, levels, of
+from reval_core.reproduction.result import Chart, Line, Result, Table, verdict
 from reval_core.reproduction.statistics import Counts, Estimate, speed_up, typical, typical_over_seeds
 
 PAPER_MEAN = 4.3
@@ -20,7 +20,7 @@ CHOSEN = ("GRPO best", "GRPO second", "ReVal best")
 """The arms whose settings the search chose. Of GRPO the two quickest: on other seeds either may be the quicker."""
 
 
-def fewer_rounds(records: Sequence[Record]) -> Finding:
+def fewer_rounds(records: Sequence[Record]) -> Result:
     """Figure 3: GRPO's rounds over ReVal's, at the same learning rates and each at its best.
 
     At one rate GRPO makes one update a round and ReVal the same number at every rate. GRPO with as many updates
@@ -70,7 +70,7 @@ def fewer_rounds(records: Sequence[Record]) -> Finding:
         },
         "costs": costs(records),
     }
-    return Finding(
+    return Result(
         verdict(same.value >= PAPER_MEAN, overall.value >= 4.0),
         says,
         numbers,
@@ -89,7 +89,7 @@ def _pairs(records: Sequence[Record], names: Sequence[str]) -> dict[str, tuple[s
     return {rate: (by_kind["grpo"], by_kind["reval"]) for rate, by_kind in rates.items()}
 
 
-def more_updates(records: Sequence[Record]) -> Finding:
+def more_updates(records: Sequence[Record]) -> Result:
     """Figure 2: the more updates a round, the fewer rounds."""
     limit = records[0].config.rounds
     counts = {arm: rounds_to_target(records, arm) for arm in arms(records)}
@@ -111,7 +111,7 @@ def more_updates(records: Sequence[Record]) -> Finding:
         "grpo_rounds": grpo_rounds.to_json(),
         "rounds": counts,
     }
-    return Finding(
+    return Result(
         verdict(falls, ahead),
         says,
         numbers,
@@ -121,7 +121,7 @@ def more_updates(records: Sequence[Record]) -> Finding:
     )
 
 
-def best_settings(records: Sequence[Record]) -> Finding:
+def best_settings(records: Sequence[Record]) -> Result:
     """The search: of each method the settings that take the fewest rounds, and GRPO's second."""
     limit = records[0].config.rounds
     counts = {arm: rounds_to_target(records, arm) for arm in arms(records)}
@@ -131,7 +131,7 @@ def best_settings(records: Sequence[Record]) -> Finding:
     listed = "; ".join(f"{title}: {arm} ({typical(counts[arm], limit):.1f})" for title, arm in best.items())
     numbers = {"best_arms": best, "rounds": counts, "limit": limit}
     tables = [rounds_table(records, {arm: counts[arm] for arm in order}, limit)]
-    return Finding("searched", f"Fewest rounds to 95%. {listed}.", numbers, [], tables, [ROUNDS])
+    return Result("searched", f"Fewest rounds to 95%. {listed}.", numbers, [], tables, [ROUNDS])
 
 
 def better_grpo(counts: dict[str, Counts], limit: int) -> str:

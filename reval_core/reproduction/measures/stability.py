@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reval_core.reproduction.finding import Finding, Table, verdict
 from reval_core.reproduction.measures.accuracy import accuracy_chart, practised_set, rounds_chart
 from reval_core.reproduction.records import EVALUATED, ROUNDS, Record, arms, of
+from reval_core.reproduction.result import Result, Table, verdict
 from reval_core.reproduction.statistics import mean_over_seeds
 
 _NO_KL = 1e-3
@@ -16,7 +16,7 @@ _LAST = 10
 """Rounds at the end that a KL is averaged over: it is estimated from a round's 16 responses."""
 
 
-def no_reward(records: Sequence[Record]) -> Finding:
+def no_reward(records: Sequence[Record]) -> Result:
     """Figure 10: without reward TBRM moves the policy away from the reference; ReVal leaves it where it is."""
     kl = {arm: mean_over_seeds([_last_kl(one) for one in of(records, arm)]) for arm in ("TBRM", "ReVal")}
     tbrm, reval = kl["TBRM"], kl["ReVal"]
@@ -31,7 +31,7 @@ def no_reward(records: Sequence[Record]) -> Finding:
         "intervals": {"tbrm_kl": tbrm.interval, "reval_kl": reval.interval},
         "rounds": rounds,
     }
-    return Finding(
+    return Result(
         verdict(tbrm.value > 10 * _NO_KL, abs(reval.value) < _NO_KL),
         says,
         numbers,
@@ -41,7 +41,7 @@ def no_reward(records: Sequence[Record]) -> Finding:
     )
 
 
-def gradients(records: Sequence[Record]) -> Finding:
+def gradients(records: Sequence[Record]) -> Result:
     """Figure 11: with a small β the regression's gradient explodes where ReVal's does not."""
     largest = {
         arm: [max(row["largest_gradient"] for row in one.rounds) for one in of(records, arm)]
@@ -68,7 +68,7 @@ def gradients(records: Sequence[Record]) -> Finding:
     table = Table(
         "Largest gradient norm, before clipping", ["", "median", "seed by seed", "last accuracy, %"], rows
     )
-    return Finding(
+    return Result(
         verdict(ratio > 10, worse),
         says,
         {"largest_gradient": middle, "regression_to_reval": ratio, "seed_by_seed": largest, "accuracy": accuracy},

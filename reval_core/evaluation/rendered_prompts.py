@@ -1,0 +1,80 @@
+"""The prompts of an evaluation: rendered once for a folder, so that asking again asks nothing new."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reval_core.atomic_files import digest
+from reval_core.config.protocol import Protocol
+from reval_core.evaluation.directory import EvaluationDirectory
+from reval_core.evaluation.model_source import ModelSource
+from reval_core.model.loading import reading_digest
+from reval_core.problems import Problem, load_sets
+from reval_core.problems.asked import Room, Wanted, ask, prompts_in, rendered
+from reval_core.problems.recorded import Prompts, read_by
+from reval_core.storage.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class EvaluationProblems:
+    """What an evaluation asks."""
+
+    sets: Mapping[str, tuple[Problem, ...]]
+    left_out: Mapping[str, Mapping[Problem, str]]
+    """By set, the problems that are not asked, and why."""
+    prompts: Prompts
+    file: Path
+    """Where they stand for every policy that reads these turns by the same tokenizer."""
+    reading: str
+    """The digest of that tokenizer."""
+    is_recorded: bool
+    """Whether all of them stand there already."""
+
+
+def evaluation_problems(
+    directory: EvaluationDirectory, source: ModelSource, protocol: Protocol, tokenizer: PreTrainedTokenizerBase
+) -> EvaluationProblems:
+    """The problems that a protocol asks, with their prompts as they were rendered first.
+
+    A run that is asked as it asks itself is asked with its own prompts. Raises InputError if a prompt cannot be
+    made, or naming the first problem that cannot be asked, or if two sets have one name.
+    """
+    sets = asked_sets(protocol)
+    room = Room.of(source.model, protocol.engine, "max_tokens", protocol.max_tokens)
+    wanted = {
+        name: Wanted(problems, room, source.unusable == "drop")
+        for source, (name, problems) in zip(protocol.benchmarks, sets.items(), strict=True)
+    }
+    turns, reading = protocol.prompt.model_dump(mode="json"), reading_digest(tokenizer)
+    file = directory.path / "prompts" / f"{digest(turns, reading)[:16]}.parquet"
+    kept = prompts_in(file) or Prompts()
+    of_run = Prompts()
+    if turns == source.habits.get("prompt"):
+        record = RunDirectory(Path(source.source)).prompts
+        of_run = (prompts_in(record) if read_by(record) == reading else None) or Prompts()
+    known = kept.with_more(of_run.usable())
+    texts = [problem.problem for problems in sets.values() for problem in problems]
+    new = [text for text in texts if text not in known]
+    prompts = known.with_more(rendered(new, protocol.prompt, source.model, tokenizer)) if new else known
+    asked = ask(wanted, prompts)
+    is_recorded = all(text in kept for text in texts)
+    return EvaluationProblems(asked.sets, asked.left_out, prompts, file, reading, is_recorded)
+
+
+def asked_sets(protocol: Protocol) -> dict[str, tuple[Problem, ...]]:
+    """The problems that a protocol names, by the name of their set.
+
+    Raises InputError for a problem that cannot be used, or if two sets have one name.
+    """
+    limits = [[limit for limit in (source.limit, protocol.limit) if limit] for source in protocol.benchmarks]
+    sources = [
+        source.model_copy(update={"limit": min(limit, default=None)})
+        for source, limit in zip(protocol.benchmarks, limits, strict=True)
+    ]
+    return load_sets(sources, protocol.seed, "benchmarks")

@@ -1,0 +1,90 @@
+"""Log-probabilities and values of responses under a model: what learning, consistency and warm start read off it.
+
+log π_θ(a_h|s_h) and V_θ(s_h) for every response token, with gradient, and the entropy without. The logits of a
+whole sequence never exist (see `reval_core.model.lm_head`). It needs torch and a transformers language model.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from reval_core.model.lm_head import Head, token_scores
+from reval_core.model.packed import reads_packed_rows
+from reval_core.model.token_batch import TokenBatch
+
+
+class Scores(NamedTuple):
+    """What a model says of a batch. All are [B, H], float32 at least, and 0 on padding."""
+
+    logprobs: Tensor
+    """log π(a_h | s_h); 0 where the policy did not write the token."""
+    values: Tensor
+    """V(s_h). The first column is V(s_1), the value of the prompt."""
+    entropies: Tensor | None
+    """The entropy of π(· | s_h) in nats, without gradient; None unless asked for."""
+
+    @property
+    def log_policy(self) -> Tensor:
+        """log π(τ) [B]: the sum over the response."""
+        return self.logprobs.sum(dim=1)
+
+    @property
+    def value(self) -> Tensor:
+        """V(s_1) [B]."""
+        return self.values[:, 0]
+
+
+def score(model: nn.Module, batch: TokenBatch, temperature: float = 1.0, entropy: bool = False) -> Scores:
+    """Score a batch under `model`, a transformers causal language model, with gradient where it is enabled.
+
+    At a temperature T the logits are divided by T first, as an engine that samples at T does.
+    """
+    states = _hidden(model, batch).flatten(0, 1)[batch.states[batch.mask]]  # [N, width], N response tokens
+    found = token_scores(Head.of(model), states, batch.actions[batch.mask], temperature, entropy)
+    return Scores(
+        _spread(found.logprobs, batch.mask) * batch.written,
+        _spread(found.values, batch.mask),
+        None if found.entropies is None else _spread(found.entropies, batch.mask),
+    )
+
+
+class Scorer(nn.Module):
+    """A model as the module whose forward pass is `score`, for wrappers that act on forward passes (DDP, FSDP2)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: TokenBatch, temperature: float = 1.0, entropy: bool = False) -> Scores:
+        """See `score`."""
+        return score(self.model, batch, temperature, entropy)
+
+
+def _hidden(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """The hidden states [R, L, width]. There is no mask: padding is on the right, where no text looks."""
+    causal: Any = model
+    tokens, more = batch.tokens, {}
+    if batch.bounds is not None:
+        more = {
+            "position_ids": batch.positions,
+            "cu_seq_lens_q": batch.bounds,
+            "cu_seq_lens_k": batch.bounds,
+            "max_length_q": batch.longest,
+            "max_length_k": batch.longest,
+            "longest": tokens.new_empty(batch.longest),
+        }
+    elif reads_packed_rows(model):
+        rows, length = tokens.shape
+        positions = torch.arange(length, device=tokens.device).repeat(rows)[None]
+        more = {"position_ids": positions, "rows": tokens.new_empty(rows + 1), "longest": tokens.new_empty(length)}
+        tokens = tokens.reshape(1, -1)
+    hidden: Tensor = causal.base_model(input_ids=tokens, use_cache=False, **more).last_hidden_state
+    return hidden.reshape(*batch.tokens.shape, -1)
+
+
+def _spread(flat: Tensor, mask: Tensor) -> Tensor:
+    """[N] values to their places in [B, H]; 0 elsewhere."""
+    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)

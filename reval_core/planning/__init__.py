@@ -1,0 +1,1 @@
+"""What a run will need: its sizes and its GPU memory."""

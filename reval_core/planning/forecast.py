@@ -1,0 +1,100 @@
+"""What a run will need: its sizes, before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from reval_core.config import Config, ProblemSet, Rollouts, RolloutSource
+from reval_core.model.loading import count_parameters
+from reval_core.problems.registered import REGISTERED
+from reval_core.replay_buffer.offline import StoredRun
+
+_FLOAT = 4
+# Measured on the demo: a trajectory's row in all tables together, without its tokens, compressed.
+_BYTES_PER_TRAJECTORY = 160
+_BYTES_PER_DRAW = 40
+# As written: ids and engine's log-probs a token, with the text; then a residual and the policy's log-prob.
+_ROLLOUT_BYTES_PER_TOKEN = 8
+_SCORE_BYTES_PER_TOKEN = 8
+_BYTES_PER_TOKEN = _ROLLOUT_BYTES_PER_TOKEN + _SCORE_BYTES_PER_TOKEN
+# An evaluation keeps the text alone: at most 4 characters a token, as written.
+_TEXT_BYTES_PER_TOKEN = 4
+# The store's rows (benchmarks/baselines/store.json: 231 MB a million trajectories).
+_STORE_BYTES_PER_TRAJECTORY = 231
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The sizes of a run. Disk is an upper estimate: responses are taken at their longest."""
+
+    parameters: int
+    trajectories: int
+    updates: int
+    stage_bytes: Mapping[str, int]
+    """The disk that each stage takes in the whole run, at most."""
+
+    @property
+    def disk_bytes(self) -> int:
+        """All that the run folder will hold at its largest."""
+        return sum(self.stage_bytes.values())
+
+
+def forecast(config: Config, stored: StoredRun | None = None) -> Forecast:
+    """The sizes of a run, by its config and what it takes over."""
+    parameters, trained = count_parameters(config.model)
+    trajectories, tokens = _generated(config.rounds, config.rollouts)
+    if stored is not None:
+        trajectories, tokens = stored.rows, stored.tokens
+    updates = config.rounds * config.learner.updates
+    # Weights and two moments; the newest, and those of round 0, the reference and the best; one being written.
+    checkpoints = trained * _FLOAT * 3 * (config.checkpoints.keep + 4)
+    if config.model.lora is not None:
+        checkpoints += parameters * _FLOAT  # the base, once
+    if config.reference.ema is not None:
+        checkpoints += parameters * _FLOAT * 3  # the two newest averages, and one being written
+    evaluations = 2 + config.rounds // config.evaluation.every
+    if stored is None:
+        evaluated = evaluations * _evaluation_bytes(config)
+    else:  # each evaluation leaves a row for each of them
+        evaluated = evaluations * stored.rows * _BYTES_PER_DRAW
+    stages = {
+        "rollouts": trajectories * _BYTES_PER_TRAJECTORY + tokens * _ROLLOUT_BYTES_PER_TOKEN,
+        "consistency": tokens * _SCORE_BYTES_PER_TOKEN,
+        "learning": updates * config.rollouts.trajectories * _BYTES_PER_DRAW,
+        "evaluation": evaluated,
+        "checkpoint": checkpoints,
+        "store": trajectories * _STORE_BYTES_PER_TRAJECTORY,
+    }
+    return Forecast(parameters, trajectories, updates, stages)
+
+
+def _evaluation_bytes(config: Config) -> int:
+    """One evaluation, as far as the sizes of its sets are known without reading them."""
+    if not isinstance(config.rollouts, Rollouts):
+        return 0
+    problems = sum(_problems(source) for source in config.problems.held_out)
+    response = _BYTES_PER_TRAJECTORY + config.rollouts.max_tokens * _TEXT_BYTES_PER_TOKEN
+    return problems * config.evaluation.samples * response
+
+
+def _problems(source: ProblemSet) -> int:
+    """The most problems of a set, as far as that is known: its limit, or what a registered set should have."""
+    sizes = REGISTERED[source.set].sizes if source.set else ()
+    known = [size for size in (max(sizes, default=None), source.limit) if size is not None]
+    return min(known, default=0)
+
+
+def import_bytes(config: Config, rows: int, tokens: int) -> int:
+    """The disk that an import takes, at most: policy 0 and the rows."""
+    parameters, trained = count_parameters(config.model)
+    weights = (2 * trained if config.model.lora is None else trained + parameters) * _FLOAT
+    return weights + rows * _BYTES_PER_TRAJECTORY + tokens * _BYTES_PER_TOKEN
+
+
+def _generated(rounds: int, rollouts: RolloutSource) -> tuple[int, int]:
+    """The most trajectories that a run generates, and the most tokens that they can have."""
+    if not isinstance(rollouts, Rollouts):
+        return 0, 0
+    trajectories = rounds * rollouts.most_trajectories
+    return trajectories, trajectories * rollouts.max_tokens

@@ -1,0 +1,387 @@
+"""What each stage of a run holds on a GPU, reckoned from the settings and the model's sizes. All figures are bytes.
+
+With P parameters, T of them trained, L layers of width d, a width A of all heads and G of all key-value heads, a
+feed-forward width F, a vocabulary of W tokens and micro-batches of n places (`learner.micro_batch_tokens`):
+
+    weights      4 P            float32, on every GPU; in bfloat16 the optimizer's, 4 T
+    copy         2 P            bfloat16 alone: what computes
+    moments      8 T            AdamW's two, from the first update on
+    gradients    4 T            while learning; in float32 with several GPUs as much again, for what they exchange
+    a layer      n (16 d + 8 A + 8 F) in bfloat16, n (24 d + 16 A + 16 F) in float32: what its backward pass needs
+    activations  L layers; with checkpointing e n d L and then the one layer that is made again
+    passing      2 e n F        gradients on their way through a layer
+    head         6 min(4096 n, 2^26) + 12 n d + 4 · 4096 d + e W d   a block of logits and its gradient, hidden
+                 states, a slice's gradient, the head's gradient
+    keys, values 2 L G e a token; e bytes is a number in the precision that computes
+
+A layer's figure counts what torch keeps of Llama's and Qwen's layers under an attention that makes no [n, n]
+matrix (sdpa, flash). The backward pass comes to the head first and then to the layers, when of the head only its
+gradient is left, and that only where the head is the embedding; the larger of the two counts. An update's largest
+micro-batch is taken as full. The reference stays in the CPU's memory and is on the GPU while it scores. A warm
+start, a reference reset and the measurement of noise need less than an update. What torch keeps of freed memory is
+given back before vLLM wakes.
+benchmarks/memory.py compares with measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from reval_core import launch
+from reval_core.config import Config, Model, Rollouts, TransformersEngine, VllmEngine, VllmServerEngine
+from reval_core.engines.choice import choose
+from reval_core.model.lm_head import TILES
+from reval_core.model.loading import architecture, count_parameters
+
+FLOAT, HALF = 4, 2
+
+CONTEXT = 1_000_000_000
+"""What CUDA and torch's libraries take before any tensor: assumed, a process. vLLM is another process."""
+
+WORKSPACE = 1 << 25
+"""What cuBLAS takes of torch's allocator on a Hopper GPU for its matrix products."""
+
+ENGINE_WORK = 2_000_000_000
+"""vLLM's own buffers and captured graphs, beside weights and cache: assumed."""
+
+ROOM = 0.9
+"""The share of a GPU that an update may be estimated to take without gradient checkpointing."""
+
+PROMPT = 1024
+"""The tokens of a prompt where `engine.max_model_len` does not say: assumed."""
+
+
+_TIGHT = 0.9
+"""The share of a GPU above which an error of the estimate may matter, above all in what is assumed."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU, with its memory and what of that nobody uses, in bytes."""
+
+    name: str
+    total: int
+    free: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a model."""
+
+    parameters: int
+    trained: int
+    layers: int
+    width: int
+    attention: int
+    """A: heads × head size."""
+    keys: int
+    """G: key-value heads × head size."""
+    feed_forward: int
+    vocabulary: int
+    tied: bool
+    """Whether the head is the embedding."""
+    context: int | None
+    """The most tokens that it reads, if it says."""
+
+    @classmethod
+    def of(cls, model: Model) -> Sizes:
+        """The sizes of a model, by its config alone. Raises InputError if there is none."""
+        numbers = architecture(model)
+        parameters, trained = count_parameters(model)
+        heads = getattr(numbers, "num_attention_heads", None) or 1
+        head = getattr(numbers, "head_dim", None) or numbers.hidden_size // heads
+        return cls(
+            parameters=parameters,
+            trained=trained,
+            layers=numbers.num_hidden_layers,
+            width=numbers.hidden_size,
+            attention=heads * head,
+            keys=(getattr(numbers, "num_key_value_heads", None) or heads) * head,
+            feed_forward=getattr(numbers, "intermediate_size", None) or 4 * numbers.hidden_size,
+            vocabulary=numbers.vocab_size,
+            tied=bool(numbers.tie_word_embeddings),
+            context=getattr(numbers, "max_position_embeddings", None),
+        )
+
+    def cache_a_token(self, bytes_each: int) -> int:
+        """The keys and values of one token."""
+        return 2 * self.layers * self.keys * bytes_each
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """What a stage holds at its peak on the first GPU, which has more to hold than any other."""
+
+    stage: str
+    parts: dict[str, int] = field(default_factory=dict)
+    remedy: str = ""
+    """The setting that helps where it does not fit."""
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return sum(self.parts.values())
+
+    def fits(self, gpu_bytes: float) -> bool:
+        """Whether a GPU has room for it; vLLM needs some for keys and values as well."""
+        return self.total <= gpu_bytes and self.parts.get("cache") != 0
+
+
+def stage_memory(config: Config, sizes: Sizes, gpus: int, gpu_bytes: int) -> list[StageMemory]:
+    """The peak of each stage on the first of so many GPUs of `gpu_bytes` each."""
+    if config.learner.gradient_checkpointing is None:
+        config = _with_checkpointing(config, needs_checkpointing(config, sizes, gpus, gpu_bytes))
+    half = _half(config)
+    standing = {
+        "weights": FLOAT * (sizes.trained if half else sizes.parameters),
+        "copy": HALF * sizes.parameters if half else 0,
+        "moments": 2 * FLOAT * sizes.trained,
+    }
+    standing["other"] = CONTEXT * (2 if config.engine.kind in ("vllm", "auto") else 1) + WORKSPACE
+    engine = _vllm(config)
+    if engine is not None and not engine.sleep:
+        standing |= _vllm_parts(engine, sizes, gpu_bytes)
+    learning = _learning(config, sizes, gpus, standing)
+    scoring = _scoring(config, sizes, standing)
+    saving = StageMemory("checkpoint", standing, _smaller(config, sizes))
+    stages = [scoring, learning, saving]
+    if isinstance(config.rollouts, Rollouts):
+        own, evaluated = config.generation.batch, config.evaluation.batch or config.generation.batch
+        rollouts = _generating("rollouts", own, config, sizes, gpu_bytes, standing)
+        evaluation = _generating("evaluation", evaluated, config, sizes, gpu_bytes, standing)
+        stages = [rollouts, scoring, learning, evaluation, saving]
+    if 0 < gpu_bytes < saving.total:  # no setting of a stage of its own helps then
+        return [replace(one, remedy=saving.remedy) for one in stages]
+    return stages
+
+
+def card() -> Card | None:
+    """The GPU that a run on this machine uses, or None."""
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return Card(torch.cuda.get_device_name(), total, free)
+
+
+def run_memory(config: Config, card: Card | None) -> list[StageMemory]:
+    """The peak of each stage on this machine. Raises InputError if the model is not here."""
+    if config.engine.kind == "auto" and choose(config.model, config.engine).kind == "transformers":
+        config = config.model_copy(update={"engine": TransformersEngine()})
+    return stage_memory(config, Sizes.of(config.model), launch.count(), card.total if card else 0)
+
+
+def memory_advice(config: Config, stage: str) -> str:
+    """The settings that a stage of a run needs less memory with; empty for one that does not run the model."""
+    if stage == "warm_start" and config.model.warm_start is not None:
+        return "lower model.warm_start.batch"
+    alike = {"warm_start": "checkpoint", "reference_reset": "consistency", "residual_evaluation": "consistency"}
+    found = {one.stage: one.remedy for one in run_memory(config, card())}
+    return found.get(alike.get(stage, stage), "")
+
+
+def overflows(stages: Sequence[StageMemory], card: Card) -> list[str]:
+    """A line for each stage that does not fit a GPU, the largest stage first."""
+    return [_overflow(one, card) for one in _largest_first(stages) if not one.fits(card.total)]
+
+
+def tight_fit(stages: Sequence[StageMemory], card: Card) -> list[str]:
+    """A line, if the largest stage may not fit after all: by an error of the estimate, or for what else runs."""
+    largest = _largest_first(stages)[0]
+    needs = f"{largest.stage} needs about {_gigabytes(largest.total)} GB"
+    if largest.total > card.free:
+        return [f"{needs} and {_gigabytes(card.free)} GB of the GPU are free; close what else uses it"]
+    if largest.total > _TIGHT * card.total:
+        return [f"{needs} of the GPU's {_gigabytes(card.total)} GB, which is close; if it fails: {largest.remedy}"]
+    return []
+
+
+def _largest_first(stages: Sequence[StageMemory]) -> list[StageMemory]:
+    return sorted(stages, key=lambda one: -one.total)
+
+
+def _overflow(stage: StageMemory, card: Card) -> str:
+    if stage.total <= card.total:
+        return f"{stage.stage} has no room on the GPU for vLLM's keys and values; {stage.remedy}"
+    needs = f"{stage.stage} needs about {_gigabytes(stage.total)} GB of GPU memory"
+    return f"{needs} and there are {_gigabytes(card.total)}; {stage.remedy}"
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.1f}"
+
+
+def needs_checkpointing(config: Config, sizes: Sizes, gpus: int, gpu_bytes: int) -> bool:
+    """Whether an update fits the first of so many GPUs only with gradient checkpointing, or not even then.
+
+    False where `gpu_bytes` is 0: nothing is known of the GPU.
+    """
+    stages = stage_memory(_with_checkpointing(config, False), sizes, gpus, gpu_bytes)
+    return any(0 < ROOM * gpu_bytes < one.total for one in stages if one.stage == "learning")
+
+
+def with_checkpointing(config: Config, card: Card | None) -> Config:
+    """The config with `learner.gradient_checkpointing` as it is on this machine, where it is left open."""
+    if config.learner.gradient_checkpointing is not None:
+        return config
+    needed = card is not None and needs_checkpointing(config, Sizes.of(config.model), launch.count(), card.total)
+    return _with_checkpointing(config, needed)
+
+
+def _with_checkpointing(config: Config, chosen: bool) -> Config:
+    learner = config.learner.model_copy(update={"gradient_checkpointing": chosen})
+    return config.model_copy(update={"learner": learner})
+
+
+def responses_at_once(config: Config, sizes: Sizes, gpu_bytes: int) -> tuple[int, int] | None:
+    """How many of vLLM's responses its cache holds at full length, and that length in tokens.
+
+    None for another engine.
+    """
+    engine = config.engine
+    if not isinstance(engine, VllmEngine) or not isinstance(config.rollouts, Rollouts):
+        return None
+    length = engine.max_model_len or _longest(config.rollouts, sizes)
+    token = sizes.cache_a_token(_engine_bytes(engine)) // engine.tensor_parallel_size
+    at_most = engine.max_num_seqs or _vllm_sequences(gpu_bytes)
+    return min(at_most, max(0, _vllm_cache(engine, sizes, gpu_bytes)) // (token * length)), length
+
+
+def layer_bytes(config: Config, sizes: Sizes) -> int:
+    """What one layer keeps for its backward pass over a full micro-batch."""
+    wide, rest = (16, 8) if _half(config) else (24, 16)
+    a_token = wide * sizes.width + rest * (sizes.attention + sizes.feed_forward)
+    return config.learner.micro_batch_tokens * a_token
+
+
+def _learning(config: Config, sizes: Sizes, gpus: int, standing: dict[str, int]) -> StageMemory:
+    learner, gradients = config.learner, FLOAT * sizes.trained
+    activations, head = max(_backward(config, sizes), key=sum)
+    parts = {
+        **standing,
+        "gradients": gradients if gpus == 1 or _half(config) else 2 * gradients,
+        "activations": activations,
+        "head": head,
+    }
+    remedies = [] if learner.gradient_checkpointing else ["set learner.gradient_checkpointing: true"]
+    if learner.micro_batch_tokens > 8192:
+        remedies.append("lower learner.micro_batch_tokens")
+    remedies.append(_smaller(config, sizes))
+    return StageMemory("learning", parts, ", or ".join(remedies))
+
+
+def _backward(config: Config, sizes: Sizes) -> list[tuple[int, int]]:
+    """What the backward pass holds of activations and of the head: when it is at the head, and when at a layer."""
+    learner, layer, number = config.learner, layer_bytes(config, sizes), _number(config)
+    boundaries = number * learner.micro_batch_tokens * sizes.width * sizes.layers
+    kept = boundaries if learner.gradient_checkpointing else sizes.layers * layer
+    made_again = layer if learner.gradient_checkpointing else 0
+    passing = 2 * number * learner.micro_batch_tokens * sizes.feed_forward
+    head_gradient = _head_gradient(config, sizes) if sizes.tied else 0
+    return [(kept, _head(config, sizes, backward=True)), (kept + made_again + passing, head_gradient)]
+
+
+def _scoring(config: Config, sizes: Sizes, standing: dict[str, int]) -> StageMemory:
+    """The policy and, where it is another one, the reference: its weights are a second model unless adapters."""
+    parts = {
+        **standing,
+        "activations": layer_bytes(config, sizes),
+        "head": _head(config, sizes, backward=False),
+        "reference": 0 if config.model.lora is not None else _number(config) * sizes.parameters,
+    }
+    return StageMemory("consistency", parts, f"lower learner.micro_batch_tokens, or {_smaller(config, sizes)}")
+
+
+def _generating(
+    stage: str, batch: int, config: Config, sizes: Sizes, gpu_bytes: int, standing: dict[str, int]
+) -> StageMemory:
+    """What generation holds. transformers generates `batch` responses together."""
+    parts, engine = {**standing}, config.engine
+    if isinstance(engine, VllmServerEngine):
+        return StageMemory(stage, parts, _smaller(config, sizes))
+    if isinstance(engine, TransformersEngine):
+        length = _longest(config.generation, sizes)
+        parts["cache"] = batch * length * sizes.cache_a_token(_number(config))
+        setting = "rollouts.prompts_per_shard" if stage == "rollouts" else "evaluation.batch"
+        return StageMemory(stage, parts, f"lower {setting}, or take engine.kind: vllm")
+    vllm = engine if isinstance(engine, VllmEngine) else VllmEngine(kind="vllm")
+    parts |= _vllm_parts(vllm, sizes, gpu_bytes)
+    if not parts["cache"]:
+        remedy = "raise engine.gpu_memory_utilization: its share does not hold the weights"
+    else:
+        lower = "engine.gpu_memory_utilization" if vllm.kv_cache_gib is None else "engine.kv_cache_gib"
+        remedy = f"lower {lower}, or take engine.kind: vllm-server on other GPUs"
+    return StageMemory(stage, parts, remedy)
+
+
+def _vllm(config: Config) -> VllmEngine | None:
+    return config.engine if isinstance(config.engine, VllmEngine) else None
+
+
+def _vllm_parts(engine: VllmEngine, sizes: Sizes, gpu_bytes: int) -> dict[str, int]:
+    """What vLLM holds while it is awake."""
+    return {
+        "engine": _engine_weights(engine, sizes) + ENGINE_WORK,
+        "cache": max(0, _vllm_cache(engine, sizes, gpu_bytes)),
+    }
+
+
+def _vllm_sequences(gpu_bytes: int) -> int:
+    """vLLM 0.32's own `max_num_seqs` (its engine/arg_utils.py), which is 256 on any A100."""
+    return 1024 if gpu_bytes >= 70 * 2**30 else 256
+
+
+def _vllm_cache(engine: VllmEngine, sizes: Sizes, gpu_bytes: int) -> int:
+    """vLLM's cache of keys and values on one GPU; not above 0 where its share of the memory has no room for one."""
+    if engine.kv_cache_gib is not None:
+        return int(engine.kv_cache_gib * 2**30)
+    return int(engine.gpu_memory_utilization * gpu_bytes) - _engine_weights(engine, sizes) - ENGINE_WORK
+
+
+def _engine_weights(engine: VllmEngine, sizes: Sizes) -> int:
+    return _engine_bytes(engine) * sizes.parameters // engine.tensor_parallel_size
+
+
+def _engine_bytes(engine: VllmEngine) -> int:
+    return FLOAT if engine.dtype == "float32" else HALF
+
+
+def _longest(rollouts: Rollouts, sizes: Sizes) -> int:
+    """The most tokens of a prompt and its response."""
+    length = rollouts.max_tokens + PROMPT
+    return length if sizes.context is None else min(length, sizes.context)
+
+
+def _head(config: Config, sizes: Sizes, backward: bool) -> int:
+    places, tile = config.learner.micro_batch_tokens, TILES["cuda"]
+    logits = min(places * min(tile.columns, sizes.vocabulary), tile.logits)
+    forward = logits * FLOAT + places * 4 * sizes.width
+    if not backward:
+        return forward
+    more = logits * HALF + places * 8 * sizes.width + FLOAT * min(tile.columns, sizes.vocabulary) * sizes.width
+    return forward + more + _head_gradient(config, sizes)
+
+
+def _head_gradient(config: Config, sizes: Sizes) -> int:
+    trained = config.model.lora is None  # adapters leave the head alone
+    return _number(config) * sizes.vocabulary * sizes.width if trained else 0
+
+
+def _number(config: Config) -> int:
+    return HALF if _half(config) else FLOAT
+
+
+def _half(config: Config) -> bool:
+    return config.learner.precision != "float32"  # on a GPU, auto is bfloat16
+
+
+def _smaller(config: Config, sizes: Sizes) -> str:
+    if config.model.lora is not None:
+        return "take a smaller model"
+    standing = (4 * FLOAT + (HALF if _half(config) else 0)) * sizes.parameters
+    return (
+        f"train adapters (model.lora): weights, gradients and moments alone are {standing / 1e9:,.0f} GB, whole on "
+        "every GPU"
+    )

@@ -1,0 +1,150 @@
+"""A run's problems, from where its settings say that they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from reval_core.config import Problems, ProblemSet
+from reval_core.errors import InputError
+from reval_core.problems import arithmetic
+from reval_core.problems.contamination import WORDS, contaminated
+from reval_core.problems.hub import hub_rows
+from reval_core.problems.order import shuffled
+from reval_core.problems.problem import Problem
+from reval_core.problems.problem_rows import Read, read_problems, stem
+from reval_core.problems.registered import ENDINGS, REGISTERED, VARIABLE, directories, find_set
+from reval_core.rows import read_rows
+
+
+def load_problems(source: ProblemSet, seed: int) -> list[Problem]:
+    """All problems of a set, in the set's order; with a limit, as many chosen by `seed`.
+
+    Raises InputError naming file, line and field of the first problem that cannot be used, unless the set says that
+    such rows are to be dropped.
+    """
+    if source.arithmetic is not None:
+        digits, operators = source.arithmetic.digits, source.arithmetic.operators
+        name = arithmetic.set_name(digits, operators)
+        made = arithmetic.problems(digits, operators, source.arithmetic.split)
+        problems = [Problem(text, text, answer, problem_set=name) for text, answer in made]
+    else:
+        problems = _usable(source)
+    if source.limit is None or source.limit >= len(problems):
+        return problems
+    kept = set(shuffled([problem.prompt_id for problem in problems], seed, "limit")[: source.limit])
+    return [problem for problem in problems if problem.prompt_id in kept]
+
+
+def load_held_out(settings: Problems, seed: int) -> list[Problem]:
+    """The problems of all held-out sets, one set after the other. Raises InputError if two have one name."""
+    return [
+        one for problems in load_sets(settings.held_out, seed, "problems.held_out").values() for one in problems
+    ]
+
+
+def load_sets(sources: Sequence[ProblemSet], seed: int, field: str) -> dict[str, tuple[Problem, ...]]:
+    """The problems of several sets by the sets' names; an id is one problem's within its set.
+
+    Raises InputError, naming the settings' `field`, if two sets have one name.
+    """
+    sets: dict[str, tuple[Problem, ...]] = {}
+    for source in sources:
+        problems = tuple(load_problems(source, seed))
+        name = problems[0].problem_set
+        if name in sets:
+            raise InputError(f"{field}: two sets are called {name}; leave one out, or give its file another name")
+        sets[name] = problems
+    return sets
+
+
+def load_train(settings: Problems, seed: int) -> list[Problem]:
+    """The problems to train on; without the contaminated ones where the settings say `drop`.
+
+    Raises InputError if nothing is left.
+    """
+    if settings.train is None:
+        return []
+    problems = load_problems(settings.train, seed)
+    if settings.contaminated != "drop":
+        return problems
+    found = contaminated(problems, load_tests(settings, seed))
+    left_out = {overlap.train.prompt_id for overlap in found}
+    kept = [problem for problem in problems if problem.prompt_id not in left_out]
+    if not kept:
+        raise InputError("problems.train: every problem stands in a test set too; take another training set")
+    return kept
+
+
+def check_contamination(train: Sequence[Problem], settings: Problems, seed: int) -> None:
+    """Raise InputError if training problems stand in a test set too: how many, and one of them."""
+    found = contaminated(train, load_tests(settings, seed))
+    if found:
+        first = min(found, key=lambda overlap: overlap.shared != "")
+        rows = len({overlap.train.prompt_id for overlap in found})
+        by_text = len({overlap.train.prompt_id for overlap in found if not overlap.shared})
+        why = f"they share {first.shared[:80]!r}" if first.shared else "the same text"
+        raise InputError(
+            f"problems.train: {rows:,} of {len(train):,} problems stand in the test sets too ({by_text:,} with the "
+            f"same text, the others share {WORDS} words in a row), for example {first.train.prompt_id} "
+            f"of {first.train.problem_set} and {first.test.prompt_id} of {first.test.problem_set} ({why}); set "
+            "problems.contaminated: drop to leave them out, or keep to train on them knowingly"
+        )
+
+
+def load_tests(settings: Problems, seed: int) -> list[Problem]:
+    """All problems that must not be trained on, whole sets whatever their limits are."""
+    sources = [*settings.held_out, *settings.never_train_on]
+    return [problem for one in sources for problem in load_problems(one.model_copy(update={"limit": None}), seed)]
+
+
+def read_set(source: ProblemSet) -> tuple[str, list[Read]]:
+    """Where the rows of a set come from, and what came of each.
+
+    Raises InputError if there is no such file or dataset, or it is another set than the one that it is said to be.
+    """
+    path = Path(source.path) if source.path else None
+    if path is None and source.hub is None and source.set:
+        path = find_set(source.set)
+    if path is not None:
+        origin, rows, name = str(path), read_rows(path), stem(path)
+    else:
+        hub = source.hub or (REGISTERED[source.set].hub if source.set else None)
+        assert hub is not None, "a set has a place"
+        try:
+            origin, rows, name = f"hub {hub.name}", hub_rows(hub), hub.name.rpartition("/")[2]
+        except InputError as error:
+            raise error if source.hub else InputError(f"{_no_file(source)}, and {error}") from error
+    known = REGISTERED[source.set] if source.set else None
+    if known is not None and known.split == "test" and len(rows) not in known.sizes:
+        sizes = " or ".join(map(str, known.sizes))
+        raise InputError(
+            f"{origin}: has {len(rows):,} rows and {known.title} has {sizes}; to use it as a set of its own, give "
+            "its path without set, and for a part of the whole set a limit"
+        )
+    return origin, read_problems(rows, source, origin, source.set or name)
+
+
+def _usable(source: ProblemSet) -> list[Problem]:
+    origin, found = read_set(source)
+    first = next((one for one in found if one.problem is None), None)
+    if first is not None and source.unusable == "refuse":
+        count = sum(one.problem is None for one in found)
+        raise InputError(
+            f"{first.place}: {first.fault}; mend it, or set unusable: drop to leave such rows out "
+            f"({count:,} of {len(found):,})"
+        )
+    problems = [one.problem for one in found if one.problem is not None]
+    if not problems:
+        raise InputError(f"{origin}: none of its {len(found)} rows can be used; look with reval problems check")
+    return problems
+
+
+def _no_file(source: ProblemSet) -> str:
+    assert source.set is not None, "only a registered set is looked for"
+    looked = ", ".join(str(directory.absolute()) for directory in directories())
+    endings = ", ".join(ENDINGS[:-1]) + " or " + ENDINGS[-1]
+    return (
+        f"{source.set}: no file {REGISTERED[source.set].files[0]}{endings} in {looked} (docs/problems.md says how "
+        f"to get it, {VARIABLE} names other folders)"
+    )

@@ -1,0 +1,379 @@
+"""The report's figures: accuracy, the curves of learning, where the time went, and the hardest prompts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reval_core.config.loader import load_config
+from reval_core.report.charts import Series, line_chart, rounds_scale, stacked_chart, value_scale
+from reval_core.report.page import Html, duration, join, number, percent, section, sql_note, statement, tag
+from reval_core.storage.run_directory import RunDirectory, wall_seconds
+from reval_core.storage.tables import Manifest
+
+Ask = Callable[[str], list[dict[str, Any]]]
+"""Answers SQL, a dict a row."""
+
+STAGES = ("rollouts", "verification", "consistency", "sampling", "learning", "evaluation", "other")
+"""What the time of a round is divided into: the table `rounds` has a column of seconds for each."""
+
+MOST_BARS = 130
+"""Beyond so many rounds a bar stands for several."""
+
+# The trajectories of round t come from the policy after round t − 1.
+_TRAINING = """
+    SELECT round - 1 AS policy_round, accuracy
+    FROM rounds
+    WHERE accuracy IS NOT NULL
+    ORDER BY round
+"""
+
+# Answers to one problem are alike, so intervals count problems, not answers. Where all problems agree, the
+# margin is 0 and says nothing: no interval is shown then. Problem sets weigh the same, however large they are.
+HELD_OUT = """
+    WITH problems AS (
+        SELECT round, problem_set, prompt_id, avg(correct::INTEGER) AS share
+        FROM evaluations
+        GROUP BY ALL
+    ),
+    sets AS (
+        SELECT round, avg(share) AS share, var_samp(share) / count(*) AS variance, count(*) AS problems
+        FROM problems
+        GROUP BY round, problem_set
+    )
+    SELECT
+        round,
+        avg(share) AS accuracy,
+        1.96 * sqrt(sum(variance)) / count(*) AS margin,
+        sum(problems)::BIGINT AS problems
+    FROM sets
+    GROUP BY round
+    ORDER BY round
+"""
+
+GAIN = """
+    WITH problems AS (
+        SELECT round, problem_set, prompt_id, avg(correct::INTEGER) AS share
+        FROM evaluations
+        GROUP BY ALL
+    ),
+    gains AS (
+        SELECT problem_set, after.share - before.share AS gain
+        FROM problems AS before
+        JOIN problems AS after USING (problem_set, prompt_id)
+        WHERE before.round = (SELECT min(round) FROM evaluations)
+          AND after.round = (SELECT max(round) FROM evaluations)
+    ),
+    sets AS (
+        SELECT avg(gain) AS gain, var_samp(gain) / count(*) AS variance
+        FROM gains
+        GROUP BY problem_set
+    )
+    SELECT avg(gain) AS gain, 1.96 * sqrt(sum(variance)) / count(*) AS margin
+    FROM sets
+"""
+
+_CURVES = """
+    SELECT round, delta_abs, drawn_delta_abs, residual_left, coalesce(log_ratio, kl) AS log_ratio, kl_k3, entropy,
+           response_length, truncated, grad_norm, grad_clipped, staleness, effective_sample_size, engine_gap,
+           engine_lag
+    FROM rounds
+    ORDER BY round
+"""
+
+_BARS = """
+    SELECT min(round) AS first, max(round) AS last,
+        {means}
+    FROM rounds
+    GROUP BY (round - 1) // {width}
+    ORDER BY first
+"""
+
+_TOTALS = """
+    SELECT
+        {sums}
+    FROM rounds
+"""
+
+_HARDEST = """
+    WITH prompts AS (
+        SELECT
+            t.prompt_id,
+            count(*) AS asked,
+            count(*) FILTER (v.correct) AS solved,
+            count(*) FILTER (v.verdict = 'truncated') AS cut_off,
+            max(t.trajectory_id) AS latest
+        FROM trajectories t
+        JOIN verdicts v USING (trajectory_id)
+        GROUP BY t.prompt_id
+    ),
+    hardest AS (
+        FROM prompts
+        WHERE asked >= {least}
+        ORDER BY solved / asked, asked DESC, latest DESC
+        LIMIT 10
+    ),
+    mistakes AS (
+        SELECT t.prompt_id, v.extracted AS mistake, count(*) AS times
+        FROM hardest
+        JOIN trajectories t USING (prompt_id)
+        JOIN verdicts v USING (trajectory_id)
+        WHERE v.verdict = 'wrong' AND v.extracted IS NOT NULL
+        GROUP BY t.prompt_id, v.extracted
+        QUALIFY row_number() OVER (PARTITION BY t.prompt_id ORDER BY count(*) DESC, v.extracted) = 1
+    )
+    SELECT t.problem, t.gold, t.round, h.asked, h.solved, h.cut_off, m.mistake, m.times
+    FROM hardest h
+    JOIN trajectories t ON t.trajectory_id = h.latest
+    LEFT JOIN mistakes m ON m.prompt_id = h.prompt_id
+    ORDER BY h.solved / h.asked, h.asked DESC, h.latest DESC
+"""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure of every round: a column of `rounds`, how it is called, and what it is measured in."""
+
+    column: str
+    name: str
+    unit: str
+    percent: bool = False
+    may_be_log: bool = False
+
+
+CURVES = (
+    Curve("delta_abs", "Mean |Δ|", "nats"),
+    Curve("drawn_delta_abs", "Mean |Δ| of draws", "nats, before each update"),
+    Curve("residual_left", "Residual left", "of |r/β|", percent=True),
+    Curve("log_ratio", "Log-ratio to the reference", "nats per response"),
+    Curve("kl_k3", "KL to the reference", "nats per token, k3"),
+    Curve("entropy", "Entropy", "nats a token"),
+    Curve("response_length", "Response length", "tokens"),
+    Curve("truncated", "Cut off", "of responses", percent=True),
+    Curve("grad_norm", "Gradient norm", "before clipping", may_be_log=True),
+    Curve("grad_clipped", "Clipped", "of updates", percent=True),
+    Curve("staleness", "Staleness of draws", "rounds"),
+    Curve("effective_sample_size", "Effective sample size", "trajectories an update"),
+    Curve("engine_gap", "Engine gap", "nats per token"),
+    Curve("engine_lag", "Engine lag", "0 in step, 1 a round behind"),
+)
+
+
+class Run:
+    """What the report reads: the settings, the manifests, and answers to SQL."""
+
+    def __init__(self, directory: RunDirectory, manifests: Sequence[Manifest], ask: Ask) -> None:
+        self.directory = directory
+        self.manifests = manifests
+        self.ask = ask
+        self.settings: dict[str, Any] = load_config(directory.config).model_dump(mode="json")
+        self.rounds = max((one.round for one in self.of("recording")), default=0)
+        """The last round on record."""
+        self.last = max([self.rounds, *(one.round for one in self.of("evaluation"))])
+        """Where the axes of rounds end."""
+        self.source: str = self.settings["rollouts"].get("source", "engine")
+        """Where its trajectories come from, as the setting has it."""
+        self.resets = [one.round for one in self.of("reference_reset")]
+
+    def of(self, stage: str) -> list[Manifest]:
+        """A stage's manifests by round."""
+        return [manifest for manifest in self.manifests if manifest.stage == stage]
+
+
+def accuracy(run: Run) -> Html:
+    """Accuracy of the policy after each round, in training and on held-out problems."""
+    training, held_out = run.ask(statement(_TRAINING)), run.ask(statement(HELD_OUT))
+    title = "Accuracy"
+    if not training and not held_out:
+        return section(title, "Nothing has been measured yet.")
+    lines = [
+        Series("training", _column(training, "policy_round"), _column(training, "accuracy"), style="thin"),
+        Series(
+            "held-out",
+            _column(held_out, "round"),
+            _column(held_out, "accuracy"),
+            marked=True,
+            low=[_end_of_interval(row, -1) for row in held_out],
+            high=[_end_of_interval(row, 1) for row in held_out],
+        ),
+    ]
+    readings = _accuracy_readings(training, held_out)
+    chart = line_chart(
+        lines,
+        rounds_scale(run.last),
+        value_scale([value for line in lines for value in (*line.y, *line.high)], percent=True),
+        description="Accuracy by round",
+        readings=readings,
+        size="tall",
+        resets=run.resets,
+        text=percent,
+    )
+    lead = (
+        "The share of sampled answers that are right. Each point belongs to the policy after that round; the bars "
+        "are 95% intervals over problems." + about_resets(run)
+    )
+    output = tag("output", readings[-1][1])
+    caption = tag("figcaption", tag("b", "Accuracy after each round"), output, class_="headed")
+    queries = (statement(query) for query in (_TRAINING, HELD_OUT, GAIN))
+    return section(title, lead, tag("figure", caption, chart), sql_note(*queries))
+
+
+def curves(run: Run) -> Html:
+    """Small charts of what happened to the policy and of what the updates were fed."""
+    rows = run.ask(statement(_CURVES))
+    title = "What learning did"
+    if not rows:
+        return section(title, "No round is on record yet.")
+    lead = join(
+        [
+            "Means over each round, with the last one in figures. The log-ratio is the mean of "
+            "log\u00a0π(τ) − log\u00a0π",
+            tag("sub", "ref"),
+            "(τ) over fresh responses, which estimates a KL divergence where they were sampled as they are scored.",
+            about_resets(run),
+        ]
+    )
+    known = [curve for curve in CURVES if any(row[curve.column] is not None for row in rows)]
+    charts = (curve_figure(run, curve, rows) for curve in known)
+    return section(title, lead, tag("div", *charts, class_="grid"), sql_note(statement(_CURVES)))
+
+
+def time_by_stage(run: Run) -> Html:
+    """Seconds of each stage, by round and in total."""
+    width = -(-max(run.rounds, 1) // MOST_BARS)
+    means = ",\n    ".join(f"avg({stage}_seconds) AS {stage}" for stage in STAGES)
+    sums = ",\n    ".join(f"sum({stage}_seconds) AS {stage}" for stage in STAGES)
+    bars_sql, totals_sql = statement(_BARS, means=means, width=width), statement(_TOTALS, sums=sums)
+    bars, (totals,) = run.ask(bars_sql), run.ask(totals_sql)
+    title = "Where the time went"
+    if not bars:
+        return section(title, "No round is on record yet.")
+    chart = stacked_chart(
+        [(row["first"] - 1.0, float(row["last"]), {stage: row[stage] for stage in STAGES}) for row in bars],
+        rounds_scale(run.last),
+        description="Seconds a round by stage",
+        readings=[_bar_reading(row) for row in bars],
+    )
+    unit = "seconds" if width == 1 else f"seconds, means of {width} rounds"
+    name = tag("span", tag("b", "Time of each round"), " ", tag("span", unit, class_="unit"))
+    output = tag("output", f"on average {duration(sum(totals.values()) / run.rounds)}")
+    figure = tag("figure", tag("figcaption", name, output, class_="headed"), chart)
+    lead = "The bars stack up in the order of the list. Other is what a round spends outside these stages."
+    return section(title, lead, figure, _total_times(totals), _outside(run), sql_note(bars_sql, totals_sql))
+
+
+def hardest(run: Run) -> Html:
+    """The training prompts that are answered right least often."""
+    least = max(4, run.settings["rollouts"].get("samples", 1))
+    query = statement(_HARDEST, least=least)
+    rows = run.ask(query)
+    title = "Hardest prompts"
+    if not rows:
+        return section(title, f"No prompt has been asked {least} times yet.")
+    lead = f"The lowest shares of right answers over the run, among training prompts asked at least {least} times."
+    head = tag("tr", *(tag("th", name) for name in ("problem", "right", "most frequent wrong answer")))
+    return section(title, lead, tag("table", head, *map(_hard_prompt, rows)), sql_note(query))
+
+
+def _accuracy_readings(
+    training: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]]
+) -> list[tuple[float, str]]:
+    parts: dict[int, list[str]] = defaultdict(list)
+    for row in training:
+        parts[row["policy_round"]].append(f"training {percent(row['accuracy'])}")
+    for row in held_out:
+        low, high = _end_of_interval(row, -1), _end_of_interval(row, 1)
+        interval = "" if low is None else f" ({percent(low)} to {percent(high)})"
+        parts[row["round"]].append(f"held-out {percent(row['accuracy'])}{interval}")
+    return [(round, f"after round {round}: {', '.join(texts)}") for round, texts in sorted(parts.items())]
+
+
+def _end_of_interval(row: dict[str, Any], side: int) -> float | None:
+    """The lower (−1) or upper (1) end, or None."""
+    return min(1.0, max(0.0, row["accuracy"] + side * row["margin"])) if row["margin"] else None
+
+
+def about_resets(run: Run) -> str:
+    """What is said below a chart that marks the rounds of resets."""
+    return " Dotted lines: the reference was reset." if run.resets else ""
+
+
+def curve_figure(run: Run, curve: Curve, rows: Sequence[dict[str, Any]]) -> Html:
+    """A small chart of a curve, where it is known."""
+    shown = percent if curve.percent else number
+    known = [row for row in rows if row[curve.column] is not None]
+    rounds, values = _column(known, "round"), _column(known, curve.column)
+    y = value_scale(values, may_be_log=curve.may_be_log, percent=curve.percent)
+    chart = line_chart(
+        [Series(curve.name, rounds, values)],
+        rounds_scale(run.last, ticks=4),
+        y,
+        description=f"{curve.name} by round",
+        readings=[(round, f"round {round}: {shown(value)}") for round, value in zip(rounds, values, strict=True)],
+        resets=run.resets,
+    )
+    unit = curve.unit + (", log scale" if y.log else "")
+    name = tag("span", tag("b", curve.name), " ", tag("span", unit, class_="unit"))
+    return tag("figure", tag("figcaption", name, tag("output", shown(values[-1]))), chart)
+
+
+def _bar_reading(row: dict[str, Any]) -> tuple[float, str]:
+    parts = ", ".join(f"{stage} {duration(row[stage])}" for stage in STAGES if row[stage])
+    rounds = f"round {row['first']}" if row["first"] == row["last"] else f"rounds {row['first']} to {row['last']}"
+    total = duration(sum(row[stage] for stage in STAGES))
+    return (row["first"] - 1 + row["last"]) / 2, f"{rounds}: {total} ({parts})"
+
+
+def _total_times(totals: dict[str, float]) -> Html:
+    whole, longest = sum(totals.values()) or 1.0, max(totals.values()) or 1.0
+    rows = [
+        tag(
+            "tr",
+            tag("td", stage),
+            tag(
+                "td", tag("i", class_=f"share {stage}", style=f"width:{100 * spent / longest:.1f}%"), class_="wide"
+            ),
+            tag("td", duration(spent), class_="right"),
+            tag("td", percent(spent / whole), class_="right"),
+        )
+        for stage, spent in totals.items()
+    ]
+    total = (tag("td", tag("b", "all rounds")), tag("td"), tag("td", tag("b", duration(whole)), class_="right"))
+    return tag("table", *rows, tag("tr", *total, tag("td")), class_="narrow")
+
+
+def _outside(run: Run) -> Html:
+    """What the bars leave out: what comes before the first round, and the stages without a column."""
+    spent: dict[str, float] = defaultdict(float)
+    for manifest in run.manifests:
+        name = manifest.stage.replace("_", " ")
+        if manifest.stage in ("warm_start", "checkpoint", "recording", "reference_reset"):
+            spent[name] += manifest.seconds
+        elif manifest.round == 0:
+            spent[f"{name} before training"] += manifest.seconds
+    parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in spent.items())
+    wall = duration(wall_seconds(run.directory))
+    return tag("p", f"Not in the bars: {parts}. Wall time of the whole run: {wall}.", class_="note")
+
+
+def _hard_prompt(row: dict[str, Any]) -> Html:
+    cut = f", {row['cut_off']} cut off" if row["cut_off"] else ""
+    times = "once" if row["times"] == 1 else f"{row['times']} times"
+    mistake = [tag("span", row["mistake"], class_="say clamp"), tag("small", times)] if row["mistake"] else ["–"]
+    return tag(
+        "tr",
+        tag(
+            "td",
+            tag("span", row["problem"], class_="say clamp"),
+            tag("small", "answer ", tag("span", row["gold"] or "–", class_="say")),
+            class_="wide",
+        ),
+        tag("td", f"{row['solved']} of {row['asked']}", tag("small", f"last in round {row['round']}{cut}")),
+        tag("td", *mistake),
+    )
+
+
+def _column(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
+    return [row[name] for row in rows]

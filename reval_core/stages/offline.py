@@ -1,0 +1,47 @@
+"""Taking over: trajectories and verdicts of another run become this run's own, as those of round 0.
+
+What was recorded is copied, not generated or judged again, and the other run is not needed afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from reval_core.pipeline.run_context import RunContext
+from reval_core.replay_buffer.offline import StoredRun, taken_shard, taken_verdicts
+from reval_core.stages.shards import publish_shards
+from reval_core.stages.stage import Outcome, Stage, publish
+from reval_core.storage.tables import Manifest
+
+
+def _shards_inputs(context: RunContext, round: int, stored: StoredRun) -> list[Any]:
+    return [[asdict(file) for file in stored.shards]]
+
+
+def _take_shards(context: RunContext, round: int, stored: StoredRun) -> Outcome:
+    outcome = publish_shards(
+        context,
+        round,
+        stored_rollouts.key(context, round, stored),
+        len(stored.shards),
+        partial(taken_shard, stored),
+    )
+    outcome.info["engine"] = "stored"
+    return outcome
+
+
+def _verdicts_inputs(context: RunContext, round: int, stored: StoredRun, rollouts: Manifest) -> list[Any]:
+    return [rollouts.digest, [asdict(one.verdicts) for one in stored.rounds]]
+
+
+def _take_verdicts(context: RunContext, round: int, stored: StoredRun, rollouts: Manifest) -> Outcome:
+    return Outcome([publish(context, round, "verdicts", taken_verdicts(stored))])
+
+
+stored_rollouts = Stage("rollouts", _shards_inputs, _take_shards)
+"""The rollouts of a run of stored trajectories. (session, 0, stored run)"""
+
+stored_verdicts = Stage("verification", _verdicts_inputs, _take_verdicts)
+"""The verdicts of a run of stored trajectories. (session, 0, stored run, rollouts)"""

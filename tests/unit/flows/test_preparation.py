@@ -1,0 +1,116 @@
+"""What is refused before a run begins."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.preparation import gpu_notes, prepare
+from reval_core.errors import InputError
+from reval_core.planning import gpu_memory
+from reval_core.planning.forecast import forecast
+from reval_core.planning.gpu_memory import Card
+from reval_core.storage.run_directory import RunDirectory
+from tests.conftest import SMALL
+from tests.runs import run, small_config
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(SMALL), encoding="utf-8")
+    return path
+
+
+def test_a_disk_without_space_is_refused_with_what_the_run_needs(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(RunDirectory, "free_bytes", lambda directory: 1_000_000)
+    with pytest.raises(InputError, match=r"needs about \d+ MB and the disk has 1 MB free; make space"):
+        prepare(config, ["rounds=20"], tmp_path / "run")
+
+
+SMALL_GPU, FULL_GPU = Card("Small GPU", 15 * 10**8, 15 * 10**8), Card("Large GPU", 80 * 10**9, 10**9)
+
+
+def test_a_stage_that_does_not_fit_the_gpu_is_refused_unless_the_user_knows_better(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_memory, "card", lambda: SMALL_GPU)
+    refused = (
+        rf"^{re.escape(str(config))}: learning needs about \d+\.\d GB of GPU memory and there are 1\.5; "
+        r"set learner\.gradient_checkpointing: true, .*; to run it all the same, set memory_check: warn$"
+    )
+    plain = "learner.gradient_checkpointing=false"
+    with pytest.raises(InputError, match=refused):
+        prepare(config, [plain], tmp_path / "run")
+    settings, _ = prepare(config, [plain, "memory_check=warn"], tmp_path / "run")
+    notes = gpu_notes(settings)
+    assert notes[0] == "learner.precision: float32 on Small GPU"
+    assert notes[1].startswith("learning needs about")
+
+
+def test_gradients_are_checkpointed_where_an_update_would_not_fit_and_the_run_keeps_to_it(
+    config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(gpu_memory, "card", lambda: SMALL_GPU)
+    settings, directory = prepare(config, [], tmp_path / "run")
+    assert settings.learner.gradient_checkpointing is True
+    directory.open(settings)
+    for card in (FULL_GPU, None):
+        monkeypatch.setattr(gpu_memory, "card", lambda card=card: card)
+        assert prepare(config, [], tmp_path / "run")[0].learner.gradient_checkpointing is True
+        assert prepare(config, [], tmp_path / "other")[0].learner.gradient_checkpointing is False
+    with pytest.raises(InputError, match=r"another config \(learner\.gradient_checkpointing differ\)"):
+        prepare(config, ["learner.gradient_checkpointing=false"], tmp_path / "run")
+
+
+def test_a_gpu_that_others_use_is_said_and_left_to_the_user(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_memory, "card", lambda: FULL_GPU)
+    settings, _ = prepare(config, [], tmp_path / "run")
+    assert gpu_notes(settings)[1].endswith("1.0 GB of the GPU are free; close what else uses it")
+
+
+def test_without_a_gpu_there_is_nothing_to_check_or_to_say(config, tmp_path):
+    settings, _ = prepare(config, ["learner.micro_batch_tokens=1000000000"], tmp_path / "run")
+    assert gpu_notes(settings) == []
+
+
+def test_memory_check_may_change_while_a_run_lasts(config, tmp_path):
+    prepare(config, [], tmp_path / "run")[1].open(small_config())
+    settings, _ = prepare(config, ["memory_check=warn"], tmp_path / "run")
+    assert settings.memory_check == "warn"
+
+
+def test_more_prompts_a_round_than_problems_are_refused(config, tmp_path):
+    with pytest.raises(InputError, match=r"rollouts\.prompts: 200 a round, but problems\.train has only \d+"):
+        prepare(config, ["rollouts.prompts=200", "replay.capacity=1000"], tmp_path / "run")
+
+
+def test_a_problem_file_is_checked_line_by_line_before_anything_is_made(config, tmp_path):
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text('{"problem": "1+1=", "answer": "2"}\n{"problem": "1+2=", "answer": ""}\n')
+    override = f"problems.held_out={{path: {problems}}}"
+    with pytest.raises(InputError, match=r"problems\.jsonl:2: answer: is empty"):
+        prepare(config, [override], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_problems_that_are_held_out_too_are_refused_unless_that_is_said(config, tmp_path):
+    same = "problems.held_out={arithmetic: {digits: 1, split: train}}"
+    with pytest.raises(InputError, match=r"problems\.train: \d+ of \d+ problems stand in the test sets too"):
+        prepare(config, [same], tmp_path / "run")
+    settings, _ = prepare(config, [same, "problems.contaminated=keep"], tmp_path / "run")
+    assert settings.problems.contaminated == "keep"
+
+
+def test_the_default_folder_bears_the_configs_name(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert prepare(config, [], None)[1].path == tmp_path / "runs" / "small"
+
+
+def test_the_forecast_covers_what_a_run_takes_and_is_no_hundred_times_too_much(tmp_path):
+    config = small_config(rounds=2)
+    run(tmp_path / "run", config)
+    taken = sum(file.stat().st_size for file in (tmp_path / "run").rglob("*") if file.is_file())
+    expected = forecast(config).disk_bytes
+    assert taken < expected < 100 * taken

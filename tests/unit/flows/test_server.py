@@ -1,0 +1,132 @@
+"""Which Prefect servers are taken, and what is said of others: one line, before any work."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from flows import foreground, server
+from flows.foreground import run_flow, train_here
+from flows.server import answers, check_api
+from reval_core.errors import InputError
+from reval_core.storage.run_directory import RunDirectory
+from tests.conftest import SMALL
+
+
+@contextmanager
+def http(status: int, body: bytes) -> Iterator[str]:
+    """The API's URL of a server that gives one answer to everything."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_address[1]}/api"
+        running.shutdown()
+
+
+def refusal(url: str) -> str:
+    with pytest.raises(InputError) as refused:
+        check_api(url)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "garbage",
+        "127.0.0.1:4200",
+        "http://",
+        "ftp://a/api",
+        "http://[::1",
+        "http://a:99999/api",
+        "http://a b/api",
+        "http://a/api\n",
+        "http://a\x1b[31m/api",
+        "file:///etc/passwd",
+        "https://:4200/api",
+    ],
+)
+def test_what_is_no_url_is_refused(url: str) -> None:
+    assert "is no URL such as" in refusal(url)
+    assert not answers(url)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (200, b"<html>hello", "tells no version"),
+        (200, b"true", "tells no version"),
+        (200, b'{"version": "3.7.7"}', "tells no version"),
+        (200, b"\xff\xfe", "is no Prefect server"),
+        (404, b"nothing", "is no Prefect server (status 404)"),
+        (500, b"", "is no Prefect server (status 500)"),
+        (302, b"", "is no Prefect server (status 302)"),
+        (401, b"", "does not let you in"),
+        (200, b'"2.20.1"', "runs Prefect 2.20.1, and this is Prefect 3."),
+    ],
+)
+def test_another_server_is_refused(status: int, body: bytes, said: str) -> None:
+    with http(status, body) as url:
+        assert said in refusal(url)
+
+
+def test_a_server_of_this_version_is_taken() -> None:
+    with http(200, b'"3.0.0"') as url:
+        check_api(url)
+        assert "does not answer" in refusal(url.replace("http:", "https:"))
+
+
+def test_silence_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_PATIENCE_SECONDS", 0.1)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        closed = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        assert "does not answer" in refusal(closed)
+        silent.listen()
+        assert "does not answer (timed out)" in refusal(closed)
+
+
+def test_prefect_cloud_wants_a_key_and_passwords_are_not_shown() -> None:
+    assert "PREFECT_API_KEY" in refusal("https://api.prefect.cloud/api/accounts/a/workspaces/b")
+    assert "secret" not in refusal("ftp://me:secret@host/api")
+
+
+def test_a_page_that_says_yes_to_everything_is_no_prefect_server() -> None:
+    with http(200, b"<html>Angular serves on port 4200 too") as url:
+        assert not answers(url)
+    with http(200, b"true") as url:
+        assert answers(url)
+
+
+def test_no_flow_is_begun_with_a_foreign_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreground, "configured_api", lambda: "garbage")
+    with pytest.raises(InputError, match="PREFECT_API_URL: garbage"):
+        run_flow(lambda: pytest.fail("a flow was begun"))
+
+
+def test_a_second_start_is_refused_before_prefect_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import yaml
+
+    config = tmp_path / "small.yaml"
+    config.write_text(yaml.safe_dump(SMALL))
+    monkeypatch.setattr(foreground, "run_flow", lambda flow: pytest.fail("Prefect was begun with"))
+    with RunDirectory(tmp_path / "run").lock(), pytest.raises(InputError, match="is running it"):
+        train_here(config, tmp_path / "run", (), as_json=False)

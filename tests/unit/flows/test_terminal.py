@@ -1,0 +1,136 @@
+"""What commands print: nothing in it acts on a terminal, and standard output may fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import unicodedata
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import terminal
+from reval_core.output.control_characters import json_escaped, visible, visible_lines
+from reval_core.output.json_text import json_text
+from reval_core.report.page import join, tag
+
+ROOT = Path(__file__).parents[3]
+SEEN = set("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u08e2\u0890\u0891\U000110bd\U000110cd")
+"""Formats that can be seen."""
+JOINING = {"\u200c", "\u200d", *map(chr, range(0x13430, 0x13460))}
+
+
+def test_every_character_that_acts_is_escaped() -> None:
+    for code in range(sys.maxunicode + 1):
+        character = chr(code)
+        acts = unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"}
+        if acts and character not in SEEN | JOINING:
+            assert visible(character).isascii(), hex(code)
+        elif not acts and unicodedata.category(character) != "Cn":
+            assert visible(character) == character
+
+
+def test_escapes_are_those_of_python_and_lines_may_stay() -> None:
+    assert visible("a\x1b[2Jb\nc\u202ed\U000e0041\ud800") == r"a\x1b[2Jb\nc\u202ed\U000e0041\ud800"
+    assert visible_lines("a\n\tb\rc") == "a\n\tb\\rc"
+    assert visible("Größe 数学 \\frac12 👩‍🔬") == "Größe 数学 \\frac12 👩‍🔬"
+
+
+@pytest.mark.parametrize(
+    "text", ["\x1b[31m", "\u202e", "\x7f\x9b", "\U000e0041", "\ud800", 'a"\\b', "\u2028", "\0"]
+)
+def test_escaped_json_says_the_same(text: str) -> None:
+    shown = json_escaped(json.dumps([text, {text: 1}], ensure_ascii=False))
+    assert shown.isprintable()
+    assert json.loads(shown) == [text, {text: 1}]
+
+
+def test_json_takes_whatever_there_is() -> None:
+    value = {
+        "floats": [float("nan"), float("inf"), {"deep": (float("-inf"), 1.5)}],
+        1: "one",
+        None: 0,
+        (1, float("nan")): "a pair",
+        "money": Decimal("1.50"),
+        "huge": 10**5000,
+        "bytes": b"\xff\x00",
+        "path": Path("a"),
+    }
+    found = json.loads(json_text(value), parse_constant=pytest.fail)
+    assert found["floats"] == [None, None, {"deep": [None, 1.5]}]
+    assert (found["1"], found["null"], found["[1, null]"]) == ("one", 0, "a pair")
+    assert (found["money"], int(found["huge"], 16), found["bytes"]) == ("1.50", 10**5000, "ff00")
+    assert json_text("é", ascii_only=True).isascii()
+    assert "\n" not in json_text(value, indent=None)
+
+
+HOSTILE = "\x1b]0;x\x07[bold red]:smile:[/] [link=http://a]b\u202e\x9b"
+
+
+def test_tables_facts_and_lines_show_texts_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.print_rows(
+        [HOSTILE, HOSTILE, "n"], [[HOSTILE, f"two\nlines {HOSTILE}", 1], [None, "", 2.5]], width=200
+    )
+    terminal.print_table(["a", "b"], [[HOSTILE, HOSTILE]])
+    terminal.print_facts(HOSTILE, {HOSTILE: HOSTILE})
+    terminal.say(f"one\ntwo {HOSTILE}")
+    terminal.console().print(terminal.styled(HOSTILE, (HOSTILE, "bold")))
+    shown = capsys.readouterr().out
+    assert shown.replace("\n", "").isprintable()
+    assert "[bold red]:smile:[/]" in shown
+
+
+def test_the_report_shows_them_too() -> None:
+    shown = tag("p", HOSTILE, join([HOSTILE]), title=HOSTILE)
+    assert shown.isprintable()
+    assert "\\u202e" in shown
+
+
+def test_commands_print_through_the_terminal_module_alone() -> None:
+    for path in (ROOT / "flows").glob("*.py"):
+        if path.name not in ("terminal.py", "streams.py"):
+            found = re.search(r"click\.echo|Console\(|Table\(|sys\.stdout|(?<![.\w])print\(", path.read_text())
+            assert found is None, f"{path.name}: {found}"
+
+
+def reval(command: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """A line of the shell in which `reval` is the command line."""
+    line = command.replace("reval ", f"{sys.executable} -m flows.cli ")
+    values: dict[str, Any] = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(["bash", "-c", line], env=values, capture_output=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "complaint"),
+    [
+        ("reval --help > /dev/full", 1, b"reval: standard output: No space left on device\n"),
+        ("reval runs nowhere > /dev/full", 1, b"reval: standard output: No space left on device\n"),
+        ("reval runs nowhere >&-", 0, b""),
+        ("reval runs nowhere >&- 2>&- <&-", 0, b""),
+        ("reval resume nowhere 2> /dev/full", 2, b""),
+        ("reval resume nowhere 2>&-", 2, b""),
+        ("reval --help | true; exit ${PIPESTATUS[0]}", 0, b""),
+        ("reval nonsense > /dev/full 2>&1", 2, b""),
+    ],
+)
+def test_output_that_fails_gives_no_traceback(command: str, code: int, complaint: bytes) -> None:
+    done = reval(command)
+    assert (done.returncode, done.stderr) == (code, complaint)
+
+
+def test_ascii_takes_everything() -> None:
+    done = reval("reval runs 'é∆'", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"\xe9\u2206" in done.stdout
+    done = reval(
+        "reval runs $'\\x1b[31m\\nreval: all is well\\u202e'/a --json; reval resume $'\\x1b[2J\\nreval: fine'"
+    )
+    assert done.returncode == 2
+    assert done.stdout == b"[]\n"
+    assert done.stderr.decode().count("\n") == 1
+    assert done.stderr.decode().strip().isprintable()

@@ -1,0 +1,153 @@
+"""The configs at the paper's size: its values are in them, and they can be checked on any machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.cli import cli
+from flows.planning import known_model
+from reval_core.config import PROMPTS, Config, Grpo, ProblemSet, Reval, Tbrm
+from reval_core.config.loader import load_config
+from reval_core.errors import InputError
+from reval_core.model.loading import count_parameters
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+PAPER = CONFIGS / "paper"
+BENCHMARKS = ("aime24", "aime25", "amc", "math500", "minerva", "olympiadbench", "gpqa")
+SMALL, LARGE = "dpsk-r1-distill-1.5b", "qwen2.5-math-7b"
+
+
+def paper(name: str) -> Config:
+    return load_config(PAPER / f"{name}.yaml")
+
+
+def shown(capsys: pytest.CaptureFixture[str], config: Path, *arguments: str) -> str:
+    """What `reval train CONFIG --dry-run` prints with these arguments."""
+    cli.main(["train", str(config), "--dry-run", *arguments], standalone_mode=False)
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder without models and problem sets, and no network."""
+
+    def refuse(*address: Any) -> None:
+        raise AssertionError(f"somebody connects to {address}")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("REVAL_DATA", raising=False)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", [one.stem for one in sorted(PAPER.glob("*.yaml"))])
+def test_what_the_paper_says_of_all_runs_is_in_every_config(name: str) -> None:
+    config = paper(name)
+    assert config.rounds == 650
+    assert config.problems.train is not None
+    assert config.problems.train.set == "deepscaler"
+    assert config.problems.held_out == tuple(ProblemSet(set=one, limit=100) for one in BENCHMARKS)
+    assert (config.generation.prompts, config.generation.samples, config.generation.trajectories) == (128, 8, 1024)
+    assert config.generation.temperature == 1.0
+    assert config.learner.lr == 1e-6
+    assert (config.evaluation.every, config.evaluation.samples) == (10, 16)
+    assert (config.replay.sampling, config.replay.first) == ("uniform", "fresh")
+    assert config.model.lora is None
+
+
+@pytest.mark.parametrize("suffix", ["", "-grpo", "-tbrm"])
+def test_what_the_paper_says_of_each_model_is_in_its_configs(suffix: str) -> None:
+    small, large = paper(SMALL + suffix), paper(LARGE + suffix)
+    assert small.model.path == "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
+    assert large.model.path == "Qwen/Qwen2.5-Math-7B"
+    assert (small.problems.prompt, large.problems.prompt) == (PROMPTS["deepseek"], PROMPTS["qwen"])
+    assert small.generation.max_tokens == 8192
+    assert large.generation.max_tokens == 3072, "departs from 8K: its context is 4,096"
+    assert (small.reward.kind, large.reward.kind) == ("binary", "centred")
+
+
+def test_reval_has_the_papers_beta_buffer_updates_and_resets() -> None:
+    small, large = paper(SMALL), paper(LARGE)
+    assert small.objective == Reval(kind="reval", beta=0.002)
+    assert large.objective == Reval(kind="reval", beta=0.02)
+    assert [(one.replay.capacity, one.learner.updates) for one in (small, large)] == [(5120, 2)] * 2
+    assert (small.reference.reset_every, large.reference.reset_every) == (None, 200)
+
+
+@pytest.mark.parametrize("name", [SMALL, LARGE])
+def test_the_baselines_learn_from_the_fresh_batch_alone(name: str) -> None:
+    grpo, tbrm, reval = paper(f"{name}-grpo"), paper(f"{name}-tbrm"), paper(name)
+    assert grpo.objective == Grpo(kind="grpo", clip_low=0.2, clip_high=0.28)
+    assert tbrm.objective == Tbrm(kind="tbrm", beta=reval.objective.beta or 0)
+    for one in (grpo, tbrm):
+        assert (one.replay.capacity, one.learner.updates) == (1024, 1)
+    parts = {"objective", "replay", "learner", "reference"}
+    assert grpo.model_dump(exclude=parts) == tbrm.model_dump(exclude=parts) == reval.model_dump(exclude=parts)
+
+
+def test_the_architectures_have_as_many_parameters_as_the_models() -> None:
+    counts = {}
+    for name in (SMALL, LARGE):
+        model = known_model(PAPER / f"{name}.yaml", paper(name).model)
+        assert model is not None
+        counts[name] = count_parameters(model)[0]
+    assert counts == {SMALL: 1_777_088_000, LARGE: 7_615_616_512}
+
+
+def test_departures_and_open_choices_are_marked_in_the_files() -> None:
+    text = "\n".join(path.read_text(encoding="utf-8") for path in PAPER.glob("*.yaml"))
+    assert len(re.findall(r"# .*Departs: ", text)) >= 3
+    assert len(re.findall(r"# .*Open[:,]", text)) >= 12
+
+
+@pytest.mark.parametrize(
+    "config", sorted([*CONFIGS.glob("*.yaml"), *PAPER.glob("*.yaml")]), ids=lambda path: path.stem
+)
+def test_every_config_can_be_planned_for_without_its_model_its_data_and_a_network(
+    laptop: Path, capsys: pytest.CaptureFixture[str], config: Path
+) -> None:
+    plan = json.loads(shown(capsys, config, "--gpus", "2", "--json"))
+    assert plan["gpus"] == 2
+    assert plan["config"] == load_config(config).model_dump(mode="json")
+    assert bool(plan["stages"]) == (plan["parameters"] is not None)
+    assert not list(laptop.iterdir())
+    if config.parent == PAPER:
+        assert [row["stage"] for row in plan["stages"]][:3] == ["rollouts", "consistency", "learning"]
+        assert sum(row["disk_bytes"] for row in plan["stages"]) == plan["disk_bytes"] > 10**11
+        assert any("problems: deepscaler, aime24" in one for one in plan["unchecked"])
+
+
+def test_the_small_model_fits_on_80_gb_and_the_large_one_is_told_why_not(
+    laptop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = shown(capsys, PAPER / f"{SMALL}.yaml", "--gpus", "8")
+    assert " NO " not in small
+    assert "a run refuses FSDP" in small
+    large = shown(capsys, PAPER / f"{LARGE}.yaml", "--gpus", "8", "--gpu-memory", "80")
+    assert "learning does not fit: train adapters (model.lora): weights" in large
+    assert "gradients and moments alone are 137 GB, whole on every GPU" in large
+
+
+def test_what_is_wrong_is_refused_on_any_machine(laptop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = PAPER / f"{SMALL}.yaml"
+    with pytest.raises(InputError, match=r"objective\.beta"):
+        shown(capsys, config, "--gpus", "1", "--set", "objective.beta=0")
+    (laptop / "mine.jsonl").write_text('{"problem": "1+1=", "answer": ""}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"mine\.jsonl:1: answer: is empty"):
+        shown(capsys, config, "--gpus", "1", "--set", "problems.train={path: mine.jsonl}")
+    with pytest.raises(InputError, match="give --dry-run --gpus N"):
+        shown(capsys, config, "--gpu-memory", "80")
+
+
+def test_without_gpus_a_dry_run_still_refuses_what_is_not_here(
+    laptop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match="deepscaler: no file deepscaler"):
+        shown(capsys, PAPER / f"{SMALL}.yaml")
