@@ -16,8 +16,7 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.workloads import VOCABULARY
-from reval_core.model.compiled import compile_layers
-from reval_core.model.layers import as_loaded, decoder_layers
+from reval_core.model.layers import as_loaded, set_up
 from reval_core.model.low_precision import LowPrecisionCopy, low_precision
 from reval_core.model.packed import read_packed_rows
 
@@ -77,8 +76,7 @@ class ModelSource:
     @cached_property
     def _made(self) -> Qwen3ForCausalLM:
         model = qwen3(self.shape, self.device)
-        if self.on_gpu:
-            compile_layers(decoder_layers(model))
+        set_up(model, packed=False, compiled=self.on_gpu)
         return model
 
     @contextmanager
