@@ -29,8 +29,8 @@ def test_a_run_is_read_and_indexed_under_every_name(finished: Path, tmp_path: Pa
         shutil.copytree(finished, tmp_path / other)
     directory = RunDirectory(tmp_path / name)
     directory.check_place()
-    expected = rebuild_store(RunDirectory(finished), 160)
-    assert rebuild_store(existing_run(directory.path), 160) == expected
+    expected = rebuild_store(RunDirectory(finished), 160, None)
+    assert rebuild_store(existing_run(directory.path), 160, None) == expected
     count = "SELECT count(*) FROM trajectories"
     assert sql_views(directory.path, directory.manifests()).sql(count).fetchall() == [(expected["trajectories"],)]
     with duckdb.connect(directory.tables, read_only=True) as views:

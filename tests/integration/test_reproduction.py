@@ -74,7 +74,7 @@ from pathlib import Path
 
 from reval_core.reproduction import study
 
-plan.SMALL = Path({folder!r})
+study.SMALL = Path({directory!r})
 
 if __name__ == "__main__":
     from flows.cli import main
