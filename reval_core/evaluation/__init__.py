@@ -1,1 +1,1 @@
-"""Evaluation of any policy on sets of problems: what `reval eval` does, apart from a training run's own."""
+"""Evaluation of any policy on problem sets, for `reval eval`. Training runs evaluate in `reval_core.stages`."""

@@ -1,4 +1,4 @@
-"""One process's hold on an evaluation: what is asked, and what stays warm from sitting to sitting."""
+"""The per-process state of an evaluation: its benchmark runs, and the engine and verifier that they share."""
 
 from __future__ import annotations
 
@@ -37,40 +37,40 @@ class BenchmarkRun:
     """One policy and one set of problems."""
 
     number: int
-    """Its place in the folder, where its facts lie under it."""
+    """Its number in the evaluation directory; the tables are filed under it. From 1."""
     key: str
-    """The digest of all that its responses depend on."""
+    """Digest of everything that its responses depend on."""
     name: str
-    """The problem set's."""
+    """Name of the problem set."""
     problems: tuple[Problem, ...]
 
 
 class EvaluationContext:
-    """Everything that the stages of an evaluation share. Open it with `open_evaluation_context`."""
+    """State shared by the stages of an evaluation. Open it with `open_evaluation_context`."""
 
     def __init__(self, directory: EvaluationDirectory, source: ModelSource, protocol: Protocol) -> None:
         self.directory = directory
         self.source = source
         self.protocol = protocol
         self.kept: set[str] = set()
-        """The stages of this sitting that were there already. Whoever reads it empties it."""
+        """The stages of the current benchmark run that were already complete. The reader clears it."""
         self.progress: Callable[[str, int, int, int], None] = lambda stage, benchmark, done, total: None
-        """Told of long work: the stage, its sitting, and how many of how many pieces are done."""
+        """Called during long work with the stage, its benchmark run, the units done, and the total."""
         self.stage_now = ("", 0)
-        """The stage at work, and its sitting."""
+        """The current stage and its benchmark run."""
         self.worked_seconds = 0.0
-        """The time that stages took."""
+        """Total time spent in stages."""
         if protocol.threads is not None:
             torch.set_num_threads(protocol.threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = tokenizer_of(source.model)
-        asked = evaluation_problems(directory, source, protocol, self.tokenizer)
-        for name, one in left_out_counts(asked.left_out).items():
-            log.warning("%s: %s problems are not asked, the first of them %s", name, one["problems"], one["first"])
-        self.prompts = asked.prompts
-        """By a problem's text, its prompt as text and as tokens."""
+        selected = evaluation_problems(directory, source, protocol, self.tokenizer)
+        for name, one in left_out_counts(selected.left_out).items():
+            log.warning("%s: skipped %s problems, the first is %s", name, one["problems"], one["first"])
+        self.prompts = selected.prompts
+        """Maps a problem's text to its prompt, as text and as tokens."""
         self.kind = choose(source.model, protocol.engine).kind
-        """The engine's."""
+        """Kind of the engine."""
         self.sampling = Sampling(
             protocol.temperature, protocol.max_tokens, stop_ids(source.model, self.tokenizer, protocol.stop)
         )
@@ -80,33 +80,33 @@ class EvaluationContext:
             [self.kind, getattr(protocol.engine, "dtype", protocol.precision), protocol.problems_per_shard],
             SCHEMA_VERSION,
         )
-        """The digest of all that responses depend on beside the policy and the problems."""
-        if not asked.is_recorded:
-            if asked.file.exists() and prompts_in(asked.file) is None:
-                log.warning("%s: is corrupt; prompts are rendered again", asked.file)
-            asked.prompts.usable().publish(asked.file, asked.reading)
-        self.benchmarks = [self._benchmark(name, problems) for name, problems in asked.sets.items()]
+        """Digest of everything that responses depend on, except the policy and the problems."""
+        if not selected.is_recorded:
+            if selected.file.exists() and prompts_in(selected.file) is None:
+                log.warning("%s: is corrupt; rendering the prompts again", selected.file)
+            selected.prompts.usable().publish(selected.file, selected.reading)
+        self.benchmarks = [self._benchmark(name, problems) for name, problems in selected.sets.items()]
         self.engine = make_engine(source.model, protocol.engine, self.kind, self.tokenizer, directory, source.seed)
         self.verifier = make_verifier(protocol.verification, protocol.reward)
         self._model: PreTrainedModel | None = None
 
     def benchmark(self, number: int) -> BenchmarkRun:
-        """The sitting of this number."""
+        """Return the benchmark run with this number."""
         return next(one for one in self.benchmarks if one.number == number)
 
     def judged(self, benchmark: BenchmarkRun) -> None:
-        """Note that a sitting is done: from now on the tables show it."""
+        """Mark a benchmark run as complete, so that the tables show it."""
         self.directory.make_current(self.source.identity, self.settings, benchmark.name, benchmark.number)
 
     def request_seed(self, problem: Problem, sample: int) -> int:
-        """The seed of one response. It does not depend on the policy, so that two policies meet the same chance."""
+        """Return the seed of one response. It is the same for every policy, so comparisons share randomness."""
         return int(digest(self.protocol.seed, problem.problem_set, problem.prompt_id, sample)[:15], 16)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """The place of each request and its completion, as they end."""
+        """Yield the index of each request with its completion, in the order of completion."""
         if not requests:
             return
-        self.tick(0, len(requests))  # the weights are read, and an engine may take a while to start
+        self.tick(0, len(requests))  # loading weights and starting an engine may take a while
         size = self.protocol.problems_per_shard * self.protocol.samples
         try:
             self.engine.load(self._loaded(), self.source.identity)
@@ -115,25 +115,25 @@ class EvaluationContext:
             self.engine.rest()
 
     def title(self, stage: str, number: int) -> str:
-        """What people call a stage at work."""
+        """Return the displayed name of a stage of a benchmark run."""
         work = {"rollouts": "responses to", "evaluation": "verdicts on"}[stage]
         return f"{work} {self.benchmark(number).name}"
 
     def tick(self, done: int, total: int) -> None:
-        """Tell how far the stage at work is."""
+        """Report the progress of the current stage."""
         self.progress(*self.stage_now, done, total)
 
     def memory_advice(self, stage: str) -> str:
-        """The settings that an evaluation needs less memory with."""
+        """Return the settings that reduce the memory of an evaluation."""
         if self.engine.name == "vllm":
             return "lower engine.gpu_memory_utilization"
         return "lower problems_per_shard or samples"
 
     def take_in(self, manifest: Manifest) -> None:
-        """There is no store beside the facts."""
+        """Do nothing: an evaluation keeps no state besides its tables."""
 
     def rewind(self, stage: str, round: int) -> None:
-        """Sittings do not depend on one another."""
+        """Do nothing: benchmark runs do not depend on one another."""
 
     def close(self) -> None:
         """Stop the engine and the verifier's workers."""
@@ -144,23 +144,27 @@ class EvaluationContext:
     def _loaded(self) -> PreTrainedModel:
         if self._model is None:
             model = self.source.load(self.source.model)
-            # An engine of its own only reads the weights: they need not go by way of the GPU.
+            # A separate engine only reads the weights, so the model can stay on the CPU.
             if self.engine.dtype is None:
                 compute_in(model.to(self.device), self.protocol.precision, self.source.seed)
             self._model = model
         return self._model
 
     def _benchmark(self, name: str, problems: tuple[Problem, ...]) -> BenchmarkRun:
-        # A run's policy is named by its weights alone: what its tokenizer makes of the problems counts as well.
+        # A run's policy is identified by its weights alone, so the key also covers the tokenized prompts.
         read = digest([self.prompts[problem.problem][1] for problem in problems])
         key = digest(self.source.identity, self.settings, problems_digest(problems), read)
         return BenchmarkRun(self.directory.benchmark(key), key, name, problems)
 
 
 def check_evaluation(directory: EvaluationDirectory, source: ModelSource, protocol: Protocol) -> EvaluationProblems:
-    """See that every problem can be asked, and that stop tokens are tokens. Returns what would be asked.
+    """Check that every problem can be used and that the stop tokens exist.
 
-    Raises InputError naming the first that does not.
+    Returns:
+        The problems that the evaluation would use.
+
+    Raises:
+        InputError: Names the first problem or stop token that cannot be used.
     """
     tokenizer = tokenizer_of(source.model)
     stop_ids(source.model, tokenizer, protocol.stop)
@@ -171,15 +175,19 @@ def check_evaluation(directory: EvaluationDirectory, source: ModelSource, protoc
 def open_evaluation_context(
     directory: EvaluationDirectory, source: ModelSource, protocol: Protocol
 ) -> Iterator[EvaluationContext]:
-    """Hold the folder and open an evaluation in it. Raises InputError if another process holds it."""
+    """Lock the directory and open an evaluation in it.
+
+    Raises:
+        InputError: Another process holds the lock.
+    """
     with directory.lock(), explained_disk(directory):
-        asked = {
+        recorded = {
             "model": source.source,
             "round": source.round,
             "policy": source.identity,
             **protocol.model_dump(mode="json"),
         }
-        text = yaml.safe_dump(asked, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(recorded, sort_keys=False, allow_unicode=True)
         publish_file(directory.protocol, lambda partial: partial.write_text(text, encoding="utf-8"))
         context = EvaluationContext(directory, source, protocol)
         try:

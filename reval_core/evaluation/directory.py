@@ -1,4 +1,4 @@
-"""An evaluation's folder: the sittings in it, each of one policy over one set of problems."""
+"""The directory of an evaluation and its benchmark runs, each of one policy on one problem set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reval_core.storage.tables import Manifest
 
 
 class EvaluationDirectory(RunDirectory):
-    """A folder laid out as a run's, in which a sitting stands where a run has a round."""
+    """A directory laid out like a training run's, with benchmark runs in place of rounds."""
 
     unit = "sitting"
     option = "--out"
@@ -22,18 +22,18 @@ class EvaluationDirectory(RunDirectory):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.current = self.path / "sittings.json"
-        """By policy: the settings and the sittings that were asked for last."""
+        """Maps a policy to its most recent settings and their benchmark runs."""
         self.results = self.path / "results.json"
         self.table = self.path / "results.md"
 
     def source(self) -> str | None:
-        """The model or run that was evaluated here last, if any was."""
+        """Return the model or run that was evaluated here last, if any."""
         if not self.protocol.exists():
             return None
         return str(read_section(self.protocol).get("model"))
 
     def benchmark(self, key: str) -> int:
-        """The number of the sitting that `key` names: the one that it has, or the next free one. From 1."""
+        """Return the number of the benchmark run with this key, or assign the next free one. Numbers start at 1."""
         notes = sorted(self.path.glob("rollouts/sitting=?????/sitting.json"))
         for note in notes:
             if read_sealed(note)["key"] == key:
@@ -43,9 +43,15 @@ class EvaluationDirectory(RunDirectory):
         return number
 
     def make_current(self, policy: str, settings: str, name: str, number: int) -> None:
-        """From now on this is the policy's sitting for a problem set, under settings that a digest names.
+        """Make this the policy's current benchmark run on a problem set.
 
-        Those under other settings, and earlier ones for the set, are kept and not shown.
+        Benchmark runs under other settings, and earlier ones on the same set, are kept but no longer shown.
+
+        Args:
+            policy: Identity of the policy.
+            settings: Digest of the settings.
+            name: Name of the problem set.
+            number: Number of the benchmark run.
         """
         known = self._current()
         before = known.get(policy, {})
@@ -55,13 +61,13 @@ class EvaluationDirectory(RunDirectory):
         )
 
     def manifests(self, stages: Sequence[str] = STAGES) -> list[Manifest]:
-        """Those of the current sittings: no two are of the same policy and problem set."""
+        """Return the manifests of the current benchmark runs: at most one run per policy and problem set."""
         return self.manifests_of(
             {number for one in self._current().values() for number in one["sittings"].values()}, stages
         )
 
     def manifests_of(self, benchmarks: Collection[int], stages: Sequence[str] = STAGES) -> list[Manifest]:
-        """Those of these sittings, whether they are current or not."""
+        """Return the manifests of these benchmark runs, current or not."""
         return [one for one in super().manifests(stages) if one.round in benchmarks]
 
     def _current(self) -> dict[str, Any]:
@@ -69,7 +75,11 @@ class EvaluationDirectory(RunDirectory):
 
 
 def published_tables(path: Path) -> list[Manifest]:
-    """What the run or the evaluation in a folder has published. Raises InputError if there is neither."""
+    """Return the published manifests of the run or evaluation in a directory.
+
+    Raises:
+        InputError: The directory holds neither.
+    """
     evaluation = EvaluationDirectory(path)
     check_entries(evaluation.path)
     directory = evaluation if evaluation.protocol.exists() else existing_run(path)

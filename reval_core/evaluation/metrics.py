@@ -1,7 +1,7 @@
-"""What a number of answers to each problem says of a model, and how sure it is.
+"""Accuracy metrics from several answers per problem, and their bootstrap intervals.
 
-Every metric gives one value a problem, and every interval is made by drawing problems: answers to one problem are
-no independent evidence of how a model does on others. docs/metrics.md tells how well the intervals keep their word.
+Every metric gives one value per problem, and every interval resamples problems: several answers to one problem are
+not independent evidence about other problems. docs/metrics.md reports the measured coverage of the intervals.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from statistics import NormalDist
 import numpy as np
 
 _CELLS = 1 << 20
-"""So many drawn values are held at once, 16 bytes each: a large problem set costs time, not memory."""
+"""Resampled values held in memory at once, 16 bytes each: a large problem set costs time, not memory."""
 
 _RIGHT = object()
-"""The class of all right answers in a vote."""
+"""Stands for all right answers in a vote."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over problems and the ends of its interval."""
+    """A mean over problems with its confidence interval."""
 
     mean: float
     low: float
@@ -30,28 +30,39 @@ class Interval:
 
     @property
     def clear(self) -> bool:
-        """Whether 0 lies outside: of a difference, whether it is a clear one."""
+        """Whether the interval excludes 0: for a difference, whether it is clear."""
         return self.low > 0 or self.high < 0
 
 
 def avg_at_k(correct: np.ndarray) -> np.ndarray:
-    """Each problem's share of right answers: [P, k] outcomes from 0 to 1 → [P].
+    """Return each problem's share of right answers, [P].
 
-    Raises ValueError unless every problem has the same number of answers, at least one.
+    Args:
+        correct: Outcomes from 0 to 1, [P, k].
+
+    Raises:
+        ValueError: The problems have different numbers of answers, or none.
     """
     return _table(correct).mean(axis=1)
 
 
 def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
-    """The chance that k of a problem's n answers, drawn without replacement, hold a right one: [P, n] of 0/1 → [P].
+    """Return the probability that k of a problem's n answers, drawn without replacement, include a right one, [P].
 
-    That is 1 − C(n − c, k) / C(n, k) with c right answers: unbiased for k fresh answers (Chen et al. 2021,
-    arXiv 2107.03374). Raises ValueError for k < 1, k > n, or outcomes other than 0 and 1.
+    This is 1 − C(n − c, k) / C(n, k) with c right answers: unbiased for k fresh answers (Chen et al. 2021,
+    arXiv 2107.03374).
+
+    Args:
+        correct: Outcomes 0 or 1, [P, n].
+        k: Number of answers drawn, 1 to n.
+
+    Raises:
+        ValueError: k is out of range, or there are outcomes other than 0 and 1.
     """
     outcomes = _verdicts(correct)
     n = outcomes.shape[1]
     if not 1 <= k <= n:
-        raise ValueError(f"pass@{k} needs k from 1 to the number of answers a problem has, {n}")
+        raise ValueError(f"pass@{k} needs k from 1 to {n}, the number of answers per problem")
     wrong = n - outcomes.sum(axis=1)
     missed = np.ones(len(outcomes))
     # The quotient of the binomials, factor by factor: each is at most 1, so nothing overflows or cancels.
@@ -61,30 +72,42 @@ def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
 
 
 def maj_at_k(answers: Sequence[Sequence[str | None]], correct: np.ndarray) -> np.ndarray:
-    """Whether each problem's most frequent answer is right, 0 to 1: [P, k] stated answers and 0/1 → [P].
+    """Return whether each problem's most frequent answer is right, 0 to 1, [P].
 
-    Where several answers are most frequent, it is the chance that one drawn fairly among them is right. None, no
-    stated answer, has no vote; a problem without any vote scores 0. All right answers are one: `1/2` and `0.5`
-    vote together if the verifier found both right. Wrong answers are told apart by their spelling, since nobody has
-    compared them with each other, so where a wrong answer comes in several spellings the right one wins
-    a little too often. An answer that was judged right once is right wherever it stands, also in a response that
-    was cut off after it.
+    With several most frequent answers it is the probability that one of them, chosen at random, is right. Right
+    answers vote together: `1/2` and `0.5` if the verifier judged both right. Wrong answers are distinguished by
+    their spelling, since they are not compared with each other; where a wrong answer has several spellings, the
+    right one wins slightly too often. An answer that was judged right once counts as right in every response,
+    including one that was truncated after it.
 
-    Raises ValueError unless answers and verdicts have the same shape.
+    Args:
+        answers: Stated answers, [P, k]; None has no vote, and a problem without votes has the value 0.
+        correct: Outcomes 0 or 1, [P, k].
+
+    Raises:
+        ValueError: Answers and outcomes have different shapes.
     """
     outcomes = _verdicts(correct)
     if [len(row) for row in answers] != [outcomes.shape[1]] * len(outcomes):
         raise ValueError(
-            f"{len(outcomes)} problems need {outcomes.shape[1]} answers (or None) each, as their verdicts"
+            f"{len(outcomes)} problems need {outcomes.shape[1]} answers (or None) each, one per verdict"
         )
     return np.array([_vote(row, right) for row, right in zip(answers, outcomes, strict=True)])
 
 
 def bootstrap(values: np.ndarray, seed: int, resamples: int = 10_000, level: float = 0.95) -> Interval:
-    """The mean of one value a problem, [P], and its interval from redrawing the problems (BCa, Efron 1987).
+    """Return the mean over problems with its interval from resampling the problems (BCa, Efron 1987).
 
-    It is of no width where all values are equal: then it says nothing about problems that were not asked.
-    Raises ValueError without problems, for values that are no numbers, or for a level outside 0 to 1.
+    The interval has zero width where all values are equal: it then says nothing about other problems.
+
+    Args:
+        values: One value per problem, [P].
+        seed: Seed of the resampling.
+        resamples: Number of bootstrap resamples.
+        level: Confidence level.
+
+    Raises:
+        ValueError: There are no problems, a value is not finite, or the level is not between 0 and 1.
     """
     return macro({"": values}, seed, resamples, level)
 
@@ -92,10 +115,20 @@ def bootstrap(values: np.ndarray, seed: int, resamples: int = 10_000, level: flo
 def paired_bootstrap(
     ours: np.ndarray, theirs: np.ndarray, seed: int, resamples: int = 10_000, level: float = 0.95
 ) -> Interval:
-    """The mean difference ours − theirs on the same problems, both [P] in the same order, with its interval.
+    """Return the mean difference ours − theirs on the same problems, with its interval.
 
-    Problems differ far more in difficulty than models do in skill; drawing both sides' values of a problem together
-    takes the difficulty out. Raises ValueError where the lengths differ, and as `bootstrap`.
+    Problems differ far more in difficulty than models do in skill; resampling both sides' values of a problem
+    together removes the difficulty.
+
+    Args:
+        ours: One value per problem, [P].
+        theirs: The other side's values, [P], in the same order of problems.
+        seed: Seed of the resampling.
+        resamples: Number of bootstrap resamples.
+        level: Confidence level.
+
+    Raises:
+        ValueError: The lengths differ, or as for `bootstrap`.
     """
     ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
     if ours.shape != theirs.shape:
@@ -106,10 +139,19 @@ def paired_bootstrap(
 def macro(
     values_by_set: Mapping[str, np.ndarray], seed: int, resamples: int = 10_000, level: float = 0.95
 ) -> Interval:
-    """The mean of the problem sets' means, each set of equal weight, with its interval; values as for `bootstrap`.
+    """Return the mean of the problem sets' means, each set with equal weight, with its interval.
 
-    Problems are redrawn within their set: the sets themselves were chosen, not drawn. The order of the sets does
-    not matter. Raises ValueError as `bootstrap`, and without sets.
+    Problems are resampled within their set: the sets themselves were chosen, not sampled. The order of the sets
+    does not matter.
+
+    Args:
+        values_by_set: One value per problem, [P], by the name of the set.
+        seed: Seed of the resampling.
+        resamples: Number of bootstrap resamples.
+        level: Confidence level.
+
+    Raises:
+        ValueError: There are no sets, or as for `bootstrap`.
     """
     if not values_by_set:
         raise ValueError("there is no problem set")
@@ -118,7 +160,7 @@ def macro(
     sets = [_values(name, values_by_set[name]) for name in sorted(values_by_set)]
     mean = float(np.mean([values.mean() for values in sets]))
     drawn = np.mean(
-        [_redrawn(values, np.random.default_rng([seed, place]), resamples) for place, values in enumerate(sets)],
+        [_resampled(values, np.random.default_rng([seed, place]), resamples) for place, values in enumerate(sets)],
         axis=0,
     )
     influence = np.concatenate([(values - values.mean()) / len(values) for values in sets])
@@ -127,9 +169,10 @@ def macro(
 
 
 def sign_test(better: int, worse: int) -> float:
-    """How often a fair coin splits `better` + `worse` problems at least so unevenly: the exact two-sided p-value.
+    """Return the exact two-sided p-value of the sign test.
 
-    1 where no problem differs. It looks at which side wins each problem, not by how much.
+    It is the probability that a fair coin splits `better` + `worse` problems at least as unevenly, and 1 where no
+    problem differs. The test considers which side wins each problem, not by how much.
     """
     differing = better + worse
     splits = tail = 1
@@ -140,10 +183,10 @@ def sign_test(better: int, worse: int) -> float:
 
 
 def _bca_shares(mean: float, drawn: np.ndarray, influence: np.ndarray, level: float) -> list[float]:
-    """The two shares of the redrawn means between which the interval lies.
+    """Return the two quantile levels of the resampled means at the ends of the interval.
 
-    A plain percentile interval has the ends at 2.5% and 97.5%. BCa moves them by the draws' median bias and by
-    the acceleration, which for a mean is the skewness of what each problem adds to it.
+    A plain percentile interval has its ends at 2.5% and 97.5%. BCa shifts them by the median bias of the resamples
+    and by the acceleration, which for a mean is the skewness of the problems' contributions.
     """
     spread = float(np.sum(influence**2))
     if spread == 0:
@@ -157,8 +200,8 @@ def _bca_shares(mean: float, drawn: np.ndarray, influence: np.ndarray, level: fl
     return [normal.cdf(bias + (bias + end) / (1 - acceleration * (bias + end))) for end in (-reach, reach)]
 
 
-def _redrawn(values: np.ndarray, random: np.random.Generator, resamples: int) -> np.ndarray:
-    """The means of `resamples` draws of all problems with replacement, [resamples]."""
+def _resampled(values: np.ndarray, random: np.random.Generator, resamples: int) -> np.ndarray:
+    """Return the means of `resamples` draws of all problems with replacement, [resamples]."""
     rows = max(1, _CELLS // len(values))
     return np.concatenate(
         [
@@ -181,7 +224,7 @@ def _vote(answers: Sequence[str | None], right: np.ndarray) -> float:
 
 
 def _table(correct: np.ndarray) -> np.ndarray:
-    """The outcomes as floats, [P, k]."""
+    """Return the outcomes as floats, [P, k]."""
     try:
         table = np.asarray(correct, float)
     except ValueError as error:
@@ -196,7 +239,7 @@ def _table(correct: np.ndarray) -> np.ndarray:
 def _verdicts(correct: np.ndarray) -> np.ndarray:
     table = _table(correct)
     if not ((table == 0) | (table == 1)).all():
-        raise ValueError("an answer is right (1) or wrong (0); there are outcomes between")
+        raise ValueError("an answer is right (1) or wrong (0); found outcomes in between")
     return table
 
 
@@ -204,7 +247,7 @@ def _values(name: str, values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, float)
     of = f" of {name}" if name else ""
     if values.ndim != 1 or not len(values):
-        raise ValueError(f"the values{of} must be one a problem, and at least one; their shape is {values.shape}")
+        raise ValueError(f"the values{of} must be one per problem, and at least one; their shape is {values.shape}")
     if not np.isfinite(values).all():
         raise ValueError(f"the values{of} must be finite numbers")
     return values

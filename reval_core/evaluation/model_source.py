@@ -1,4 +1,4 @@
-"""The policy that is evaluated: a model as it is, or that of any round of a training run."""
+"""The evaluated policy: a pretrained model, or the policy of any round of a training run."""
 
 from __future__ import annotations
 
@@ -24,46 +24,51 @@ _READ_BY_TRANSFORMERS = {".safetensors", ".json", ".model", ".txt", ".jinja", ".
 
 
 _OF_THE_LEARNER = {"optimizer.safetensors", "learner.json", "checksums.json"}
-"""What lies beside the model in a checkpoint."""
+"""Files of a checkpoint that are not part of the model."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A policy by name, and how to get it."""
+    """A policy and how to load it."""
 
     name: str
-    """The model's or the run's."""
+    """Name of the model or of the run."""
     source: str
-    """The folder that it comes from."""
+    """The directory that it comes from."""
     round: int
-    """The rounds of training behind it; 0 for a model as it is."""
+    """Completed rounds of training; 0 for a pretrained model."""
     identity: str
-    """A model's is the digest of its files, a run's policy's the one that the run recorded."""
+    """For a model the digest of its files, for a policy of a run the digest that the run recorded."""
     model: Model
-    """Where its tokenizer and its shape are read."""
+    """Where its tokenizer and its architecture are read."""
     load: Callable[[Model], PreTrainedModel]
-    """Reads its weights, given `model`, or makes them again."""
+    """Loads the weights, given `model`, or reconstructs them."""
     habits: dict[str, Any]
-    """The protocol's settings that a training run has chosen already."""
+    """Default protocol settings, taken from the config of a training run."""
     seed: int = 0
-    """Of the thresholds that its weights are rounded to bfloat16 by: the run's."""
+    """Seed of the thresholds for rounding the weights to bfloat16: the run's."""
 
 
 def find_model_source(source: str, round: int | None = None) -> ModelSource:
-    """The policy in a run's folder (after `round` rounds, or its last), a model's folder, or a model on the hub.
+    """Find a policy in a run directory, a model directory, or on the Hugging Face Hub.
 
-    Raises InputError if there is none.
+    Args:
+        source: Path of a run or a model, or the name of a model on the hub.
+        round: Round of a run's policy; by default its latest.
+
+    Raises:
+        InputError: There is no such policy.
     """
     directory = RunDirectory(Path(source))
     if os.path.exists(directory.config):
         return _of_run(directory, round)
     if round is not None:
-        raise InputError(f"{source}: --round: is no run folder (it has no config.yaml), so it has no rounds")
+        raise InputError(f"{source}: --round: is not a run directory (it has no config.yaml), so it has no rounds")
     return _of_model(source)
 
 
 def _of_model(source: str) -> ModelSource:
-    here = os.path.isdir(source)  # of a name that is too long for a path it is False
+    here = os.path.isdir(source)  # False where the name is too long for a path
     directory = Path(source).resolve() if here else _from_hub(source)
     files = sorted(
         path
@@ -71,7 +76,7 @@ def _of_model(source: str) -> ModelSource:
         if path.suffix in _READ_BY_TRANSFORMERS and path.name not in _OF_THE_LEARNER
     )
     if not (directory / "config.json").is_file():
-        raise InputError(f"{source}: holds neither a run (config.yaml) nor a model (config.json); give one of both")
+        raise InputError(f"{source}: holds neither a run (config.yaml) nor a model (config.json); give one of them")
 
     def load(model: Model) -> PreTrainedModel:
         from reval_core.model.loading import load_model
@@ -85,12 +90,12 @@ def _of_model(source: str) -> ModelSource:
 
 @cache
 def _content(path: Path, written: int, size: int) -> tuple[str, str]:
-    """A file's name and digest, which of large weights takes a while."""
+    """Return a file's name and digest. Cached: hashing large weights takes a while."""
     return path.name, file_digest(path)
 
 
 def _from_hub(source: str) -> Path:
-    """The folder that a model on the hub is kept in here, fetched if need be."""
+    """Return the local directory of a model on the hub, downloading it if necessary."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -99,7 +104,7 @@ def _from_hub(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
-            f"{source}: is no folder here, and no model that the hub gives ({str(error).strip().splitlines()[0]})"
+            f"{source}: is neither a directory nor a model on the hub ({str(error).strip().splitlines()[0]})"
         ) from error
 
 
@@ -120,7 +125,7 @@ def _of_run(directory: RunDirectory, round: int | None) -> ModelSource:
         policy.identity,
         config.model,
         lambda model: _policy_of_run(directory, config, policy),
-        _habits(config),
+        _protocol_defaults(config),
         config.seed,
     )
 
@@ -131,14 +136,14 @@ def _policy_of_run(directory: RunDirectory, config: Config, policy: Policy) -> P
     from reval_core.pipeline.reconstruction import replay
 
     if not directory.checkpoint(policy.round).exists():
-        fix_machine(directory, config)  # a replay gives the same weights only where it learns the same
+        fix_machine(directory, config)  # reconstruction gives the same weights only under the same settings
     return replay(directory, config, DrawReader(directory), policy).model
 
 
-def _habits(config: Config) -> dict[str, Any]:
-    """How a run asks its own held-out problems."""
+def _protocol_defaults(config: Config) -> dict[str, Any]:
+    """Return the settings with which a run evaluates its own held-out problems."""
     values = config.model_dump(mode="json")
-    habits = {
+    defaults = {
         "seed": config.seed,
         "precision": config.learner.precision,
         "benchmarks": values["problems"]["held_out"],
@@ -147,5 +152,5 @@ def _habits(config: Config) -> dict[str, Any]:
         "reward": {name: value for name, value in values["reward"].items() if name != "overlong"},
     }
     if isinstance(config.rollouts, Rollouts):
-        habits |= {name: values["rollouts"][name] for name in ("temperature", "max_tokens", "stop")}
-    return {name: value for name, value in habits.items() if value not in (None, [])}
+        defaults |= {name: values["rollouts"][name] for name in ("temperature", "max_tokens", "stop")}
+    return {name: value for name, value in defaults.items() if value not in (None, [])}

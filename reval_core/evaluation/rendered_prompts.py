@@ -1,4 +1,4 @@
-"""The prompts of an evaluation: rendered once for a folder, so that asking again asks nothing new."""
+"""The prompts of an evaluation, rendered once per directory so that repeating it reuses every response."""
 
 from __future__ import annotations
 
@@ -23,27 +23,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluationProblems:
-    """What an evaluation asks."""
+    """The problems of an evaluation with their prompts."""
 
     sets: Mapping[str, tuple[Problem, ...]]
     left_out: Mapping[str, Mapping[Problem, str]]
-    """By set, the problems that are not asked, and why."""
+    """Maps a set to its skipped problems and the reasons."""
     prompts: Prompts
     file: Path
-    """Where they stand for every policy that reads these turns by the same tokenizer."""
+    """Where the prompts are kept for all policies with the same prompt turns and tokenizer."""
     reading: str
-    """The digest of that tokenizer."""
+    """Digest of that tokenizer."""
     is_recorded: bool
-    """Whether all of them stand there already."""
+    """Whether the file already holds all of them."""
 
 
 def evaluation_problems(
     directory: EvaluationDirectory, source: ModelSource, protocol: Protocol, tokenizer: PreTrainedTokenizerBase
 ) -> EvaluationProblems:
-    """The problems that a protocol asks, with their prompts as they were rendered first.
+    """Return the problems of a protocol with their prompts as first rendered.
 
-    A run that is asked as it asks itself is asked with its own prompts. Raises InputError if a prompt cannot be
-    made, or naming the first problem that cannot be asked, or if two sets have one name.
+    A run that is evaluated with its own prompt settings reuses its own prompts.
+
+    Raises:
+        InputError: A prompt cannot be rendered, a problem cannot be used (the first is named), or two sets have
+            the same name.
     """
     sets = asked_sets(protocol)
     room = Room.of(source.model, protocol.engine, "max_tokens", protocol.max_tokens)
@@ -68,9 +71,10 @@ def evaluation_problems(
 
 
 def asked_sets(protocol: Protocol) -> dict[str, tuple[Problem, ...]]:
-    """The problems that a protocol names, by the name of their set.
+    """Return the problems of a protocol by the name of their set.
 
-    Raises InputError for a problem that cannot be used, or if two sets have one name.
+    Raises:
+        InputError: A problem cannot be used, or two sets have the same name.
     """
     limits = [[limit for limit in (source.limit, protocol.limit) if limit] for source in protocol.benchmarks]
     sources = [

@@ -1,4 +1,4 @@
-"""What an evaluation found: metrics by problem set, and their average, from the published evaluations alone."""
+"""Results of an evaluation: metrics per problem set and their average, from the published evaluations alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from reval_core.storage.tables import read_table
 def find_results(
     directory: EvaluationDirectory, source: ModelSource, protocol: Protocol, benchmarks: Sequence[BenchmarkRun]
 ) -> dict[str, Any]:
-    """All figures of these sittings, as JSON. Intervals are of 95%, over problems."""
+    """Return all metrics of these benchmark runs as JSON values, with 95% intervals over problems."""
     voted = protocol.reward.function is None
     values = {benchmark.name: _by_problem(_read(directory, benchmark), voted) for benchmark in benchmarks}
     return {
@@ -35,33 +35,35 @@ def find_results(
         "max_tokens": protocol.max_tokens,
         "seed": protocol.seed,
         "protocol": protocol.model_dump(mode="json"),
-        "benchmarks": [_figures(directory, one, values[one.name], protocol.seed) for one in benchmarks],
+        "benchmarks": [_metrics(directory, one, values[one.name], protocol.seed) for one in benchmarks],
         "average": _average(values, protocol.seed),
     }
 
 
 def _average(values: dict[str, dict[str, np.ndarray]], seed: int) -> dict[str, Any]:
-    """The means of the sets' figures, each set of equal weight; metrics with their intervals."""
-    figures: dict[str, Any] = {}
+    """Return the means of the sets' metrics, each set with equal weight; metrics at k with their intervals."""
+    means: dict[str, Any] = {}
     for name in next(iter(values.values())):
         by_set = {title: found[name] for title, found in values.items()}
         mean = float(np.mean([found.mean() for found in by_set.values()]))
-        figures[name] = asdict(macro(by_set, seed)) if "@" in name else mean
-    return figures
+        means[name] = asdict(macro(by_set, seed)) if "@" in name else mean
+    return means
 
 
 def _read(directory: EvaluationDirectory, benchmark: BenchmarkRun) -> pa.Table:
     manifest = directory.manifest("evaluation", benchmark.number)
-    assert manifest is not None, "a sitting is judged before it is summed up"
+    assert manifest is not None, "a benchmark run is judged before its results are computed"
     columns = ("prompt_id", "sample", "correct", "extracted", "verdict", "response_length")
     rows = read_table(directory.path / manifest.file("evaluations").path, columns)
     return rows.sort_by([("prompt_id", "ascending"), ("sample", "ascending")])
 
 
 def _by_problem(rows: pa.Table, voted: bool) -> dict[str, np.ndarray]:
-    """Each metric's value for each problem, [P]; the share of right ones first.
+    """Return each metric's value per problem, [P]; avg@k first.
 
-    `voted` says whether responses have answers to vote with: where a user's function judges, nothing is extracted.
+    Args:
+        rows: The evaluations, sorted by problem and sample.
+        voted: Whether responses have answers to vote with: a user's reward function extracts none.
     """
     problems = len(pc.unique(rows.column("prompt_id")))
     samples = len(rows) // problems
@@ -84,15 +86,15 @@ def _by_problem(rows: pa.Table, voted: bool) -> dict[str, np.ndarray]:
 
 
 def _counts(samples: int) -> list[int]:
-    """The powers of two up to the number of samples, and that number."""
+    """Return the powers of two up to the number of samples, and that number."""
     return sorted({samples, *(2**power for power in range(samples.bit_length()))} - {0})
 
 
-def _figures(
+def _metrics(
     directory: EvaluationDirectory, benchmark: BenchmarkRun, values: dict[str, np.ndarray], seed: int
 ) -> dict[str, Any]:
     responses = directory.manifest("rollouts", benchmark.number)
-    assert responses is not None, "a sitting is judged after its responses are there"
+    assert responses is not None, "a benchmark run is judged after its responses are generated"
     return {
         "name": benchmark.name,
         "sitting": benchmark.number,
@@ -109,7 +111,7 @@ def _figures(
 
 
 def results_markdown(results: dict[str, Any]) -> str:
-    """The figures as a Markdown table, best read in a fixed-width font as well."""
+    """Return the results as a Markdown table that is also aligned as plain text."""
     names, rows = results_rows(results)
     widths = [max(len(row[place]) for row in [names, *rows]) for place in range(len(names))]
 
@@ -122,7 +124,7 @@ def results_markdown(results: dict[str, Any]) -> str:
 
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     head = (
-        f"`{results['model']}` (policy `{results['policy'][:12]}`), {results['samples']} responses a problem at "
+        f"`{results['model']}` (policy `{results['policy'][:12]}`), {results['samples']} responses per problem at "
         f"temperature {results['temperature']:g}, at most {results['max_tokens']} tokens, seed {results['seed']}; "
         "95% intervals over problems."
     )
@@ -130,7 +132,7 @@ def results_markdown(results: dict[str, Any]) -> str:
 
 
 def results_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The table of an evaluation: its columns, and a row a problem set, the average last if there are several."""
+    """Return the columns of the results table and one row per problem set, followed by the average of several."""
     samples = results["samples"]
     metrics = [f"avg@{samples}", *([f"pass@{samples}", f"maj@{samples}"] if samples > 1 else [])]
     metrics = [name for name in metrics if name in results["average"]]
@@ -156,7 +158,7 @@ def results_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _interval(found: dict[str, float]) -> str:
-    """Of problems that all agree there is none: it would be of no width, and say nothing."""
+    """Return the interval, or a dash where all values are equal: it would have zero width."""
     low, high = found["low"], found["high"]
     return f"{_percent(low)}–{_percent(high)}" if low < high else "–"
 

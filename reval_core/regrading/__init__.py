@@ -1,1 +1,1 @@
-"""Judging the stored responses of a run or an evaluation again, under other rules."""
+"""Regrading of the stored responses of a run or an evaluation under other rules."""

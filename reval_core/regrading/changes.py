@@ -1,4 +1,4 @@
-"""What other rules change: verdicts, and the rewards that rounds would have had."""
+"""The effect of other rules on verdicts and on the rewards of rounds."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from reval_core.verification.rewards import rewards
 
 @dataclass(frozen=True)
 class Change:
-    """What became of the responses of one round, or of one problem set in an evaluation."""
+    """Changes in one round of a run, or in one problem set of an evaluation."""
 
     part: str
     trajectories: int
     changed: int
-    """Those with another verdict."""
+    """Trajectories whose verdict changed."""
     accuracy_before: float
     accuracy: float
     reward_before: float | None
-    """The mean over those that have one; None where none has."""
+    """Mean over the trajectories with a reward; None if there are none."""
     reward: float | None
     groups: int
-    """Prompts."""
+    """Number of prompts."""
     groups_turned: int
-    """Those in which the centred reward of some response has another sign: below, at or above its group's mean."""
+    """Groups in which some response's centred reward changed its sign (below, at or above the group's mean)."""
 
 
 def changes(table: pa.Table, by: str) -> list[Change]:
-    """The changes by the values of a column, in order."""
+    """Return the changes per value of a column, in order of first appearance."""
     places: dict[Any, list[int]] = defaultdict(list)
     for place, value in enumerate(table.column(by).to_pylist()):
         places[value].append(place)
@@ -43,13 +43,13 @@ def changes(table: pa.Table, by: str) -> list[Change]:
 
 
 def verdict_changes(table: pa.Table) -> dict[tuple[str, str], int]:
-    """How many responses have each pair of verdicts, before and now; the most frequent first."""
+    """Count the responses per pair of verdicts (before, now), the most frequent first."""
     pairs = zip(table.column("verdict_before").to_pylist(), table.column("verdict").to_pylist(), strict=True)
     return dict(Counter(pairs).most_common())
 
 
 def examples(table: pa.Table, count: int) -> list[dict[str, Any]]:
-    """The first `count` responses of each pair of verdicts that differ."""
+    """Return the first `count` responses for each pair of verdicts that differ."""
     names = ("trajectory_id", "round", "gold", "verdict_before", "verdict", "extracted_before", "extracted")
     seen: Counter[tuple[str, str]] = Counter()
     found = []
@@ -81,7 +81,7 @@ def _change(part: str, columns: dict[str, list[Any]]) -> Change:
 
 
 def _signs(reward: np.ndarray, groups: Sequence[str]) -> np.ndarray:
-    """Whether each reward is below, at or above the mean of its group (-1, 0, 1); 0 where there is none. [B]"""
+    """Return whether each reward is below, at or above its group's mean (-1, 0, 1), [B]; 0 where there is none."""
     centred = rewards(reward, groups, Reward(kind="centred"))
     return np.sign(np.where(np.isnan(centred) | (np.abs(centred) < 1e-6), 0.0, centred))
 

@@ -1,4 +1,4 @@
-"""The stored responses of a run or an evaluation judged again: nothing of it is changed, and no lock is taken."""
+"""Regrades the stored responses of a run or an evaluation without changing or locking it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _KEPT = ("problem_set", "prompt_id", "gold", "verdict_before", "extracted_before
 
 
 class Generation(BaseModel, extra="ignore"):
-    """What verdicts say of a run's section `rollouts`."""
+    """The settings in a run's section `rollouts` that verdicts depend on."""
 
     max_tokens: int | None = None
     dynamic_sampling: DynamicSampling | None = None
@@ -58,18 +58,23 @@ class Rules(BaseModel, extra="ignore"):
 
 @dataclass(frozen=True)
 class Stored:
-    """A run or an evaluation whose responses are judged again."""
+    """A run or an evaluation to regrade."""
 
     directory: RunDirectory
     is_run: bool
     rounds: tuple[int, ...]
-    """Those that have been judged, or of an evaluation those of its policies."""
+    """The judged rounds; for an evaluation the rounds of its policies."""
 
 
 def stored_responses(path: Path, rounds: Sequence[int]) -> Stored:
-    """The run or the evaluation in a directory, with the rounds that are asked for, or all that have been judged.
+    """Open the run or the evaluation in a directory for regrading.
 
-    Raises InputError if there is none, or a round has not been judged yet.
+    Args:
+        path: The directory.
+        rounds: The rounds to regrade; all judged rounds if empty.
+
+    Raises:
+        InputError: There is no run or evaluation, or a round has not been judged yet.
     """
     evaluation = EvaluationDirectory(path)
     is_run = not evaluation.protocol.exists()
@@ -77,24 +82,29 @@ def stored_responses(path: Path, rounds: Sequence[int]) -> Stored:
     judged = _judged_rounds(path, is_run)
     missing = [round for round in rounds if round not in judged]
     if missing:
-        there = f"rounds {judged[0]} to {judged[-1]}" if judged else "none yet"
-        raise InputError(
-            f"{path}: round {missing[0]} has no verdicts; judged are {there}: give --round one of those"
-        )
+        known = f"rounds {judged[0]} to {judged[-1]}" if judged else "no rounds yet"
+        raise InputError(f"{path}: round {missing[0]} has no verdicts; judged: {known}; choose --round from these")
     if not judged:
         raise InputError(f"{path}: no response has been judged yet; wait for the first round")
     return Stored(directory, is_run, tuple(sorted(set(rounds))) or tuple(judged))
 
 
 def other_rules(stored: Stored, mode: str | None, methods: str | None, function: str | None) -> Rules:
-    """The rules of a run or an evaluation with others in their place; all that is not given stays.
+    """Return the rules of a run or an evaluation with the given ones replaced.
 
-    A mode or methods take the place of a function. Raises InputError for what cannot be used.
+    Args:
+        stored: The run or evaluation.
+        mode: Verification mode, or None to keep it. Replaces a reward function.
+        methods: Comma-separated extraction methods, or None to keep them. Replaces a reward function.
+        function: Reward function `package.module:function`, or None to keep it.
+
+    Raises:
+        InputError: A value cannot be used.
     """
     unknown = [one for one in (methods.split(",") if methods else ()) if one not in get_args(Method)]
     if unknown:
         raise InputError(
-            f"--methods {methods}: {unknown[0]!r} is no method; known are {', '.join(get_args(Method))}"
+            f"--methods {methods}: {unknown[0]!r} is not a method; choose from {', '.join(get_args(Method))}"
         )
     try:
         if function:
@@ -110,12 +120,16 @@ def other_rules(stored: Stored, mode: str | None, methods: str | None, function:
 
 
 def check_out(stored: Stored, out: Path) -> None:
-    """Raise InputError unless a new file can be written at `out`, outside of the run."""
+    """Check that a new file can be written at `out`, outside the run.
+
+    Raises:
+        InputError: It cannot.
+    """
     if out.exists():
-        raise InputError(f"{out}: exists; give --out a file that does not")
+        raise InputError(f"{out}: already exists; give --out a new file")
     if out.absolute().is_relative_to(stored.directory.path):
         raise InputError(
-            f"{out}: is inside {stored.directory.path}, which is not changed; give --out a file beside it"
+            f"{out}: is inside {stored.directory.path}, which is never changed; give --out a file outside it"
         )
     try:
         publish_file(out, lambda partial: partial.touch())
@@ -127,12 +141,23 @@ def check_out(stored: Stored, out: Path) -> None:
 def regrade(
     stored: Stored, rules: Rules, verifier: Verifier, tick: Callable[[int, int], None] = lambda done, total: None
 ) -> pa.Table:
-    """The verdicts and rewards of every stored response under other rules, beside those that it has.
+    """Judge every stored response under other rules.
 
-    The columns of `verdicts`, then `problem_set`, `prompt_id`, `gold`, `verdict_before`, `extracted_before` and
-    `reward_before`. A reward that came with a response stays. `tick` is told how many of how many responses of
-    a round are done.
-    Raises Damaged if a file of the run cannot be read, and VerifierUnavailable.
+    A reward that was imported with a response is kept.
+
+    Args:
+        stored: The run or evaluation, with its rounds.
+        rules: The rules to apply.
+        verifier: Judges the responses.
+        tick: Called with the number of responses done in a round, and their total.
+
+    Returns:
+        The columns of `verdicts`, then `problem_set`, `prompt_id`, `gold`, `verdict_before`, `extracted_before`
+        and `reward_before`.
+
+    Raises:
+        CorruptData: A file of the run cannot be read.
+        VerifierUnavailable: The verifier cannot judge.
     """
     tables = []
     for round in stored.rounds:
@@ -159,7 +184,7 @@ def _ticked(verifier: Verifier, claims: Sequence[Claim], tick: Callable[[int, in
 
 
 def write_regraded(out: Path, table: pa.Table, stored: Stored, rules: Rules) -> None:
-    """Write the table with what it was made of and by, under the key `reval.regraded` of its metadata."""
+    """Write the table as Parquet, with its provenance under the metadata key `reval.regraded`."""
     made = {
         "run": stored.directory.name,
         "rules": rules.model_dump(mode="json"),

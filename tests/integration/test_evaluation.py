@@ -342,7 +342,7 @@ def test_subjects_that_are_none_are_refused(trained, model, tmp_path):
         (model, 3, "has no rounds"),
         (trained, 4, "policies of rounds 0 to 3"),
         (model, None, "nothing is said of what to ask; give --benchmarks or --preset"),
-        (tmp_path / "nowhere" / "at" / "all", None, "is no folder here"),
+        (tmp_path / "nowhere" / "at" / "all", None, "is neither a directory nor a model on the hub"),
     ):
         with pytest.raises(InputError, match=words):
             prepare_evaluation(str(source), None, [], round, tmp_path / "e")

@@ -159,7 +159,7 @@ def test_an_evaluation_asks_nothing_again(model, tmp_path, requests, caplog):
     (record,) = (tmp_path / "e/prompts").glob("*.parquet")
     record.write_bytes(b"PAR1")
     evaluate(model, tmp_path / "e", *overrides)
-    assert "is corrupt; prompts are rendered again" in caplog.text
+    assert "is corrupt; rendering the prompts again" in caplog.text
     assert len(requests) == 20, "these are other prompts, an hour later"
 
 

@@ -191,7 +191,7 @@ def test_an_earlier_attempt_is_resumed_whatever_it_has_left(tmp_path: Path) -> N
         ("eval model --benchmarks s3://bucket/a.jsonl", "must look like gsm8k, gsm8k:50 or problems.jsonl:50"),
         ("eval s3://bucket/model --benchmarks a.jsonl", "s3://bucket/model: is a URL"),
         ("eval model --benchmarks gsm8k --data hdfs://node/data", "--data hdfs://node/data: is a URL"),
-        ("eval " + "x" * 300 + " --benchmarks a.jsonl", "is no folder here"),
+        ("eval " + "x" * 300 + " --benchmarks a.jsonl", "is neither a directory nor a model on the hub"),
         ("reproduce fig7 --out photos", "photos: holds a.jpg, which reval did not make"),
         ("reproduce fig7 --out s3://bucket/out", "--out s3://bucket/out: is a URL"),
         ("compare one two --out photos", "--out photos: is a directory; give the name of a page"),
