@@ -1,4 +1,4 @@
-"""An audit of a problem set: its golds and their rewritings must be paid, mutants must not."""
+"""Audits a problem set: its golds and their rewritings must be rewarded, mutants must not."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from reval_core.rows import within
 from reval_core.verification import Claim, Verdict, Verifier
 
 What = Literal["gold", "rewriting", "mutant"]
-"""What was asked. A gold and its rewritings must be paid, a mutant must not."""
+"""The category of a response. A gold and its rewritings must be rewarded, a mutant must not."""
 
 Placed = tuple[str, Problem]
-"""A problem and the line or row where it stands."""
+"""A problem's line or row in its file, and the problem."""
 
 _OTHERS = 2
-"""So many other problems' golds are tried on each."""
+"""Number of other problems' golds that are tried on each problem."""
 _PROBLEMS_PER_CALL = 200
-"""Judged together: enough for the workers, few enough for the memory."""
+"""Problems judged together: enough to keep the workers busy, few enough to bound memory."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One response that was judged."""
+    """One judged response."""
 
     place: str
     """The line or row of its problem."""
@@ -49,13 +49,13 @@ class Asked:
 
     @property
     def as_it_should_be(self) -> bool:
-        """Whether a right answer was paid, or a wrong one was not."""
+        """Whether a right answer was rewarded, or a wrong one was not."""
         return (self.verdict == "correct") == (self.what != "mutant")
 
 
 @dataclass(frozen=True)
 class Suspicion:
-    """A gold that may be none, or that the rules do not fit."""
+    """A gold that may be unusable, or that the rules do not handle."""
 
     place: str
     prompt_id: str
@@ -65,26 +65,26 @@ class Suspicion:
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found."""
+    """The results of an audit."""
 
     origin: str
     problems: int
-    """Those that were audited."""
+    """Number of audited problems."""
     usable: int
-    """Those that the set has."""
+    """Number of usable problems in the set."""
     mode: Mode
     kinds: Mapping[tuple[What, str], tuple[int, int]]
-    """By the kind of a variant: how many were asked, and how many of those were judged as they should be."""
+    """Maps the kind of a variant to the number of responses, and of those judged as expected."""
     unjudged: int
-    """Responses that ran late or killed a worker; they are paid nothing."""
+    """Responses that timed out or killed a worker; they are not rewarded."""
     rest: Sequence[Asked]
-    """Everything that was not judged as it should be."""
+    """All responses that were not judged as expected."""
     suspicious: Sequence[Suspicion]
 
     def counts(self, what: What) -> tuple[int, int]:
-        """How many of these were asked, and how many of those were judged as they should be."""
+        """Return the number of responses of a category, and of those judged as expected."""
         found = [counts for (one, _), counts in self.kinds.items() if one == what]
-        return sum(asked for asked, _ in found), sum(passed for _, passed in found)
+        return sum(total for total, _ in found), sum(passed for _, passed in found)
 
 
 def audit_set(
@@ -95,11 +95,20 @@ def audit_set(
     seed: int = 0,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Audit:
-    """Ask a verifier of this mode about every usable problem of a set, or about `sample` of them.
+    """Test a verifier on the usable problems of a set.
 
-    What is asked about a problem follows from `seed`, its id and the golds of the set, not from the sample. `tick`
-    is told how many of how many problems are done.
-    Raises InputError if the set cannot be read.
+    The responses to a problem depend on `seed`, its id and the golds of the set, but not on the sample.
+
+    Args:
+        source: The problem set.
+        verifier: The verifier to test.
+        mode: Its verification mode.
+        sample: Number of problems to audit; all if None.
+        seed: Seed of the sample and of the mutants.
+        tick: Called with the number of problems done, and their total.
+
+    Raises:
+        InputError: The set cannot be read.
     """
     origin, reads = read_set(source)
     usable = [(within(read.place, origin), read.problem) for read in reads if read.problem is not None]
@@ -115,13 +124,13 @@ def audit_problems(
     seed: int = 0,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Audit:
-    """Ask a verifier of this mode about some of a set's problems (see `audit_set`)."""
+    """Test a verifier on chosen problems of a set (see `audit_set`)."""
     variants_of = partial(variants, golds=[problem.answer for _, problem in usable], mode=mode, seed=seed)
-    asked: Counter[tuple[What, str]] = Counter()
+    total: Counter[tuple[What, str]] = Counter()
     rest: list[Asked] = []
     unjudged = 0
     for one in _judged(chosen, variants_of, verifier, tick):
-        asked[one.what, one.kind] += 1
+        total[one.what, one.kind] += 1
         unjudged += one.verdict in ("timeout", "error")
         if not one.as_it_should_be:
             rest.append(one)
@@ -131,7 +140,7 @@ def audit_problems(
         problems=len(chosen),
         usable=len(usable),
         mode=mode,
-        kinds={kind: (count, count - failed[kind]) for kind, count in asked.items()},
+        kinds={kind: (count, count - failed[kind]) for kind, count in total.items()},
         unjudged=unjudged,
         rest=rest,
         suspicious=_suspicious(chosen, rest),
@@ -139,7 +148,7 @@ def audit_problems(
 
 
 def variants(problem: Problem, golds: Sequence[str], mode: Mode, seed: int) -> list[tuple[What, Variant]]:
-    """All that is asked about a problem; `golds` are those of its set."""
+    """Return all responses to test on a problem; `golds` are those of its set."""
     rng = random.Random(f"{seed} {problem.prompt_id}")
     gold, gold_mode, text = problem.answer, problem.gold_mode, problem.problem
     right = rewritings(gold, gold_mode, text)
@@ -180,7 +189,7 @@ def _judged(
 
 
 def _suspicious(chosen: Sequence[Placed], rest: Sequence[Asked]) -> list[Suspicion]:
-    """By their text, and by what was judged of them."""
+    """Return the golds that are suspicious by their text or by the judgements on them."""
     judged: dict[str, dict[str, None]] = defaultdict(dict)
     for one in rest:
         reason = {"gold": "not accepted by itself", "mutant": "accepts a mutant"}.get(one.what)

@@ -1,6 +1,6 @@
-r"""What a gold is made of: its kind, and the places in its text where a value stands.
+r"""Parses a gold: its kind, and the spans of its text that are values.
 
-The rules that are audited are not asked. What is not understood is ``other``: fewer variants are made of it.
+This does not use the audited rules. Whatever it cannot parse has the kind ``other`` and gets fewer variants.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Kind = Literal[
     "list", "tuple", "interval", "matrix", "equation", "inequality",
     "letter", "words", "prose", "other",
 ]  # fmt: skip
-"""`float`: as Python writes it (``8.7e8``). `number`: any other constant, such as a surd. `letter`: a choice.
+"""`float`: in Python notation (``8.7e8``). `number`: any other constant, such as a surd. `letter`: a choice.
 `list`: several answers, in any order."""
 
 NUMBERS: frozenset[Kind] = frozenset(["integer", "decimal", "fraction", "number"])
@@ -79,33 +79,33 @@ _MOST_WORDS = 6
 
 @dataclass(frozen=True)
 class Gold:
-    """A gold's text without delimiters, what it is, and what it is made of."""
+    """A gold's text without delimiters, its kind, and its parts."""
 
     kind: Kind
     text: str
     leaves: tuple[Span, ...] = ()
-    """Where values stand that can be replaced one by one."""
+    """Spans of values that can be replaced one at a time."""
     members: tuple[str, ...] = ()
-    """Of a list or a tuple."""
+    """The members of a list, tuple or interval, or the sides of a relation."""
 
     def leaf(self, span: Span) -> str:
-        """The value that stands in a place."""
+        """Return the value in a span."""
         return self.text[span[0] : span[1]]
 
     def with_leaf(self, span: Span, value: str) -> str:
-        """The text with another value in a place."""
+        """Return the text with the value of a span replaced."""
         return self.text[: span[0]] + value + self.text[span[1] :]
 
 
 def read_gold(gold: str, gold_mode: GoldMode = "all") -> Gold:
-    """A gold taken apart."""
+    """Parse a gold."""
     text = _THOUSANDS.sub(",", _DELIMITERS.sub(" ", gold)).strip()
     text = re.sub(r"(?<!\\right)\.$", "", text).strip()
     return _read(text)
 
 
 def suspicions(gold: str, gold_mode: GoldMode) -> list[str]:
-    """Why a gold may be none, by its text alone."""
+    """Return the reasons why a gold may be unusable, from its text alone."""
     read = read_gold(gold, gold_mode)
     found = {
         "missing-value word": _MISSING.fullmatch(_plain(read.text)) is not None,
@@ -134,7 +134,7 @@ def _read(text: str) -> Gold:
 
 
 def _structure(text: str) -> Gold | None:
-    """A list, tuple, interval, matrix, equation or inequality; None for anything else."""
+    """Parse a list, tuple, interval, matrix, equation or inequality; None for anything else."""
     matrix = _MATRIX.fullmatch(text)
     if matrix:
         return Gold("matrix", text, tuple(_trimmed(text, matrix.span(2), _CELL_END)))
@@ -183,7 +183,7 @@ def _formula(text: str) -> Gold:
 
 
 def _inner_leaves(text: str, spans: list[Span]) -> tuple[Span, ...]:
-    """The leaves of parts of a text; none of a part that is all of it, such as one beside a lost separator."""
+    """Return the leaves of parts of a text, skipping a part that is the whole text (a dangling separator)."""
     parts = [(start, end) for start, end in spans if end - start < len(text)]
     return tuple(
         (start + first, start + last) for start, end in parts for first, last in _read(text[start:end]).leaves
@@ -191,7 +191,7 @@ def _inner_leaves(text: str, spans: list[Span]) -> tuple[Span, ...]:
 
 
 def _trimmed(text: str, within: Span, separator: re.Pattern[str]) -> Iterator[Span]:
-    """What stands between separators outside of all brackets, without space around it; nothing that is empty."""
+    """Yield the non-empty stripped spans between separators that are outside all brackets."""
     start = place = within[0]
     depth = 0
     while place < within[1]:
@@ -225,7 +225,7 @@ def _is_identity(text: str) -> bool:
 
 
 def _balanced(text: str) -> bool:
-    """Braces must match; brackets of half-open intervals need not match each other."""
+    """Return whether brackets are balanced; those of half-open intervals may differ in kind."""
     depth = 0
     for sign in re.findall(r"\\.|[{}()\[\]]", text):
         depth += (sign in "{([") - (sign in "})]")

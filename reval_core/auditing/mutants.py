@@ -1,7 +1,7 @@
-r"""Answers that are not a gold's: none may be paid.
+r"""Wrong answers derived from a gold: none may be rewarded.
 
-Every mutant differs by construction, and where it replaces a value, plain arithmetic (`values.differ`) has to agree
-that the new value is another one. What cannot be shown to differ is not asked.
+Every mutant differs by construction, and where it replaces a value, plain arithmetic (`numerals.differ`) has to
+confirm that the value changed. Candidates that cannot be shown to differ are dropped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from reval_core.auditing.variant import Variant, boxed, distinct
 from reval_core.config import GoldMode
 
 _SIGNIFICANT = 4
-"""So many digits of a number count at least; a change behind them may be rounding."""
+"""Leading digits that are significant at least; a change after them may be rounding."""
 _MOST_FORMULAS = 2
 _JUNK = ("?", r"\text{answer}", r"\ldots", r"\text{cannot be determined}", r"\text{all of the above}")
 _DOUBTS = (
@@ -60,7 +60,7 @@ _SCALED = (
     r"\text{{minus }} {}",
 )
 _TRIED = 3
-"""So many doubts, and so many words that change a number, are tried on each gold."""
+"""Number of doubts, and of words that change a number, tried on each gold."""
 _OTHER_UNITS = {
     "percent": (r"{}^\circ", r"{} \text{{ kg}}"),
     "degrees": (r"{}\%", r"{} \text{{ cm}}"),
@@ -77,9 +77,9 @@ _OPERATION = re.compile(r"(?<=[0-9A-Za-z)}])\s*(?:[+*]|-|\\cdot|\\times|/|\\div)
 def mutants(
     gold: str, gold_mode: GoldMode, problem: str, others: Sequence[str], mode: Mode, rng: random.Random
 ) -> list[Variant]:
-    """Wrong answers to a problem, no response twice; `others` are golds of other problems.
+    """Return distinct wrong answers to a problem; `others` are golds of other problems.
 
-    Strictly, a formula that stands in the problem is wrong even where it amounts to the gold: it is unfinished.
+    In strict mode, a formula copied from the problem is wrong even if its value equals the gold: it is unfinished.
     """
     read = read_gold(gold, gold_mode)
     wrong = list(_other_values(read, gold_mode, rng))
@@ -96,7 +96,7 @@ def mutants(
 
 
 def _other_values(gold: Gold, gold_mode: GoldMode, rng: random.Random) -> Iterator[tuple[str, str]]:
-    """The gold with one of its values replaced: how, and the answer."""
+    """Yield the gold with one of its values replaced, as (kind, answer)."""
     if not gold.leaves:
         return
     span = rng.choice(gold.leaves)
@@ -147,7 +147,7 @@ def _negated(value: str) -> str:
 
 
 def _other_digit(value: str, rng: random.Random) -> str:
-    """One of the digits that count in the first number of a value, changed."""
+    """Return the value with one significant digit of its first number changed."""
     number = re.search(r"\d[\d.]*", value)
     if not number:
         return ""
@@ -166,7 +166,7 @@ def _parts(fraction: str) -> tuple[int, int]:
 
 
 def _other_structures(gold: Gold, gold_mode: GoldMode) -> Iterator[tuple[str, str]]:
-    """The gold with its parts exchanged, dropped or added, or with another unit."""
+    """Yield the gold with parts exchanged, dropped or added, or with another unit."""
     members, text = gold.members, gold.text
     if gold.kind == "list" and gold_mode == "all" and len(set(members)) == len(members):
         yield "member dropped", ", ".join(members[1:])
@@ -205,7 +205,7 @@ def _other_structures(gold: Gold, gold_mode: GoldMode) -> Iterator[tuple[str, st
 
 
 def _doubts(gold: Gold, wrong: Sequence[str], rng: random.Random) -> Iterator[Variant]:
-    """The gold beside something that takes it back, changes it or is stated as well."""
+    """Yield the gold together with words that retract or change it, or with a second answer."""
     text = gold.text
     for doubt in rng.sample(_DOUBTS, _TRIED):
         yield boxed("doubt", doubt.format(text))
@@ -216,7 +216,7 @@ def _doubts(gold: Gold, wrong: Sequence[str], rng: random.Random) -> Iterator[Va
             yield boxed("changed by a word", scale.format(text))
     if wrong:
         yield Variant("superseded", rf"It is $\boxed{{{text}}}$. No, I was mistaken: it is $\boxed{{{wrong[0]}}}$.")
-    # One region or another may be the first again: k > 2 or k > 20.
+    # The union of two regions may equal the first: k > 2 or k > 20.
     if wrong and gold.kind not in ("list", "interval", "inequality"):
         yield Variant("several boxes", rf"It is $\boxed{{{text}}}$ or $\boxed{{{wrong[0]}}}$.")
         yield Variant("several boxes", rf"$\boxed{{{wrong[-1]}}}$ and $\boxed{{{text}}}$")
@@ -228,7 +228,7 @@ def _junk(gold: Gold) -> Iterator[Variant]:
     yield boxed("empty box", "")
     if gold.kind not in ("words", "prose", "other"):
         yield from (boxed("junk", junk) for junk in _JUNK)
-    if gold.kind in NUMBERS:  # of a function z may be another name for its variable
+    if gold.kind in NUMBERS:  # for a function, z may be another name of its variable
         yield boxed("junk", "z")
         yield boxed("junk", "x = y")
     yield Variant("junk", "I do not know the answer.")
@@ -236,7 +236,7 @@ def _junk(gold: Gold) -> Iterator[Variant]:
 
 
 def _is_other(gold: Gold, other: str) -> bool:
-    """Whether another problem's gold is certainly not this one's: another number, or one is words."""
+    """Return whether another problem's gold certainly differs: another number, or a word and a number."""
     theirs = read_gold(other)
     if gold.kind == "words" or theirs.kind == "words":
         return {gold.kind, theirs.kind} & NUMBERS != set()
@@ -244,7 +244,7 @@ def _is_other(gold: Gold, other: str) -> bool:
 
 
 def _unfinished(gold: Gold, mode: Mode, rng: random.Random) -> list[str]:
-    """Strictly wrong for an integer though it amounts to it: work that is left undone."""
+    """Return unevaluated forms of an integer, which strict mode rejects."""
     if mode != "strict" or gold.kind != "integer":
         return []
     value = abs(int(re.sub(r"[^0-9]", "", gold.text)))
@@ -263,7 +263,7 @@ def _unfinished(gold: Gold, mode: Mode, rng: random.Random) -> list[str]:
 
 
 def _formulas(gold: Gold, problem: str, mode: Mode) -> Iterator[str]:
-    """Formulas with an operation that stand in the problem and are no way to write the gold."""
+    """Yield formulas with an operation from the problem that are not a form of the gold."""
     if gold.kind not in NUMBERS:
         return
     found = [text.strip() for text in _FORMULA.findall(problem)]

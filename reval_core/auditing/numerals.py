@@ -1,8 +1,8 @@
-r"""The number that a piece of LaTeX writes, by plain arithmetic.
+r"""Evaluates the number that a piece of LaTeX denotes, by plain arithmetic.
 
-The audit asks this, and not the rules that it audits, whether a rewritten gold still has the gold's value and
-whether a mutant has another one. It reads little and refuses what is ambiguous (``1/2x``, ``x^10``): then nothing
-is known.
+The audit uses this, independently of the audited rules, to check that a rewriting keeps the gold's value and that a
+mutant changes it. It parses a small subset and rejects what is ambiguous (``1/2x``, ``x^10``): the value is then
+unknown.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 
 Number = Fraction | complex
-"""Exact where it is rational."""
+"""Exact if rational."""
 
 _SPACE = re.compile(r"(?:\s|\\[,;:! ]|~|\\q?quad(?![A-Za-z])|\\(?:left|right|displaystyle|limits)(?![A-Za-z]))+")
 _GROUPED = re.compile(r"(?<=\d)(?:,\\!\s*|\\,)(?=\d{3}(?!\d))")
@@ -51,11 +51,11 @@ _LARGEST_POWER = 5000
 
 
 class _Unknown(Exception):
-    """Nothing is known of this text."""
+    """The value of this text is unknown."""
 
 
 def value_of(text: str) -> Number | None:
-    """The number that `text` writes, with a fixed arbitrary one for each letter, or None where it is not known."""
+    """Return the number that `text` denotes, or None if unknown. Each letter has a fixed arbitrary value."""
     reader = _Reader(_SPACE.sub(" ", _GROUPED.sub("", text.strip())))
     try:
         value = reader.sum()
@@ -67,7 +67,7 @@ def value_of(text: str) -> Number | None:
 
 
 def differ(one: str, other: str) -> bool:
-    """Whether two texts certainly write different numbers: integers by any difference, others by 1 in 20,000."""
+    """Return whether two texts certainly denote different numbers; non-integers must differ by 1 in 20,000."""
     first, second = value_of(one), value_of(other)
     if first is None or second is None:
         return False
@@ -78,7 +78,7 @@ def differ(one: str, other: str) -> bool:
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two texts certainly write the same number."""
+    """Return whether two texts certainly denote the same number."""
     first, second = value_of(one), value_of(other)
     if first is None or second is None:
         return False
@@ -88,7 +88,7 @@ def same(one: str, other: str) -> bool:
 
 
 def _close(first: Number, second: Number, tolerance: float, unknown: bool) -> bool:
-    """Whether two numbers differ by no more than a share of the larger; `unknown` where floats cannot hold them."""
+    """Return whether two numbers agree to a relative tolerance; `unknown` if they overflow floats."""
     try:
         one, other = complex(first), complex(second)
     except OverflowError:
@@ -97,7 +97,7 @@ def _close(first: Number, second: Number, tolerance: float, unknown: bool) -> bo
 
 
 class _Reader:
-    """A recursive descent over the text, one method for each strength of binding."""
+    """A recursive-descent parser, with one method per precedence level."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -175,13 +175,13 @@ class _Reader:
         raise _Unknown
 
     def argument(self) -> Number:
-        """What a command or an exponent governs: a group, one digit, one letter or one command."""
+        """Parse the argument of a command or an exponent: a group, one digit, one letter or one command."""
         self._skip()
         if self._peek() == "{":
             return self.base()
         digits = re.compile(r"\d+").match(self._text, self._place)
         if digits:
-            # TeX takes one digit of x^10, most readers take two.
+            # TeX takes one digit of x^10, most readers two.
             if len(digits[0]) > 2 or (len(digits[0]) == 2 and self._text[self._place - 1] == "^"):
                 raise _Unknown
             self._place += 1
@@ -230,7 +230,7 @@ class _Reader:
         base = self.argument() if name == "log" and self._took("_") else None
         exponent = self.argument() if self._took("^") else Fraction(1)
         if exponent == -1:
-            raise _Unknown  # the inverse or one over it
+            raise _Unknown  # the inverse function or the reciprocal
         value = _FUNCTIONS[name](complex(self.power()))
         if base is not None:
             value = value / cmath.log(complex(base))
@@ -256,7 +256,7 @@ class _Reader:
         return sign in _OPENING or sign[0].isalnum() or sign.startswith("\\")
 
     def _peek(self) -> str:
-        """The sign or command that comes next."""
+        """Return the next sign or command."""
         self._skip()
         command = _COMMAND.match(self._text, self._place)
         if command:

@@ -1,7 +1,7 @@
-r"""A gold in other words: every variant here means what the gold means, whatever the rules make of it.
+r"""Rewritings of a gold: every variant here has the same meaning, whether or not the rules accept it.
 
-Which rewritings are made follows from the kind of the gold, so each is equal by construction: only a list may be
-permuted, only a fraction becomes a decimal, and that only where the decimal ends or repeats.
+The rewritings depend on the kind of the gold, so each is equal by construction: only a list may be permuted, only a
+fraction becomes a decimal, and only where the decimal terminates or repeats.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ _FULL_WIDTH = {ord(digit): chr(ord(digit) - ord("0") + ord("０")) for digit in 
 
 
 def rewritings(gold: str, gold_mode: GoldMode, problem: str) -> list[Variant]:
-    """The gold itself, word for word in a box, and what else states the same answer; no response twice.
+    """Return the gold itself in a box and distinct rewritings of it.
 
-    What stands in the problem is left out: to "write 9/2 as a decimal", 9/2 is no answer.
+    Rewritings that occur in the problem are omitted: to "write 9/2 as a decimal", 9/2 is not an answer.
     """
     read = read_gold(gold, gold_mode)
     if read.kind == "prose":
         return [boxed(GOLD_ITSELF, gold)]
-    asked = problem.replace(" ", "")
-    written = [one for one in _written(read, gold_mode) if one[1].replace(" ", "") not in asked]
+    stated = problem.replace(" ", "")
+    written = [one for one in _written(read, gold_mode) if one[1].replace(" ", "") not in stated]
     made = [boxed(GOLD_ITSELF, gold), *_framed(read), *(boxed(*one) for one in written)]
     return distinct(made)
 
 
 def _framed(gold: Gold) -> Iterator[Variant]:
-    """The same text, stated in other ways."""
+    """Yield the same text in other framings."""
     text = gold.text
     yield Variant("in a sentence", f"The answer is ${text}$.")
     yield Variant("on its own line", f"Therefore,\n\\[\n\\boxed{{{text}}}\n\\]")
@@ -64,7 +64,7 @@ def _framed(gold: Gold) -> Iterator[Variant]:
 
 
 def _written(gold: Gold, gold_mode: GoldMode) -> Iterator[tuple[str, str]]:
-    """The same answer in another text, by what the gold is: how it was done, and the text."""
+    """Yield the same answer in other notations, as (kind, text)."""
     yield from _spelled(gold)
     yield from _of_kind(gold, gold_mode)
     for span in gold.leaves[:1]:
@@ -73,7 +73,7 @@ def _written(gold: Gold, gold_mode: GoldMode) -> Iterator[tuple[str, str]]:
 
 
 def _spelled(gold: Gold) -> Iterator[tuple[str, str]]:
-    """Spaces, brackets, spellings of one command, signs for commands: LaTeX that looks the same."""
+    """Yield LaTeX that looks the same: other spaces, brackets, spellings of a command, or Unicode signs."""
     text = gold.text
     if r"\frac{" in text:
         yield "dfrac", text.replace(r"\frac{", r"\dfrac{")
@@ -184,7 +184,7 @@ def _fractions(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _short_decimal(value: Fraction) -> str | None:
-    """A positive fraction as a decimal of at most four digits, or one that repeats one or two digits at once."""
+    """Return a positive fraction as a decimal of at most four digits, or with one or two repeating digits."""
     for digits in range(1, _LONGEST_DECIMAL + 1):
         if 10**digits % value.denominator == 0:
             scaled = value.numerator * 10**digits // value.denominator
@@ -198,7 +198,7 @@ def _short_decimal(value: Fraction) -> str | None:
 
 
 def _as_fraction(text: str) -> Iterator[tuple[str, str]]:
-    """A decimal with few digits as a fraction."""
+    """Yield a decimal with few digits as a fraction."""
     value = value_of(text)
     if "." in text and isinstance(value, Fraction) and 1 < value.denominator <= _LARGEST_DENOMINATOR:
         sign = "-" * (value < 0)
@@ -264,7 +264,7 @@ def _python_matrix(gold: Gold) -> str:
 
 
 def _sums(text: str) -> Iterator[tuple[str, str]]:
-    """Two addends in the other order."""
+    """Yield the text with two addends swapped."""
     for place in (found.start() for found in re.finditer(r"\+", text)):
         swapped = f"{text[place + 1 :].strip()} + {text[:place].strip()}"
         if same(text, swapped):
@@ -279,7 +279,7 @@ def _words(text: str) -> Iterator[tuple[str, str]]:
     yield "plain words", plain
     yield "in text", rf"\text{{{plain}}}"
     yield "bold", rf"\textbf{{{plain}}}"
-    if len(plain) > 2 and not plain.isupper():  # not the corners of a figure
+    if len(plain) > 2 and not plain.isupper():  # not the vertices of a polygon
         yield "lower case", rf"\text{{{plain.lower()}}}"
         yield "capitalised", rf"\text{{{plain.capitalize()}}}"
         yield "full stop in text", rf"\text{{{plain}.}}"

@@ -1,4 +1,4 @@
-"""One answer of the audit: what was done to a gold, and a response that states the outcome."""
+"""A variant of a gold: how it was derived, and a response that states it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Variant:
-    """A response made from a gold. `kind` says how, in a word or two."""
+    """A response derived from a gold. `kind` names the derivation."""
 
     kind: str
     response: str
 
 
 def boxed(kind: str, answer: str) -> Variant:
-    """A response that states an answer in a box, as training asks for it."""
+    """Return a response that states an answer in a box, as training prompts request."""
     return Variant(kind, rf"So the answer is $\boxed{{{answer}}}$.")
 
 
 def distinct(variants: Iterable[Variant]) -> list[Variant]:
-    """The first of those with the same response, in order."""
+    """Return the variants without repeated responses, in order."""
     first: dict[str, Variant] = {}
     for variant in variants:
         first.setdefault(variant.response, variant)

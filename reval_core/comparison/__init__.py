@@ -1,6 +1,6 @@
-"""Runs against a baseline: the same problems, paired intervals, and one page that shows where they differ.
+"""Compares runs with a baseline on shared problems, with paired intervals, on one page.
 
-It is made of published facts alone, so runs can be compared while they train.
+Only published tables are read, so runs can be compared while they train.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from reval_core.atomic_files import publish_file
 from reval_core.comparison.by_problem import problem_by_problem
 from reval_core.comparison.pairs import Pair
-from reval_core.comparison.sections import curves, differences, figures, in_words
+from reval_core.comparison.sections import curves, differences, in_words, side_by_side
 from reval_core.comparison.settings import settings
 from reval_core.comparison.sides import Side
 from reval_core.comparison.style import STYLE
@@ -19,12 +19,18 @@ from reval_core.report.page import Html, page, tag
 
 
 def write_comparison(path: Path, sides: Sequence[Side], pairs: Sequence[Pair]) -> None:
-    """Publish the page of a comparison. `sides` begin with the baseline, `pairs` follow the others' order."""
+    """Write the page of a comparison.
+
+    Args:
+        path: Where the page is written.
+        sides: The baseline, then the runs.
+        pairs: Each run with the baseline, in the same order.
+    """
     main = tag(
         "main",
         _head(sides, pairs),
         differences(pairs),
-        figures(pairs),
+        side_by_side(pairs),
         curves(sides),
         *(problem_by_problem(pair, place) for place, pair in enumerate(pairs, start=1)),
         settings(sides),
@@ -36,7 +42,7 @@ def write_comparison(path: Path, sides: Sequence[Side], pairs: Sequence[Pair]) -
 
 def _title(sides: Sequence[Side]) -> str:
     baseline, *runs = [side.name for side in sides]
-    return f"{' and '.join(runs) if len(runs) < 3 else f'{len(runs)} runs'} against {baseline}"
+    return f"{' and '.join(runs) if len(runs) < 3 else f'{len(runs)} runs'} compared with {baseline}"
 
 
 def _head(sides: Sequence[Side], pairs: Sequence[Pair]) -> Html:
@@ -50,7 +56,7 @@ def _head(sides: Sequence[Side], pairs: Sequence[Pair]) -> Html:
 def _footer() -> Html:
     return tag(
         "footer",
-        "Every figure is made of the runs' published facts. The SQL shown is asked of each run by itself: ",
+        "All values come from the runs' published tables. The SQL shown is executed on each run separately: ",
         tag("code", 'reval sql RUN "SELECT …"'),
-        "; what is paired, redrawn or averaged over shared problems is made of its rows (docs/metrics.md).",
+        "; pairing, resampling and averaging over shared problems use its rows (docs/metrics.md).",
     )

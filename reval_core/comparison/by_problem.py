@@ -1,4 +1,4 @@
-"""The comparison problem by problem: who won which, and both responses to those that flipped."""
+"""The comparison per problem: which side does better, and a response of each side for the largest differences."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from reval_core.comparison.sides import Answers, Problem, Side
 from reval_core.report.page import Html, folded, number, section, sql_note, statement, tag
 
 SHOWN = 8
-"""So many of the largest gains and of the largest losses stand open, with a response of either side."""
+"""Number of the largest gains and losses that are expanded, with a response of each side."""
 
 MOST = 500
-"""So many problems are listed beside them at most."""
+"""Maximum number of further problems that are listed."""
 
 HEAD, TAIL = 2000, 1000
-"""Characters of a response that are shown, at its start and at its end."""
+"""Characters of a long response that are shown, at its start and its end."""
 
 # The first right and the first wrong response to each of these problems.
 _RESPONSES = """
@@ -29,15 +29,15 @@ _RESPONSES = """
 """
 
 Responses = Mapping[tuple[str, str, str, bool], dict[str, Any]]
-"""A response by its problem's set, id and text, and by whether it is right."""
+"""Maps (problem set, prompt id, problem text, correct) to a response."""
 
 
 def problem_by_problem(pair: Pair, place: int) -> Html:
-    """The win table of a run against the baseline. `place` is the run's among the sides."""
-    title = f"{pair.run.name} against {pair.baseline.name}, problem by problem"
+    """Render the win table of a run compared with the baseline. `place` is the run's index among the sides."""
+    title = f"{pair.run.name} compared with {pair.baseline.name}, per problem"
     differing = [row for row in pair.rows if row.difference]
     if not differing:
-        return section(title, f"Both answer the same share of each problem right. {_left_out(pair)}")
+        return section(title, f"Both have the same accuracy on every problem. {_left_out(pair)}")
     gains = [row for row in differing if row.difference > 0][:SHOWN]
     losses = [row for row in reversed(differing) if row.difference < 0][:SHOWN]
     open_problems = [row.problem for row in (*gains, *losses)]
@@ -63,20 +63,20 @@ def problem_by_problem(pair: Pair, place: int) -> Html:
 
 
 def in_counts(pair: Pair) -> str:
-    """How many problems a run wins and loses."""
+    """Return in words how many problems a run wins and loses."""
     run, baseline, whole = pair.run.name, pair.baseline.name, pair.whole
     text = (
         f"Of {whole.problems:,} problems {run} answers {whole.better:,} right more often than {baseline}, "
-        f"{whole.worse:,} less often and {whole.same:,} as often (sign test: p = {number(whole.p)}). Most of its "
-        f"responses solve {whole.gained:,} that most of {baseline}'s do not; the other way round it is "
-        f"{whole.lost:,}. {_left_out(pair)}"
+        f"{whole.worse:,} less often and {whole.same:,} as often (sign test: p = {number(whole.p)}). It solves "
+        f"{whole.gained:,} problems (more than half of the responses are right) that {baseline} does not, and "
+        f"{baseline} solves {whole.lost:,} that it does not. {_left_out(pair)}"
     )
     return text.rstrip()
 
 
 def _left_out(pair: Pair) -> str:
     left_out = [
-        f"{count:,} that only {side.name} was asked"
+        f"{count:,} evaluated only for {side.name}"
         for side, count in ((pair.baseline, pair.only_baseline), (pair.run, pair.only_run))
         if count
     ]
@@ -84,9 +84,9 @@ def _left_out(pair: Pair) -> str:
 
 
 def _query(side: Side, problems: Sequence[Problem]) -> str:
-    """What gives the responses of a side that are shown."""
+    """Return the query for the displayed responses of a side."""
     listed = ", ".join(f"({_quoted(one.problem_set)}, {_quoted(one.prompt_id)})" for one in problems)
-    return statement(_RESPONSES, round=side.asked_round, problems=listed)
+    return statement(_RESPONSES, round=side.round_sql, problems=listed)
 
 
 def _quoted(text: str) -> str:
@@ -98,7 +98,7 @@ def _responses(side: Side, query: str) -> Responses:
 
 
 def _table(pair: Pair, place: int, rows: Sequence[tuple[Row, Html]]) -> Html:
-    """Problems with the share that each side answers right. Beside each, what can be opened under it."""
+    """Render problems with each side's share of right answers, each with the details that expand below it."""
     names = (tag("b", pair.baseline.name, class_=style_of(0)), tag("b", pair.run.name, class_=style_of(place)))
     head = [tag("th", "problem"), *(tag("th", name, class_="right name") for name in names)]
     head.append(tag("th", "points", class_="right"))
@@ -126,7 +126,7 @@ def _share(answers: Answers) -> str:
 
 
 def _both(row: Row, pair: Pair, place: int, responses: Sequence[Responses]) -> Html:
-    """A right response of the side that does better beside a wrong one of the other."""
+    """Render a right response of the better side next to a wrong one of the other side."""
     problem = row.problem
     gained = row.difference > 0
     shown = [

@@ -1,4 +1,4 @@
-"""Two sides on the problems that both were asked: how they differ, how surely, and on which problems."""
+"""Two sides on their shared problems: the difference, its interval, and the problems that differ."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from reval_core.errors import InputError
 from reval_core.evaluation.metrics import Interval, macro, sign_test
 
 SEED = 0
-"""Of all intervals: the same runs give the same figures."""
+"""Seed of all intervals, so that the same runs give the same results."""
 RESAMPLES = 10_000
 LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Row:
-    """A problem, as both sides answered it."""
+    """A problem with the answers of both sides."""
 
     problem: Problem
     baseline: Answers
@@ -27,68 +27,69 @@ class Row:
 
     @property
     def difference(self) -> float:
-        """The run's share of right responses less the baseline's."""
+        """The run's share of right responses minus the baseline's."""
         return self.run.share - self.baseline.share
 
 
 @dataclass(frozen=True)
 class Score:
-    """How one side did on some problems."""
+    """The results of one side on some problems."""
 
     samples: tuple[int, int]
-    """The least and the most responses to a problem."""
+    """Minimum and maximum number of responses per problem."""
     avg: Interval
     """avg@k: the mean over problems of the share of right responses."""
     tokens: float
-    """A response; the mean over problems, as the following."""
+    """Mean tokens per response, averaged over problems."""
     truncated: float
+    """Share of truncated responses, averaged over problems."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Both sides on the problems of one set, or on average over the sets."""
+    """Both sides on the problems of one set, or on the average over the sets."""
 
     name: str
     problems: int
     baseline: Score
     run: Score
     difference: Interval
-    """In avg@k, paired: the run less the baseline."""
+    """Paired difference in avg@k: the run minus the baseline."""
     better: int
-    """Problems of which the run answers a larger share right."""
+    """Number of problems with a larger share of right responses in the run."""
     worse: int
     gained: int
-    """Problems that most of the run's responses solve and most of the baseline's do not."""
+    """Number of problems that the run solves and the baseline does not (more than half of the responses right)."""
     lost: int
 
     @property
     def same(self) -> int:
-        """Problems of which both answer the same share right."""
+        """Number of problems with the same share of right responses."""
         return self.problems - self.better - self.worse
 
     @property
     def p(self) -> float:
-        """Of the exact sign test: how often a coin would split the problems that differ so unevenly."""
+        """The two-sided p-value of the exact sign test."""
         return sign_test(self.better, self.worse)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A run against the baseline."""
+    """A run compared with the baseline."""
 
     baseline: Side
     run: Side
     rows: list[Row]
-    """The problems that both were asked; the run's largest gains first, its largest losses last."""
+    """The shared problems, the run's largest gains first and its largest losses last."""
     parts: list[Part]
-    """One a problem set; of several sets, their average last."""
+    """One per problem set; with several sets, their average last."""
     only_baseline: int
-    """Problems that only the baseline was asked. They count for nothing here."""
+    """Number of problems that only the baseline was evaluated on; they are ignored."""
     only_run: int
 
     @property
     def whole(self) -> Part:
-        """All problems: the only set, or the average."""
+        """The part over all problems: the only set, or the average."""
         return self.parts[-1]
 
 
@@ -96,11 +97,15 @@ AVERAGE = "average of the sets"
 
 
 def pair(baseline: Side, run: Side) -> Pair:
-    """Compare a run with the baseline. Raises InputError if they share no problem."""
+    """Compare a run with the baseline.
+
+    Raises:
+        InputError: They share no problem.
+    """
     shared = [problem for problem in baseline.answers if problem in run.answers]
     if not shared:
         raise InputError(
-            f"{run.name}: shares no problem with {baseline.name} ({_asked(run)} against {_asked(baseline)}); a "
+            f"{run.name}: shares no problem with {baseline.name} ({_counts(run)}, and {_counts(baseline)}); a "
             "problem is shared if its set, prompt_id, text and gold are the same"
         )
     rows = [Row(problem, baseline.answers[problem], run.answers[problem]) for problem in shared]
@@ -115,7 +120,7 @@ def pair(baseline: Side, run: Side) -> Pair:
 
 
 def score(sets: Sequence[Sequence[Answers]]) -> Score:
-    """How a side did on sets of problems, each of equal weight."""
+    """Return the results of a side on sets of problems, each with equal weight."""
     samples = [one.samples for members in sets for one in members]
     shares = {str(place): np.array([one.share for one in members]) for place, members in enumerate(sets)}
     return Score(
@@ -142,7 +147,7 @@ def _part(name: str, sets: dict[str, list[Row]]) -> Part:
     )
 
 
-def _asked(side: Side) -> str:
+def _counts(side: Side) -> str:
     counts: dict[str, int] = {}
     for problem in side.answers:
         counts[problem.problem_set] = counts.get(problem.problem_set, 0) + 1

@@ -1,4 +1,4 @@
-"""The comparison's figures: differences with their intervals, both sides in numbers, and the curves of training."""
+"""Sections of the comparison page: differences with intervals, both sides in numbers, and training curves."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ _AMOUNTS = (("billion tokens", 1e9), ("million tokens", 1e6), ("thousand tokens"
 
 
 def style_of(place: int) -> str:
-    """The class that gives a run its colour; 0 is the baseline."""
+    """Return the CSS class for the colour of a run; 0 is the baseline."""
     return f"run{place}"
 
 
 def points(share: float) -> str:
-    """A difference of shares in percentage points, signed."""
+    """Format a difference of shares in signed percentage points."""
     return f"{100 * share:+.1f}".replace("-", MINUS)
 
 
 def span(interval: Interval) -> str:
-    """The ends of a difference's interval."""
+    """Format the interval of a difference."""
     return f"{points(interval.low)} to {points(interval.high)}"
 
 
 def part_names(pairs: Sequence[Pair]) -> list[str]:
-    """The sets that any pair shares, the average last."""
+    """Return the problem sets that any pair shares, with the average last."""
     names = dict.fromkeys(part.name for pair in pairs for part in pair.parts[:-1])
     return list(names | dict.fromkeys(pair.whole.name for pair in pairs))
 
 
 def scores_of(pairs: Sequence[Pair], name: str) -> Iterator[tuple[Side, Part, Score]]:
-    """All sides on one set. The baseline comes once more wherever it shares other problems with another run."""
+    """Yield all sides on one set. The baseline is repeated where it shares other problems with another run."""
     shown: list[Score] = []
     for pair in pairs:
         for part in pair.parts:
@@ -57,22 +57,22 @@ def scores_of(pairs: Sequence[Pair], name: str) -> Iterator[tuple[Side, Part, Sc
 
 
 def responses_each(score: Score) -> str:
-    """How many responses a problem got."""
+    """Format the number of responses per problem."""
     least, most = score.samples
     return f"{least}" if least == most else f"{least} to {most}"
 
 
 def in_words(one: Pair) -> str:
-    """What came out, in a sentence."""
+    """Return the result of a comparison in a sentence."""
     found = one.whole.difference
-    facts = f"({points(found.mean)} points, 95% interval {span(found)}, over {one.whole.problems} shared problems)"
+    shown = f"({points(found.mean)} points, 95% interval {span(found)}, over {one.whole.problems} shared problems)"
     if not found.clear:
-        return f"Between {one.run.name} and {one.baseline.name} there is no clear difference {facts}."
-    return f"{one.run.name} is clearly {'better' if found.mean > 0 else 'worse'} than {one.baseline.name} {facts}."
+        return f"Between {one.run.name} and {one.baseline.name} there is no clear difference {shown}."
+    return f"{one.run.name} is clearly {'better' if found.mean > 0 else 'worse'} than {one.baseline.name} {shown}."
 
 
 def differences(pairs: Sequence[Pair]) -> Html:
-    """Each run's difference to the baseline, by problem set: a dot, and its interval as a whisker."""
+    """Render each run's difference from the baseline per problem set: a dot with its interval as whiskers."""
     found = [100 * end for pair in pairs for part in pair.parts for end in _ends(part.difference)]
     x = value_scale([*found, 0.0])
     rows = [
@@ -85,16 +85,16 @@ def differences(pairs: Sequence[Pair]) -> Html:
     axis = tag("tr", tag("td"), tag("td", whisker_axis(x)), tag("td", "points", class_="right unit"), class_="axes")
     baseline = pairs[0].baseline
     lead = (
-        f"Accuracy less that of {baseline.name}, in percentage points, on the problems that both were asked. The "
-        "whiskers are 95% intervals from redrawing the problems in pairs (BCa, 10,000 times, seed 0). One that "
-        "does not touch 0 is a clear difference; of many comparisons some are clear by chance."
+        f"Accuracy minus that of {baseline.name}, in percentage points, on shared problems. The whiskers are 95% "
+        "paired bootstrap intervals over problems (BCa, 10,000 resamples, seed 0). A difference is clear if its "
+        "interval excludes 0; among many comparisons some are clear by chance."
     )
     table = tag("table", *rows, axis, class_="whiskers")
     return section("Differences", lead, table, sql_note(pairs[0].baseline.answers_query))
 
 
-def figures(pairs: Sequence[Pair]) -> Html:
-    """Each side's accuracy, length of responses and share cut off, by problem set."""
+def side_by_side(pairs: Sequence[Pair]) -> Html:
+    """Render each side's accuracy, response length and truncated share per problem set."""
     head = ("run", "accuracy", "tokens", "cut off", "problems")
     places = {side: place for place, side in enumerate([pairs[0].baseline, *(pair.run for pair in pairs)])}
     tables = [
@@ -112,25 +112,25 @@ def figures(pairs: Sequence[Pair]) -> Html:
     ]
     lead = (
         "Accuracy is avg@k, the mean over problems of the share of right responses, with its 95% interval; tokens "
-        "are those of a response, and cut off is the share of responses that reached the length limit. Each run is "
+        "are per response, and cut off is the share of responses that reached the length limit. Each run is "
         "shown on the problems that it shares with the baseline."
     )
     return section("Side by side", lead, *tables, sql_note(pairs[0].baseline.answers_query))
 
 
 def curves(sides: Sequence[Side]) -> Html:
-    """Held-out accuracy over rounds, over generated tokens, and over the time worked, if any was followed."""
-    title = "On the way"
+    """Render held-out accuracy over rounds, generated tokens and time, if a side has several evaluations."""
+    title = "During training"
     shared = [problem for problem in sides[0].answers if all(problem in side.answers for side in sides)]
     if not shared:
-        return section(title, "No problem was asked of all runs, so their curves cannot stand in one chart.")
+        return section(title, "The runs share no problem, so their curves cannot be shown in one chart.")
     known = {side: side.curve(shared) for side in sides}
     if all(len(curve) == 1 for curve in known.values()):
         return Html("")
     lead = (
-        f"Held-out accuracy over the {_problems(shared)} that all runs were asked; of several problem sets, the "
-        "mean of their means. Tokens are the response tokens that were generated for training. Time is what the "
-        "run's rounds took, evaluations included; what comes before the first round does not count."
+        f"Held-out accuracy on the {_problems(shared)} shared by all runs; for several problem sets, the mean of "
+        "their means. Tokens are the response tokens generated for training. Time is that of the run's rounds, "
+        "including evaluations, without what comes before the first round."
     )
     charts = [_by_round(known), *_by_cost(known)]
     return section(title, lead, *charts, *_about_starts(sides), sql_note(LEARNING, SPENT))
@@ -163,10 +163,10 @@ def _by_round(known: Mapping[Side, list[Point]]) -> Html:
 
 
 def _by_cost(known: Mapping[Side, list[Point]]) -> Iterator[Html]:
-    """Over tokens and over time, where any are known."""
+    """Yield the charts over tokens and over time, where these are recorded."""
     measures: list[tuple[str, Callable[[Point], float | None], tuple[tuple[str, float], ...]]] = [
         ("Over generated tokens", lambda point: point.tokens, _AMOUNTS),
-        ("Over time worked", lambda point: point.seconds, _TIMES),
+        ("Over training time", lambda point: point.seconds, _TIMES),
     ]
     for title, cost, units in measures:
         last = max((cost(point) or 0.0 for curve in known.values() for point in curve), default=0.0)
@@ -213,7 +213,7 @@ def _spent(at: float, unit: str) -> str:
 
 
 def _joined(readings: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
-    """The texts at one place made into one."""
+    """Merge the texts at the same x."""
     places: dict[float, list[str]] = {}
     for at, text in sorted(readings, key=lambda reading: reading[0]):
         places.setdefault(at, []).append(text)
@@ -221,11 +221,11 @@ def _joined(readings: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
 
 
 def _about_starts(sides: Sequence[Side]) -> Iterator[Html]:
-    """Which runs were interrupted: the curves join over that."""
+    """Yield a note on the runs that were interrupted: their curves have no gap there."""
     resumed = [f"{side.name} was started {side.source.starts} times" for side in sides if side.source.starts > 1]
     if resumed:
-        text = "; ".join(resumed) + ". The time between an interruption and the next start, and what was under way "
-        yield tag("p", text + "then and had to be done again, are not in its time.", class_="note")
+        text = "; ".join(resumed) + ". Their time excludes the pause between an interruption and the next start, "
+        yield tag("p", text + "and the work that was lost and repeated.", class_="note")
 
 
 def _ends(interval: Interval) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What the compared runs were asked to do differently."""
+"""The settings in which the compared runs differ."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from reval_core.report.page import Html, section, tag
 
 
 def settings(sides: Sequence[Side]) -> Html:
-    """A table of the settings that are not the same in all runs."""
+    """Render a table of the settings that are not the same in all runs."""
     values = [dict(_leaves(side.source.settings)) for side in sides]
     names = dict.fromkeys(name for one in values for name in one)
     differing = [name for name in names if any(one.get(name) != values[0].get(name) for one in values)]
     title = "Settings that differ"
     if not differing:
-        return section(title, "None: all runs were asked to do the same.")
+        return section(title, "None: all runs have the same settings.")
     head = [
         tag("th", "setting"),
         *(tag("th", tag("b", side.name, class_=style_of(place))) for place, side in enumerate(sides)),
@@ -27,12 +27,12 @@ def settings(sides: Sequence[Side]) -> Html:
         tag("tr", tag("td", tag("code", name)), *(tag("td", tag("code", _shown(one, name))) for one in values))
         for name in differing
     )
-    lead = "Where responses are drawn or judged differently, accuracies differ for that alone."
+    lead = "Different settings for sampling or judging responses change accuracies by themselves."
     return section(title, lead, tag("div", tag("table", tag("tr", *head), *rows), class_="scrolled"))
 
 
 def _leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting by its full name, such as learner.lr."""
+    """Yield every setting with its full name, such as learner.lr."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{above}{name}.")

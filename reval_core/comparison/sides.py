@@ -1,4 +1,4 @@
-"""What is compared: the evaluated policy of a run, or of an evaluation, problem by problem."""
+"""The compared sides: the evaluated policy of a run or of an evaluation, with its answers per problem."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from reval_core.storage.tables import Manifest
 
 LAST = "(SELECT max(round) FROM evaluations)"
 
-# Every query is asked of each run by itself, as `reval sql RUN` would.
+# Every query is executed on each run separately, as by `reval sql RUN`.
 _ANSWERS = """
     SELECT
         problem_set, prompt_id, problem, gold, gold_mode,
@@ -35,7 +35,7 @@ _ANSWERS = """
     ORDER BY problem_set, prompt_id, problem
 """
 
-# Accuracy is averaged over the problems that all runs share, so it is asked for by problem.
+# Accuracy is averaged over the problems shared by all runs, so it is queried per problem.
 _LEARNING = """
     SELECT round, problem_set, prompt_id, avg(correct::INTEGER) AS share
     FROM evaluations
@@ -59,7 +59,7 @@ SPENT = statement(_SPENT, seconds=" + ".join(f"{stage}_seconds" for stage in STA
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem as it was asked and judged. Two runs share it if all of this is the same."""
+    """A problem as posed and judged. Two runs share it if all fields are equal."""
 
     problem_set: str
     prompt_id: str
@@ -75,9 +75,9 @@ class Answers:
     samples: int
     right: int
     tokens: float
-    """A response, on average."""
+    """Mean tokens per response."""
     truncated: float
-    """The share of responses that was cut off at the length limit."""
+    """The share of responses truncated at the length limit."""
 
     @property
     def share(self) -> float:
@@ -92,43 +92,43 @@ class Answers:
 
 @dataclass(frozen=True)
 class Point:
-    """An evaluated policy on the way through training."""
+    """An evaluated policy during training."""
 
     round: int
     accuracy: float
     tokens: float | None
-    """Response tokens generated for training until then; None while the round is not on record."""
+    """Response tokens generated for training up to this round; None while the round is not recorded."""
     seconds: float | None
-    """Time worked on its rounds until then, likewise."""
+    """Time spent in rounds up to this round; None likewise."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A folder with evaluations: what it has published, and what it was asked to do."""
+    """A directory with evaluations: its published manifests and its settings."""
 
     path: Path
     manifests: tuple[Manifest, ...]
     settings: Mapping[str, Any]
     starts: int
-    """How many times it was started."""
+    """Number of times it was started."""
 
 
 class Side:
     """One run or evaluation of a comparison, at one evaluated round."""
 
-    def __init__(self, name: str, source: Source, ask: Ask, round: int, asked_round: str | int) -> None:
+    def __init__(self, name: str, source: Source, ask: Ask, round: int, round_sql: str | int) -> None:
         self.name = name
         self.source = source
         self.ask = ask
-        """Answers SQL over this run's facts."""
+        """Executes SQL over this run's tables."""
         self.round = round
-        self.asked_round = asked_round
-        """The round as queries have it: the last one is not named, so that all sides are asked alike."""
-        self.answers_query = statement(_ANSWERS, round=asked_round)
+        self.round_sql = round_sql
+        """The round as written in queries: an expression for the last one, so that all sides share the query."""
+        self.answers_query = statement(_ANSWERS, round=round_sql)
 
     @cached_property
     def answers(self) -> dict[Problem, Answers]:
-        """What it answered, by problem, in the order of sets and ids."""
+        """Its answers by problem, ordered by set and id."""
         found = {}
         for row in self.ask(self.answers_query):
             problem = Problem(row["problem_set"], row["prompt_id"], row["problem"], row["gold"], row["gold_mode"])
@@ -136,7 +136,7 @@ class Side:
         return found
 
     def curve(self, problems: Sequence[Problem]) -> list[Point]:
-        """Its accuracy on these problems at every evaluated round; of several sets, the mean of their means."""
+        """Return its accuracy on these problems at every evaluated round; for several sets, the mean of means."""
         wanted = {(one.problem_set, one.prompt_id) for one in problems}
         shares: dict[int, dict[str, list[float]]] = {}
         for row in self.ask(LEARNING):
@@ -150,7 +150,11 @@ class Side:
 
 
 def find_source(path: Path) -> Source:
-    """The run or the evaluation in a folder. Raises InputError if there is neither, or no evaluated policy."""
+    """Find the run or the evaluation in a directory.
+
+    Raises:
+        InputError: There is neither, or it has no evaluated policy.
+    """
     evaluation = EvaluationDirectory(path)
     return _of_evaluation(evaluation) if evaluation.protocol.exists() else _of_run(existing_run(path))
 
@@ -159,35 +163,36 @@ def _of_run(directory: RunDirectory) -> Source:
     settings = load_config(directory.config).model_dump(mode="json")
     kind = settings["rollouts"].get("source", "engine")
     if kind != "engine":
-        what = "an import" if kind == "import" else "a run of stored responses"
+        what = "an import" if kind == "import" else "a run on stored responses"
         raise InputError(
-            f"{directory.path}: is {what}, which answers no held-out problems; evaluate its policy with reval "
-            "eval, and compare that"
+            f"{directory.path}: is {what}, which has no held-out evaluations; evaluate its policy with reval eval "
+            "and compare the evaluation"
         )
     starts = len(list(directory.attempts.glob("*.json")))
     return Source(directory.path, tuple(directory.manifests(("evaluation", "recording"))), settings, starts)
 
 
 def _of_evaluation(directory: EvaluationDirectory) -> Source:
-    """What was finished last: the folder may hold other policies and other problem sets beside it."""
+    """Return the latest results: the directory may also hold other policies and problem sets."""
     if not directory.results.exists():
-        raise InputError(f"{directory.path}: is not finished; give its reval eval once more, and it goes on")
+        raise InputError(f"{directory.path}: is not finished; run its reval eval again to resume it")
     results = read_json(directory.results)
-    asked = {one["sitting"] for one in results["benchmarks"]}
+    numbers = {one["sitting"] for one in results["benchmarks"]}
     settings = {"model": results["source"], "round": results["round"], **results["protocol"]}
-    return Source(directory.path, tuple(directory.manifests_of(asked, ("evaluation",))), settings, starts=1)
+    return Source(directory.path, tuple(directory.manifests_of(numbers, ("evaluation",))), settings, starts=1)
 
 
 @contextmanager
 def open_sides(paths: Sequence[Path], round: int | None = None) -> Iterator[list[Side]]:
-    """The runs and evaluations in these folders, each at its last evaluated round, or all at `round`.
+    """Open the runs and evaluations in these directories, each at its last evaluated round, or all at `round`.
 
-    Raises InputError for a folder that is given twice or has no such evaluation.
+    Raises:
+        InputError: A directory is given twice or has no such evaluation.
     """
     places = [path.resolve() for path in paths]
     for path, place in zip(paths, places, strict=True):
         if places.count(place) > 1:
-            raise InputError(f"{path}: is given twice; a run does not differ from itself")
+            raise InputError(f"{path}: is given twice; a run cannot be compared with itself")
     with ExitStack() as stack:
         sides = []
         for path, name in zip(paths, _names(places), strict=True):
@@ -200,19 +205,19 @@ def open_sides(paths: Sequence[Path], round: int | None = None) -> Iterator[list
 
 
 def _evaluated(path: Path, ask: Ask, round: int | None) -> int:
-    """The round that is compared."""
+    """Return the round to compare."""
     rounds: list[int] = [row["round"] for row in ask("SELECT DISTINCT round FROM evaluations ORDER BY round")]
     if not rounds:
-        raise InputError(f"{path}: has no evaluations yet; a run has some once its first policy is evaluated")
+        raise InputError(f"{path}: has no evaluations yet; a run has one once its initial policy is evaluated")
     if round is not None and round not in rounds:
         raise InputError(
-            f"{path}: --round: round {round} was not evaluated; evaluated are {', '.join(map(str, rounds))}"
+            f"{path}: --round: round {round} was not evaluated; evaluated rounds: {', '.join(map(str, rounds))}"
         )
     return rounds[-1] if round is None else round
 
 
 def _names(places: Sequence[Path]) -> list[str]:
-    """The folders' names, with as many of the folders above as tell them apart."""
+    """Return the names of the directories, with as many parents as needed to make them unique."""
     names = [place.name for place in places]
     for parts in range(2, max(len(place.parts) for place in places)):
         names = [

@@ -1,4 +1,4 @@
-"""The comparison page's own rules of style, beside those of the report: a colour for each run, and whiskers."""
+"""CSS of the comparison page, in addition to that of the report: a colour per run, and whiskers."""
 
 # Okabe and Ito's colours as in the report; the baseline is grey, and the sixth run's curve is dashed.
 STYLE = """

@@ -1,6 +1,6 @@
-"""The report of a run: one page that explains what happened, with the SQL behind every figure.
+"""The report of a run: one HTML page with its results, and the SQL behind every value.
 
-It is made of published facts alone, so it can be written for a run that is still training or has failed.
+Only published tables are read, so a report can be written for a run that is still training or has failed.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from reval_core.storage.tables import Manifest
 
 
 def write_report(directory: RunDirectory) -> Path:
-    """Publish `report.html` in a run's folder and return its path."""
+    """Write `report.html` into the run directory and return its path."""
     manifests = directory.manifests()
     with _asking(directory, manifests) as ask, _asking(directory, recent(manifests)) as ask_recent:
         run = Run(directory, manifests, ask)
-        figures = [
+        sections = [
             accuracy(run) if run.source == "engine" else fit(run),
             curves(run),
             off_policy(run),
@@ -34,7 +34,7 @@ def write_report(directory: RunDirectory) -> Path:
             hardest(run),
             example_answers(directory, ask_recent),
         ]
-        main = tag("main", _head(run), *figures, _settings(run), _footer())
+        main = tag("main", _head(run), *sections, _settings(run), _footer())
     text = page(f"{directory.name} · reval", main)
     publish_file(directory.report, lambda partial: partial.write_text(text, encoding="utf-8"))
     return directory.report
@@ -43,7 +43,7 @@ def write_report(directory: RunDirectory) -> Path:
 @contextmanager
 def _asking(directory: RunDirectory, manifests: Sequence[Manifest]) -> Iterator[Ask]:
     with closing(sql_views(directory.path, manifests)) as connection:
-        # One row a file: in a long run opening the files is most of a query, so it is done once.
+        # One row per file: in a long run opening the files dominates a query, so they are read once.
         connection.execute("CREATE TEMP TABLE rounds AS FROM rounds")
         yield cache(lambda sql: connection.sql(sql).to_arrow_table().to_pylist())
 
@@ -63,7 +63,7 @@ def _head(run: Run) -> Html:
         "engine": ", ".join(engines) or "–",
     }
     scored = run.of("consistency")
-    if scored and run.settings["objective"].get("beta_times_length"):  # the settings do not say what it came to
+    if scored and run.settings["objective"].get("beta_times_length"):  # the config does not contain the resulting β
         tiles["β"] = number(scored[0].info["beta"])
     cards = [tag("div", tag("dt", title), tag("dd", value)) for title, value in tiles.items()]
     for checkpoint in run.of("checkpoint")[-1:]:
@@ -80,7 +80,7 @@ def _head(run: Run) -> Html:
 
 def _outcome(run: Run) -> str:
     if run.source == "import":
-        return "Responses from elsewhere, for other runs to learn from."
+        return "Imported responses, for other runs to train on."
     return _accuracy_in_words(run) if run.source == "engine" else fit_in_words(run)
 
 
@@ -100,10 +100,10 @@ def _accuracy_in_words(run: Run) -> str:
     if margin:
         interval = f"95% interval {_points(gain - margin)} to {_points(gain + margin)}"
         text += f" ({_points(gain)} points, {interval}, over {last['problems']} problems)"
-        text += "" if clear else ", which is no clear difference"
+        text += "" if clear else ", which is not a clear difference"
     best = max(held_out, key=lambda row: (row["accuracy"], -row["round"]))
     if best["accuracy"] > last["accuracy"]:
-        text += f". The best evaluation gave {percent(best['accuracy'])}, after round {best['round']}"
+        text += f". The best evaluation was {percent(best['accuracy'])}, after round {best['round']}"
     return f"{text}."
 
 
@@ -111,11 +111,11 @@ def _unfinished(run: Run) -> str:
     planned = run.settings["rounds"]
     if run.rounds >= planned or run.source == "import" or _reached_target(run):
         return ""
-    text = f"The run is not finished: {run.rounds} of {planned} rounds are on record"
+    text = f"The run is not finished: {run.rounds} of {planned} rounds are recorded"
     if not run.manifests:
         return f"{text}."
     latest = max(run.manifests, key=lambda manifest: manifest.ended_at)
-    return f"{text}, and the last stage to end was {latest.stage.replace('_', ' ')} of round {latest.round}."
+    return f"{text}, and the last completed stage is {latest.stage.replace('_', ' ')} of round {latest.round}."
 
 
 def _reached_target(run: Run) -> bool:
@@ -127,14 +127,14 @@ def _reached_target(run: Run) -> bool:
 def _settings(run: Run) -> Html:
     text = run.directory.config.read_text(encoding="utf-8")
     return section(
-        "Settings", "What the run was asked to do, defaults included.", folded("config.yaml", tag("pre", text))
+        "Settings", "The resolved config of the run, including defaults.", folded("config.yaml", tag("pre", text))
     )
 
 
 def _footer() -> Html:
     return tag(
         "footer",
-        "Every figure is made of the run's published facts. To ask more: ",
+        "All values come from the run's published tables. For other queries: ",
         tag("code", 'reval sql RUN "SELECT …"'),
         "; docs/schema.md describes the tables.",
     )

@@ -1,7 +1,7 @@
-"""The report's charts: stretched SVG for lines and bars, HTML for every label, so that text keeps its size.
+"""The report's charts: SVG for lines and bars, HTML for every label, so that text keeps its size.
 
-A chart is as wide as its place. Its drawing is 1000 × 1000 units, stretched; strokes keep their width. Numbers
-are rounded, so that the same data give the same page.
+A chart fills the width of its container. Its SVG has 1000 × 1000 units and is stretched; strokes keep their width.
+Coordinates are rounded, so that the same data give the same page.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from reval_core.report.page import MINUS, Html, join, tag
 Values = Sequence[float | None]
 
 LOG_FROM = 30.0
-"""A scale that may be logarithmic is when its largest value is so many times the median."""
+"""A scale that may be logarithmic becomes so if its largest value exceeds this multiple of the median."""
 
 _MOST_DECIMALS = 4
-"""Ticks that need more are labelled in powers of ten."""
+"""Ticks that need more decimals use scientific notation."""
 
 MANY = 200
-"""Lines of more points than this are drawn thinner."""
+"""Lines with more points than this are drawn thinner."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """From a value to its place on an axis, 0 to 1."""
+    """Maps a value to its position on an axis, 0 to 1."""
 
     low: float
     high: float
@@ -38,16 +38,16 @@ class Scale:
     log: bool = False
     percent: bool = False
     zero: str = ""
-    """What the tick at 0 is called, if not by its number."""
+    """Label of the tick at 0, if not the number."""
 
     def place(self, value: float) -> float:
-        """Where a value stands."""
+        """Return the position of a value."""
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
     def label(self, tick: float) -> str:
-        """A tick's label, with as many decimals as the ticks need."""
+        """Return a tick's label, with as many decimals as the ticks need."""
         if tick == 0 and self.zero:
             return self.zero
         if self.log:
@@ -62,14 +62,14 @@ class Scale:
 
 @dataclass(frozen=True)
 class Series:
-    """One line. `style` is a class of the page's style: `line` or `thin`."""
+    """One line. `style` is a CSS class of the page: `line` or `thin`."""
 
     name: str
     x: Sequence[float]
     y: Values
     style: str = "line"
     marked: bool = False
-    """Whether every point gets a dot."""
+    """Whether every point is marked with a dot."""
     low: Values = ()
     high: Values = ()
     """The ends of each point's interval."""
@@ -77,7 +77,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Band:
-    """An area between two lines over the same places."""
+    """An area between two lines over the same x values."""
 
     x: Sequence[float]
     low: Sequence[float]
@@ -85,14 +85,14 @@ class Band:
 
 
 def rounds_scale(last: int, ticks: int = 5) -> Scale:
-    """The axis of rounds, 0 to the last one."""
+    """Return the axis of rounds, 0 to the last one."""
     last = max(last, 1)
     step = max(1, round(_step(last, ticks)))
     return Scale(0, last, tuple(float(tick) for tick in range(0, last + 1, step)), zero="round 0")
 
 
 def value_scale(values: Values, may_be_log: bool = False, percent: bool = False) -> Scale:
-    """An axis that holds all values. It starts at 0 unless values are negative, or it is logarithmic."""
+    """Return an axis over all values. It includes 0 unless it is logarithmic."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     low, high = min(known, default=0.0), max(known, default=0.0)
     if may_be_log and low > 0 and high > LOG_FROM * median(known):
@@ -124,9 +124,18 @@ def line_chart(
     text: Callable[[float], str] | None = None,
     bands: Sequence[Band] = (),
 ) -> Html:
-    """Lines over rounds, before bands. `readings` are the texts shown when the pointer is near a round.
+    """Render lines, drawn over optional bands.
 
-    Several lines carry their names and last values (by `text`) at their ends.
+    Args:
+        series: The lines.
+        x: Axis of the rounds (or another x).
+        y: Axis of the values.
+        description: Text for screen readers.
+        readings: Texts shown when the pointer is near an x.
+        size: CSS class of the height.
+        resets: Rounds at which the reference was reset, marked by dotted lines.
+        text: Formats the last values; if given, lines carry their names and last values at their ends.
+        bands: Areas behind the lines.
     """
     drawn = [_grid(y), *(_band(one, x, y) for one in bands)]
     drawn.append(_path("resets", "".join(f"M{_c(x.place(at))} 0V1000" for at in resets)))
@@ -143,7 +152,7 @@ def stacked_chart(
     description: str,
     readings: Sequence[tuple[float, str]],
 ) -> Html:
-    """Stacked bars. Each spans two places on the x axis; its parts are named by classes of the page's style."""
+    """Render stacked bars. Each is (x start, x end, heights by part); the parts are CSS classes of the page."""
     y = value_scale([sum(parts.values()) for _, _, parts in bars])
     paths: dict[str, list[str]] = {}
     for first, last, parts in bars:
@@ -161,7 +170,7 @@ def stacked_chart(
 
 
 def whisker(low: float, middle: float, high: float, x: Scale, *, style: str, description: str) -> Html:
-    """An interval with its middle as a dot, lying in a table's row: rows under each other make the chart."""
+    """Render an interval with a dot at its middle, for one row of a table; the rows together form the chart."""
     at = _c(x.place(middle))
     drawn = [
         _path("grid-lines", "".join(f"M{_c(x.place(tick))} 0V1000" for tick in x.ticks if tick)),
@@ -173,7 +182,7 @@ def whisker(low: float, middle: float, high: float, x: Scale, *, style: str, des
 
 
 def whisker_axis(x: Scale) -> Html:
-    """The axis that stands under such rows."""
+    """Render the axis below rows of whiskers."""
     return tag("div", *_ticks(x), class_="plot axis")
 
 
@@ -217,7 +226,7 @@ def _grid(y: Scale) -> Html:
 
 
 def _line(one: Series, x: Scale, y: Scale) -> list[Html]:
-    """The line, broken where values are missing; its intervals; its dots."""
+    """Return the paths of a line (with gaps for missing values), its intervals and its dots."""
     places = [
         (x.place(at), y.place(value)) if value is not None and math.isfinite(value) else None
         for at, value in zip(one.x, one.y, strict=True)
@@ -233,7 +242,7 @@ def _line(one: Series, x: Scale, y: Scale) -> list[Html]:
         for at, low, high in zip(one.x, one.low, one.high, strict=False)
         if low is not None and high is not None
     )
-    # A stroke of no length with round caps is a dot, and stays round however the drawing is stretched.
+    # A stroke of zero length with round caps is a dot, and stays round when the SVG is stretched.
     dots = "".join(f"M{_c(across)} {_up(up)}h.01" for across, up in known)
     parts = [
         _path(f"spans {one.style}", spans),
@@ -250,7 +259,7 @@ def _band(one: Band, x: Scale, y: Scale) -> Html:
 
 
 def _ends(series: Sequence[Series], y: Scale, text: Callable[[float], str]) -> list[Html]:
-    """Names and last values beside the lines' ends, moved apart where they would touch."""
+    """Return names and last values at the lines' ends, moved apart where they would overlap."""
     last = [(one, [value for value in one.y if value is not None]) for one in series]
     placed = sorted(
         ((y.place(values[-1]), one, values[-1]) for one, values in last if values), key=lambda end: end[0]
@@ -271,7 +280,7 @@ def _path(name: str, commands: str) -> Html:
 
 
 def _step(span: float, count: int) -> float:
-    """The smallest of 1, 2, 5 · 10ⁿ that parts `span` into at most `count` steps."""
+    """Return the smallest of 1, 2, 5 · 10ⁿ that divides `span` into at most `count` steps."""
     power = 10.0 ** math.floor(math.log10(span / count))
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor * count >= span * (1 - 1e-9))
 

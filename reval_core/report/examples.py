@@ -1,4 +1,4 @@
-"""The report's example responses: right and wrong answers to one prompt, with the residual of every token."""
+"""The report's example responses: a right and a wrong one per prompt, with the residual of every token."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from reval_core.storage.run_directory import RunDirectory
 from reval_core.storage.tables import Manifest
 
 SHORT = 24
-"""Responses of up to so many tokens show each token's residual as a figure."""
+"""Responses of up to this many tokens show each token's residual as a number."""
 
 HEAD, TAIL = 240, 80
-"""How many tokens of a long response are shown, at its start and at its end."""
+"""Tokens of a long response that are shown, at its start and its end."""
 
 LONGEST_PROMPT = 1500
-"""Characters of a problem that are shown."""
+"""Maximum characters of a problem that are shown."""
 
 RECENT = 10
-"""Examples come from so many of the last scored rounds."""
+"""Number of the last scored rounds from which examples are taken."""
 
 _REF = tag("sub", "ref")
 
-# By the policy that wrote the response; a stored one has round 0 and was scored by policy 0.
+# Scored by the policy that wrote the response; a stored one has round 0 and is scored by the initial policy.
 _SCORED = "s.trajectory_id = t.trajectory_id AND (s.policy = t.policy OR s.round = 0)"
 
-# Prompts answered both ways come first, then the newest; of each, the likeliest answer of either kind.
+# Prompts with right and wrong answers come first, then the newest; each with its likeliest answer of either kind.
 _EXAMPLES = """
     WITH fresh AS (
         SELECT t.trajectory_id, t.round, t.prompt_id, v.correct, s.log_policy
@@ -65,13 +65,13 @@ _EXAMPLES = """
 
 
 def recent(manifests: Sequence[Manifest]) -> list[Manifest]:
-    """The manifests that hold the examples' facts: to open the files of all rounds would take seconds."""
+    """Return the manifests that the examples need: opening the files of all rounds would take seconds."""
     scored = max((manifest.round for manifest in manifests if manifest.stage == "consistency"), default=0)
     return [manifest for manifest in manifests if scored - RECENT < manifest.round <= scored]
 
 
 def example_answers(directory: RunDirectory, ask: Callable[[str], list[dict[str, Any]]]) -> Html:
-    """The section of examples. `ask` answers SQL."""
+    """Render the section of examples. `ask` executes SQL."""
     query = statement(_EXAMPLES, rounds=RECENT, scored=_SCORED)
     rows = ask(query)
     title = "Example responses"
@@ -80,18 +80,18 @@ def example_answers(directory: RunDirectory, ask: Callable[[str], list[dict[str,
     tokens = _Tokens(directory)
     largest = max((abs(step) for row in rows for step in row["step_deltas"] or ()), default=0.0)
     lead = (
-        "For a few recent prompts, the right and the wrong answer that the policy found likeliest. The loss is Δ²: "
-        "where Δ\u00a0<\u00a00 learning makes a response likelier, where Δ\u00a0>\u00a00 less likely. "
+        "For a few recent prompts, the likeliest right and the likeliest wrong answer under the policy. The loss "
+        "is Δ²: for Δ\u00a0<\u00a00 training makes a response likelier, for Δ\u00a0>\u00a00 less likely. "
     )
     if largest:
-        lead += "Each token carries its step residual δ; they add up to Δ."
+        lead += "Each token shows its step residual δ; they sum to Δ."
     groups = groupby(rows, key=lambda row: (row["round"], row["prompt_id"]))
     shown = (_prompt([*answers], tokens, largest) for _, answers in groups)
     return section(title, lead, _legend(largest) if largest else "", *shown, sql_note(query))
 
 
 class _Tokens:
-    """The texts of single tokens, by the tokenizer of the run's newest checkpoint."""
+    """Decodes single tokens with the tokenizer of the run's latest checkpoint."""
 
     def __init__(self, directory: RunDirectory) -> None:
         from tokenizers import Tokenizer
@@ -100,11 +100,11 @@ class _Tokens:
         self._tokenizer = Tokenizer.from_file(str(files[-1])) if files else None
 
     def texts(self, ids: Sequence[int]) -> list[str]:
-        """One text a token; a dot for tokens that complete no character, or without a tokenizer."""
+        """Return one text per token; a dot for tokens that complete no character, or without a tokenizer."""
         return [*self._texts(ids)] if self._tokenizer else ["·"] * len(ids)
 
     def _texts(self, ids: Sequence[int]) -> Iterator[str]:
-        """Decode ever longer beginnings: a token alone loses its spaces and parts of characters."""
+        """Decode growing prefixes: a token decoded alone loses its spaces and parts of characters."""
         assert self._tokenizer is not None
         done = ""
         for count in range(1, len(ids) + 1):
@@ -114,7 +114,7 @@ class _Tokens:
 
 
 def _shared(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
+    """Return the length of the common prefix of two texts."""
     return next(
         (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
     )
@@ -126,10 +126,10 @@ def _prompt(answers: Sequence[dict[str, Any]], tokens: _Tokens, largest: float) 
     if len(problem) > LONGEST_PROMPT:
         problem = problem[:LONGEST_PROMPT] + " …"
     origin = f"round {first['round']}" if first["round"] else "stored"
-    asked = f"{origin}, right in {first['solved']} of {first['asked']} samples"
+    solved = f"{origin}, right in {first['solved']} of {first['asked']} samples"
     title = tag("h3", tag("span", problem, class_="say"))
     answer = [", answer ", tag("span", first["gold"], class_="say")] if first["gold"] else []
-    about = tag("p", asked, *answer, class_="unit")
+    about = tag("p", solved, *answer, class_="unit")
     pair = tag("div", *(_answer(row, tokens, largest) for row in answers), class_="pair")
     return tag("div", title, about, pair, class_="example")
 
@@ -151,7 +151,7 @@ def _response(row: dict[str, Any], tokens: _Tokens, largest: float) -> Html:
     if steps is None or not largest:
         return tag("div", row["response"] or "(nothing)", class_="tokens say")
     if len(ids) <= SHORT:
-        marked = _marked(tokens.texts(ids), steps, 1, largest, figures=True)
+        marked = _marked(tokens.texts(ids), steps, 1, largest, numbers=True)
         return tag("div", *marked, class_="tokens short say")
     if len(ids) <= HEAD + TAIL:
         return tag("div", *_marked(tokens.texts(ids), steps, 1, largest), class_="tokens say")
@@ -162,14 +162,14 @@ def _response(row: dict[str, Any], tokens: _Tokens, largest: float) -> Html:
 
 
 def _marked(
-    texts: Sequence[str], steps: Sequence[float], first: int, largest: float, figures: bool = False
+    texts: Sequence[str], steps: Sequence[float], first: int, largest: float, numbers: bool = False
 ) -> list[Html]:
-    """Tokens tinted by δ_h. `first` is the place h of the first one."""
+    """Render tokens tinted by δ_h. `first` is the position h of the first one."""
     return [
         tag(
             "span",
             text.replace("\n", "↵\n"),
-            tag("small", number(step)) if figures else "",
+            tag("small", number(step)) if numbers else "",
             class_="more" if step > 0 else "less",
             style=f"--t:{_tint(step, largest):.2f}",
             title=f"δ{place} = {number(step)}",
@@ -179,7 +179,7 @@ def _marked(
 
 
 def _tint(step: float, largest: float) -> float:
-    """How strong a tint is. By the root: the last step carries −r/β and would leave the others blank."""
+    """Return the strength of a tint. It uses the square root, since the last step contains −r/β and dominates."""
     return 0.6 * math.sqrt(min(1.0, abs(step) / largest)) if math.isfinite(step) else 0.0
 
 
@@ -191,7 +191,7 @@ def _legend(largest: float) -> Html:
 
 def _equation(row: dict[str, Any]) -> Html:
     if row["delta"] is None:
-        return tag("div", "No residual: this objective has none.", class_="unit")
+        return tag("div", "No residual: this objective does not define one.", class_="unit")
     parts = [
         (number(row["delta"]), "Δ"),
         ("=", ""),
@@ -201,5 +201,5 @@ def _equation(row: dict[str, Any]) -> Html:
         ("−", ""),
         (number(row["scaled_reward"]), "r/β"),
     ]
-    shown = (tag("div", figure, tag("small", name)) if name else tag("div", figure) for figure, name in parts)
+    shown = (tag("div", value, tag("small", name)) if name else tag("div", value) for value, name in parts)
     return tag("div", *shown, class_="sum")

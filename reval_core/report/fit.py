@@ -1,4 +1,4 @@
-"""The report's first figure of a run of stored trajectories: how well the policy fits all of them."""
+"""The report's first section for a run on stored trajectories: how well the policy fits all of them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _FIT = """
 
 
 def fits(run: Run) -> list[dict[str, Any]]:
-    """The mean |Δ| over the stored trajectories, a row for each round that was evaluated."""
+    """Return mean |Δ| over the stored trajectories, one row per evaluated round, in nats."""
     return [row for row in run.ask(statement(_FIT)) if row["delta_abs"] is not None]
 
 
 def fit(run: Run) -> Html:
-    """Mean |Δ| over all stored trajectories, under the policy after each round that was evaluated."""
+    """Render mean |Δ| over all stored trajectories under the policy after each evaluated round."""
     rows, title = fits(run), "Fit to the stored trajectories"
     if not rows:
-        return section(title, "Nothing has been measured yet.")
+        return section(title, "There are no measurements yet.")
     rounds, means = [row["round"] for row in rows], [row["delta_abs"] for row in rows]
     chart = line_chart(
         [Series("mean |Δ|", rounds, means, marked=True)],
@@ -40,8 +40,8 @@ def fit(run: Run) -> Html:
         resets=run.resets,
     )
     lead = (
-        "Nothing was generated: the policy learned from stored trajectories. Each point is the mean of |Δ| over "
-        "all of them, under the policy after that round, in nats."
+        "The policy was trained offline on stored trajectories. Each point is the mean of |Δ| over all of them, "
+        "under the policy after that round, in nats."
         + (" Dotted lines: the reference was reset." if run.resets else "")
     )
     output = tag("output", f"after round {rounds[-1]}: {number(means[-1])}")
@@ -50,7 +50,7 @@ def fit(run: Run) -> Html:
 
 
 def fit_in_words(run: Run) -> str:
-    """What learning has done to the fit, in a sentence."""
+    """Return the change of the fit in a sentence."""
     rows = fits(run)
     if not rows:
         return "No policy has been evaluated yet."

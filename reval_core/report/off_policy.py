@@ -1,4 +1,4 @@
-"""The report's figures of how far the policy was from those that wrote what it learned from."""
+"""The report's section on how far off policy the trajectories drawn for updates were."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BY_ROUND = """
     ORDER BY round
 """
 
-# An objective without a residual leaves zeros, and no mean of them in `rounds`.
+# An objective without a residual records zeros here, and no mean in `rounds`.
 _BY_AGE = """
     SELECT
         o.age, sum(o.draws)::BIGINT AS draws,
@@ -31,26 +31,26 @@ _BY_AGE = """
 
 
 def off_policy(run: Run) -> Html:
-    """Quantiles of log π(τ)/π_writer(τ) and the effective sample size by round, and |Δ| by age."""
-    rows, title = run.ask(statement(_BY_ROUND)), "How far draws were off policy"
+    """Render quantiles of log π(τ)/π_writer(τ) and effective sample size per round, and |Δ| by age."""
+    rows, title = run.ask(statement(_BY_ROUND)), "Off-policyness of the draws"
     if not rows:
-        return section(title, "No draw is on record whose writer's log-probs are known.")
+        return section(title, "There are no recorded draws with log-probs of the policy that wrote them.")
     writer = tag("sub", "writer")
     lead = join(
         [
-            "Of each drawn trajectory, log\u00a0π(τ)/π",
+            "For each drawn trajectory, log\u00a0π(τ)/π",
             writer,
-            "(τ) just before its update, where 0 is on policy. The effective sample size is the share of the draws "
-            "that counts under weights of π(τ)/π",
+            "(τ) just before its update; 0 is on policy. The effective sample size is the share of draws that "
+            "remains under importance weights π(τ)/π",
             writer,
             "(τ).",
             about_resets(run),
         ]
     )
     effective = curve_figure(run, Curve("ess", "Effective sample size", "of draws", percent=True), rows)
-    figures = tag("div", _ratios(run, rows), effective, class_="grid")
+    plots = tag("div", _ratios(run, rows), effective, class_="grid")
     by_age = run.ask(statement(_BY_AGE))
-    return section(title, lead, figures, _ages(by_age), sql_note(statement(_BY_ROUND), statement(_BY_AGE)))
+    return section(title, lead, plots, _ages(by_age), sql_note(statement(_BY_ROUND), statement(_BY_AGE)))
 
 
 def _ratios(run: Run, rows: list[dict[str, Any]]) -> Html:
@@ -75,7 +75,7 @@ def _spread(row: dict[str, Any]) -> str:
 
 
 def _ages(rows: list[dict[str, Any]]) -> Html:
-    """A row for each group of ages, with |Δ| as a bar where there is one."""
+    """Render a row per group of ages, with |Δ| as a bar where it is defined."""
     longest = max((row["delta_abs"] or 0.0 for row in rows), default=0.0) or 1.0
     names = ("age in rounds", "draws", "mean |Δ|", "", "log-ratio to the writer", "effective share")
     head = tag("tr", *(tag("th", name) for name in names))
@@ -96,7 +96,7 @@ def _ages(rows: list[dict[str, Any]]) -> Html:
 
 
 def _ages_in_words(age: int) -> str:
-    """An age stands for those up to the next power of two."""
+    """Return the group of an age: those up to the next power of two."""
     return f"{age}" if age < 2 else f"{age} to {2 * age - 1}"
 
 

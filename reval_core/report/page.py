@@ -1,6 +1,6 @@
-"""The frame of the report: markup that escapes by default, figures as text, style, and the small script.
+"""The frame of HTML pages: markup that escapes by default, number formats, CSS, and a small script.
 
-The page loads nothing: its policy (Content-Security-Policy) forbids the network and every script but its own.
+A page loads nothing: its Content-Security-Policy forbids the network and every script but its own.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from reval_core.output.control_characters import visible_lines
 
 MINUS = "−"
 
-# Control characters are shown as their pictures, others that nobody sees as escapes: a response can hold any.
+# Control characters are shown as control pictures, other invisible ones as escapes: a response can contain any.
 _PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
 
 
 class Html(str):
-    """Text that is markup already. All other text is escaped where it enters a tag."""
+    """Text that is already markup. All other text is escaped when it enters a tag."""
 
     __slots__ = ()
 
 
 def tag(name: str, *children: str, **attributes: str | None) -> Html:
-    """An element. `class_` gives the attribute class, `data_x` data-x; an attribute that is None is left out."""
+    """Return an element. `class_` sets the attribute class, `data_x` data-x; None omits an attribute."""
     given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
     shown = "".join(f' {key}="{_shown(value)}"' for key, value in given.items())
     return Html(f"<{name}{shown}>{join(children)}</{name}>")
 
 
 def join(parts: Iterable[str]) -> Html:
-    """Parts one after the other, each escaped unless it is markup."""
+    """Concatenate parts, each escaped unless it is markup."""
     return Html("".join(part if isinstance(part, Html) else _shown(part) for part in parts))
 
 
@@ -44,27 +44,27 @@ def _shown(text: str) -> str:
 
 
 def folded(summary: str, *children: str) -> Html:
-    """Something that is there for whoever opens it."""
+    """Return a collapsed block that can be expanded."""
     return tag("details", tag("summary", summary), *children)
 
 
 def statement(template: str, **values: str | int) -> str:
-    """A query as it is executed and shown: its template without indentation, with `values` put in."""
+    """Return a query as executed and shown: its template without indentation, with `values` filled in."""
     return dedent(template).strip().format(**values)
 
 
 def sql_note(*queries: str) -> Html:
-    """The SQL behind a figure, folded."""
+    """Return the SQL behind a section, collapsed."""
     return folded("SQL", *(tag("pre", tag("code", query)) for query in queries))
 
 
 def section(title: str, lead: str, *children: str) -> Html:
-    """A part of the page, with a sentence or two that says how to read it."""
+    """Return a section of the page with a short lead."""
     return tag("section", tag("h2", title), tag("p", lead, class_="lead"), *children)
 
 
 def number(value: Any) -> str:
-    """A figure in three significant digits; a dash where there is none."""
+    """Format a number with three significant digits; a dash where there is none."""
     if value is None or not math.isfinite(value):
         return "–"
     if abs(value) >= 1000:
@@ -76,12 +76,12 @@ def number(value: Any) -> str:
 
 
 def percent(share: Any) -> str:
-    """A share as a percentage."""
+    """Format a share as a percentage."""
     return "–" if share is None or not math.isfinite(share) else f"{100 * share:.1f}%".replace("-", MINUS)
 
 
 def duration(seconds: float) -> str:
-    """A stretch of time, in the two units that matter."""
+    """Format seconds in the two largest units."""
     if seconds < 10:
         return f"{seconds:.2g} s"
     whole = round(seconds)
@@ -95,7 +95,7 @@ def duration(seconds: float) -> str:
 
 
 def page(title: str, body: Html, style: str = "") -> str:
-    """The whole document. `style` are rules that it needs beside those of every page."""
+    """Return the whole document. `style` is CSS in addition to that of every page."""
     script = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script}'"
     return f"""<!doctype html>
@@ -116,7 +116,7 @@ def page(title: str, body: Html, style: str = "") -> str:
 """
 
 
-# The colours are Okabe and Ito's: told apart with every kind of colour vision.
+# The colours are Okabe and Ito's, distinguishable with every kind of colour vision.
 _STYLE = """
 :root {
   --paper: #fff; --ink: #1b1d21; --soft: #5d636e; --line: #e3e5e9; --wash: #f5f6f8;
@@ -277,7 +277,7 @@ footer { margin-top: 5rem; padding-top: 1.2rem; border-top: 1px solid var(--line
 }
 """
 
-# Reads a chart's values out where the pointer is.
+# Shows the values of a chart at the pointer.
 _SCRIPT = """
 for (const plot of document.querySelectorAll("[data-points]")) {
   const points = JSON.parse(plot.dataset.points);

@@ -1,4 +1,4 @@
-"""The report's figures: accuracy, the curves of learning, where the time went, and the hardest prompts."""
+"""Sections of the report: accuracy, training curves, time per stage, and the hardest prompts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from reval_core.storage.run_directory import RunDirectory, wall_seconds
 from reval_core.storage.tables import Manifest
 
 Ask = Callable[[str], list[dict[str, Any]]]
-"""Answers SQL, a dict a row."""
+"""Executes SQL and returns one dict per row."""
 
 STAGES = ("rollouts", "verification", "consistency", "sampling", "learning", "evaluation", "other")
-"""What the time of a round is divided into: the table `rounds` has a column of seconds for each."""
+"""The stages that the time of a round is divided into; the table `rounds` has a column of seconds for each."""
 
 MOST_BARS = 130
-"""Beyond so many rounds a bar stands for several."""
+"""Maximum number of bars; with more rounds, each bar covers several."""
 
 # The trajectories of round t come from the policy after round t − 1.
 _TRAINING = """
@@ -30,8 +30,8 @@ _TRAINING = """
     ORDER BY round
 """
 
-# Answers to one problem are alike, so intervals count problems, not answers. Where all problems agree, the
-# margin is 0 and says nothing: no interval is shown then. Problem sets weigh the same, however large they are.
+# Answers to one problem are correlated, so intervals are over problems, not answers. Where all problems agree, the
+# margin is 0 and meaningless, and no interval is shown. Problem sets have equal weight, whatever their size.
 HELD_OUT = """
     WITH problems AS (
         SELECT round, problem_set, prompt_id, avg(correct::INTEGER) AS share
@@ -134,7 +134,7 @@ _HARDEST = """
 
 @dataclass(frozen=True)
 class Curve:
-    """A figure of every round: a column of `rounds`, how it is called, and what it is measured in."""
+    """A metric of every round: a column of `rounds`, its name, and its unit."""
 
     column: str
     name: str
@@ -149,20 +149,20 @@ CURVES = (
     Curve("residual_left", "Residual left", "of |r/β|", percent=True),
     Curve("log_ratio", "Log-ratio to the reference", "nats per response"),
     Curve("kl_k3", "KL to the reference", "nats per token, k3"),
-    Curve("entropy", "Entropy", "nats a token"),
+    Curve("entropy", "Entropy", "nats per token"),
     Curve("response_length", "Response length", "tokens"),
     Curve("truncated", "Cut off", "of responses", percent=True),
     Curve("grad_norm", "Gradient norm", "before clipping", may_be_log=True),
     Curve("grad_clipped", "Clipped", "of updates", percent=True),
     Curve("staleness", "Staleness of draws", "rounds"),
-    Curve("effective_sample_size", "Effective sample size", "trajectories an update"),
-    Curve("engine_gap", "Engine gap", "nats per token"),
-    Curve("engine_lag", "Engine lag", "0 in step, 1 a round behind"),
+    Curve("effective_sample_size", "Effective sample size", "trajectories per update"),
+    Curve("engine_gap", "Engine mismatch", "nats per token"),
+    Curve("engine_lag", "Engine lag", "0 current weights, 1 one round behind"),
 )
 
 
 class Run:
-    """What the report reads: the settings, the manifests, and answers to SQL."""
+    """The inputs of the report: the config, the manifests, and SQL over the tables."""
 
     def __init__(self, directory: RunDirectory, manifests: Sequence[Manifest], ask: Ask) -> None:
         self.directory = directory
@@ -170,24 +170,24 @@ class Run:
         self.ask = ask
         self.settings: dict[str, Any] = load_config(directory.config).model_dump(mode="json")
         self.rounds = max((one.round for one in self.of("recording")), default=0)
-        """The last round on record."""
+        """The last recorded round."""
         self.last = max([self.rounds, *(one.round for one in self.of("evaluation"))])
-        """Where the axes of rounds end."""
+        """The end of the round axes."""
         self.source: str = self.settings["rollouts"].get("source", "engine")
-        """Where its trajectories come from, as the setting has it."""
+        """The setting `rollouts.source`."""
         self.resets = [one.round for one in self.of("reference_reset")]
 
     def of(self, stage: str) -> list[Manifest]:
-        """A stage's manifests by round."""
+        """Return a stage's manifests by round."""
         return [manifest for manifest in self.manifests if manifest.stage == stage]
 
 
 def accuracy(run: Run) -> Html:
-    """Accuracy of the policy after each round, in training and on held-out problems."""
+    """Render accuracy of the policy after each round, in training and on held-out problems."""
     training, held_out = run.ask(statement(_TRAINING)), run.ask(statement(HELD_OUT))
     title = "Accuracy"
     if not training and not held_out:
-        return section(title, "Nothing has been measured yet.")
+        return section(title, "There are no measurements yet.")
     lines = [
         Series("training", _column(training, "policy_round"), _column(training, "accuracy"), style="thin"),
         Series(
@@ -211,8 +211,8 @@ def accuracy(run: Run) -> Html:
         text=percent,
     )
     lead = (
-        "The share of sampled answers that are right. Each point belongs to the policy after that round; the bars "
-        "are 95% intervals over problems." + about_resets(run)
+        "The share of sampled answers that are right. Each point is the policy after that round; the bars are 95% "
+        "intervals over problems." + about_resets(run)
     )
     output = tag("output", readings[-1][1])
     caption = tag("figcaption", tag("b", "Accuracy after each round"), output, class_="headed")
@@ -221,17 +221,17 @@ def accuracy(run: Run) -> Html:
 
 
 def curves(run: Run) -> Html:
-    """Small charts of what happened to the policy and of what the updates were fed."""
+    """Render small charts of the policy and of the data of its updates."""
     rows = run.ask(statement(_CURVES))
-    title = "What learning did"
+    title = "Training metrics"
     if not rows:
-        return section(title, "No round is on record yet.")
+        return section(title, "No round is recorded yet.")
     lead = join(
         [
-            "Means over each round, with the last one in figures. The log-ratio is the mean of "
+            "Means over each round, with the last value as a number. The log-ratio is the mean of "
             "log\u00a0π(τ) − log\u00a0π",
             tag("sub", "ref"),
-            "(τ) over fresh responses, which estimates a KL divergence where they were sampled as they are scored.",
+            "(τ) over fresh responses; it estimates the KL divergence if sampling and scoring temperature are equal.",
             about_resets(run),
         ]
     )
@@ -241,38 +241,40 @@ def curves(run: Run) -> Html:
 
 
 def time_by_stage(run: Run) -> Html:
-    """Seconds of each stage, by round and in total."""
+    """Render the seconds of each stage, per round and in total."""
     width = -(-max(run.rounds, 1) // MOST_BARS)
     means = ",\n    ".join(f"avg({stage}_seconds) AS {stage}" for stage in STAGES)
     sums = ",\n    ".join(f"sum({stage}_seconds) AS {stage}" for stage in STAGES)
     bars_sql, totals_sql = statement(_BARS, means=means, width=width), statement(_TOTALS, sums=sums)
     bars, (totals,) = run.ask(bars_sql), run.ask(totals_sql)
-    title = "Where the time went"
+    title = "Time per stage"
     if not bars:
-        return section(title, "No round is on record yet.")
+        return section(title, "No round is recorded yet.")
     chart = stacked_chart(
         [(row["first"] - 1.0, float(row["last"]), {stage: row[stage] for stage in STAGES}) for row in bars],
         rounds_scale(run.last),
-        description="Seconds a round by stage",
+        description="Seconds per round by stage",
         readings=[_bar_reading(row) for row in bars],
     )
     unit = "seconds" if width == 1 else f"seconds, means of {width} rounds"
     name = tag("span", tag("b", "Time of each round"), " ", tag("span", unit, class_="unit"))
     output = tag("output", f"on average {duration(sum(totals.values()) / run.rounds)}")
     figure = tag("figure", tag("figcaption", name, output, class_="headed"), chart)
-    lead = "The bars stack up in the order of the list. Other is what a round spends outside these stages."
+    lead = "The bars are stacked in the order of the list. Other is the time of a round outside these stages."
     return section(title, lead, figure, _total_times(totals), _outside(run), sql_note(bars_sql, totals_sql))
 
 
 def hardest(run: Run) -> Html:
-    """The training prompts that are answered right least often."""
+    """Render the training prompts with the lowest shares of right answers."""
     least = max(4, run.settings["rollouts"].get("samples", 1))
     query = statement(_HARDEST, least=least)
     rows = run.ask(query)
     title = "Hardest prompts"
     if not rows:
-        return section(title, f"No prompt has been asked {least} times yet.")
-    lead = f"The lowest shares of right answers over the run, among training prompts asked at least {least} times."
+        return section(title, f"No prompt has been sampled {least} times yet.")
+    lead = (
+        f"The lowest shares of right answers over the run, among training prompts sampled at least {least} times."
+    )
     head = tag("tr", *(tag("th", name) for name in ("problem", "right", "most frequent wrong answer")))
     return section(title, lead, tag("table", head, *map(_hard_prompt, rows)), sql_note(query))
 
@@ -291,17 +293,17 @@ def _accuracy_readings(
 
 
 def _end_of_interval(row: dict[str, Any], side: int) -> float | None:
-    """The lower (−1) or upper (1) end, or None."""
+    """Return the lower (−1) or upper (1) end, or None."""
     return min(1.0, max(0.0, row["accuracy"] + side * row["margin"])) if row["margin"] else None
 
 
 def about_resets(run: Run) -> str:
-    """What is said below a chart that marks the rounds of resets."""
+    """Return the explanation of the marks at reference resets, if there are any."""
     return " Dotted lines: the reference was reset." if run.resets else ""
 
 
 def curve_figure(run: Run, curve: Curve, rows: Sequence[dict[str, Any]]) -> Html:
-    """A small chart of a curve, where it is known."""
+    """Render a small chart of a curve over the rounds that have a value."""
     shown = percent if curve.percent else number
     known = [row for row in rows if row[curve.column] is not None]
     rounds, values = _column(known, "round"), _column(known, curve.column)
@@ -345,7 +347,7 @@ def _total_times(totals: dict[str, float]) -> Html:
 
 
 def _outside(run: Run) -> Html:
-    """What the bars leave out: what comes before the first round, and the stages without a column."""
+    """Render the time outside the bars: before the first round, and in stages without a column."""
     spent: dict[str, float] = defaultdict(float)
     for manifest in run.manifests:
         name = manifest.stage.replace("_", " ")

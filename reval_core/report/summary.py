@@ -1,4 +1,4 @@
-"""A run in a few figures: what `summary.json` holds and what a terminal shows at the end."""
+"""The summary of a run: the content of `summary.json` and of the final terminal output."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from reval_core.storage.tables import Manifest
 
 
 def summarise(directory: RunDirectory) -> dict[str, Any]:
-    """The figures of a run whose last round is on record, from its manifests alone.
+    """Return the summary of a run whose last round is recorded, from its manifests alone.
 
-    Raises Damaged if a manifest that they need is not there.
+    Raises:
+        CorruptData: A required manifest is missing.
     """
     by_stage: dict[str, list[Manifest]] = defaultdict(list)
     for manifest in directory.manifests():
@@ -26,7 +27,7 @@ def summarise(directory: RunDirectory) -> dict[str, Any]:
         by_stage["evaluation"],
     )
     if not last or not checkpoints or not evaluations:
-        raise CorruptData(f"{directory.path}: has no finished round to sum up; run it again to go on")
+        raise CorruptData(f"{directory.path}: has no finished round to summarize; run it again to resume")
     rounds = last[0].round
     final = checkpoints[-1]
     stage_seconds = {stage: sum(one.seconds for one in found) for stage, found in by_stage.items()}
@@ -47,7 +48,7 @@ def summarise(directory: RunDirectory) -> dict[str, Any]:
 
 
 def _resumed_from_others(learned: Sequence[Manifest]) -> list[int]:
-    """The rounds that learned from other weights than the round before recorded, as a resumed run on a GPU may."""
+    """Return the rounds that did not start from the recorded weights of the round before, as on a resumed GPU run."""
     return [
         now.round
         for before, now in pairwise(learned)
@@ -56,7 +57,7 @@ def _resumed_from_others(learned: Sequence[Manifest]) -> list[int]:
 
 
 def _evaluated(evaluations: Sequence[Manifest]) -> dict[str, Any]:
-    """Held-out accuracy; of a run of stored trajectories, the mean |Δ| over all of them. The other is None."""
+    """Return held-out accuracy, or mean |Δ| for a run on stored trajectories; the other is None."""
     accuracies = [one.info.get("accuracy") for one in evaluations]
     residuals = [one.info.get("delta_abs") for one in evaluations]
     measured = [one for one in evaluations if one.info.get("accuracy") is not None]
@@ -72,20 +73,20 @@ def _evaluated(evaluations: Sequence[Manifest]) -> dict[str, Any]:
 
 
 def headline(summary: dict[str, Any]) -> tuple[str, str]:
-    """What was measured before and after training, and the two figures."""
+    """Return the name of the main metric, and its values before and after training."""
     if summary["initial_accuracy"] is not None:
         return "held-out accuracy", f"{summary['initial_accuracy']:.3f} → {summary['final_accuracy']:.3f}"
     if summary["initial_delta_abs"] is not None:
-        figures = f"{summary['initial_delta_abs']:.3f} → {summary['final_delta_abs']:.3f}"
-        return "mean |Δ| over the stored trajectories", figures
+        values = f"{summary['initial_delta_abs']:.3f} → {summary['final_delta_abs']:.3f}"
+        return "mean |Δ| over the stored trajectories", values
     return "evaluation", "none"
 
 
 def summary_markdown(summary: dict[str, Any]) -> str:
-    """The summary as a Markdown table."""
-    name, figures = headline(summary)
+    """Return the summary as a Markdown table."""
+    name, values = headline(summary)
     shown = {
-        name.replace("|", "\\|"): figures,
+        name.replace("|", "\\|"): values,
         "rounds, updates": f"{summary['rounds']}, {summary['updates']}",
         "trajectories": f"{summary['trajectories']:,}",
         "engine": summary["engine"],

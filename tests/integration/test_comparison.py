@@ -194,7 +194,7 @@ def test_the_page_of_real_runs_is_whole_loads_nothing_and_shows_its_queries(
 ) -> None:
     page = page_of(trained, tmp_path / "compare.html")
     text = page.text()
-    assert "fast against slow" in text
+    assert "fast compared with slow" in text
     assert "slow was started 2 times" in text
     assert "learner.lr" in text
     assert page.count("svg") == 4  # a whisker, and curves over rounds, tokens and time
@@ -298,8 +298,8 @@ def test_only_problems_that_are_the_same_in_all_respects_are_compared(tmp_path: 
     assert [row.problem.prompt_id for row in found.rows] == ["1"]
     assert (found.only_baseline, found.only_run) == (3, 2)
     text = page_of([a, b], tmp_path / "page.html").text()
-    assert "Left out: 3 that only a was asked and 2 that only b was asked." in text
-    with pytest.raises(InputError, match=r"c: shares no problem with a \(2 of set against 1 of other, 3 of set\)"):
+    assert "Left out: 3 evaluated only for a and 2 evaluated only for b." in text
+    with pytest.raises(InputError, match=r"c: shares no problem with a \(2 of set, and 1 of other, 3 of set\)"):
         compared(a, made(tmp_path / "c", {("set", "1"): [0], ("set", "2"): [0]}, gold="another"))
 
 
@@ -322,9 +322,9 @@ def test_three_runs_and_two_sets_stand_on_one_page(tmp_path: Path) -> None:
     paths = [made(tmp_path / "a", SETS), made(tmp_path / "b", BETTER), made(tmp_path / "c", SETS)]
     page = page_of(paths, tmp_path / "page.html")
     text = page.text()
-    assert "b and c against a" in text
+    assert "b and c compared with a" in text
     assert "Between c and a there is no clear difference (+0.0 points" in text
-    assert "Both answer the same share of each problem right." in text
+    assert "Both have the same accuracy on every problem." in text
     whiskers = [given["aria-label"] for name, given in page.elements if name == "svg"][:6]
     assert [str(said).split(":")[0] for said in whiskers] == [
         "b, aime", "c, aime", "b, math", "c, math", f"b, {AVERAGE}", f"c, {AVERAGE}",
@@ -357,11 +357,11 @@ def test_an_evaluation_is_compared_by_what_it_was_asked_last(tmp_path: Path) -> 
     assert "temperature" in page.text("code")
     assert "0.5" in page.text("code")
     assert "2.75" not in page.text("code")
-    assert "On the way" in page.text("h2")
+    assert "During training" in page.text("h2")
     again = evaluated(tmp_path / "again", {1: BETTER}, asked=(1,), round=0)
-    assert "On the way" not in page_of([model, again], tmp_path / "page.html").text("h2")
+    assert "During training" not in page_of([model, again], tmp_path / "page.html").text("h2")
     EvaluationDirectory(again).results.unlink()
-    with pytest.raises(InputError, match="again: is not finished; give its reval eval once more"):
+    with pytest.raises(InputError, match="again: is not finished; run its reval eval again"):
         compared(model, again)
 
 
@@ -399,13 +399,13 @@ IMPORT = {"source": "import", "file": "a.jsonl", "sha256": "0", "columns": {}}
 @pytest.mark.parametrize(
     ("other", "complaint"),
     [
-        (lambda path: path / "a", "a: is given twice; a run does not differ from itself"),
+        (lambda path: path / "a", "a: is given twice; a run cannot be compared with itself"),
         (lambda path: path / "a/../a", "a: is given twice"),
         (lambda path: unevaluated(path / "b"), "b: has no evaluations yet"),
-        (lambda path: stored(path / "b", **IMPORT), "b: is an import, which answers no held-out problems"),
+        (lambda path: stored(path / "b", **IMPORT), "b: is an import, which has no held-out evaluations"),
         (
             lambda path: stored(path / "b", source="stored", run="a", batch=1),
-            "b: is a run of stored responses, which answers no held-out",
+            "b: is a run on stored responses, which has no held-out",
         ),
         (lambda path: made(path / "b", {("x", "1"): [1]}), "b: shares no problem with a"),
         (lambda path: path / "b", "b: is no run folder"),
@@ -420,7 +420,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, other: Callable[[Pat
 
 def test_a_round_that_was_not_evaluated_is_refused(tmp_path: Path) -> None:
     a, b = made(tmp_path / "a", SETS, rounds=(0, 4)), made(tmp_path / "b", SETS, rounds=(0, 2))
-    with pytest.raises(InputError, match="b: --round: round 4 was not evaluated; evaluated are 0, 2"):
+    with pytest.raises(InputError, match="b: --round: round 4 was not evaluated; evaluated rounds: 0, 2"):
         compared(a, b, round=4)
 
 

@@ -130,7 +130,7 @@ def test_before_the_first_stage_there_is_only_the_config(run_path: Path) -> None
     next(publish_stages(directory))
     directory.manifest_path("warm_start", 0).unlink()
     page = Page(write_report(directory))
-    assert "No policy has been evaluated yet. The run is not finished: 0 of 2 rounds are on record." in page.text()
+    assert "No policy has been evaluated yet. The run is not finished: 0 of 2 rounds are recorded." in page.text()
     assert "beta: 0.1" in page.text("pre")
     assert page.count("svg") == 0
 

@@ -318,7 +318,7 @@ def test_reports_of_an_import_and_of_a_run_on_it(imported, finished):
     assert "over the 300 stored trajectories fell from" in page
     assert "Example responses" in page
     assert "No response has been scored yet" not in page
-    assert "Responses from elsewhere" in write_report(RunDirectory(imported)).read_text()
+    assert "Imported responses" in write_report(RunDirectory(imported)).read_text()
 
 
 def test_what_would_stop_a_run_is_refused_before_it_starts(imported, tmp_path, monkeypatch):
