@@ -1,4 +1,4 @@
-"""Put a reproduction's results into docs/reproduction.md: `python docs/make_reproduction.py [reproduction]`."""
+"""Insert the results of a reproduction into docs/reproduction.md: `python docs/make_reproduction.py [reproduction]`."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ HEADING = "## Results\n\n"
 
 
 def main(out: Path) -> None:
-    """Put the figures of a reproduction's results.md below the heading. Figures that it lacks stay as they are."""
+    """Insert the results.md of a reproduction below the heading. Figures that it lacks remain unchanged."""
     introduction, heading, recorded = TARGET.read_text(encoding="utf-8").partition(HEADING)
-    assert heading, f"{TARGET} has no line {HEADING.strip()!r}"
+    assert heading, f"{TARGET} has no heading {HEADING.strip()!r}"
     made = (out / "results.md").read_text(encoding="utf-8")
     TARGET.write_text(introduction + heading + merged(recorded, made), encoding="utf-8")
 
 
 def merged(recorded: str, made: str) -> str:
-    """The results of `recorded` with those of `made` in their place: rows of the first table, and sections."""
+    """Return the results of `recorded`, updated with the table rows and sections of `made`."""
     (head, rows, sections), (_, new_rows, new_sections) = _parts(recorded), _parts(made)
     table = "\n".join([head, *(rows | new_rows).values()])
     return "\n\n".join([table, *(sections | new_sections).values()]) + "\n"
 
 
 def _parts(results: str) -> tuple[str, dict[str, str], dict[str, str]]:
-    """The head of the table, its rows by figure, and the sections by figure."""
+    """Return the head of the table, its rows by figure, and the sections by figure."""
     table, *sections = results.strip().split("\n\n### ")
     head, *rows = re.split(r"\n(?=\| \[)", table)
     return (

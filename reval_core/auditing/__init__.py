@@ -1,1 +1,1 @@
-"""Auditing golds and rules: what a gold accepts in other words, and what it must refuse."""
+"""Audits golds and verification rules: rewritings that must be accepted, mutants that must be rejected."""

@@ -231,7 +231,7 @@ def curves(run: Run) -> Html:
             "Means over each round, with the last value as a number. The log-ratio is the mean of "
             "log\u00a0π(τ) − log\u00a0π",
             tag("sub", "ref"),
-            "(τ) over fresh responses; it estimates the KL divergence if sampling and scoring temperature are equal.",
+            "(τ) over fresh responses; it estimates the KL divergence if sampled and scored at one temperature.",
             about_resets(run),
         ]
     )

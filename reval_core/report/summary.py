@@ -48,7 +48,7 @@ def summarise(directory: RunDirectory) -> dict[str, Any]:
 
 
 def _resumed_from_others(learned: Sequence[Manifest]) -> list[int]:
-    """Return the rounds that did not start from the recorded weights of the round before, as on a resumed GPU run."""
+    """Return the rounds that did not start from the previous round's recorded weights (a resumed GPU run)."""
     return [
         now.round
         for before, now in pairwise(learned)

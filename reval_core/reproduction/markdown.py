@@ -1,15 +1,15 @@
-"""The results of a reproduction as Markdown, for a document that is kept with the code."""
+"""The results of a reproduction as Markdown, for docs/reproduction.md."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from reval_core.reproduction.result import in_words
+from reval_core.reproduction.result import in_words, origin
 
 
 def results_markdown(found: Sequence[Mapping[str, Any]]) -> str:
-    """Verdicts in one table, then each figure's claim, what was measured, and its tables."""
+    """Return the verdicts in one table, then each figure's claim, its results and its tables."""
     rows = [
         [f"[{one['figure']}](#{one['figure']})", one["title"], in_words(one["verdict"], one["paper"])]
         for one in found
@@ -23,7 +23,7 @@ def results_markdown(found: Sequence[Mapping[str, Any]]) -> str:
 
 def _result(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"### {found['figure']}"
-    yield f"**{found['title']}** ({found['paper'] or 'past the paper'}). {found['claim']}"
+    yield f"**{found['title']}** ({origin(found['verdict'], found['paper'])}). {found['claim']}"
     yield f"*{in_words(found['verdict'], found['paper']).capitalize()}.* {found['says']}"
     for table in found["tables"]:
         yield f"{table['title']}:"

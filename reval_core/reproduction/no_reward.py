@@ -1,6 +1,6 @@
-"""A world without reward, for Figure 10: whatever a policy does there comes of the objective alone."""
+"""A reward function that is always 0, for Figure 10: any change of the policy is due to the objective alone."""
 
 
 def no_reward(response: str, gold: str, problem: str) -> float:
-    """0, whatever the response says."""
+    """Return 0 for every response."""
     return 0.0

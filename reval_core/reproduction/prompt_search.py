@@ -1,4 +1,4 @@
-"""Prompts for the one-prompt study: problems that policy 0 solves as often as the paper's did theirs."""
+"""Prompts for the one-prompt study: problems with the paper's success rates under the initial policy."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from reval_core.config.section import Section
 
 
 class PromptSearch(Section):
-    """How prompts of given difficulty are found: many problems asked a few times, the nearest asked often."""
+    """A search for prompts of given difficulty: many problems are sampled a few times, the nearest ones often."""
 
     base: str
-    """The config whose policy 0 is asked, beside this file's folder."""
+    """The config whose initial policy is sampled, in the parent of this file's directory."""
     problems: ProblemSet
-    """Where prompts are looked for; its `limit` is how many are asked."""
+    """The problem set to search; its `limit` is the number of problems sampled."""
     scout_samples: int = Field(ge=1)
-    """Responses to each of them."""
+    """Responses per problem in the first pass."""
     candidates: int = Field(ge=1)
-    """Of each level the nearest so many are asked again."""
+    """Number of nearest problems per level that are sampled again."""
     samples: int = Field(ge=1)
-    """Responses to each candidate; the standard error of a start rate is at most 0.5 / √samples."""
+    """Responses per candidate; the standard error of an initial success rate is at most 0.5 / √samples."""
     levels: dict[str, float] = Field(min_length=1)
-    """The start rate that is wanted, by the level's name."""
+    """The target initial success rate, by the level's name."""
 
     def protocol(self, problems: ProblemSet, samples: int, config: Config) -> Protocol:
-        """The evaluation that asks these problems as the run of `config` would."""
+        """Return the protocol that evaluates these problems with the settings of the run `config`."""
         together = 16 * config.generation.trajectories
         return Protocol(
             benchmarks=(problems,),
@@ -50,7 +50,7 @@ class PromptSearch(Section):
 
 @dataclass(frozen=True)
 class Asked:
-    """A problem and how often policy 0 solves it."""
+    """A problem with its success rate under the initial policy."""
 
     prompt_id: str
     problem: str
@@ -60,16 +60,16 @@ class Asked:
 
 
 def nearest(asked: Iterable[Asked], rate: float, count: int) -> list[Asked]:
-    """The problems whose rates are nearest to the one wanted; of equals the first by name."""
+    """Return the problems whose rates are nearest to `rate`; ties are broken by id."""
     return sorted(asked, key=lambda one: (abs(one.rate - rate), one.prompt_id))[:count]
 
 
 def write_prompts(path: Path, problems: Iterable[Asked]) -> None:
-    """Publish problems as a file that a run can be trained on; the measured rate stands beside each."""
+    """Write problems with their measured rates as a problem set for training."""
     lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in problems]
     publish_file(path, lambda partial: partial.write_text("".join(lines), encoding="utf-8"))
 
 
 def read_prompt(path: Path) -> Asked:
-    """The one prompt in a file."""
+    """Read the only prompt in a file."""
     return Asked(**json.loads(path.read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""What a run of a figure left, as the figure reads it: SQL over the run's published facts."""
+"""The recorded results of a figure's runs, read by SQL from their published tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reval_core.replay_buffer.index import sql_views
 from reval_core.reproduction.study import Unit
 from reval_core.storage.run_directory import RunDirectory
 
-# Each is asked of each run by itself, as `reval sql RUN` would.
+# Each query is executed on each run separately, as by `reval sql RUN`.
 ROUNDS = """
 SELECT
     round, accuracy, held_out_accuracy, kl, residual_left, tokens, updates, largest_gradient,
@@ -39,7 +39,7 @@ class Record:
 
     @cached_property
     def rounds(self) -> list[dict[str, Any]]:
-        """A row a round."""
+        """One row per round."""
         return self._ask(ROUNDS)
 
     @cached_property
@@ -52,15 +52,15 @@ class Record:
 
     @property
     def resets(self) -> int:
-        """How often the reference was reset."""
+        """Number of reference resets."""
         return len(RunDirectory(self.path).manifests(("reference_reset",)))
 
     def rounds_to(self, accuracy: float) -> int | None:
-        """The first round whose policy was measured to be so good; None if none was."""
+        """Return the first round whose policy was measured at this accuracy or above; None if none was."""
         return next((row["round"] for row in self.rounds if (row["held_out_accuracy"] or 0.0) >= accuracy), None)
 
     def spent(self, name: str, rounds: int | None = None) -> float:
-        """The sum of a column over the first so many rounds, or over all."""
+        """Return the sum of a column over the first `rounds` rounds, or over all."""
         return float(sum(row[name] for row in self.rounds[:rounds]))
 
     def _ask(self, query: str) -> list[dict[str, Any]]:
@@ -70,15 +70,15 @@ class Record:
 
 
 def of(records: Sequence[Record], arm: str, level: str | None = None) -> list[Record]:
-    """The runs of an arm, on one prompt or on whatever it was run."""
+    """Return the runs of an arm, on one prompt or on all."""
     return [one for one in records if one.arm == arm and (level is None or one.level == level)]
 
 
 def arms(records: Sequence[Record]) -> list[str]:
-    """The names of all arms, in their order."""
+    """Return the names of all arms, in order."""
     return list(dict.fromkeys(one.arm for one in records))
 
 
 def levels(records: Sequence[Record]) -> list[str]:
-    """The prompts that the runs were made on, in their order."""
+    """Return the levels of the prompts, in order."""
     return list(dict.fromkeys(one.level for one in records if one.level is not None))

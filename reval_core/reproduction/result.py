@@ -1,4 +1,4 @@
-"""What a figure came to: figures with their intervals, a verdict, and what is drawn of it."""
+"""The result of a figure: values with intervals, a verdict, charts and tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Verdict = Literal["reproduced", "in part", "not", "undecided", "searched"]
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: a value at each x, and where there are several runs their lowest and highest."""
+    """One curve: a value at each x, with the minimum and maximum over several runs."""
 
     name: str
     x: Sequence[float]
@@ -27,7 +27,7 @@ class Chart:
     title: str
     lines: Sequence[Line]
     across: str = "round"
-    """What x counts, in the singular."""
+    """The unit of x, in the singular."""
     percent: bool = False
     log: bool = False
 
@@ -43,7 +43,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured, and what it says about the claim."""
+    """The measurements, and the verdict on the claim."""
 
     verdict: Verdict
     says: str
@@ -52,22 +52,27 @@ class Result:
     charts: list[Chart] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     queries: list[str] = field(default_factory=list)
-    """The SQL that each run was asked."""
+    """The SQL executed on each run."""
 
     def to_json(self) -> dict[str, Any]:
-        """The finding as plain values."""
+        """Return the result as plain values."""
         return asdict(self)
 
 
 def in_words(said: Verdict, paper: str) -> str:
-    """A verdict as a reader should take it: what the paper left open cannot be reproduced, it holds or does not."""
+    """Return a verdict in words: a claim of the paper is reproduced or not, that of an extension holds or not."""
     if paper:
         return {"not": "not reproduced"}.get(said, said)
     return {"reproduced": "holds", "not": "does not hold"}.get(said, said)
 
 
+def origin(said: Verdict, paper: str) -> str:
+    """Return where a figure comes from: its place in the paper, or the kind of study."""
+    return paper or ("hyperparameter search" if said == "searched" else "extension of the paper")
+
+
 def verdict(*holds: bool | None) -> Verdict:
-    """`reproduced` if every part of a claim holds, `in part` if some do; None is a part that seeds leave open."""
+    """Return `reproduced` if every part of a claim holds, `in part` if some do; None is an undecided part."""
     if all(holds):
         return "reproduced"
     if any(holds):

@@ -1,4 +1,4 @@
-"""Medians over seeds, ratios over prompts, and their intervals."""
+"""Medians over seeds, ratios over prompts, and their bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from scipy.stats import t as student_t
 RESAMPLES = 10_000
 SEED = 0
 _FEWEST = 3
-"""Seeds that are redrawn at least. With three, and three prompts, intervals of equals hold 1 in 96 of 100 draws."""
+"""Minimum number of seeds to resample. With 3 seeds and 3 prompts, intervals of equal sides cover 1 in 96%."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its 95% interval over seeds, which has no ends (±∞) where there are too few of them."""
+    """A number with its 95% interval over seeds, which is (−∞, ∞) if there are too few seeds."""
 
     value: float
     low: float
@@ -26,45 +26,45 @@ class Estimate:
 
     @property
     def interval(self) -> list[float] | None:
-        """Both ends, if it has any."""
+        """Both ends, or None if they are infinite."""
         return [self.low, self.high] if math.isfinite(self.low) else None
 
     def to_json(self) -> dict[str, Any]:
-        """Value and ends."""
+        """Return the value and the ends of the interval."""
         low, high = self.interval or (None, None)
         return {"value": self.value, "low": low, "high": high}
 
     def above(self, least: float) -> bool | None:
-        """Whether it lies above a number: with its whole interval or not at all; None if only the value does."""
+        """Return True if the whole interval is above `least`, False if the value is not, and None in between."""
         if self.value <= least:
             return False
         return True if self.low > least else None
 
     def text(self, form: str, unit: str = "") -> str:
-        """The number with its unit, and its interval; `form` is how each is written."""
+        """Format the number with its unit and its interval; `form` is the format spec of each."""
         interval = f"{self.low:{form}} to {self.high:{form}}" if self.interval else "too few seeds for an interval"
         return f"{self.value:{form}}{unit} ({interval})"
 
 
 Counts = Mapping[str, Sequence[float | None]]
-"""By prompt, a count for each seed: rounds until something happened, None where it did not."""
+"""Maps a prompt to one count per seed: rounds until the target was reached, None where it was not."""
 
 
 def typical(counts: Counts, limit: float) -> float:
-    """The geometric mean over prompts of medians over seeds. A run that did not get there counts as `limit`."""
+    """Return the geometric mean over prompts of medians over seeds. None counts as `limit`."""
     return math.exp(np.mean([math.log(np.median(_filled(found, limit))) for found in counts.values()]))
 
 
 def typical_over_seeds(counts: Counts, limit: float) -> Estimate:
-    """`typical` with its interval from redrawing the seeds within each prompt."""
+    """Return `typical` with its interval from resampling the seeds within each prompt."""
     return Estimate(typical(counts, limit), *_ends(np.exp(_drawn(counts, limit, 0)), _seeds(counts)))
 
 
 def speed_up(baseline: Counts, ours: Counts, limit: float) -> Estimate:
-    """How many times more the baseline takes: the ratio of `typical`, with its interval from redrawing the seeds.
+    """Return the ratio of `typical` of the baseline to ours, with its bootstrap interval over seeds.
 
-    Seeds are redrawn within each prompt and side; the prompts were chosen, not drawn. Where a median is `limit`,
-    the side never got there, and the ratio is as if it had just then.
+    Seeds are resampled within each prompt and side; the prompts were chosen, not sampled. A median at `limit` means
+    that the side did not reach the target, and the ratio is computed as if it had at that round.
     """
     drawn = [_drawn(side, limit, stream) for stream, side in enumerate((baseline, ours))]
     ends = _ends(np.exp(drawn[0] - drawn[1]), min(_seeds(baseline), _seeds(ours)))
@@ -72,7 +72,7 @@ def speed_up(baseline: Counts, ours: Counts, limit: float) -> Estimate:
 
 
 def mean_over_seeds(values: Sequence[float]) -> Estimate:
-    """The mean of one number a run, with Student's 95% interval: redrawing three runs would cover 75% at most."""
+    """Return the mean over runs with Student's 95% interval: a bootstrap over three runs covers at most 75%."""
     mean = float(np.mean(values))
     if len(values) == 1:
         return Estimate(mean, -math.inf, math.inf)
@@ -81,12 +81,12 @@ def mean_over_seeds(values: Sequence[float]) -> Estimate:
 
 
 def difference(ours: Sequence[float], baseline: Sequence[float]) -> Estimate:
-    """The mean difference of runs with the same seeds, with Student's 95% interval over the pairs."""
+    """Return the mean difference of runs with the same seeds, with Student's 95% interval over the pairs."""
     return mean_over_seeds(np.subtract(ours, baseline).tolist())
 
 
 def _ends(drawn: np.ndarray, seeds: int) -> tuple[float, float]:
-    """The percentile interval of a redrawn statistic. Redrawing two seeds would cover two times in three only."""
+    """Return the percentile interval of a resampled statistic. With two seeds it would cover only 2 in 3."""
     if seeds < _FEWEST:
         return -math.inf, math.inf
     low, high = np.quantile(drawn, [0.025, 0.975])
@@ -98,7 +98,7 @@ def _seeds(counts: Counts) -> int:
 
 
 def _drawn(side: Counts, limit: float, stream: int) -> np.ndarray:
-    """The log of `typical` under redrawn seeds, [RESAMPLES]."""
+    """Return the log of `typical` under resampled seeds, [RESAMPLES]."""
     rng = np.random.default_rng([SEED, stream])
     logs = []
     for found in side.values():

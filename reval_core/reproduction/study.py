@@ -1,4 +1,4 @@
-"""What a figure takes: its settings, and the runs that they stand for."""
+"""The definition of a figure: its settings and the resulting runs."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from reval_core.errors import InputError
 from reval_core.reproduction.prompt_search import PromptSearch
 
 SMALL = Path(__file__).parents[2] / "configs" / "paper" / "small"
-"""The configs of the runs; beside them one YAML a figure in `figures/`, one a search for prompts in `prompts/`."""
+"""The base configs, with one YAML per figure in `figures/` and one per prompt search in `prompts/`."""
 
 
 class Figure(Section):
-    """A figure of the paper, or one past it, as a set of runs."""
+    """A figure of the paper, or an extension, as a set of runs."""
 
     title: str
-    """What it is about."""
+    """Title of the figure."""
     paper: str
-    """Where the paper has it; empty for what the paper left open."""
+    """Its place in the paper; empty for extensions and searches."""
     claim: str
-    """What is said to hold."""
+    """The claim to test."""
     minutes: float
-    """What all of its runs took on two cores, as measured."""
+    """Measured time of all runs on two cores."""
     base: str
-    """The config that its runs start from, in `configs/paper/small/`."""
+    """The base config of its runs, in `configs/paper/small/`."""
     prompts: str | None = None
-    """The search that finds the prompts of a one-prompt study, in `configs/paper/small/prompts/`."""
+    """The prompt search of a one-prompt study, in `configs/paper/small/prompts/`."""
     levels: tuple[str, ...] = ()
-    """Which of its prompts each arm is run on; all of them if not given."""
+    """The prompt levels that each arm is run on; all by default."""
     seeds: int = Field(3, ge=1)
-    """Runs of each arm and prompt, with the seeds from `first_seed` on."""
+    """Number of runs per arm and prompt, with consecutive seeds from `first_seed`."""
     first_seed: int = Field(0, ge=0)
-    """Searches take other seeds than the figures whose settings they choose."""
+    """First seed. Searches use other seeds than the figures whose settings they choose."""
     arms: dict[str, tuple[str, ...]] = Field(min_length=1)
-    """What is compared, by name: overrides of the base, as `reval train --set` takes them."""
+    """The compared arms by name: overrides of the base config, as for `reval train --set`."""
 
 
 @dataclass(frozen=True)
@@ -58,43 +58,51 @@ class Unit:
 
 
 def known_figures() -> list[str]:
-    """The figures that there are, the paper's first and in its order."""
+    """Return the names of all figures, those of the paper first and in its order."""
     return sorted((path.stem for path in (SMALL / "figures").glob("*.yaml")), key=_order)
 
 
 def load_figure(name: str) -> Figure:
-    """The settings of a figure. Raises InputError for a name that is none, and for settings that are wrong."""
+    """Load the settings of a figure.
+
+    Raises:
+        InputError: The figure is unknown, or its settings are invalid.
+    """
     if name not in known_figures():
-        raise InputError(f"no figure is called {name!r}; there are {', '.join(known_figures())}")
+        raise InputError(f"unknown figure {name!r}; choose from {', '.join(known_figures())}")
     return load_settings(SMALL / "figures" / f"{name}.yaml", Figure)
 
 
 def load_search(name: str) -> PromptSearch:
-    """The settings of a search for prompts."""
+    """Load the settings of a prompt search."""
     return load_settings(SMALL / "prompts" / f"{name}.yaml", PromptSearch)
 
 
 def load_base(name: str, overrides: Sequence[str] = ()) -> Config:
-    """The config that runs start from."""
+    """Load a base config with overrides."""
     return load_config(SMALL / f"{name}.yaml", overrides)
 
 
 def absent_model(name: str) -> str | None:
-    """The folder of the model that a figure's runs start from, if it is not there."""
+    """Return the model directory of a figure's runs if it does not exist."""
     path = load_base(load_figure(name).base).model.path
     return None if path is None or Path(path).exists() else path
 
 
 def check_out(out: Path) -> None:
-    """Raise InputError if figures cannot be made in a directory, or something else is in it."""
+    """Check that figures can be reproduced in a directory.
+
+    Raises:
+        InputError: The directory cannot be used, or contains other files.
+    """
     check_local(out, "--out")
     check_directory(out, "--out", ("runs", "starts", "figures", "cache", "index.html"))
 
 
 def units(figure: Figure, out: Path, seeds: int | None = None) -> list[Unit]:
-    """The runs of a figure, arm after arm within a seed, so that what is there early compares all arms.
+    """Return the runs of a figure, ordered by seed and then arm, so that early results compare all arms.
 
-    A run's folder is named by its settings: figures with a run in common share it.
+    A run directory is named after its settings, so figures share runs with equal settings.
     """
     first = figure.first_seed
     return [
@@ -106,7 +114,7 @@ def units(figure: Figure, out: Path, seeds: int | None = None) -> list[Unit]:
 
 
 def prompt_file(out: Path, search: str, level: str) -> Path:
-    """Where the prompt of a level is kept."""
+    """Return the file of the prompt of a level."""
     return out / "prompts" / search / f"{level}.jsonl"
 
 
@@ -128,7 +136,7 @@ def _unit(figure: Figure, arm: str, overrides: tuple[str, ...], level: str | Non
 
 
 def _slug(override: str) -> str:
-    """An override as part of a folder's name: `learner.lr=3e-4` is `lr3e-4`."""
+    """Return an override as part of a directory name: `learner.lr=3e-4` is `lr3e-4`."""
     key, _, value = override.partition("=")
     last = key.rpartition(".")[2]
     return re.sub(r"[^A-Za-z0-9.+]+", "-", f"{last}{value}").strip("-")

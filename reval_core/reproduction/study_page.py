@@ -1,4 +1,4 @@
-"""The page of a reproduction: each claim of the paper, our curves beside it, the measured number and a verdict."""
+"""The page of a reproduction: each claim of the paper with our curves, the measured values and a verdict."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reval_core.comparison.style import STYLE as RUN_COLOURS
 from reval_core.report.charts import Scale, Series, line_chart, rounds_scale, value_scale
 from reval_core.report.page import Html, duration, folded, join, number, page, percent, section, sql_note, tag
 from reval_core.reproduction.markdown import results_markdown
-from reval_core.reproduction.result import in_words
+from reval_core.reproduction.result import in_words, origin
 from reval_core.reproduction.study import known_figures
 
 _STYLE = """
@@ -38,10 +38,10 @@ _STYLES = {"reproduced": "yes", "in part": "part", "not": "no", "undecided": "pa
 
 
 def write_results(out: Path) -> None:
-    """Publish `index.html` and `results.md` over all figures that have been made in a folder."""
+    """Write `index.html` and `results.md` for all figures that were reproduced in a directory."""
     found = [read_json(path) for name in known_figures() if (path := out / "figures" / f"{name}.json").exists()]
     body = tag("main", _head(found), *map(_result, found), _footer())
-    text = page("ReVal's figures in small · reval", body, RUN_COLOURS + _STYLE)
+    text = page("Small-scale reproduction of ReVal · reval", body, RUN_COLOURS + _STYLE)
     publish_file(out / "index.html", lambda partial: partial.write_text(text, encoding="utf-8"))
     table = results_markdown(found)
     publish_file(out / "results.md", lambda partial: partial.write_text(table, encoding="utf-8"))
@@ -58,16 +58,16 @@ def _head(found: Sequence[Mapping[str, Any]]) -> Html:
         )
         for one in found
     ]
-    head = tag("tr", *(tag("th", name) for name in ("figure", "what", "measured", "")))
+    head = tag("tr", *(tag("th", name) for name in ("figure", "title", "result", "")))
     return tag(
         "header",
-        tag("h1", "The paper's figures, in small"),
+        tag("h1", "Small-scale reproduction of the paper's figures"),
         tag(
             "p",
             "Off-Policy Value-Based Reinforcement Learning for Large Language Models (arXiv 2603.23355) makes "
-            "its claims with models of 1.5 and 7 billion parameters. Here each is tried with a model of under a "
-            "million on arithmetic, by the same code. What holds in small need not hold at size, nor the other "
-            "way round.",
+            "its claims with models of 1.5 and 7 billion parameters. Here each is tested with the same code on "
+            "arithmetic, with a model of less than a million parameters. Small-scale results need not hold at full "
+            "scale, nor the other way round.",
             class_="summary",
         ),
         tag("div", tag("table", head, *rows, class_="claims"), class_="scrolled"),
@@ -81,10 +81,9 @@ def _result(found: Mapping[str, Any]) -> Html:
         f"{len(found['runs'])} runs, {seeds} {'seed' if seeds == 1 else 'seeds'}, {duration(found['run_seconds'])} "
         f"of one core; measured {found['date']} with commit {found['commit']}"
     )
-    where = found["paper"] or "past the paper"
     shown = section(
         found["title"],
-        where,
+        origin(found["verdict"], found["paper"]),
         tag("p", found["claim"], class_="claim"),
         tag("p", tag("span", f"{said.capitalize()}. ", class_=f"verdict {style}"), found["says"]),
         *map(_chart, found["charts"]),
@@ -138,10 +137,10 @@ def _runs(runs: Sequence[Mapping[str, Any]]) -> Html:
 def _footer() -> Html:
     return tag(
         "footer",
-        "Every number is made of the runs' published facts. Lines are means over seeds, the bars at their points "
-        "reach from the lowest to the highest. The SQL shown is asked of each run: ",
+        "All values come from the runs' published tables. Lines are means over seeds, and bars show the range over "
+        "seeds. The SQL shown is executed on each run: ",
         tag("code", 'reval sql RUN "SELECT …"'),
-        "; every run's own page: ",
+        "; for the page of a run: ",
         tag("code", "reval report RUN"),
         ".",
     )

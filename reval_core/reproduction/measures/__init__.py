@@ -1,4 +1,4 @@
-"""What is measured in each figure's runs."""
+"""The measurements of each figure's runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _MEASURES: dict[str, Callable[[Sequence[Record]], Result]] = {
 
 
 def measure(name: str, figure: Figure, records: Sequence[Record]) -> dict[str, Any]:
-    """What a figure came to, with the claim beside it and the runs that it is made of, as plain values."""
+    """Return the result of a figure with its claim and its runs, as plain values."""
     result = _MEASURES[name](records)
     return {
         "figure": name,
@@ -56,7 +56,7 @@ def measure(name: str, figure: Figure, records: Sequence[Record]) -> dict[str, A
 
 
 def _commit() -> str:
-    """The commit of the code, where it is a checkout."""
+    """Return the commit of the code if it is a git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude", "*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""Figures 4, 7, 8, 9 and Table 1: what held-out accuracy runs reach under different settings."""
+"""Figures 4, 7, 8, 9 and Table 1: held-out accuracy under different settings."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from reval_core.reproduction.statistics import Estimate, difference, mean_over_s
 
 
 def methods(records: Sequence[Record]) -> Result:
-    """Table 1 and Figure 4: GRPO, TBRM and ReVal on what was practised and on what was not."""
+    """Table 1 and Figure 4: GRPO, TBRM and ReVal on the trained problem type and on others."""
     final = {arm: _final(of(records, arm)) for arm in arms(records)}
     average = {arm: _over_sets(found) for arm, found in final.items()}
     ahead = {arm: difference(average["ReVal"], average[arm]) for arm in ("GRPO", "TBRM")}
     best = max(average, key=lambda arm: float(np.mean(average[arm])))
     others = {
-        arm: _over_sets({name: one for name, one in found.items() if name != practised_set(records)})
+        arm: _over_sets({name: one for name, one in found.items() if name != trained_set(records)})
         for arm, found in final.items()
     }
-    carried = {arm: difference(others["ReVal"], others[arm]) for arm in ("GRPO", "TBRM")}
+    transfer = {arm: difference(others["ReVal"], others[arm]) for arm in ("GRPO", "TBRM")}
     says = (
         f"Mean over the problem sets after the last round: {_listed(average)}. ReVal is {points(ahead['GRPO'])} "
         f"points ahead of GRPO and {points(ahead['TBRM'])} ahead of TBRM; best is {best}. "
-        f"On the sets that were not practised it is {points(carried['GRPO'])} and {points(carried['TBRM'])} points."
+        f"On the sets that were not trained on it is {points(transfer['GRPO'])} and {points(transfer['TBRM'])} "
+        "points ahead."
     )
     numbers = {
         "accuracy": {
@@ -34,16 +35,16 @@ def methods(records: Sequence[Record]) -> Result:
         },
         "average": {arm: mean_over_seeds(found).to_json() for arm, found in average.items()},
         "ahead_of": {arm: found.to_json() for arm, found in ahead.items()},
-        "ahead_where_not_practised": {arm: found.to_json() for arm, found in carried.items()},
+        "ahead_where_not_practised": {arm: found.to_json() for arm, found in transfer.items()},
     }
     charts = [accuracy_chart(records, name) for name in records[0].evaluated]
     table = _sets_table(records, final)
-    holds = [one.above(0) for one in (*ahead.values(), *carried.values())]
+    holds = [one.above(0) for one in (*ahead.values(), *transfer.values())]
     return Result(verdict(*holds), says, numbers, charts, [table], [EVALUATED])
 
 
 def best_settings(records: Sequence[Record]) -> Result:
-    """The search: of each method the settings that are best after the last round, by the mean over the sets."""
+    """The search: the best settings of each method after the last round, by the mean over the sets."""
     final = {arm: _final(of(records, arm)) for arm in arms(records)}
     average = {arm: float(np.mean(_over_sets(found))) for arm, found in final.items()}
     best: dict[str, str] = {}
@@ -61,8 +62,8 @@ def reference_resets(records: Sequence[Record]) -> Result:
 
 
 def strengths(records: Sequence[Record]) -> Result:
-    """Figure 8: β over two decades: a large one is timid, a small one collapses."""
-    found = practised(records)
+    """Figure 8: β over two orders of magnitude: a large one learns slowly, a small one collapses."""
+    found = trained_accuracy(records)
     middle = max(found, key=lambda arm: float(np.mean(found[arm])))
     order = list(found)
     inside = middle not in (order[0], order[-1])
@@ -77,7 +78,7 @@ def strengths(records: Sequence[Record]) -> Result:
         verdict(inside, falls),
         says,
         numbers,
-        [accuracy_chart(records), rounds_chart(records, "kl", "KL to the reference, nats a response")],
+        [accuracy_chart(records), rounds_chart(records, "kl", "KL to the reference, nats per response")],
         [accuracy_table(records, found)],
         [EVALUATED, ROUNDS],
     )
@@ -85,7 +86,7 @@ def strengths(records: Sequence[Record]) -> Result:
 
 def reward_designs(records: Sequence[Record]) -> Result:
     """Figure 9: rewards centred by the group's mean are best, ±1 is worst."""
-    found = practised(records)
+    found = trained_accuracy(records)
     order = sorted(found, key=lambda arm: -float(np.mean(found[arm])))
     says = (
         f"Accuracy on held-out problems after the last round: {_listed(found)}. "
@@ -102,8 +103,8 @@ def reward_designs(records: Sequence[Record]) -> Result:
 
 
 def accuracy_chart(records: Sequence[Record], problem_set: str | None = None) -> Chart:
-    """Accuracy over rounds on one problem set, the one practised if none is named."""
-    name = problem_set or practised_set(records)
+    """Return the chart of accuracy over rounds on one problem set, by default that of the trained type."""
+    name = problem_set or trained_set(records)
     lines = []
     for arm in arms(records):
         curves = [one.evaluated[name] for one in of(records, arm)]
@@ -113,7 +114,7 @@ def accuracy_chart(records: Sequence[Record], problem_set: str | None = None) ->
 
 
 def rounds_chart(records: Sequence[Record], column: str, title: str, log: bool = False) -> Chart:
-    """A column of the table `rounds`, round by round."""
+    """Return the chart of a column of the table `rounds`."""
     lines = []
     for arm in arms(records):
         found = of(records, arm)
@@ -124,7 +125,7 @@ def rounds_chart(records: Sequence[Record], column: str, title: str, log: bool =
 
 
 def accuracy_table(records: Sequence[Record], found: dict[str, list[float]]) -> Table:
-    """The last accuracy of each arm, seed by seed."""
+    """Return the table of each arm's last accuracy per seed."""
     rows = [
         [
             arm,
@@ -134,12 +135,12 @@ def accuracy_table(records: Sequence[Record], found: dict[str, list[float]]) -> 
         ]
         for arm, values in found.items()
     ]
-    columns = ["", "mean (95% interval)", "seed by seed", "resets of the reference"]
+    columns = ["", "mean (95% interval)", "per seed", "reference resets"]
     return Table("Held-out accuracy after the last round, %", columns, rows)
 
 
 def _one_is_best(records: Sequence[Record], name: str, title: str) -> Result:
-    found = practised(records)
+    found = trained_accuracy(records)
     ahead = {arm: difference(found[name], values) for arm, values in found.items() if arm != name}
     listed = ", ".join(f"{points(one)} points over {arm}" for arm, one in ahead.items())
     says = f"Accuracy on held-out problems after the last round: {_listed(found)}. {title}: {listed}."
@@ -158,25 +159,25 @@ def _one_is_best(records: Sequence[Record], name: str, title: str) -> Result:
 
 
 def _final(found: Sequence[Record]) -> dict[str, list[float]]:
-    """By problem set, each run's accuracy after its last round."""
+    """Return each run's accuracy after its last round, by problem set."""
     return {name: [one.evaluated[name][max(one.evaluated[name])] for one in found] for name in found[0].evaluated}
 
 
-def practised(records: Sequence[Record]) -> dict[str, list[float]]:
-    """By arm, each run's last accuracy on held-out problems of the kind that was practised."""
+def trained_accuracy(records: Sequence[Record]) -> dict[str, list[float]]:
+    """Return each run's last accuracy on held-out problems of the trained type, by arm."""
     final = {arm: _final(of(records, arm)) for arm in arms(records)}
-    return {arm: found[practised_set(records)] for arm, found in final.items()}
+    return {arm: found[trained_set(records)] for arm, found in final.items()}
 
 
-def practised_set(records: Sequence[Record]) -> str:
-    """The name of the held-out problems of the kind that was practised: the first set."""
+def trained_set(records: Sequence[Record]) -> str:
+    """Return the name of the held-out set of the trained problem type, which is the first set."""
     held_out = records[0].config.problems.held_out[0].arithmetic
-    assert held_out is not None, "what is practised is arithmetic"
+    assert held_out is not None, "the study trains on arithmetic"
     return set_name(held_out.digits, held_out.operators)
 
 
 def _over_sets(found: dict[str, list[float]]) -> list[float]:
-    """Each run's mean over the problem sets."""
+    """Return each run's mean over the problem sets."""
     means: list[float] = np.mean(list(found.values()), axis=0).tolist()
     return means
 
@@ -198,7 +199,7 @@ def _sets_table(records: Sequence[Record], final: dict[str, dict[str, list[float
 
 
 def estimates(found: dict[str, list[float]]) -> dict[str, object]:
-    """The mean of each arm's runs, with its interval."""
+    """Return the mean of each arm's runs with its interval."""
     return {arm: mean_over_seeds(values).to_json() for arm, values in found.items()}
 
 
@@ -207,7 +208,7 @@ def _listed(found: dict[str, list[float]]) -> str:
 
 
 def points(found: Estimate) -> str:
-    """A difference of accuracies in points, with its interval."""
+    """Format a difference of accuracies in points, with its interval."""
     return _scaled(found).text("+.1f")
 
 

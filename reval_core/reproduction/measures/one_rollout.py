@@ -1,4 +1,4 @@
-"""Figures 5 and 6: one rollout a prompt. Rounds and seconds until GRPO's best level, and where the seconds go."""
+"""Figures 5 and 6: one rollout per prompt. Rounds and seconds until GRPO's best level, and their breakdown."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reval_core.reproduction.measures.accuracy import accuracy_chart, practised_set
+from reval_core.reproduction.measures.accuracy import accuracy_chart, trained_set
 from reval_core.reproduction.measures.rounds_to_target import times
 from reval_core.reproduction.records import EVALUATED, ROUNDS, Record, arms, of
 from reval_core.reproduction.result import Result, Table, verdict
 from reval_core.reproduction.statistics import Estimate, speed_up
 
 PAPER_SECONDS = {"generation": 36.8, "update": 2.8}
-"""What a round's generation and an update cost in the paper (§5.4)."""
+"""Seconds per generation round and per update in the paper (§5.4)."""
 
 _ROUNDING = 1e-9
-"""Runs that are all at one level are at their mean, whatever its last digit."""
+"""Tolerance for comparing a run with the mean over runs."""
 
 Runs = dict[str, list[dict[str, float]]]
-"""By arm, what each of its runs spent until it was as good as GRPO ever gets."""
+"""Maps an arm to the cost of each run until GRPO's best level."""
 Spent = dict[str, dict[str, float]]
-"""By arm, the medians over its runs."""
+"""Maps an arm to the medians over its runs."""
 
 
 def fewer_rounds(records: Sequence[Record]) -> Result:
@@ -32,7 +32,7 @@ def fewer_rounds(records: Sequence[Record]) -> Result:
     fewer = _ratio(runs, ours, "rounds")
     says = (
         f"GRPO's best level, {100 * level:.1f}% (the mean over its runs), takes GRPO {spent['GRPO']['rounds']:.0f} "
-        f"rounds{_never(runs['GRPO'])}, and “{ours}” {spent[ours]['rounds']:.0f}{_never(runs[ours])}: a ratio of "
+        f"rounds{_never(runs['GRPO'])} and “{ours}” {spent[ours]['rounds']:.0f}{_never(runs[ours])}: a ratio of "
         f"{times(fewer)}."
     )
     numbers = {
@@ -51,9 +51,9 @@ def less_time(records: Sequence[Record]) -> Result:
     ours = _quickest(spent, "paper_seconds")
     faster, here = _ratio(runs, ours, "paper_seconds"), _ratio(runs, ours, "seconds")
     says = (
-        f"At the paper's costs ({PAPER_SECONDS['generation']} s a round, {PAPER_SECONDS['update']} s an update) "
-        f"“{ours}” reaches GRPO's best level faster by {times(faster)}. Here, where {_share(spent['GRPO'])} of the "
-        f"seconds with GRPO and {_share(spent[ours])} of those with ReVal are generation, it is {times(here)}."
+        f"At the paper's costs ({PAPER_SECONDS['generation']} s per round, {PAPER_SECONDS['update']} s per update) "
+        f"“{ours}” reaches GRPO's best level with a speed-up of {times(faster)}. Here, where generation takes "
+        f"{_share(spent['GRPO'])} of the time with GRPO and {_share(spent[ours])} with ReVal, it is {times(here)}."
     )
     numbers = {
         "level": level,
@@ -72,8 +72,8 @@ def _result(
 
 
 def _until_level(records: Sequence[Record]) -> tuple[float, Runs]:
-    """GRPO's best level, the mean over its runs, and what each run spent until it was there."""
-    name = practised_set(records)
+    """Return GRPO's best level (the mean over its runs), and the cost of each run until it reached that level."""
+    name = trained_set(records)
     level = float(np.mean([max(one.evaluated[name].values()) for one in of(records, "GRPO")]))
     runs = {arm: [_spent(one, name, level) for one in of(records, arm)] for arm in arms(records)}
     return level, runs
@@ -86,13 +86,13 @@ def _medians(runs: Runs) -> Spent:
 
 
 def _ratio(runs: Runs, arm: str, key: str) -> Estimate:
-    """How many times more GRPO spent than an arm."""
+    """Return the ratio of GRPO's cost to that of an arm."""
     baseline, ours = ([one[key] for one in runs[name]] for name in ("GRPO", arm))
     return speed_up({"": baseline}, {"": ours}, max(baseline))
 
 
 def _spent(record: Record, problem_set: str, level: float) -> dict[str, float]:
-    """What a run spent until the first evaluated round at the level; one that never got there, all that it did."""
+    """Return the cost of a run until its first evaluated round at the level, or its total cost if it never is."""
     curve = record.evaluated[problem_set]
     reached = next((at for at in sorted(curve) if at and curve[at] > level - _ROUNDING), None)
     rounds = reached or max(curve)
@@ -111,7 +111,7 @@ def _spent(record: Record, problem_set: str, level: float) -> dict[str, float]:
 
 def _never(found: list[dict[str, float]]) -> str:
     count = sum(one["never_there"] for one in found)
-    return f" ({count:.0f} of {len(found)} runs never get there and count as that)" if count else ""
+    return f" ({count:.0f} of {len(found)} runs never reach it and count with all their rounds)" if count else ""
 
 
 def _quickest(spent: Spent, key: str) -> str:
@@ -135,4 +135,4 @@ def _table(spent: Spent) -> Table:
         for arm, found in spent.items()
     ]
     columns = ["", "rounds", "updates", "s generating", "s learning", "at the paper's costs"]
-    return Table("Until GRPO's best level, the median over seeds", columns, rows)
+    return Table("Until GRPO's best level, median over seeds", columns, rows)

@@ -1,4 +1,4 @@
-"""Figures 2 and 3: rounds of generation until one prompt is solved, by GRPO and by ReVal with K updates a round."""
+"""Figures 2 and 3: generation rounds until one prompt is solved, by GRPO and by ReVal with K updates per round."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from reval_core.reproduction.statistics import Counts, Estimate, speed_up, typic
 PAPER_MEAN = 4.3
 """The paper's mean speed-up over its three prompts."""
 DRAWN = 40
-"""Rounds that a chart shows at most: runs that go on longer mostly never get there."""
+"""Maximum rounds shown in a chart: longer runs mostly never reach the target."""
 CHOSEN = ("GRPO best", "GRPO second", "ReVal best")
-"""The arms whose settings the search chose. Of GRPO the two quickest: on other seeds either may be the quicker."""
+"""The arms whose settings the search chose. GRPO has its two fastest: on other seeds either may be faster."""
 
 
 def fewer_rounds(records: Sequence[Record]) -> Result:
-    """Figure 3: GRPO's rounds over ReVal's, at the same learning rates and each at its best.
+    """Figure 3: the ratio of GRPO's rounds to ReVal's, at equal learning rates and with the best settings of each.
 
-    At one rate GRPO makes one update a round and ReVal the same number at every rate. GRPO with as many updates
-    and ReVal's rate, where an arm has them, is beside it. The arms in `CHOSEN` were chosen by the search, on other
-    seeds than these. ReVal is held against that one of GRPO's two that turns out better.
+    At equal rates GRPO makes one update per round, and ReVal the same number at every rate. GRPO with ReVal's rate
+    and number of updates, where an arm has them, is reported in addition. The arms in `CHOSEN` were chosen by the
+    search on other seeds. ReVal is compared with the better of GRPO's two.
     """
     limit = records[0].config.rounds
     counts = {arm: rounds_to_target(records, arm) for arm in arms(records)}
@@ -48,13 +48,13 @@ def fewer_rounds(records: Sequence[Record]) -> Result:
         for grpo, reval in equal.items()
     }
     with_equal = "".join(
-        f" With {updates} updates too, at {rate}, GRPO takes {times(one)}." for rate, one in alike.items()
+        f" With {updates} updates as well, at {rate}, GRPO takes {times(one)}." for rate, one in alike.items()
     )
     drawn = [*first, *(arm for arm in counts if arm in CHOSEN)]
     says = (
-        f"At the same learning rate, the mean over {len(pairs)} rates, GRPO takes {times(same)} the rounds of "
-        f"ReVal with K = {updates}, GRPO with one update.{with_equal} Each at its best it is {times(overall)}; "
-        f"of GRPO's two settings that is “{rival}”. The paper has {PAPER_MEAN}×."
+        f"At the same learning rate (mean over {len(pairs)} rates), GRPO with one update takes {times(same)} the "
+        f"rounds of ReVal with K = {updates}.{with_equal} With the best settings of each it is {times(overall)}; "
+        f"the better of GRPO's two settings is “{rival}”. The paper reports {PAPER_MEAN}×."
     )
     numbers = {
         "same_rate": same.value,
@@ -81,7 +81,7 @@ def fewer_rounds(records: Sequence[Record]) -> Result:
 
 
 def _pairs(records: Sequence[Record], names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """By learning rate, the arms of GRPO and of ReVal."""
+    """Return the arms of GRPO and of ReVal by learning rate."""
     rates: dict[str, dict[str, str]] = {}
     for arm in names:
         config = of(records, arm)[0].config
@@ -90,7 +90,7 @@ def _pairs(records: Sequence[Record], names: Sequence[str]) -> dict[str, tuple[s
 
 
 def more_updates(records: Sequence[Record]) -> Result:
-    """Figure 2: the more updates a round, the fewer rounds."""
+    """Figure 2: the more updates per round, the fewer rounds."""
     limit = records[0].config.rounds
     counts = {arm: rounds_to_target(records, arm) for arm in arms(records)}
     reval = sorted(
@@ -122,7 +122,7 @@ def more_updates(records: Sequence[Record]) -> Result:
 
 
 def best_settings(records: Sequence[Record]) -> Result:
-    """The search: of each method the settings that take the fewest rounds, and GRPO's second."""
+    """The search: the settings of each method with the fewest rounds, and GRPO's second best."""
     limit = records[0].config.rounds
     counts = {arm: rounds_to_target(records, arm) for arm in arms(records)}
     order = sorted(counts, key=lambda arm: typical(counts[arm], limit))
@@ -135,19 +135,19 @@ def best_settings(records: Sequence[Record]) -> Result:
 
 
 def better_grpo(counts: dict[str, Counts], limit: int) -> str:
-    """That one of the two settings chosen for GRPO which turned out to take fewer rounds."""
+    """Return the arm with fewer rounds of the two settings chosen for GRPO."""
     return min(CHOSEN[:2], key=lambda arm: typical(counts[arm], limit))
 
 
 def rounds_to_target(records: Sequence[Record], arm: str) -> Counts:
-    """An arm's rounds to the run's target accuracy, by prompt and seed; None where it never got there."""
+    """Return an arm's rounds to the target accuracy, by prompt and seed; None where it was not reached."""
     target = records[0].config.evaluation.target
     assert target is not None, "runs of this study end at a target"
     return {level: [one.rounds_to(target) for one in of(records, arm, level)] for level in levels(records)}
 
 
 def rounds_table(records: Sequence[Record], counts: dict[str, Counts], limit: int) -> Table:
-    """Every run's rounds to the target, by arm and prompt."""
+    """Return the table of every run's rounds to the target, by arm and prompt."""
     names = levels(records)
     rows = [
         [
@@ -157,11 +157,11 @@ def rounds_table(records: Sequence[Record], counts: dict[str, Counts], limit: in
         ]
         for arm, by in counts.items()
     ]
-    return Table("Rounds to 95%, seed by seed", ["", *names, "typical (95% interval)"], rows)
+    return Table("Rounds to 95% per seed", ["", *names, "typical (95% interval)"], rows)
 
 
 def costs(records: Sequence[Record]) -> dict[str, dict[str, float]]:
-    """What an arm spent until it was there: medians over its runs. Updates are no less part of the price."""
+    """Return the cost of each arm until the target, as medians over its runs. Updates are part of the cost."""
     names = ("updates", "tokens", "generation_seconds", "learning_seconds")
     return {
         arm: {name: float(np.median([one.spent(name) for one in of(records, arm)])) for name in names}
@@ -171,14 +171,14 @@ def costs(records: Sequence[Record]) -> dict[str, dict[str, float]]:
 
 
 def cost_table(records: Sequence[Record]) -> Table:
-    """Updates, tokens and seconds beside the rounds."""
+    """Return the table of updates, tokens and seconds."""
     rows = [
         [arm, f"{cost['updates']:.0f}", f"{cost['tokens']:,.0f}", f"{cost['generation_seconds']:.1f}",
          f"{cost['learning_seconds']:.1f}"]
         for arm, cost in costs(records).items()
     ]  # fmt: skip
     columns = ["", "updates", "generated tokens", "s generating", "s learning"]
-    return Table("What it cost until then, the median over runs", columns, rows)
+    return Table("Cost until then, median over runs", columns, rows)
 
 
 def _of_kind(records: Sequence[Record], arm: str, kind: str) -> bool:
@@ -186,7 +186,7 @@ def _of_kind(records: Sequence[Record], arm: str, kind: str) -> bool:
 
 
 def _equal(records: Sequence[Record]) -> dict[str, str]:
-    """By arm of GRPO, the arm of ReVal with its learning rate and updates, if there is one."""
+    """Map each GRPO arm to the ReVal arm with the same learning rate and updates, if there is one."""
     settings = {arm: of(records, arm)[0].config for arm in arms(records) if arm not in CHOSEN}
     by_kind: dict[str, dict[tuple[float, int], str]] = {}
     for arm, config in settings.items():
@@ -195,7 +195,7 @@ def _equal(records: Sequence[Record]) -> dict[str, str]:
 
 
 def _seconds(record: Record) -> float:
-    """Generation and learning: how often a policy is evaluated is the study's choice."""
+    """Return the time of generation and learning: the number of evaluations is a choice of the study."""
     return record.spent("generation_seconds") + record.spent("learning_seconds")
 
 
@@ -204,13 +204,13 @@ def _updates(records: Sequence[Record], arm: str) -> int:
 
 
 def curves(records: Sequence[Record], level: str, names: Sequence[str]) -> Chart:
-    """The share of right rollouts, round by round; where a run has ended, it stays where it got."""
+    """Return the chart of the share of right rollouts per round; a finished run keeps its last value."""
     chosen = {arm: of(records, arm, level) for arm in names}
     last = min(DRAWN, max(len(one.rounds) for found in chosen.values() for one in found))
     lines = []
     for arm, found in chosen.items():
         longest = min(last, max(len(one.rounds) for one in found))
-        values = np.array([_held(one, longest)[: longest + 1] for one in found])
+        values = np.array([_extended(one, longest)[: longest + 1] for one in found])
         x = list(range(longest + 1))
         low, high = (_thinned(side.tolist()) for side in (values.min(0), values.max(0)))
         lines.append(Line(arm, x, values.mean(0).tolist(), low, high))
@@ -218,12 +218,12 @@ def curves(records: Sequence[Record], level: str, names: Sequence[str]) -> Chart
 
 
 def _thinned(values: Sequence[float]) -> list[float | None]:
-    """The ends of intervals, of every fifth round only after the tenth: a bar at each would be a fence."""
+    """Return the ends of intervals, only for every fifth round after the tenth, to keep the chart readable."""
     return [value if at <= 10 or at % 5 == 0 else None for at, value in enumerate(values)]
 
 
-def _held(record: Record, rounds: int) -> list[float]:
-    """The share of right rollouts of each policy, the last one's as it was evaluated, and held from there on."""
+def _extended(record: Record, rounds: int) -> list[float]:
+    """Return the share of right rollouts of each policy, extended by the last, evaluated value."""
     values = [float(row["accuracy"]) for row in record.rounds]
     values.append(float(record.rounds[-1]["held_out_accuracy"]))
     return values + [values[-1]] * (rounds + 1 - len(values))
@@ -234,5 +234,5 @@ def _shown(rounds: Any, limit: int) -> str:
 
 
 def times(found: Estimate) -> str:
-    """A ratio with its interval, in words."""
+    """Format a ratio with its interval."""
     return found.text(".1f", "×")

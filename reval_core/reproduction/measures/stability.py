@@ -1,4 +1,4 @@
-"""Figures 10 and 11: what the objective does where it should do nothing, and how large its gradients get."""
+"""Figures 10 and 11: the objective without reward, and the size of its gradients."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reval_core.reproduction.measures.accuracy import accuracy_chart, practised_set, rounds_chart
+from reval_core.reproduction.measures.accuracy import accuracy_chart, rounds_chart, trained_set
 from reval_core.reproduction.records import EVALUATED, ROUNDS, Record, arms, of
 from reval_core.reproduction.result import Result, Table, verdict
 from reval_core.reproduction.statistics import mean_over_seeds
 
 _NO_KL = 1e-3
 _LAST = 10
-"""Rounds at the end that a KL is averaged over: it is estimated from a round's 16 responses."""
+"""Number of last rounds over which the KL is averaged: each estimate has only 16 responses."""
 
 
 def no_reward(records: Sequence[Record]) -> Result:
-    """Figure 10: without reward TBRM moves the policy away from the reference; ReVal leaves it where it is."""
+    """Figure 10: without reward TBRM moves the policy away from the reference; ReVal leaves it unchanged."""
     kl = {arm: mean_over_seeds([_last_kl(one) for one in of(records, arm)]) for arm in ("TBRM", "ReVal")}
     tbrm, reval = kl["TBRM"], kl["ReVal"]
     rounds = len(records[0].rounds)
@@ -35,7 +35,7 @@ def no_reward(records: Sequence[Record]) -> Result:
         verdict(tbrm.value > 10 * _NO_KL, abs(reval.value) < _NO_KL),
         says,
         numbers,
-        [rounds_chart(records, "kl", "KL to the reference, nats a response")],
+        [rounds_chart(records, "kl", "KL to the reference, nats per response")],
         [],
         [ROUNDS],
     )
@@ -65,9 +65,7 @@ def gradients(records: Sequence[Record]) -> Result:
          f"{100 * float(np.mean(accuracy[arm])):.1f}"]
         for arm in names
     ]  # fmt: skip
-    table = Table(
-        "Largest gradient norm, before clipping", ["", "median", "seed by seed", "last accuracy, %"], rows
-    )
+    table = Table("Largest gradient norm, before clipping", ["", "median", "per seed", "last accuracy, %"], rows)
     return Result(
         verdict(ratio > 10, worse),
         says,
@@ -88,5 +86,5 @@ def _last_kl(record: Record) -> float:
 
 
 def _last_accuracy(record: Record) -> float:
-    curve = record.evaluated[practised_set([record])]
+    curve = record.evaluated[trained_set([record])]
     return curve[max(curve)]

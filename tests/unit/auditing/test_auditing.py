@@ -1,4 +1,4 @@
-"""What the audit asks: values by plain arithmetic, golds by their kind, equal rewritings, different mutants."""
+"""The audit: values by plain arithmetic, kinds of golds, equal rewritings, different mutants."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def test_a_value_is_that_of_the_text(text: str, value: Fraction | float) -> None
 @pytest.mark.parametrize(
     "text", ["", "x^10", "1/2x", r"\sin 2x", r"\text{even}", "3 = 3", "(1, 2)", "1/0", "((2)", "1 000"]
 )
-def test_nothing_is_known_of_what_is_ambiguous_or_no_number(text: str) -> None:
+def test_ambiguous_or_non_numeric_text_has_no_value(text: str) -> None:
     assert value_of(text) is None
     assert not differ(text, "7")
     assert not same(text, text)
 
 
-def test_letters_are_different_numbers_and_case_matters() -> None:
+def test_letters_denote_different_numbers_and_case_matters() -> None:
     assert differ("x", "X")
     assert differ("R-r", "0")
     assert differ("x_1", "x_2")
@@ -75,12 +75,12 @@ def test_tiny_numbers_do_not_underflow() -> None:
 
 
 @given(st.integers(-(10**9), 10**9), st.integers(1, 10**6), st.integers(-50, 50))
-def test_arithmetic_is_that_of_fractions(top: int, bottom: int, other: int) -> None:
+def test_arithmetic_on_fractions_is_exact(top: int, bottom: int, other: int) -> None:
     assert value_of(rf"\frac{{{top}}}{{{bottom}}} - ({other})^{{2}}") == Fraction(top, bottom) - other**2
 
 
 @pytest.mark.parametrize(("kind", "gold"), [(kind, gold) for kind, golds in WRITTEN.items() for gold in golds])
-def test_golds_are_read_by_their_kind(kind: str, gold: str) -> None:
+def test_golds_are_parsed_by_their_kind(kind: str, gold: str) -> None:
     assert read_gold(gold).kind == kind
 
 
@@ -106,7 +106,7 @@ def test_golds_are_read_by_their_kind(kind: str, gold: str) -> None:
         ("-3", "all", []),
     ],
 )
-def test_suspicious_golds_are_named_with_the_reason(gold: str, gold_mode: str, reasons: list[str]) -> None:
+def test_suspicious_golds_are_reported_with_the_reason(gold: str, gold_mode: str, reasons: list[str]) -> None:
     assert suspicions(gold, gold_mode) == reasons
 
 
@@ -121,9 +121,9 @@ GOLDS = st.one_of(INTEGERS, FRACTIONS, DECIMALS, SURDS)
 
 @given(GOLDS)
 def test_every_rewriting_of_a_number_has_its_value(gold: str) -> None:
-    """By Python's own arithmetic, wherever it can read the text."""
-    asked = [answer(one.response) for one in rewritings(gold, "all", "")]
-    read = [text for text in asked if text is not None and value_of(text) is not None]
+    """Checked by plain arithmetic wherever it can parse the text."""
+    answers = [answer(one.response) for one in rewritings(gold, "all", "")]
+    read = [text for text in answers if text is not None and value_of(text) is not None]
     assert all(same(gold, text) for text in read)
     assert len(read) >= 2
 
@@ -131,8 +131,8 @@ def test_every_rewriting_of_a_number_has_its_value(gold: str) -> None:
 @given(GOLDS, st.integers(0, 99))
 def test_no_mutant_of_a_number_has_its_value(gold: str, seed: int) -> None:
     made = mutants(gold, "all", "", ["17", r"\frac{1}{3}", "x"], "strict", random.Random(seed))
-    asked = [answer(one.response) for one in made]
-    read = [text for text in asked if text is not None and value_of(text) is not None]
+    answers = [answer(one.response) for one in made]
+    read = [text for text in answers if text is not None and value_of(text) is not None]
     unfinished = [answer(one.response) for one in made if one.kind == "unfinished"]
     assert {text for text in read if same(gold, text)} <= set(unfinished)
     assert len(read) >= 3
@@ -147,13 +147,13 @@ def test_every_gold_has_variants_of_its_kind(gold: str) -> None:
     assert len({one.kind for one in wrong}) >= 4
 
 
-def test_what_the_problem_states_is_no_rewriting() -> None:
-    asked = [one.response for one in rewritings("4.5", "all", r"What is $\frac{9}{2}$ as a decimal?")]
-    assert not any(r"\frac" in response for response in asked if "First" not in response)
+def test_text_of_the_problem_is_not_a_rewriting() -> None:
+    responses = [one.response for one in rewritings("4.5", "all", r"What is $\frac{9}{2}$ as a decimal?")]
+    assert not any(r"\frac" in response for response in responses if "First" not in response)
     assert any(r"\frac{9}{2}" in one.response for one in rewritings("4.5", "all", "What is it?"))
 
 
-def test_a_formula_of_the_problem_is_a_mutant_where_it_is_another_number_or_strictly_unfinished() -> None:
+def test_a_formula_of_the_problem_is_a_mutant_if_it_differs_or_is_unfinished_in_strict_mode() -> None:
     def formulas(problem: str, mode: str) -> list[str]:
         made = mutants("82", "all", problem, [], mode, random.Random(0))
         return [one.response for one in made if one.kind == "the problem's formula"]
@@ -165,7 +165,7 @@ def test_a_formula_of_the_problem_is_a_mutant_where_it_is_another_number_or_stri
 
 
 @given(st.integers(-(10**6), 10**6), st.integers(0, 99))
-def test_unfinished_work_amounts_to_the_gold_and_is_asked_strictly_only(gold: int, seed: int) -> None:
+def test_unfinished_answers_equal_the_gold_and_are_tested_in_strict_mode_only(gold: int, seed: int) -> None:
     strict, lenient = (
         [answer(one.response) for one in made if one.kind == "unfinished"]
         for made in (mutants(str(gold), "all", "", [], mode, random.Random(seed)) for mode in ("strict", "lenient"))
@@ -175,7 +175,7 @@ def test_unfinished_work_amounts_to_the_gold_and_is_asked_strictly_only(gold: in
     assert lenient == []
 
 
-def test_of_any_of_several_answers_no_other_member_is_a_mutant() -> None:
+def test_with_any_of_several_answers_no_member_is_a_mutant() -> None:
     for seed in range(50):
         made = mutants("3, 4, 5, 6", "any", "", [], "strict", random.Random(seed))
         plain = [
@@ -195,22 +195,22 @@ PIECES = st.one_of(
 
 
 @given(st.one_of(st.lists(PIECES, max_size=12).map("".join), st.text(max_size=12)), st.sampled_from(["all", "any"]))
-def test_whatever_a_gold_is_it_can_be_audited(gold: str, gold_mode: GoldMode) -> None:
+def test_every_gold_can_be_audited(gold: str, gold_mode: GoldMode) -> None:
     problem = Problem("7", rf"Is it ${gold}$ or $1+2$?", gold or "0", gold_mode)
-    asked = variants(problem, ["17", gold], "strict", seed=0)
-    assert asked[0][0] == "gold"
+    found = variants(problem, ["17", gold], "strict", seed=0)
+    assert found[0][0] == "gold"
     assert isinstance(suspicions(gold, gold_mode), list)
 
 
-def test_what_is_asked_follows_from_the_seed_and_the_problem() -> None:
+def test_variants_depend_on_the_seed_and_the_problem_only() -> None:
     problem = Problem("7", "What is it?", "42")
-    asked, again, other = (variants(problem, ["17", "3"], "strict", seed) for seed in (1, 1, 2))
-    assert asked == again
-    assert [one for one in asked if one[0] != "mutant"] == [one for one in other if one[0] != "mutant"]
-    assert asked != other
+    found, again, other = (variants(problem, ["17", "3"], "strict", seed) for seed in (1, 1, 2))
+    assert found == again
+    assert [one for one in found if one[0] != "mutant"] == [one for one in other if one[0] != "mutant"]
+    assert found != other
 
 
 def answer(response: str) -> str | None:
-    """What stands in the box of the plainest response; None for others."""
+    """Return the boxed answer of a plain response; None for others."""
     found = WHOLE.fullmatch(response)
     return None if found is None else found[1]

@@ -1,4 +1,4 @@
-"""What the figures on arithmetic say of made runs whose numbers are known."""
+"""The measures of the arithmetic figures on synthetic runs with known values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OTHER = "1-digit differences"
 
 
 def arithmetic(arm: str, final: list[float], rounds: int = 8, kl: float = 0.1, **changes: Any) -> list[Made]:
-    """Runs whose accuracy goes from 0.4 to `final`, a run a seed; on the other set it stays at half of that."""
+    """Return one run per seed whose accuracy goes from 0.4 to `final`; on the other set it is half of that."""
     config = small_config(**changes)
     rows = [
         {
@@ -53,7 +53,7 @@ def test_methods_are_compared_over_all_sets() -> None:
     behind = [*arithmetic("GRPO", [0.95, 0.95]), *records[2:]]
     assert methods(behind).verdict == "in part"
     doubtful = [*arithmetic("GRPO", [0.85, 0.95]), *records[2:]]
-    assert methods(doubtful).verdict == "in part", "a lead of one point with seeds on both sides is none"
+    assert methods(doubtful).verdict == "in part", "a lead of one point with seeds on both sides is not clear"
 
 
 def test_one_interval_must_be_best() -> None:
@@ -64,12 +64,12 @@ def test_one_interval_must_be_best() -> None:
     assert reference_resets(runs(0.8)).verdict == "reproduced"
     assert reference_resets(runs(0.95)).verdict == "in part"
     alone = reference_resets(runs(0.8, seeds=1))
-    assert alone.verdict == "undecided", "one seed says nothing of others"
+    assert alone.verdict == "undecided", "one seed has no interval"
     assert "+30.0 (too few seeds for an interval) points over never" in alone.says
     assert alone.numbers["ahead_of"]["never"] == {"value": pytest.approx(0.3), "low": None, "high": None}
 
 
-def test_the_best_strength_lies_inside_and_the_kl_falls_with_it() -> None:
+def test_the_best_beta_is_intermediate_and_the_kl_falls_with_beta() -> None:
     def runs(middle: float, kl: float) -> list[Made]:
         return [
             *arithmetic("β 0.01", [0.5], kl=0.5, objective__beta=0.01),
@@ -91,7 +91,7 @@ def test_centred_rewards_must_be_best_and_signed_ones_worst() -> None:
     assert reward_designs(runs(**{"centred": 0.6, "0/1": 0.8, "±1": 0.7})).verdict == "not"
 
 
-def test_gradients_are_compared_at_the_smallest_strength() -> None:
+def test_gradients_are_compared_at_the_smallest_beta() -> None:
     regression = {"objective": {"kind": "regression", "beta": 0.01}}
     records = [
         *arithmetic("ReVal", [0.9], objective__beta=0.01),
@@ -102,10 +102,10 @@ def test_gradients_are_compared_at_the_smallest_strength() -> None:
     assert found.numbers["regression_to_reval"] == pytest.approx(25)
     assert found.verdict == "reproduced"
     records[1].rounds = records[0].rounds
-    assert gradients(records).verdict == "in part", "it is worse all the same"
+    assert gradients(records).verdict == "in part", "its accuracy is still worse"
 
 
-def test_rounds_and_costs_count_until_grpo_is_at_its_best() -> None:
+def test_rounds_and_costs_count_until_grpos_best_level() -> None:
     records = [
         *arithmetic("GRPO", [0.8, 0.8, 0.8], learner__updates=1),
         *arithmetic("ReVal", [1.2, 1.2, 1.2], learner__updates=4),  # at GRPO's best level after half the rounds
@@ -118,11 +118,14 @@ def test_rounds_and_costs_count_until_grpo_is_at_its_best() -> None:
     assert (rounds.verdict, time.verdict) == ("reproduced", "reproduced")
     mixed = [*records[:3], *arithmetic("ReVal", [1.2, 1.2, 0.7], learner__updates=4)]
     assert one_rollout.fewer_rounds(mixed).numbers["intervals"]["fewer_rounds"] == pytest.approx([1, 2])
-    assert one_rollout.fewer_rounds(mixed).verdict == "undecided", "one of three seeds is no sooner there"
-    assert "“ReVal” 4 (1 of 3 runs never get there and count as that)" in one_rollout.fewer_rounds(mixed).says
+    assert one_rollout.fewer_rounds(mixed).verdict == "undecided", "one of three seeds is not faster"
+    assert (
+        "“ReVal” 4 (1 of 3 runs never reach it and count with all their rounds)"
+        in one_rollout.fewer_rounds(mixed).says
+    )
 
 
-def test_what_goes_past_the_paper_is_held_against_its_own_choice() -> None:
+def test_extensions_are_compared_with_the_papers_choice() -> None:
     records = [*arithmetic("paper", [0.8, 0.9]), *arithmetic("ours", [0.85, 0.95])]
     found = beyond.more_accurate_than_the_first(records)
     assert found.numbers["ahead"]["ours"]["value"] == pytest.approx(0.05)

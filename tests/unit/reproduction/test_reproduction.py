@@ -1,4 +1,4 @@
-"""The paper's figures in small: their plans, the numbers that are made of runs, and the verdicts."""
+"""The small-scale reproduction: plans, values computed from runs, and verdicts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[3]
 
 
 class Made(Record):
-    """A run whose rounds and evaluations are given."""
+    """A record with given rounds and evaluations."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Made(Record):
 
 
 def one_prompt(arm: str, level: str, seed: int, rounds: int | None, **changes: Any) -> Made:
-    """A run that gets to 95% in so many rounds, of at most 120."""
+    """Return a run that reaches 95% in `rounds` rounds, of at most 120; None never reaches it."""
     config = small_config(rounds=120, evaluation__target=0.95, **changes)
     rows = [
         {
@@ -87,7 +87,7 @@ COUNTS: dict[str, tuple[dict[str, Any], dict[str, list[int | None]]]] = {
 
 
 @pytest.mark.parametrize("name", known_figures())
-def test_every_figure_is_planned(name: str, tmp_path: Path) -> None:
+def test_every_figure_has_runs(name: str, tmp_path: Path) -> None:
     figure = load_figure(name)
     planned = units(figure, tmp_path)
     assert len({unit.path for unit in planned}) == len(planned)
@@ -97,11 +97,11 @@ def test_every_figure_is_planned(name: str, tmp_path: Path) -> None:
     assert len(units(figure, tmp_path, seeds=1)) == len(planned) // figure.seeds
 
 
-def test_every_figure_is_measured() -> None:
+def test_every_figure_has_a_measure() -> None:
     assert set(_MEASURES) == set(known_figures())
 
 
-def test_runs_in_one_folder_are_one_run(tmp_path: Path) -> None:
+def test_units_share_a_directory_only_with_equal_settings(tmp_path: Path) -> None:
     known: dict[Path, Any] = {}
     for name in known_figures():
         for unit in units(load_figure(name), tmp_path):
@@ -111,17 +111,17 @@ def test_runs_in_one_folder_are_one_run(tmp_path: Path) -> None:
     assert shared & {unit.path for unit in units(load_figure("fig3"), tmp_path)}, "figures 2 and 3 share runs"
 
 
-def test_searches_take_other_seeds_than_the_figures_that_follow_them(tmp_path: Path) -> None:
+def test_searches_use_other_seeds_than_the_figures_that_use_them(tmp_path: Path) -> None:
     searched = {unit.seed for unit in units(load_figure("search-one-prompt"), tmp_path)}
     assert not searched & {unit.seed for unit in units(load_figure("fig3"), tmp_path, seeds=50)}
 
 
-def test_an_unknown_figure_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(InputError, match=r"no figure is called 'fig33'; there are fig2, fig3"):
+def test_an_unknown_figure_is_rejected_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"unknown figure 'fig33'; choose from fig2, fig3"):
         load_figure("fig33")
 
 
-def test_all_leaves_out_the_searches_and_a_model_that_is_not_here(
+def test_all_leaves_out_searches_and_absent_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -135,11 +135,11 @@ def test_all_leaves_out_the_searches_and_a_model_that_is_not_here(
     assert "real-model" in all_figures()
 
 
-def test_the_prompts_are_those_of_the_paper() -> None:
+def test_the_prompt_levels_are_those_of_the_paper() -> None:
     assert load_search("arithmetic").levels == {"hard": 0.10, "medium": 0.40, "easy": 0.68}
 
 
-def test_a_run_of_an_earlier_config_is_neither_believed_nor_gone_on_with(tmp_path: Path) -> None:
+def test_a_run_of_an_earlier_config_is_neither_reused_nor_resumed(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     made, edited = small_config(), small_config(learner__lr=0.5)
     directory.open(made)
@@ -150,15 +150,15 @@ def test_a_run_of_an_earlier_config_is_neither_believed_nor_gone_on_with(tmp_pat
 
 
 def test_the_nearest_prompts_are_candidates() -> None:
-    asked = [Asked(name, name, "1", rate, 32) for name, rate in (("a", 0.5), ("b", 0.1), ("c", 0.45), ("d", 0.3))]
-    assert [one.prompt_id for one in nearest(asked, 0.4, 2)] == ["c", "a"]
+    known = [Asked(name, name, "1", rate, 32) for name, rate in (("a", 0.5), ("b", 0.1), ("c", 0.45), ("d", 0.3))]
+    assert [one.prompt_id for one in nearest(known, 0.4, 2)] == ["c", "a"]
 
 
 def test_typical_is_the_geometric_mean_over_prompts_of_medians_over_seeds() -> None:
     assert typical({"hard": [12, 18, 15], "easy": [60, 16, 21]}, 120) == pytest.approx((15 * 21) ** 0.5)
 
 
-def test_a_run_that_never_gets_there_counts_as_the_limit() -> None:
+def test_a_run_that_misses_the_target_counts_as_the_limit() -> None:
     assert typical({"hard": [20, None, None]}, 120) == pytest.approx(120)
     assert typical({"hard": [20, 30, None]}, 120) == pytest.approx(30)
 
@@ -169,7 +169,7 @@ def test_a_speed_up_has_an_interval_around_it() -> None:
     assert found.value == pytest.approx((15 * 17) ** 0.5 / (5 * 4) ** 0.5)
     assert found.low < found.value < found.high
     assert speed_up(baseline, baseline, 120).value == pytest.approx(1)
-    assert speed_up(baseline, baseline, 120).low < 1, "the two sides are redrawn by themselves"
+    assert speed_up(baseline, baseline, 120).low < 1, "the two sides are resampled independently"
 
 
 def test_means_and_differences_come_with_intervals_over_seeds() -> None:
@@ -190,16 +190,16 @@ def test_one_seed_has_no_interval() -> None:
         assert found.to_json() == {"value": 2.0, "low": None, "high": None}
         assert found.text(".1f") == "2.0 (too few seeds for an interval)"
     assert mean_over_seeds([2.0, 2.0]).text(".1f") == "2.0 (2.0 to 2.0)"
-    assert speed_up({"hard": [12, 13]}, {"hard": [6, 7]}, 120).interval is None, "two seeds cannot be redrawn"
+    assert speed_up({"hard": [12, 13]}, {"hard": [6, 7]}, 120).interval is None, "two seeds are too few to resample"
 
 
-def test_intervals_of_means_hold_the_mean_95_times_in_100() -> None:
+def test_intervals_of_means_cover_the_mean_95_times_in_100() -> None:
     rng = np.random.default_rng(0)
     found = [mean_over_seeds(draw.tolist()) for draw in rng.normal(0.5, 0.1, size=(2000, 3))]
     assert 0.93 < np.mean([one.low <= 0.5 <= one.high for one in found]) < 0.97
 
 
-def test_speed_ups_of_equal_sides_hold_1_95_times_in_100() -> None:
+def test_speed_ups_of_equal_sides_cover_1_95_times_in_100() -> None:
     rng = np.random.default_rng(0)
 
     def side() -> dict[str, list[float]]:
@@ -209,7 +209,7 @@ def test_speed_ups_of_equal_sides_hold_1_95_times_in_100() -> None:
     assert np.mean([one.low <= 1 <= one.high for one in found]) > 0.92
 
 
-def test_fewer_rounds_are_counted_at_one_rate_and_at_the_best() -> None:
+def test_fewer_rounds_compares_equal_rates_and_best_settings() -> None:
     found = fewer_rounds(study(COUNTS))
     quick, slow = (15 * 17) ** 0.5 / (5 * 4) ** 0.5, (44 * 65) ** 0.5 / (10 * 8) ** 0.5
     by_rate = found.numbers["same_rate_by_rate"]
@@ -219,18 +219,20 @@ def test_fewer_rounds_are_counted_at_one_rate_and_at_the_best() -> None:
     assert found.numbers["best"] == pytest.approx((9 * 8) ** 0.5 / 2)
     assert found.numbers["best_is_against"] == "GRPO best"
     equal = found.numbers["same_rate_and_updates"]
-    assert equal == {}, "no arm of GRPO has as many updates"
+    assert equal == {}, "no GRPO arm has as many updates"
     assert found.numbers["never_there"]["slow GRPO"] == 1
     assert found.numbers["costs"]["K8"]["updates"] == 8 * np.median([5, 4, 7, 4, 4, 4])
     assert found.verdict == "reproduced"
 
 
-def test_grpo_with_as_many_updates_is_shown_beside_it() -> None:
+def test_grpo_with_as_many_updates_is_also_reported() -> None:
     alike = {"GRPO, K = 8": ({**GRPO, **QUICK, "learner__updates": 8}, COUNTS["GRPO second"][1])}
     found = fewer_rounds(study(COUNTS | alike))
-    assert found.numbers["same_rate"] == fewer_rounds(study(COUNTS)).numbers["same_rate"], "there it makes one"
+    assert found.numbers["same_rate"] == fewer_rounds(study(COUNTS)).numbers["same_rate"], (
+        "the main comparison has one update"
+    )
     assert found.numbers["same_rate_and_updates"]["0.0003"]["value"] == pytest.approx(16 / (5 * 4) ** 0.5)
-    assert "With 8 updates too, at 0.0003, GRPO takes 3.6×" in found.says
+    assert "With 8 updates as well, at 0.0003, GRPO takes 3.6×" in found.says
 
 
 def test_seconds_are_those_of_generation_and_learning() -> None:
@@ -238,37 +240,37 @@ def test_seconds_are_those_of_generation_and_learning() -> None:
     assert found["seconds"] == found["generation_seconds"] + found["learning_seconds"] == 2 * 1.5
 
 
-def test_the_best_is_held_against_the_better_grpo_and_what_goes_past_the_paper_is_named() -> None:
-    past = {"4 to 32 updates": ({"learner__updates": 32, **QUICK}, {"hard": [3, 3, 3], "easy": [3, 3, 3]})}
-    found = beyond.all_together(study({arm: COUNTS[arm] for arm in CHOSEN} | past))
+def test_the_best_is_compared_with_the_better_grpo_and_the_best_extension_is_named() -> None:
+    extension = {"4 to 32 updates": ({"learner__updates": 32, **QUICK}, {"hard": [3, 3, 3], "easy": [3, 3, 3]})}
+    found = beyond.all_together(study({arm: COUNTS[arm] for arm in CHOSEN} | extension))
     assert found.numbers["best_arm"] == "ReVal best"
     assert found.numbers["best_is_against"] == "GRPO best"
     assert found.numbers["best"] == pytest.approx((9 * 8) ** 0.5 / 2)
-    assert "The quickest that goes past the paper is “4 to 32 updates”, 2.8×" in found.says
+    assert "The fastest extension is “4 to 32 updates”, 2.8×" in found.says
     assert found.verdict == "not", "4.2 is neither 6 nor the paper's 4.3"
     slow = {**COUNTS, "GRPO best": (COUNTS["GRPO best"][0], {"hard": [13] * 3, "easy": [13] * 3})}
-    assert beyond.all_together(study({arm: slow[arm] for arm in CHOSEN} | past)).verdict == "reproduced"
+    assert beyond.all_together(study({arm: slow[arm] for arm in CHOSEN} | extension)).verdict == "reproduced"
 
 
-def test_an_arm_is_quicker_than_the_first_only_where_the_interval_says_so() -> None:
+def test_an_arm_is_faster_than_the_first_only_if_the_interval_excludes_1() -> None:
     slow = ({}, {"hard": [20, 22, 24], "easy": [20, 22, 24]})
     quick = ({}, {"hard": [10, 11, 12], "easy": [10, 11, 12]})
     found = beyond.fewer_rounds_than_the_first(study({"uniform": slow, "by age": quick}))
     assert found.numbers["speed_up"]["by age"]["value"] == pytest.approx(2)
     assert found.verdict == "reproduced"
     assert beyond.fewer_rounds_than_the_first(study({"uniform": quick, "by age": slow})).verdict == "not"
-    assert mean_over_seeds([1.0, 2.0, 3.0]).above(0) is None, "the interval holds 0"
+    assert mean_over_seeds([1.0, 2.0, 3.0]).above(0) is None, "the interval includes 0"
     assert mean_over_seeds([2.0, 2.1, 2.2]).above(0) is True
     one = ({}, {"hard": [10], "easy": [10]})
     assert beyond.fewer_rounds_than_the_first(study({"uniform": slow, "by age": one})).verdict == "undecided"
 
 
-def test_a_ratio_under_the_papers_is_a_reproduction_in_part() -> None:
+def test_a_ratio_below_the_papers_is_reproduced_in_part() -> None:
     late = {**COUNTS, "ReVal best": (COUNTS["ReVal best"][0], {"hard": [3], "easy": [2]})}
     assert fewer_rounds(study(late)).verdict == "in part"
 
 
-def test_where_grpos_quickest_collapses_reval_is_held_against_its_second() -> None:
+def test_if_grpos_fastest_setting_collapses_reval_is_compared_with_its_second() -> None:
     collapsed = {**COUNTS, "GRPO best": (COUNTS["GRPO"][0], {"hard": [2, None, None], "easy": [9, 9, 9]})}
     found = fewer_rounds(study(collapsed))
     assert found.numbers["best_is_against"] == "GRPO second"
@@ -312,7 +314,7 @@ def test_without_reward_only_one_of_the_two_may_move(tbrm: float, reval: float, 
     assert (found.numbers["tbrm_kl"], found.numbers["reval_kl"]) == pytest.approx((tbrm, reval))
 
 
-def test_what_the_paper_left_open_holds_or_does_not() -> None:
+def test_extensions_hold_or_do_not_hold() -> None:
     assert [in_words(said, "Figure 3") for said in ("reproduced", "in part", "not")] == [
         "reproduced",
         "in part",
@@ -326,12 +328,12 @@ def test_what_the_paper_left_open_holds_or_does_not() -> None:
     ]
 
 
-def test_a_verdict_is_in_part_where_only_a_part_holds() -> None:
+def test_a_verdict_is_in_part_if_only_some_parts_hold() -> None:
     assert [verdict(True, True), verdict(True, False), verdict(False, False)] == ["reproduced", "in part", "not"]
     assert [verdict(None, True), verdict(None, False), verdict(None)] == ["in part", "undecided", "undecided"]
 
 
-def test_the_results_of_some_figures_take_the_place_of_theirs_alone() -> None:
+def test_merging_replaces_only_the_figures_with_new_results() -> None:
     merged = runpy.run_path(str(ROOT / "docs/make_reproduction.py"))["merged"]
 
     def results(**said: str) -> str:
