@@ -1,1 +1,1 @@
-"""The paper's figures in small: which runs each one takes, what is measured in them, and what that says."""
+"""Small-scale reproduction of the paper's figures: their runs, their measurements, and the verdicts."""

@@ -28,7 +28,7 @@ def fewer_rounds(records: Sequence[Record]) -> Result:
     """Figure 5: generation rounds until GRPO's best level."""
     level, runs = _until_level(records)
     spent = _medians(runs)
-    ours = _quickest(spent, "rounds")
+    ours = _fastest(spent, "rounds")
     fewer = _ratio(runs, ours, "rounds")
     says = (
         f"GRPO's best level, {100 * level:.1f}% (the mean over its runs), takes GRPO {spent['GRPO']['rounds']:.0f} "
@@ -48,7 +48,7 @@ def less_time(records: Sequence[Record]) -> Result:
     """Figure 6: seconds until GRPO's best level, at our costs and at the paper's."""
     level, runs = _until_level(records)
     spent = _medians(runs)
-    ours = _quickest(spent, "paper_seconds")
+    ours = _fastest(spent, "paper_seconds")
     faster, here = _ratio(runs, ours, "paper_seconds"), _ratio(runs, ours, "seconds")
     says = (
         f"At the paper's costs ({PAPER_SECONDS['generation']} s per round, {PAPER_SECONDS['update']} s per update) "
@@ -114,7 +114,7 @@ def _never(found: list[dict[str, float]]) -> str:
     return f" ({count:.0f} of {len(found)} runs never reach it and count with all their rounds)" if count else ""
 
 
-def _quickest(spent: Spent, key: str) -> str:
+def _fastest(spent: Spent, key: str) -> str:
     return min((arm for arm in spent if arm != "GRPO"), key=lambda arm: spent[arm][key])
 
 
