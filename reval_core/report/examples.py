@@ -38,14 +38,14 @@ _EXAMPLES = """
         WHERE t.round > (SELECT max(round) FROM trajectories) - {rounds} AND v.verdict NOT IN ('timeout', 'error')
     ),
     prompts AS (
-        SELECT round, prompt_id, count(*) AS asked, count(*) FILTER (correct) AS solved
+        SELECT round, prompt_id, count(*) AS attempts, count(*) FILTER (correct) AS solved
         FROM fresh
         GROUP BY ALL
-        ORDER BY solved IN (0, asked), round DESC, abs(solved / asked - 0.5), prompt_id
+        ORDER BY solved IN (0, attempts), round DESC, abs(solved / attempts - 0.5), prompt_id
         LIMIT 3
     ),
     shown AS (
-        SELECT f.trajectory_id, p.asked, p.solved
+        SELECT f.trajectory_id, p.attempts, p.solved
         FROM fresh f
         JOIN prompts p USING (round, prompt_id)
         QUALIFY row_number() OVER (
@@ -54,7 +54,7 @@ _EXAMPLES = """
     )
     SELECT
         t.trajectory_id, t.round, t.prompt_id, t.problem, t.gold, t.response, t.response_tokens,
-        n.asked, n.solved, v.verdict, v.correct, v.extracted, v.reward,
+        n.attempts, n.solved, v.verdict, v.correct, v.extracted, v.reward,
         s.delta, s.value_term, s.log_ratio, s.scaled_reward, s.log_policy, s.step_deltas
     FROM shown n
     JOIN trajectories t USING (trajectory_id)
@@ -126,7 +126,7 @@ def _prompt(answers: Sequence[dict[str, Any]], tokens: _Tokens, largest: float) 
     if len(problem) > LONGEST_PROMPT:
         problem = problem[:LONGEST_PROMPT] + " …"
     origin = f"round {first['round']}" if first["round"] else "stored"
-    solved = f"{origin}, right in {first['solved']} of {first['asked']} samples"
+    solved = f"{origin}, right in {first['solved']} of {first['attempts']} samples"
     title = tag("h3", tag("span", problem, class_="say"))
     answer = [", answer ", tag("span", first["gold"], class_="say")] if first["gold"] else []
     about = tag("p", solved, *answer, class_="unit")

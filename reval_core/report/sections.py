@@ -101,7 +101,7 @@ _HARDEST = """
     WITH prompts AS (
         SELECT
             t.prompt_id,
-            count(*) AS asked,
+            count(*) AS attempts,
             count(*) FILTER (v.correct) AS solved,
             count(*) FILTER (v.verdict = 'truncated') AS cut_off,
             max(t.trajectory_id) AS latest
@@ -111,8 +111,8 @@ _HARDEST = """
     ),
     hardest AS (
         FROM prompts
-        WHERE asked >= {least}
-        ORDER BY solved / asked, asked DESC, latest DESC
+        WHERE attempts >= {least}
+        ORDER BY solved / attempts, attempts DESC, latest DESC
         LIMIT 10
     ),
     mistakes AS (
@@ -124,11 +124,11 @@ _HARDEST = """
         GROUP BY t.prompt_id, v.extracted
         QUALIFY row_number() OVER (PARTITION BY t.prompt_id ORDER BY count(*) DESC, v.extracted) = 1
     )
-    SELECT t.problem, t.gold, t.round, h.asked, h.solved, h.cut_off, m.mistake, m.times
+    SELECT t.problem, t.gold, t.round, h.attempts, h.solved, h.cut_off, m.mistake, m.times
     FROM hardest h
     JOIN trajectories t ON t.trajectory_id = h.latest
     LEFT JOIN mistakes m ON m.prompt_id = h.prompt_id
-    ORDER BY h.solved / h.asked, h.asked DESC, h.latest DESC
+    ORDER BY h.solved / h.attempts, h.attempts DESC, h.latest DESC
 """
 
 
@@ -372,7 +372,7 @@ def _hard_prompt(row: dict[str, Any]) -> Html:
             tag("small", "answer ", tag("span", row["gold"] or "–", class_="say")),
             class_="wide",
         ),
-        tag("td", f"{row['solved']} of {row['asked']}", tag("small", f"last in round {row['round']}{cut}")),
+        tag("td", f"{row['solved']} of {row['attempts']}", tag("small", f"last in round {row['round']}{cut}")),
         tag("td", *mistake),
     )
 
