@@ -1,4 +1,4 @@
-"""Insert the results of a reproduction into docs/reproduction.md: `python docs/make_reproduction.py [reproduction]`."""
+"""Insert results into docs/reproduction.md: `python docs/make_reproduction.py [reproduction]`."""
 
 from __future__ import annotations
 
