@@ -1,4 +1,4 @@
-"""Publishing files whole or not at all, and the digests that name their contents."""
+"""Atomic publication of files and directories, and the digests that identify their contents."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from typing import Any
 from reval_core.errors import CorruptData
 
 PARTIAL = ".partial"
-"""The ending of what is still being written. Nothing reads such a file."""
+"""The suffix of files that are still being written. Nothing reads such a file."""
 
 CORRUPT = ".damaged"
-"""The ending of what was found damaged and set aside. Nothing reads such a file."""
+"""The suffix of corrupt files that were quarantined. Nothing reads such a file."""
 
 CHECKSUMS = "checksums.json"
-"""In a published folder: the sha256 of every other file in it."""
+"""In a published directory: the sha256 of every other file in it."""
 
 
 def digest(*parts: object) -> str:
-    """The sha256 (hex) of a canonical JSON of `parts`: equal values give equal digests in every process.
+    """The sha256 (hex) of `parts` as canonical JSON: equal values give equal digests in every process.
 
-    Raises TypeError for anything that JSON cannot hold, so that no live object slips into a key.
+    Raises:
+        TypeError: If a value cannot be represented in JSON, so that no live object ends up in a key.
     """
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -38,13 +39,17 @@ def file_digest(path: Path) -> str:
 
 
 def publish_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a neighbour of `path`, then put it in place by one rename.
+    """Publish a file atomically: write to a temporary sibling, fsync, then rename.
 
-    After a crash `path` is either whole or absent: the bytes reach the disk before the name does.
+    After a crash `path` is either complete or absent: the bytes reach the disk before the name does.
+
+    Args:
+        path: The final path.
+        write: Called with the temporary path; writes the file there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
-    partial.unlink(missing_ok=True)  # a link left under that name would lead the write elsewhere
+    partial.unlink(missing_ok=True)  # a link under that name would redirect the write
     try:
         write(partial)
         _sync(partial)
@@ -56,9 +61,11 @@ def publish_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def publish_directory(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a new folder beside `path`, then put it in place by one rename, with its checksums.
+    """Publish a directory atomically, with the checksums of its files. An existing directory is replaced.
 
-    A folder of that name that stands already is replaced.
+    Args:
+        path: The final path.
+        write: Called with an empty temporary directory; writes the files into it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
@@ -81,7 +88,7 @@ def publish_directory(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def remove_directory(path: Path) -> None:
-    """Delete a published folder: a crash leaves it whole or gone."""
+    """Delete a published directory: after a crash it is either complete or absent."""
     doomed = path.with_name(f"{path.name}.old{PARTIAL}")
     shutil.rmtree(doomed, ignore_errors=True)
     os.replace(path, doomed)
@@ -89,18 +96,22 @@ def remove_directory(path: Path) -> None:
 
 
 def check_directory(path: Path) -> None:
-    """Raise Damaged, naming the first file at fault, unless a published folder holds what was written."""
+    """Check the files of a published directory against its checksums.
+
+    Raises:
+        CorruptData: If a file is missing or differs; the message names the first one.
+    """
     recorded = read_json(path / CHECKSUMS)
-    found = _checksums(path)
-    for name in sorted(recorded.keys() | found.keys()):
-        if name not in found:
-            raise CorruptData(f"{path / name}: is gone")
-        if found[name] != recorded.get(name):
-            raise CorruptData(f"{path / name}: is not what was written")
+    current = _checksums(path)
+    for name in sorted(recorded.keys() | current.keys()):
+        if name not in current:
+            raise CorruptData(f"{path / name}: is missing")
+        if current[name] != recorded.get(name):
+            raise CorruptData(f"{path / name}: differs from what was written")
 
 
-def set_aside(path: Path) -> None:
-    """Rename something damaged, so that nothing reads it and nothing is lost with it."""
+def quarantine(path: Path) -> None:
+    """Rename a corrupt file or directory, so that nothing reads it and nothing is lost."""
     aside = path.with_name(path.name + CORRUPT)
     if aside.is_dir():
         shutil.rmtree(aside)
@@ -114,7 +125,7 @@ def publish_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 class Record(dict[str, Any]):
-    """A JSON object with the file that it was read from. A key that it lacks raises Damaged, which names both."""
+    """A JSON object and the file that it was read from. A missing key raises CorruptData, which names both."""
 
     def __init__(self, values: Any = (), path: Path | None = None) -> None:
         super().__init__(values)
@@ -125,26 +136,26 @@ class Record(dict[str, Any]):
 
 
 def read_json(path: Path) -> Record:
-    """The object in a JSON file. Raises Damaged, naming the file, if it is gone or holds something else."""
+    """Read a JSON object. Raises CorruptData, naming the file, if it is missing or contains something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptData(f"{path}: cannot be read ({error})") from error
     if not isinstance(value, dict):
-        raise CorruptData(f"{path}: holds no JSON object")
+        raise CorruptData(f"{path}: is not a JSON object")
     return Record(value, path)
 
 
 def publish_sealed(path: Path, value: Mapping[str, Any]) -> None:
-    """Publish `value` as JSON with its own digest, so that a changed byte is noticed."""
+    """Publish `value` as JSON together with its digest, so that any later change is detected."""
     publish_json(path, {**value, "sealed": digest(value)})
 
 
 def read_sealed(path: Path) -> Record:
-    """What `publish_sealed` wrote. Raises Damaged, naming the file, if it is gone or was changed."""
+    """Read what `publish_sealed` wrote. Raises CorruptData, naming the file, if it is missing or was changed."""
     value = read_json(path)
     if value.pop("sealed", None) != digest(value):
-        raise CorruptData(f"{path}: is not what was written (its seal differs)")
+        raise CorruptData(f"{path}: differs from what was written (its seal does not match)")
     return value
 
 

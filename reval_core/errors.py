@@ -1,16 +1,16 @@
-"""The errors that reval raises on purpose."""
+"""The exceptions that reval raises deliberately."""
 
 from __future__ import annotations
 
 
 class RevalError(Exception):
-    """Something that stops a run, with a message that says what to do."""
+    """Base class: an error that stops a run, with a message that says what to do."""
 
 
 class InputError(RevalError):
-    """What the user gave cannot be used: refused before any work begins.
+    """Invalid user input, rejected before any work begins.
 
-    The message is one line that names the place (file, line, field) and the remedy.
+    The message is one line that names the location (file, line, field) and the remedy.
     """
 
 
@@ -19,9 +19,9 @@ class RunStopped(RevalError):
 
 
 class CorruptData(RevalError):
-    """A file of a run is missing or does not have the bytes that its manifest recorded."""
+    """A file of a run is missing or differs from what its manifest recorded."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the lines after the first; its kind where it says nothing."""
+    """The first line of an error's message, or the name of its type if the message is empty."""
     return str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,4 +1,4 @@
-"""How this process was launched: one of how many, as `accelerate launch` and torchrun tell it."""
+"""The rank of this process and the number of processes, as set by `accelerate launch` or torchrun."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def count() -> int:
-    """How many processes were launched."""
+    """The number of processes that were launched."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 

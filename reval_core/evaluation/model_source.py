@@ -133,11 +133,11 @@ def _of_run(directory: RunDirectory, round: int | None) -> ModelSource:
 def _policy_of_run(directory: RunDirectory, config: Config, policy: Policy) -> PreTrainedModel:
     from reval_core.learning.draws import DrawReader
     from reval_core.pipeline.environment import fix_machine
-    from reval_core.pipeline.reconstruction import replay
+    from reval_core.pipeline.reconstruction import reconstruct
 
     if not directory.checkpoint(policy.round).exists():
         fix_machine(directory, config)  # reconstruction gives the same weights only under the same settings
-    return replay(directory, config, DrawReader(directory), policy).model
+    return reconstruct(directory, config, DrawReader(directory), policy).model
 
 
 def _protocol_defaults(config: Config) -> dict[str, Any]:

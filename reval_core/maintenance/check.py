@@ -17,7 +17,13 @@ from reval_core.learning.checkpoints import checkpoint_rounds, checkpoint_state
 from reval_core.learning.draws import DrawReader
 from reval_core.pipeline.environment import fix_machine
 from reval_core.pipeline.integrity import corrupt_checkpoints, inspect, note_checkpoints
-from reval_core.pipeline.reconstruction import has_recorded_weights, learn, recorded_policy, repeats_bits, replay
+from reval_core.pipeline.reconstruction import (
+    has_recorded_weights,
+    learn,
+    reconstruct,
+    recorded_policy,
+    repeats_bits,
+)
 from reval_core.replay_buffer.index import Store, sql_views, stages_held, tables_differing
 from reval_core.storage.run_directory import RunDirectory
 from reval_core.storage.tables import Manifest
@@ -177,7 +183,7 @@ def _replayed(
     if policy is None:
         raise CorruptData(f"{directory.checkpoint(round)}: no round of this run made it")
     draws = DrawReader(directory)
-    learner = replay(directory, config, draws, policy, before=round - 1, tick=tick)
+    learner = reconstruct(directory, config, draws, policy, before=round - 1, tick=tick)
     exact = learner.content() == checkpoint_state(directory.checkpoint(round))["content"]
     if not exact and repeats_bits():
         raise CorruptData(f"{directory.checkpoint(round)}: replaying the draws gives other weights")

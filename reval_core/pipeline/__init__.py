@@ -1,1 +1,1 @@
-"""What the stages of a run share: the run context, its environment, and reconstruction of its policies."""
+"""State shared by the stages of a run: the run context, its environment, and the reconstruction of policies."""

@@ -1,4 +1,4 @@
-"""What results depend on beside the config: recorded when a run begins, and kept to when it goes on."""
+"""The environment that results depend on: recorded when a run starts, checked when it resumes."""
 
 from __future__ import annotations
 
@@ -23,13 +23,17 @@ from reval_core.verification import VERIFIER_VERSION
 log = logging.getLogger("reval")
 
 _DECISIVE = ("torch", "transformers", "verifier", "learner", "schema", "device")
-"""What may not change while a run lasts: other versions give other verdicts or weights, and facts that disagree."""
+"""What must not change within a run: other versions give other verdicts or weights, and inconsistent records."""
 
 
 def fix_machine(directory: RunDirectory, config: Config) -> dict[str, Any]:
-    """Record this machine if the run is new; else take up its number of threads and processes.
+    """Record this machine if the run is new, else check it. Sets torch's number of threads to the recorded one.
 
-    Raises InputError, naming what differs, if the run cannot resume here.
+    Returns:
+        The recorded description of the machine.
+
+    Raises:
+        InputError: If the run cannot resume on this machine; the message names what differs.
     """
     if config.learner.deterministic:
         announce_deterministic()
@@ -40,16 +44,20 @@ def fix_machine(directory: RunDirectory, config: Config) -> dict[str, Any]:
         recorded = _describe(config)
         publish_sealed(directory.machine, recorded)
     elif _read(directory) is None:
-        log.warning("%s: is gone; it is made again from the warm start's manifest", directory.machine.name)
+        log.warning("%s: is missing; it is restored from the warm start's manifest", directory.machine.name)
         publish_sealed(directory.machine, recorded)
     torch.set_num_threads(recorded["threads"])
     return recorded
 
 
 def check_machine(directory: RunDirectory, config: Config) -> dict[str, Any] | None:
-    """What was recorded of the machine when the run began; None if it is new. Changes nothing on disk.
+    """Check that the run can resume on this machine. Changes nothing on disk.
 
-    Raises InputError, naming what differs, if the run cannot resume here.
+    Returns:
+        The description of the machine that was recorded when the run started; None for a new run.
+
+    Raises:
+        InputError: If the run cannot resume on this machine; the message names what differs.
     """
     recorded = _read(directory) or _of_warm_start(directory)
     if recorded is None:
@@ -57,7 +65,7 @@ def check_machine(directory: RunDirectory, config: Config) -> dict[str, Any] | N
     here = _describe(config)
     if recorded["processes"] != here["processes"]:
         raise InputError(
-            f"{directory.path}: this run learns in {recorded['processes']} processes, and now there are "
+            f"{directory.path}: this run trains with {recorded['processes']} processes, but now there are "
             f"{here['processes']}; resume with accelerate launch --num_processes {recorded['processes']}"
         )
     other = [
@@ -65,8 +73,8 @@ def check_machine(directory: RunDirectory, config: Config) -> dict[str, Any] | N
     ]
     if other:
         raise InputError(
-            f"{directory.path}: was made with {'; '.join(other)}; resume with the versions that made it (learner, "
-            "verifier and schema are those of reval), or start a new run"
+            f"{directory.path}: was made with {'; '.join(other)}; resume with the same versions (learner, verifier "
+            "and schema are versions of reval), or start a new run"
         )
     threads = recorded["threads"]
     if not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
@@ -77,7 +85,7 @@ def check_machine(directory: RunDirectory, config: Config) -> dict[str, Any] | N
 
 
 def _read(directory: RunDirectory) -> dict[str, Any] | None:
-    """What was recorded in a file of its own; None where that is gone or was changed."""
+    """The record in machine.json; None if the file is missing or was changed."""
     try:
         return read_sealed(directory.machine)
     except CorruptData:
@@ -85,12 +93,12 @@ def _read(directory: RunDirectory) -> dict[str, Any] | None:
 
 
 def _of_warm_start(directory: RunDirectory) -> dict[str, Any] | None:
-    """What was recorded with the warm start, in case the file is lost."""
+    """The copy of the record in the warm start's manifest, in case machine.json is lost."""
     try:
-        begun = directory.manifest("warm_start", 0)
+        manifest = directory.manifest("warm_start", 0)
     except CorruptData:
         return None
-    return None if begun is None else begun.info["machine"]
+    return None if manifest is None else manifest.info["machine"]
 
 
 def _describe(config: Config) -> dict[str, Any]:

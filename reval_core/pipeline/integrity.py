@@ -1,4 +1,4 @@
-"""Looking a run over: which of its files are not what was recorded, and setting those aside."""
+"""Integrity check of a run: finds files that differ from what was recorded, and quarantines them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from reval_core.atomic_files import (
     check_directory,
     file_digest,
     publish_json,
+    quarantine,
     read_json,
     read_sealed,
-    set_aside,
 )
 from reval_core.config import Config, ImportedRollouts, Rollouts
 from reval_core.errors import CorruptData
@@ -34,7 +34,7 @@ _NOTE = "check.json"
 
 @dataclass(frozen=True)
 class Damage:
-    """A file or folder of a run that is gone or not what was recorded. `path` is relative to the run folder."""
+    """A missing or corrupt file or directory of a run. `path` is relative to the run directory."""
 
     path: str
     reason: str
@@ -44,57 +44,70 @@ class Damage:
 
 
 def inspect(directory: RunDirectory, config: Config, *, all_checkpoints: bool = True) -> list[Damage]:
-    """Everything in a run that is gone or not what was recorded, by reading all of it.
+    """Read all files of a run, and return those that are missing or differ from what was recorded.
 
-    The checkpoints of large models take long to read: without `all_checkpoints` only those are read that a run
-    goes on from, the newest and the reference's, and those in which damage was noted before.
-    Raises Damaged if no manifest can be read at all.
+    Args:
+        directory: The run directory.
+        config: The config of the run.
+        all_checkpoints: Whether to read all checkpoints, which takes long for large models. If False, only those
+            needed to resume are read (the newest and the reference's), and those known to be corrupt.
+
+    Raises:
+        CorruptData: If no manifest can be read at all.
     """
     manifests, corrupt = _readable_manifests(directory)
-    found = [
+    damages = [
         *corrupt,
         *_missing_manifests(directory, config, manifests, {one.path for one in corrupt}),
         *_corrupt_notes(directory),
         *_corrupt_files(directory, manifests),
         *_corrupt_checkpoints(directory, config, manifests, all_checkpoints),
     ]
-    return sorted(found, key=lambda damage: damage.path)
+    return sorted(damages, key=lambda damage: damage.path)
 
 
 def clear(directory: RunDirectory, config: Config) -> list[Damage]:
-    """Set everything damaged aside, and delete what a killed attempt had half written. Returns what was damaged.
+    """Quarantine all corrupt files, and delete partial files of a killed attempt.
 
-    The stages then find their files gone and make them again. Raises Damaged where no stage could.
+    The stages then find their files missing and regenerate them.
+
+    Returns:
+        The files that were missing or corrupt.
+
+    Raises:
+        CorruptData: If a file is corrupt that no stage can regenerate.
     """
     for path in list(directory.path.rglob(f"*{PARTIAL}")):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     damages = inspect(directory, config, all_checkpoints=False)
     for damage in damages:
         if damage.path.startswith("pruned-"):
-            raise CorruptData(f"{directory.path}/{damage}; after pruning it cannot be made again: put back a copy")
+            raise CorruptData(
+                f"{directory.path}/{damage}; after pruning it cannot be regenerated: restore it from a backup"
+            )
     for damage in damages:
         path = directory.path / damage.path
         if path.exists():
-            set_aside(path)
-            log.warning("%s; it is set aside, and made again if that can be done", damage)
+            quarantine(path)
+            log.warning("%s; it is quarantined, and regenerated if possible", damage)
         else:
-            log.warning("%s; it is made again if that can be done", damage)
+            log.warning("%s; it is regenerated if possible", damage)
     return damages
 
 
 def _readable_manifests(directory: RunDirectory) -> tuple[list[Manifest], list[Damage]]:
-    manifests, corrupt, pointing = [], [], directory.pointer()
+    manifests, corrupt, relocate = [], [], directory.pointer()
     for path in directory.manifest_paths():
         try:
             manifest = read_manifest(path)
             if manifest is not None:
-                manifests.append(pointing(manifest))
+                manifests.append(relocate(manifest))
         except CorruptData as error:
             corrupt.append(_damage(directory, path, error))
     if len(corrupt) > 2 and not manifests:
         raise CorruptData(
-            f"{directory.path}: none of its {len(corrupt)} manifests can be read; another version of reval made it "
-            "or it was copied in part. Nothing was changed"
+            f"{directory.path}: none of its {len(corrupt)} manifests can be read; it was made by another version "
+            "of reval, or copied incompletely. Nothing was changed"
         )
     return manifests, corrupt
 
@@ -102,7 +115,7 @@ def _readable_manifests(directory: RunDirectory) -> tuple[list[Manifest], list[D
 def _missing_manifests(
     directory: RunDirectory, config: Config, manifests: Iterable[Manifest], known: set[str]
 ) -> Iterator[Damage]:
-    """Stages that have left nothing although something later stands."""
+    """Stages without a manifest although a later stage has one."""
     present = {(manifest.round, manifest.stage) for manifest in manifests}
     last = max((directory.place(stage, round) for round, stage in present), default=(0, 0))
     left = residuals_left(manifests)
@@ -111,11 +124,11 @@ def _missing_manifests(
             path = directory.manifest_path(stage, round)
             missing = (round, stage) not in present and directory.place(stage, round) < last
             if missing and str(path.relative_to(directory.path)) not in known:
-                yield _damage(directory, path, "is gone")
+                yield _damage(directory, path, "is missing")
 
 
 def _due(config: Config, round: int, reset: bool) -> list[str]:
-    """The stages that every finished round has; a last or a best round may have more."""
+    """The stages that every finished round has; the last round or a best round may have more."""
     made = ["rollouts", "verification", "consistency"]
     generates = isinstance(config.rollouts, Rollouts)
     if round == 0:
@@ -160,9 +173,9 @@ def _corrupt_files(directory: RunDirectory, manifests: Iterable[Manifest]) -> It
     for name, sha256 in listed.items():
         path = directory.path / name
         if not path.exists():
-            yield Damage(name, "is gone")
+            yield Damage(name, "is missing")
         elif file_digest(path) != sha256:
-            yield Damage(name, "is not what was written (its checksum differs)")
+            yield Damage(name, "differs from what was written (its checksum does not match)")
 
 
 def _corrupt_checkpoints(
@@ -178,7 +191,7 @@ def _corrupt_checkpoints(
     paths |= dict.fromkeys(directory.averages(), True)
     for path, is_read in paths.items():
         if not path.exists():
-            yield _damage(directory, path, "is gone")
+            yield _damage(directory, path, "is missing")
         elif is_read:
             try:
                 check_directory(path)
@@ -186,23 +199,23 @@ def _corrupt_checkpoints(
                 yield _damage(directory, path, error)
             else:
                 if _unusable(directory).get(path.name) == file_digest(path / CHECKSUMS):
-                    yield _damage(directory, path, "could not be loaded, although its checksums fit")
+                    yield _damage(directory, path, "could not be loaded, although its checksums match")
 
 
 def corrupt_checkpoints(damages: Iterable[Damage]) -> list[int]:
-    """The rounds whose checkpoints are among these."""
+    """The rounds whose checkpoints are among these damages."""
     return [int(one.path[-5:]) for one in damages if re.fullmatch(r"checkpoints/round=\d{5}", one.path)]
 
 
 def note_checkpoints(directory: RunDirectory, rounds: list[int]) -> None:
-    """Note which checkpoints were found damaged, for the next start, which does not read all of them."""
-    publish_json(directory.path / _NOTE, {"corrupt_checkpoints": rounds, "unusable": _unusable(directory)})
+    """Record which checkpoints are corrupt, for the next start, which does not read all checkpoints."""
+    publish_json(directory.path / _NOTE, {"damaged_checkpoints": rounds, "unusable": _unusable(directory)})
 
 
 def note_unloaded(directory: RunDirectory, round: int) -> None:
-    """Note that a checkpoint could not be loaded, so that the next start quarantines it, even if its checksums fit.
+    """Record that a checkpoint could not be loaded, so that the next start quarantines it.
 
-    The checksums are noted with it: a copy that is put back in its place is used.
+    Its checksums may match. They are recorded with it, so that a copy restored from a backup is used again.
     """
     path = directory.checkpoint(round)
     try:
@@ -210,17 +223,17 @@ def note_unloaded(directory: RunDirectory, round: int) -> None:
         unusable = {path.name: file_digest(path / CHECKSUMS)}
     except CorruptData:
         unusable = {}
-    publish_json(directory.path / _NOTE, {"corrupt_checkpoints": [round], "unusable": unusable})
+    publish_json(directory.path / _NOTE, {"damaged_checkpoints": [round], "unusable": unusable})
 
 
 def _noted(directory: RunDirectory) -> list[int]:
-    """The rounds in whose checkpoints damage was found."""
-    found = _note(directory).get("corrupt_checkpoints")
+    """The rounds whose checkpoints were found corrupt before."""
+    found = _note(directory).get("damaged_checkpoints")
     return found if isinstance(found, list) else []
 
 
 def _unusable(directory: RunDirectory) -> dict[str, str]:
-    """By a checkpoint's name, the digest of the checksums of what could not be loaded."""
+    """For each checkpoint that could not be loaded, by name: the digest of its checksums."""
     found = _note(directory).get("unusable")
     return found if isinstance(found, dict) else {}
 
@@ -228,11 +241,11 @@ def _unusable(directory: RunDirectory) -> dict[str, str]:
 def _note(directory: RunDirectory) -> dict[str, Any]:
     try:
         return read_json(directory.path / _NOTE) if (directory.path / _NOTE).exists() else {}
-    except CorruptData:  # it is named among the damaged notes
+    except CorruptData:  # reported by _corrupt_notes
         return {}
 
 
 def _damage(directory: RunDirectory, path: Path, reason: str | CorruptData) -> Damage:
-    """An error begins with the path itself, or with that of a file in it."""
-    said = str(reason).removeprefix(f"{path}: ").removeprefix(f"{path}/")
-    return Damage(str(path.relative_to(directory.path)), said)
+    """The message of an error starts with the path itself or with that of a file in it, which is removed."""
+    message = str(reason).removeprefix(f"{path}: ").removeprefix(f"{path}/")
+    return Damage(str(path.relative_to(directory.path)), message)

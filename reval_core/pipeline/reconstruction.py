@@ -1,4 +1,4 @@
-"""Making a policy again: the newest checkpoint before it, then the recorded draws after that."""
+"""Reconstruction of a policy: load the newest checkpoint before it, then learn from the recorded draws."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ log = logging.getLogger("reval")
 
 @dataclass(frozen=True)
 class Policy:
-    """A policy by name: the one after `round` rounds. `identity` is its digest (see `learning.learner`)."""
+    """A reference to the policy after `round` rounds. `identity` is its digest (see `learning.learner`)."""
 
     round: int
     identity: str
     averaged: bool = False
-    """Whether it is a reference that is an average of policies (see `reval_core.pipeline.reference_average`)."""
+    """Whether it is a reference model averaged over policies (see `reval_core.pipeline.reference_average`)."""
 
     @classmethod
     def of(cls, manifest: Manifest) -> Policy:
-        """The policy that a warm start or a learning stage left."""
+        """The policy that a warm start or a learning stage produced."""
         return cls(manifest.round, manifest.info["policy"])
 
 
 def recorded_policy(directory: RunDirectory, round: int) -> Policy | None:
-    """The policy after `round` rounds, if the run has come so far."""
+    """The policy after `round` rounds; None if the run has not completed that round."""
     manifest = directory.manifest("learning" if round else "warm_start", round)
     return None if manifest is None else Policy.of(manifest)
 
 
 def newest_policy(directory: RunDirectory) -> Policy | None:
-    """The policy that a run has come to, or None before its warm start."""
-    left = directory.manifests(("warm_start", "learning"))
-    return Policy.of(left[-1]) if left else None
+    """The newest policy of a run, or None before its warm start."""
+    manifests = directory.manifests(("warm_start", "learning"))
+    return Policy.of(manifests[-1]) if manifests else None
 
 
-def replay(
+def reconstruct(
     directory: RunDirectory,
     config: Config,
     draws: DrawReader,
@@ -58,22 +58,30 @@ def replay(
     tick: Callable[[int, int], None] = lambda done, total: None,
     keep_before: bool = False,
 ) -> Learner:
-    """The learner holding the weights of `policy`, in all processes of the run.
+    """Reconstruct the learner with the weights of `policy`, in all processes of the run.
 
-    It starts from the newest checkpoint up to `policy`, or of a round up to `before`. `tick` is told of rounds.
-    With `keep_before` the learner keeps the weights of the round before `policy`, if it passes through them.
-    Raises Damaged if a file that it needs is not what was recorded, or another policy comes out.
+    Args:
+        directory: The run directory.
+        config: The config of the run.
+        draws: Reads the recorded draws.
+        policy: The policy to reconstruct.
+        before: Start from a checkpoint of this round or earlier; by default, of the round of `policy` or earlier.
+        tick: Called with the number of reconstructed and of all rounds.
+        keep_before: Whether the learner keeps the weights of the round before `policy`, if it passes through them.
+
+    Raises:
+        CorruptData: If a file differs from what was recorded, or the result is another policy.
     """
     last = policy.round if before is None else before
     saved = [number for number in checkpoint_rounds(directory.checkpoints) if number <= last]
     if not saved:
-        raise CorruptData(f"{directory.checkpoints}: no checkpoint to rebuild round {policy.round} from")
+        raise CorruptData(f"{directory.checkpoints}: no checkpoint to reconstruct round {policy.round} from")
     first = max(saved)
     if first < min(policy.round, directory.pruned_at()):
-        stand = ", ".join(map(str, sorted(checkpoint_rounds(directory.checkpoints))))
+        available = ", ".join(map(str, sorted(checkpoint_rounds(directory.checkpoints))))
         raise CorruptData(
-            f"{directory.path}: was pruned, so the draws after round {first} cannot be fed to a learner again; the "
-            f"policies of its checkpoints stand: rounds {stand}"
+            f"{directory.path}: was pruned, so the updates after round {first} cannot be recomputed; the policies "
+            f"of its checkpoints are available: rounds {available}"
         )
     checkpoint = directory.checkpoint(first)
     distributed.tell("restore", checkpoint, torch.get_num_threads())
@@ -81,25 +89,31 @@ def replay(
         with distributed.together():
             learner = load_learner(checkpoint, directory.base, with_beta(config, directory))
     except CorruptData as error:
-        if str(error).startswith(str(checkpoint)):  # not the base of adapters, which every start reads
+        if str(error).startswith(str(checkpoint)):  # not the base model of adapters, which every start checks
             note_unloaded(directory, first)
-        raise CorruptData(f"{error}; reval resume makes it again") from error
+        raise CorruptData(f"{error}; reval resume regenerates it") from error
     for number in range(first + 1, policy.round + 1):
         learn(learner, draws.read(number), keep_before=keep_before and number == policy.round)
         tick(number - first, policy.round - first)
     if learner.policy != policy.identity:
         raise CorruptData(
-            f"{checkpoint}: replaying the draws after it gives another policy than round {policy.round} recorded; "
+            f"{checkpoint}: reconstruction from it gives a different policy than round {policy.round} recorded; "
             "the versions or the number of threads differ, or a file was changed"
         )
     has_recorded_weights(directory, learner, policy.round)
     return learner
 
 
-def has_recorded_weights(directory: RunDirectory, learner: Learner, round: int) -> bool:
-    """Whether a policy that was made again has the weights that were recorded after `round`.
+replay = reconstruct  # the name in flows/upkeep.py, until its branch is merged
 
-    Raises Damaged if it has others, on a CPU. A GPU may add in another order, so there it is a warning.
+
+def has_recorded_weights(directory: RunDirectory, learner: Learner, round: int) -> bool:
+    """Whether a reconstructed policy has the weights that were recorded after `round`.
+
+    On a GPU a difference is logged as a warning, since kernels may sum in another order.
+
+    Raises:
+        CorruptData: If the weights differ, on a CPU.
     """
     learned = directory.manifest("learning", round)
     recorded = None if learned is None else learned.info.get("weights")  # older runs have none
@@ -107,12 +121,12 @@ def has_recorded_weights(directory: RunDirectory, learner: Learner, round: int) 
         return True
     if repeats_bits():
         raise CorruptData(
-            f"{directory.path}: learning from its draws again gives other weights than round {round} recorded; "
-            "resume it on a processor of the kind that it began on, or start a new run"
+            f"{directory.path}: reconstruction gives different weights than round {round} recorded; resume it on "
+            "the kind of processor that it was started on, or start a new run"
         )
     log.warning(
-        "%s: learning from its draws again gives other weights than round %s recorded, as kernels of a GPU may "
-        "(see learner.deterministic); the run resumes from these",
+        "%s: reconstruction gives different weights than round %s recorded, as nondeterministic GPU kernels may "
+        "(see learner.deterministic); the run resumes from the new weights",
         directory.path,
         round,
     )
@@ -120,14 +134,14 @@ def has_recorded_weights(directory: RunDirectory, learner: Learner, round: int) 
 
 
 def repeats_bits() -> bool:
-    """Whether learning gives the same bits every time on this machine. A GPU promises that of some kernels only."""
+    """Whether learning is reproducible to the bit on this machine. On a GPU only some kernels are deterministic."""
     return not torch.cuda.is_available()
 
 
 def learn(
     learner: Learner, draws: list[Drawn], tick: Tick = lambda done, total: None, keep_before: bool = False
 ) -> list[Update]:
-    """Let the learner learn, in all processes of the run; this one keeps the weights from before if it is to."""
+    """Run the updates in all processes of the run. With `keep_before` this process keeps the previous weights."""
     distributed.tell("learn", draws)
     with distributed.together():
         return learner.learn(draws, tick, keep_before)

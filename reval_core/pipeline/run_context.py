@@ -1,4 +1,4 @@
-"""One process's hold on a run: what is read once, and what stays warm from round to round."""
+"""The per-process state of a run that its stages share: what is loaded once and kept across rounds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from reval_core.model.lora import swapped_adapters
 from reval_core.model.low_precision import round_weights
 from reval_core.pipeline.environment import fix_machine
 from reval_core.pipeline.integrity import clear
-from reval_core.pipeline.reconstruction import Policy, replay
+from reval_core.pipeline.reconstruction import Policy, reconstruct
 from reval_core.pipeline.reference_average import drop_averages, make_average
 from reval_core.planning.gpu_memory import card, memory_advice, with_checkpointing
 from reval_core.problems import PromptOrder
@@ -50,7 +50,7 @@ log = logging.getLogger("reval")
 
 
 class RunContext:
-    """Everything that a run's stages share. Open it with `open_run_context`."""
+    """The per-process state that the stages of a run share. Opened by `open_run_context`."""
 
     def __init__(self, directory: RunDirectory, config: Config, machine: dict[str, Any]) -> None:
         self.directory = directory
@@ -59,34 +59,34 @@ class RunContext:
         self.machine = machine
         self.attempt = Attempt(directory)
         self.kept: set[str] = set()
-        """The stages of this round that an earlier attempt had finished. Whoever reads it empties it."""
+        """The stages of this round that an earlier attempt had finished. The reader clears it."""
         self.progress: Callable[[str, int, int, int], None] = lambda stage, round, done, total: None
-        """Told of long work: the stage, its round, and how many of how many pieces are done."""
+        """Called during long work with the stage, its round, and the number of completed and of all pieces."""
         self.stage_now = ("", 0)
-        """The stage at work, and its round."""
+        """The running stage and its round."""
         self.tokenizer = tokenizer_of(config.model)
-        asked = run_problems(config, directory, self.tokenizer)
-        for name, one in left_out_counts(asked.left_out).items():
-            log.warning("%s: %s problems are not asked, the first of them %s", name, one["problems"], one["first"])
-        self.train = asked.train
-        self.held_out = asked.held_out
-        """The problems of all held-out sets, one set after the other."""
+        problems = run_problems(config, directory, self.tokenizer)
+        for name, one in left_out_counts(problems.left_out).items():
+            log.warning("%s: %s problems are skipped, the first of them %s", name, one["problems"], one["first"])
+        self.train = problems.train
+        self.held_out = problems.held_out
+        """The problems of all held-out sets, concatenated."""
         self.order = PromptOrder(self.train, config.seed)
-        self.prompts = asked.prompts
-        """By a problem's text, its prompt as text and as tokens: what it was when the run began."""
-        if not asked.is_recorded and len(asked.prompts):
+        self.prompts = problems.prompts
+        """The prompt of each problem, by the problem's text: as text and as tokens, as recorded at the start."""
+        if not problems.is_recorded and len(problems.prompts):
             if directory.manifest("warm_start", 0) is not None:
                 log.warning(
-                    "%s: is gone; prompts are taken from the shards, the others rendered", directory.prompts
+                    "%s: is missing; prompts are restored from the shards, others are rendered", directory.prompts
                 )
-            asked.prompts.publish(directory.prompts, reading_digest(self.tokenizer))
+            problems.prompts.publish(directory.prompts, reading_digest(self.tokenizer))
         self.store = Store(directory.path, directory.database, config.replay.capacity, config.replay.max_age)
         manifests = directory.manifests()
         self.store.build(
             takewhile(directory.holds, manifests)
-        )  # from the first loss on, the stages take in what stands
+        )  # after the first missing file, the stages ingest what exists
         self.wanted_checkpoints = wanted_checkpoints(manifests, config)
-        """The rounds whose checkpoints earlier attempts have left and kept."""
+        """The rounds whose checkpoints earlier attempts have saved and kept."""
         self._published = max((directory.place(one.stage, one.round) for one in manifests), default=(0, -1))
         self.draws = DrawReader(directory)
         self.engine = (
@@ -94,58 +94,62 @@ class RunContext:
             if isinstance(config.rollouts, Rollouts)
             else None
         )
-        """What generates; None in a run of stored trajectories."""
+        """The generation engine; None in offline training."""
         self.verifier = make_verifier(config.verification, config.reward)
         self.worked_seconds = 0.0
-        """The time that stages of this process took since `other_seconds` was asked for last."""
+        """The seconds that stages of this process took since the last call of `other_seconds`."""
         self._round_started = time.perf_counter()
         self._learner: Learner | None = None
         self._reference: tuple[str, PreTrainedModel] | None = None
-        """The reference that was asked for last, by its identity, in memory of the CPU."""
+        """The identity of the last requested reference, and its model in CPU memory."""
 
     def record_prompts(self, prompts: Prompts) -> None:
-        """Write down what problems look like to the model, beside what is known: nothing renders them again."""
+        """Record the prompts of further problems, so that they are not rendered again."""
         known = len(self.prompts)
         self.prompts = self.prompts.with_more(prompts)
         if len(self.prompts) > known:
             self.prompts.publish(self.directory.prompts, reading_digest(self.tokenizer))
 
     def learner_at(self, policy: Policy) -> Learner:
-        """The learner holding the weights of `policy`.
+        """The learner with the weights of `policy`.
 
-        A learner that holds another policy, or was interrupted, is replaced: the newest checkpoint before
-        `policy` is loaded and the recorded draws after it are replayed. Raises Damaged if that gives another
-        policy than the one recorded.
+        A learner that holds another policy, or was interrupted, is replaced: the newest checkpoint before `policy`
+        is loaded, and the updates after it are recomputed from the recorded draws.
+
+        Raises:
+            CorruptData: If the reconstruction gives a different policy than the one recorded.
         """
         if self._learner is None or self._learner.policy != policy.identity:
             self._learner = None  # before a second model is loaded
-            self._learner = replay(self.directory, self.config, self.draws, policy, keep_before=self.engine_may_lag)
+            self._learner = reconstruct(
+                self.directory, self.config, self.draws, policy, keep_before=self.engine_may_lag
+            )
         return self._learner
 
     def learner_and_before(self, policy: Policy) -> Learner | None:
-        """As `learner_at`, where `before` holds the policy of the round before `policy`.
+        """As `learner_at`, with the policy of the previous round in the learner's `before`.
 
-        A learner that was loaded from a checkpoint of `policy` is reconstructed from an earlier one. None where
-        that cannot be: of the initial policy, and where the run was pruned after that checkpoint.
+        A learner that was loaded from a checkpoint of `policy` is reconstructed from an earlier one. None if that
+        is impossible: for the initial policy, and if the run was pruned after that checkpoint.
         """
         saved = (round for round in checkpoint_rounds(self.directory.checkpoints) if round < policy.round)
         if max(saved, default=-1) < self.directory.pruned_at():
             return None
         if self.learner_at(policy).before is None:
             self._learner = None  # before a second model is loaded
-            self._learner = replay(
+            self._learner = reconstruct(
                 self.directory, self.config, self.draws, policy, before=policy.round - 1, keep_before=True
             )
         return self._learner
 
     @property
     def engine_may_lag(self) -> bool:
-        """Whether the engine has weights of its own, which may be others than the learner's."""
+        """Whether the engine has its own copy of the weights, which may lag behind the learner's."""
         return self.engine is not None and self.engine.dtype is not None
 
     def generating(self) -> Engine:
-        """The engine of a run that has one."""
-        assert self.engine is not None, "a run of stored trajectories has no engine"
+        """The generation engine; must not be called in offline training."""
+        assert self.engine is not None, "offline training has no engine"
         return self.engine
 
     def generate(
@@ -155,9 +159,16 @@ class RunContext:
         enough: Enough | None = None,
         batch: int | None = None,
     ) -> Iterator[tuple[int, Completion]]:
-        """The place of each request and its completion by `policy`, as they end, or as `enough` cuts them off.
+        """Generate completions by `policy`.
 
-        An engine that does not stream is given `batch` requests at a time, or a shard's.
+        Args:
+            policy: The policy that generates.
+            requests: The requests.
+            enough: Decides when to stop; responses under way are then cut off.
+            batch: The number of requests per call of an engine that does not stream; by default, those of a shard.
+
+        Yields:
+            The index of a request and its completion, in the order of completion.
         """
         if not requests:
             return
@@ -165,7 +176,7 @@ class RunContext:
         stops = stop_ids(self.config.model, self.tokenizer, settings.stop)
         sampling = Sampling(settings.temperature, settings.max_tokens, stops)
         learner = self.learner_at(policy)
-        self.tick(0, len(requests))  # an engine may take a while to start
+        self.tick(0, len(requests))  # the engine may take long to start
         try:
             engine.load(learner.model, policy.identity)
             yield from in_batches(engine, requests, sampling, batch or settings.batch, enough)
@@ -173,34 +184,34 @@ class RunContext:
             engine.rest()
 
     def title(self, stage: str, round: int) -> str:
-        """What people call a stage at work."""
+        """The name of a stage in messages."""
         name = stage.replace("_", " ")
         return f"{name} of round {round}" if round else name
 
     def tick(self, done: int, total: int) -> None:
-        """Tell how far the stage at work is."""
+        """Report the progress of the running stage."""
         self.progress(*self.stage_now, done, total)
 
     @contextmanager
     def reference_model(self, reference: Policy) -> Iterator[PreTrainedModel]:
-        """The reference, on the device while the context lasts.
+        """Context manager for the reference model, which is on the device only within the context.
 
-        It is a second model, read from its checkpoint once and then kept in the CPU's memory until another is asked
-        for; or with LoRA the learner's own with the reference's adapters in it.
+        It is a second model, loaded from its checkpoint once and then kept in CPU memory until another reference is
+        requested. With LoRA it is the learner's own model with the reference's adapters.
         """
         directory = self.directory.checkpoint(reference.round)
         if self._reference is not None and self._reference[0] == reference.identity:
             with on_device(self._reference[1], self.device) as model:
                 yield model
             return
-        self._reference = None  # before a second one is loaded
+        self._reference = None  # free its memory before another one is loaded
         if reference.averaged:
             directory = self.directory.average(reference.round)
             make_average(self.directory, self.config, reference, self._weights_of, self.tokenizer)
-        if not directory.exists():  # an earlier reference, whose scores are made again
-            replayed = replay(self.directory, self.config, self.draws, reference)
-            self._learner = None  # of several processes the others hold the reference now
-            yield replayed.model
+        if not directory.exists():  # an earlier reference, whose scores are recomputed
+            reconstructed = reconstruct(self.directory, self.config, self.draws, reference)
+            self._learner = None  # the other processes of the run now hold the reference
+            yield reconstructed.model
             return
         check_directory(directory)
         if checkpoint_state(directory)["policy"] != reference.identity:
@@ -215,41 +226,41 @@ class RunContext:
             with on_device(model, self.device):
                 yield model
         else:
-            assert self._learner is not None, "the reference's adapters go into the learner's model"
+            assert self._learner is not None, "the reference's adapters are loaded into the learner's model"
             with swapped_adapters(self._learner.model, directory, self.config.seed) as model:
                 yield model
 
     @contextmanager
     def _weights_of(self, policy: Policy) -> Iterator[PreTrainedModel]:
-        """A policy with its float32 weights, while the context lasts."""
+        """Context manager for a policy with its float32 weights."""
         directory = self.directory.checkpoint(policy.round)
         if directory.exists():
             check_directory(directory)
             yield load_model(directory, self.config.model)
             return
-        replayed = replay(self.directory, self.config, self.draws, policy)
-        self._learner = None  # of several processes the others hold this policy now
-        with replayed.masters() as model:
+        reconstructed = reconstruct(self.directory, self.config, self.draws, policy)
+        self._learner = None  # the other processes of the run now hold this policy
+        with reconstructed.masters() as model:
             yield model
 
     def take_in(self, manifest: Manifest) -> None:
-        """Let the store hold what a stage has published. From the first rollouts on, β is known."""
+        """Ingest a stage's published files into the store. From the first rollouts on, β is known."""
         self.store.ingest(manifest)
         if manifest.stage == "reference_reset":
             self._reference = None
         if manifest.stage == "rollouts":
             known = with_beta(self.config, self.directory)
             if known is not self.config:
-                self.config, self._learner = known, None  # whose objective had no β yet
+                self.config, self._learner = known, None  # the learner's objective had no β yet
 
     def memory_advice(self, stage: str) -> str:
-        """The settings that a stage needs less memory with."""
+        """The settings with which a stage needs less memory."""
         return memory_advice(self.config, stage)
 
     def rewind(self, stage: str, round: int) -> None:
-        """Before a stage that is made again: let the store hold only what was published before it.
+        """Restrict the store to what was published before a stage that is about to be regenerated.
 
-        Draws and resets depend on the buffer as it was. What came later is taken in again when the run passes it.
+        Draws and resets depend on the buffer as it was. Later files are ingested again when the run reaches them.
         """
         place = self.directory.place(stage, round)
         if place <= self._published:
@@ -259,23 +270,23 @@ class RunContext:
             self.store.build(earlier)
 
     def drop_checkpoints(self) -> None:
-        """Delete the checkpoints that nothing needs any more, now that newer ones are on record."""
+        """Delete the checkpoints that are no longer needed, once newer ones are recorded."""
         drop_averages(self.directory)
-        standing = set(checkpoint_rounds(self.directory.checkpoints))
-        if len(standing) > self.config.checkpoints.keep:
+        saved = set(checkpoint_rounds(self.directory.checkpoints))
+        if len(saved) > self.config.checkpoints.keep:
             manifests = self.directory.manifests(("sampling", "checkpoint", "evaluation"))
-            for round in standing - wanted_checkpoints(manifests, self.config):
+            for round in saved - wanted_checkpoints(manifests, self.config):
                 remove_directory(self.directory.checkpoint(round))
 
     def other_seconds(self) -> float:
-        """The time since this was asked for last (or the session was opened) in which no stage worked."""
+        """The seconds since the last call (or since the context was opened) in which no stage was running."""
         now = time.perf_counter()
         other = now - self._round_started - self.worked_seconds
         self._round_started, self.worked_seconds = now, 0.0
         return other
 
     def nears_target(self, round: int) -> bool:
-        """Whether the round's own rollouts come so near the accuracy that ends the run that it is measured."""
+        """Whether the accuracy of the round's rollouts is close enough to the target to run an evaluation."""
         target = self.config.evaluation.target
         if target is None:
             return False
@@ -285,7 +296,7 @@ class RunContext:
         return row["accuracy"] is not None and row["accuracy"] >= target - self.config.evaluation.near
 
     def stop_if_collapsed(self, round: int) -> None:
-        """Raise RunStopped if the accuracy of the last rounds has collapsed, naming the last good checkpoint."""
+        """Raise RunStopped, naming the last good checkpoint, if the accuracy of the last rounds has collapsed."""
         limits = self.config.collapse
         found = self.store.query(
             "SELECT round, accuracy FROM rounds WHERE round <= $round ORDER BY round", round=round
@@ -302,20 +313,20 @@ class RunContext:
         )
 
     def close(self) -> None:
-        """Stop the verifier's workers and the engine, and let go of the database: each, whatever the others do."""
+        """Stop the verifier's workers and the engine, and close the database, each even if another fails."""
         with ExitStack() as stack:
             stack.callback(distributed.dismiss)
             stack.callback(self.store.close)
             if self.engine is not None:
                 stack.callback(self.engine.close)
             stack.callback(self.verifier.close)
-            with suppress(OSError):  # on a full disk: what filled it is the error to show
+            with suppress(OSError):  # on a full disk: the original error is the one to report
                 self.attempt.touch()
 
 
 @contextmanager
 def on_device(model: PreTrainedModel, device: torch.device) -> Iterator[PreTrainedModel]:
-    """`model` with its tensors on `device` while the context lasts; what they were before is kept and put back."""
+    """Context manager that moves a model's tensors to `device`, and restores the original tensors afterwards."""
     kept = {one: one.data for one in chain(model.parameters(), model.buffers())}
     try:
         for tensor, data in kept.items():
@@ -327,7 +338,7 @@ def on_device(model: PreTrainedModel, device: torch.device) -> Iterator[PreTrain
 
 
 def make_verifier(verification: Verification, reward: Reward) -> Verifier:
-    """What judges responses, by these settings."""
+    """The verifier with these settings."""
     return Verifier(
         workers=verification.workers,
         timeout_seconds=verification.timeout_seconds,
@@ -341,15 +352,18 @@ def make_verifier(verification: Verification, reward: Reward) -> Verifier:
 
 @contextmanager
 def open_run_context(directory: RunDirectory, config: Config) -> Iterator[RunContext]:
-    """Hold the run folder and open a session on it.
+    """Lock a run directory and open its context.
 
-    What is damaged in the folder is set aside first, so that the stages make it again.
-    Raises InputError if another process holds the folder, or another config or other versions made it.
+    Corrupt files are quarantined first, so that the stages regenerate them.
+
+    Raises:
+        InputError: If another process holds the lock, or the directory was made with another config or other
+            versions.
     """
     with directory.lock(), explained_disk(directory):
         config = with_precision(with_checkpointing(directory.check(config), card()))
         directory.open(config)
-        machine = fix_machine(directory, config)  # other versions may not even read what is there
+        machine = fix_machine(directory, config)  # other versions may not even be able to read the files
         clear(directory, config)
         context = RunContext(directory, config, machine)
         try:
@@ -360,21 +374,21 @@ def open_run_context(directory: RunDirectory, config: Config) -> Iterator[RunCon
 
 @contextmanager
 def explained_disk(directory: RunDirectory) -> Iterator[None]:
-    """Turn whatever a full disk makes libraries raise into RunStopped with what to do."""
+    """Context manager that turns errors caused by a full disk into RunStopped with a remedy."""
     try:
         yield
     except RevalError:
         raise
     except Exception as error:
-        if not _tells_of_full_disk(error):
+        if not _is_full_disk(error):
             raise
         raise RunStopped(
-            f"{directory.path}: the disk is full ({directory.free_bytes() / 1e6:,.0f} MB free); make space and "
-            "give the same command again: what is finished is kept"
+            f"{directory.path}: the disk is full ({directory.free_bytes() / 1e6:,.0f} MB free); free some space "
+            "and run the same command again: finished work is kept"
         ) from error
 
 
-def _tells_of_full_disk(error: BaseException | None) -> bool:
+def _is_full_disk(error: BaseException | None) -> bool:
     while error is not None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             return True

@@ -1,1 +1,1 @@
-"""The replay buffer: the index over the published tables, and how updates are drawn from it."""
+"""The replay buffer: the index over the published tables, and the sampling of updates from it."""

@@ -1,4 +1,4 @@
-"""A prompt's responses while they are generated: what is asked of the engine, and what has come of it."""
+"""Groups of responses to one prompt during generation: the requests to the engine, and the responses so far."""
 
 from __future__ import annotations
 
@@ -10,57 +10,57 @@ import pyarrow as pa
 
 from reval_core.engines.engine import Completion, Request
 from reval_core.problems import Problem
-from reval_core.replay_buffer.trajectories import Asked, Written
+from reval_core.replay_buffer.trajectories import GeneratedResponse, SampleRequest
 
 
 @dataclass
 class Group:
-    """The N responses of one prompt. They are published together, since rewards may be compared within a group."""
+    """The N responses to one prompt. They are published together, since rewards may be compared within a group."""
 
-    asked: list[Asked]
-    written: list[Written | None]
-    """What there is of each; None where nothing has been generated yet."""
+    requests: list[SampleRequest]
+    responses: list[GeneratedResponse | None]
+    """The response so far to each request; None if nothing has been generated yet."""
 
     @classmethod
-    def new(cls, asked: Sequence[Asked]) -> Group:
-        """A group that nothing has been generated of."""
-        return cls(list(asked), [None] * len(asked))
+    def new(cls, requests: Sequence[SampleRequest]) -> Group:
+        """A group for which nothing has been generated yet."""
+        return cls(list(requests), [None] * len(requests))
 
     @property
     def finished(self) -> bool:
-        """Whether every response has ended."""
+        """Whether every response is complete."""
         return not self.unfinished
 
     @property
     def unfinished(self) -> list[int]:
-        """The responses that have not ended, by their places in the group."""
-        return [number for number, one in enumerate(self.written) if one is None or one.finish_reason == "partial"]
+        """The indices within the group of the responses that are not complete."""
+        return [index for index, one in enumerate(self.responses) if one is None or one.finish_reason == "partial"]
 
-    def request(self, number: int) -> Request:
-        """What is to be asked of the engine for a response that has not ended."""
-        asked, before = self.asked[number], self.written[number]
-        return Request(asked.prompt_tokens, asked.seed, before.tokens if before is not None else ())
+    def request(self, index: int) -> Request:
+        """The engine request that continues an incomplete response."""
+        request, partial = self.requests[index], self.responses[index]
+        return Request(request.prompt_tokens, request.seed, partial.tokens if partial is not None else ())
 
-    def add(self, number: int, completion: Completion, policy_round: int) -> None:
-        """Put what the policy of `policy_round` wrote behind what there is of a response."""
-        before = self.written[number] or Written([], [], [], "partial")
-        self.written[number] = Written(
-            before.tokens + completion.tokens,
-            before.logprobs + completion.logprobs,
-            before.policy_rounds + [policy_round] * len(completion.tokens),
+    def add(self, index: int, completion: Completion, policy_round: int) -> None:
+        """Append a completion by the policy of `policy_round` to a response."""
+        partial = self.responses[index] or GeneratedResponse([], [], [], "partial")
+        self.responses[index] = GeneratedResponse(
+            partial.tokens + completion.tokens,
+            partial.logprobs + completion.logprobs,
+            partial.policy_rounds + [policy_round] * len(completion.tokens),
             completion.finish_reason,
         )
 
     def reseeded(self, seeds: Sequence[int]) -> Group:
-        """The group as a later round goes on with it: with new seeds where a response has not ended.
+        """The group with new seeds for incomplete responses, for a later round that continues it.
 
-        With the old ones the engine would draw the tokens after the cut with the numbers of the first ones.
+        With the old seeds the engine would reuse the random numbers of the first tokens for those after the cut.
         """
-        asked = [
-            replace(one, seed=seeds[number]) if number in self.unfinished else one
-            for number, one in enumerate(self.asked)
+        requests = [
+            replace(one, seed=seeds[index]) if index in self.unfinished else one
+            for index, one in enumerate(self.requests)
         ]
-        return Group(asked, self.written)
+        return Group(requests, self.responses)
 
 
 def finished_groups(
@@ -69,35 +69,42 @@ def finished_groups(
     generate: Callable[[Sequence[Request]], Iterable[tuple[int, Completion]]],
     tick: Callable[[int, int], None],
 ) -> Generator[int, None, None]:
-    """Ask for what is open in these groups; gives each group's number once all of it has ended.
+    """Generate the incomplete responses of these groups.
 
-    The caller may take groups out meanwhile. `tick` is told how many of how many responses have come.
+    Args:
+        groups: The groups by number. The caller may remove groups during the iteration.
+        policy_round: The round of the policy that generates.
+        generate: Called with all requests; yields the index of a request and its completion.
+        tick: Called with the number of completed and of all responses.
+
+    Yields:
+        The number of each group once all of its responses are complete.
     """
-    places = [(group, number, one) for number, group in groups.items() for one in group.unfinished]
-    requests = [group.request(one) for group, _, one in places]
-    for ended, (place, completion) in enumerate(generate(requests), start=1):
-        group, number, one = places[place]
-        group.add(one, completion, policy_round)
-        tick(ended, len(requests))
+    pending = [(group, number, index) for number, group in groups.items() for index in group.unfinished]
+    requests = [group.request(index) for group, _, index in pending]
+    for completed, (place, completion) in enumerate(generate(requests), start=1):
+        group, number, index = pending[place]
+        group.add(index, completion, policy_round)
+        tick(completed, len(requests))
         if group.finished:
             yield number
 
 
-def asked_and_written(groups: Sequence[Group]) -> tuple[list[Asked], list[Written]]:
-    """The responses of groups of which each has begun, one after the other."""
-    written = [one for group in groups for one in group.written if one is not None]
-    return [one for group in groups for one in group.asked], written
+def requests_and_responses(groups: Sequence[Group]) -> tuple[list[SampleRequest], list[GeneratedResponse]]:
+    """The requests and the responses of these groups, concatenated. Every response must have been started."""
+    responses = [one for group in groups for one in group.responses if one is not None]
+    return [one for group in groups for one in group.requests], responses
 
 
 def cut_off_groups(partials: pa.Table, samples: int) -> list[Group]:
-    """The groups, of `samples` responses each, that a round was cut off in, from its table `partials`."""
+    """The groups of `samples` responses each that were cut off in a round, from its table `partials`."""
     rows = partials.to_pylist()
     return [_group(rows[first : first + samples]) for first in range(0, len(rows), samples)]
 
 
 def _group(rows: list[dict[str, Any]]) -> Group:
-    asked = [
-        Asked(
+    requests = [
+        SampleRequest(
             problem=Problem(row["prompt_id"], row["problem"], row["gold"], row["gold_mode"], row["problem_set"]),
             sample=row["sample"],
             prompt=row["prompt"],
@@ -106,8 +113,10 @@ def _group(rows: list[dict[str, Any]]) -> Group:
         )
         for row in rows
     ]
-    written = [
-        Written(row["response_tokens"], row["engine_logprobs"], row["policy_rounds"], row["finish_reason"])
+    responses = [
+        GeneratedResponse(
+            row["response_tokens"], row["engine_logprobs"], row["policy_rounds"], row["finish_reason"]
+        )
         for row in rows
     ]
-    return Group(asked, list(written))
+    return Group(requests, list(responses))

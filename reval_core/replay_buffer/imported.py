@@ -1,4 +1,4 @@
-"""Responses from elsewhere as trajectories: their tokens, and the rows of their shards."""
+"""Imported responses as trajectories: their tokens, and the rows of their shards."""
 
 from __future__ import annotations
 
@@ -23,39 +23,42 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 UNKNOWN = "unknown"
-"""The policy of a response that came from elsewhere."""
+"""The policy of an imported response."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenised:
-    """A response with the tokens that a model would have read and written."""
+    """An imported response with the tokens of its prompt and of itself."""
 
     given: Response
-    """Its `response` ends where the tokens do, without the end-of-text token."""
+    """The response as given; its text ends where the tokens end, without the end-of-text token."""
     prompt: str
     prompt_tokens: list[int]
     tokens: list[int]
-    """The response's, the end-of-text token included."""
+    """The tokens of the response, including the end-of-text token."""
 
 
 @dataclass(frozen=True)
-class Material:
-    """What a file holds for a run."""
+class ImportedResponses:
+    """The imported responses of a file, ready for training."""
 
     rows: list[Tokenised]
     too_long: int
-    """Responses that are left out, because they are longer than `rollouts.max_tokens` or the model's context."""
+    """The number of responses skipped because they exceed `rollouts.max_tokens` or the model's context."""
     prompts: Prompts
-    """Those of the problems, as they were recorded or are rendered now."""
+    """The prompts of the problems, as recorded or as rendered now."""
     empty: int = 0
-    """Responses that are left out, because they say nothing before they end."""
+    """The number of responses skipped because they contain no text before they end."""
     cut: int = 0
-    """Responses that are cut at an end-of-text token, because more text follows it."""
+    """The number of responses truncated at an end-of-text token that is followed by more text."""
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many responses were not taken as they are, by why."""
+        """The number of responses that were skipped or truncated, by reason."""
         return {"too_long": self.too_long, "empty": self.empty, "cut": self.cut}
+
+
+Material = ImportedResponses  # the name in flows, until its branch is merged
 
 
 def tokenise(
@@ -63,12 +66,21 @@ def tokenise(
     config: Config,
     tokenizer: PreTrainedTokenizerBase,
     recorded: Prompts | None = None,
-) -> Material:
-    """The tokens of all responses, without those that are empty or too long, with the prompts `recorded` before.
+) -> ImportedResponses:
+    """Tokenize all responses; those that are empty or too long are skipped.
 
-    A response ends at the first token that ends a text of this model. Other special tokens that it spells are
-    plain characters, as in a problem. Raises InputError if a prompt cannot be made, naming the row if its problem
-    cannot be asked or a text holds what the tokenizer has no token for, or if nothing is left.
+    A response ends at the first end-of-text token of the model. Other special tokens that are spelled out in it are
+    plain characters, as in a problem.
+
+    Args:
+        responses: The responses of a file.
+        config: The config of the run.
+        tokenizer: The model's tokenizer.
+        recorded: Prompts that were recorded before; problems in it are not rendered again.
+
+    Raises:
+        InputError: If a prompt cannot be rendered, a problem cannot be used or a text contains characters without
+            a token (the message names the row), or if no response is left.
     """
     longest, context = config.rollouts.max_tokens, context_length(config.model)
     prompts = recorded or Prompts()
@@ -82,7 +94,7 @@ def tokenise(
     for (given, text), tokens in zip(kept, _plain_tokens([text.said for _, text in kept], tokenizer), strict=True):
         why = prompts.left_out(given.problem)
         if why:
-            raise InputError(f"{given.place}: {why}; fix the row, or take another model.path")
+            raise InputError(f"{given.place}: {why}; fix the row, or use another model.path")
         prompt, asked_tokens = prompts[given.problem]
         _check_known(tokens, "response", given.place, tokenizer)
         whole = [*tokens, text.end]
@@ -92,7 +104,7 @@ def tokenise(
     if not rows:
         limits = f"rollouts.max_tokens: {longest}, the model's context: {context}"
         raise InputError(f"{responses[0].place}: this response and all after it are empty or too long ({limits})")
-    return Material(
+    return ImportedResponses(
         rows,
         too_long=len(kept) - len(rows),
         prompts=prompts,
@@ -103,7 +115,7 @@ def tokenise(
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    """What a response says before it ends, the token that ends it, and whether more text follows that."""
+    """The text of a response before its end, the token that ends it, and whether more text follows."""
 
     said: str
     end: int
@@ -111,31 +123,31 @@ class _Ended:
 
 
 class _Ends:
-    """Finds the end of a response: the first end-of-text token of the model that it spells, or its last place."""
+    """Finds the end of a response: the first end-of-text token spelled out in it, or the end of the text."""
 
     def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
         self._usual: int = tokenizer.eos_token_id
-        # An ordinary token that ends a text as well is no spelling: `9` stands in 19, which is another token.
+        # Ordinary tokens that also end a text are not searched for: `9` occurs in 19, which is another token.
         control = {self._usual, *tokenizer.added_tokens_decoder}
         ids = [one for one in stop_ids(config.model, tokenizer, ()) if one in control]
         self._ids = {text: end for end, text in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)}
-        # The longest first: one may begin as another does.
+        # Longest first, since one may be a prefix of another.
         self._spelled = re.compile("|".join(map(re.escape, sorted(self._ids, key=len, reverse=True))))
 
     def __call__(self, text: str) -> _Ended:
-        found = self._spelled.search(text)
-        if found is None:
+        match = self._spelled.search(text)
+        if match is None:
             return _Ended(text, self._usual, more=False)
-        rest = self._spelled.sub("", text[found.end() :])
-        return _Ended(text[: found.start()], self._ids[found[0]], more=bool(rest.strip()))
+        rest = self._spelled.sub("", text[match.end() :])
+        return _Ended(text[: match.start()], self._ids[match[0]], more=bool(rest.strip()))
 
 
 def _plain_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The tokens of texts in which special tokens are only characters."""
+    """The tokens of texts in which special tokens are treated as plain characters."""
     if not texts:
         return []
-    given = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
-    tokens: list[list[int]] = given["input_ids"]
+    encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
+    tokens: list[list[int]] = encoded["input_ids"]
     return tokens
 
 
@@ -148,9 +160,17 @@ def import_table(
     problem_set: str,
     gold_mode: GoldMode,
 ) -> pa.Table:
-    """The rows of a shard of round 0. `first` is the place of its first row, `samples` their `sample_numbers`.
+    """The rows of a shard of round 0, in the schema of `trajectories`.
 
-    Nothing is known of the policy: it has no name, no seed, no temperature and no log-probs.
+    The policy that wrote the responses is unknown: identity, seed, temperature and log-probs are not set.
+
+    Args:
+        rows: The tokenized responses of the shard.
+        samples: Their `sample_numbers`.
+        shard: The number of the shard.
+        first: The index of its first row within the round.
+        problem_set: The name of the problem set.
+        gold_mode: What a gold that lists several answers asks for.
     """
     count = len(rows)
     columns = {
@@ -184,7 +204,7 @@ def import_table(
 
 
 def sample_numbers(rows: Sequence[Tokenised]) -> list[int]:
-    """For each row, how many responses to the same problem stand before it."""
+    """For each row, the number of earlier responses to the same problem."""
     seen: Counter[str] = Counter()
     numbers = []
     for row in rows:
@@ -197,6 +217,6 @@ def _check_known(tokens: list[int], field: str, place: str, tokenizer: PreTraine
     unknown = {tokenizer.unk_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id, None}
     if not tokens or unknown & set(tokens):
         raise InputError(
-            f"{place}: the {field} holds characters that the model's tokenizer has no token for; fix the row, or "
-            "take another model.path"
+            f"{place}: the {field} contains characters that the model's tokenizer has no token for; fix the row, "
+            "or use another model.path"
         )

@@ -1,8 +1,9 @@
-"""The replay store: a DuckDB index over a run's published facts, and the live buffer in it.
+"""A DuckDB index over a run's published tables, which contains the live replay buffer.
 
-The Parquet files are the truth; the database holds their scalars and can be deleted and built again. It has
-neither indexes nor primary keys. DuckDB lets no second process open a file that one writes to, so the trainer
-has it for itself while it runs, and everybody else reads the facts (`sql_views`, `Store.publish_views`).
+The Parquet files are authoritative; the database holds their scalar columns and can be deleted and rebuilt. It has
+neither indexes nor primary keys. DuckDB does not allow a second process to open a database that is being written,
+so the trainer has exclusive access while it runs, and all readers use the Parquet files (`sql_views`,
+`Store.publish_views`).
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ _TYPES = {
     pa.map_(pa.string(), pa.float64()): "MAP(VARCHAR, DOUBLE)",
 }
 
-# Texts stay in the shards with the tokens: they would be most of the database.
+# Texts stay in the shards, like the tokens: they would make up most of the database.
 _TEXTS = {"problem", "gold", "problem_set", "gold_mode", "prompt", "response"}
 
-# A draw reads a row here and a row there. Of an uncompressed column those are read alone, of a compressed one the
-# 2,048 rows around each.
+# A draw reads scattered rows. From an uncompressed column only these rows are read, from a compressed one the 2,048
+# rows around each.
 _BUFFER = """
     CREATE TABLE IF NOT EXISTS buffer (
         trajectory_id BIGINT USING COMPRESSION uncompressed,
@@ -58,7 +59,7 @@ _BUFFER = """
     )
 """
 
-# What is in the database already. A file's place counts from 0 within its manifest: a shard's number.
+# The files that the database has ingested. `place` is the index of a file in its manifest: the shard's number.
 _PUBLISHED = """
     CREATE TABLE IF NOT EXISTS published (
         stage VARCHAR, round INTEGER, place INTEGER, "table" VARCHAR, path VARCHAR, content VARCHAR
@@ -79,7 +80,7 @@ _ENTER_BUFFER = """
     ORDER BY t.trajectory_id
 """
 
-# A sort of the few oldest; the buffer as a whole is never sorted.
+# Sorts only the oldest few; the whole buffer is never sorted.
 _EVICT = """
     DELETE FROM buffer WHERE trajectory_id <= (
         SELECT max(trajectory_id) FROM (
@@ -90,7 +91,7 @@ _EVICT = """
 
 _EVICT_OLDER = "DELETE FROM buffer WHERE round < $oldest"
 
-# Of several updates in a round the last one's residual counts.
+# If a trajectory was fed to several updates of a round, the residual of the last one counts.
 _REFRESH_PRIORITIES = """
     UPDATE buffer SET delta = fresh.delta
     FROM (
@@ -106,7 +107,7 @@ _CHANGE_REFERENCE = """
     WHERE s.round = $round AND s.reference = $reference AND buffer.trajectory_id = s.trajectory_id
 """
 
-# A view over other views. Ages are grouped by their number of binary digits: 0, 1, 2 to 3, 4 to 7, …
+# A view over other views. Ages are binned by their number of binary digits: 0, 1, 2 to 3, 4 to 7, …
 _OFF_POLICY = """
     CREATE VIEW off_policy AS
     WITH drawn AS (
@@ -131,14 +132,18 @@ _OFF_POLICY = """
     ORDER BY round, age
 """
 
-_PATIENCE_SECONDS = 30.0
-"""How long a run waits for somebody who reads the database."""
+_OPEN_TIMEOUT_SECONDS = 30.0
+"""How long a run waits for another process that has the database open."""
 
 
 class Store:
     """The database of one run.
 
-    `capacity` is M, the size of the live buffer; `max_age`, if given, the rounds that a trajectory stays in it.
+    Args:
+        directory: The run directory, which the paths in manifests are relative to.
+        database: The path of the database.
+        capacity: M, the size of the live buffer in trajectories.
+        max_age: The number of rounds after which a trajectory is evicted; None for no limit.
     """
 
     # hive_partitioning is off wherever Parquet is read: `round=00001` in a path would become a text column `round`.
@@ -150,18 +155,18 @@ class Store:
         self._max_age = max_age
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._viewed: list[tuple[str, str]] | None = None
-        """The files that `publish_views` listed last."""
+        """The files in the views that `publish_views` published last."""
 
     def close(self) -> None:
-        """Let go of the database. It is opened again when it is needed."""
+        """Close the connection. It is reopened on demand."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
     def build(self, manifests: Iterable[Manifest]) -> None:
-        """Make the database hold exactly what these manifests list, in their order.
+        """Make the database contain exactly the files of these manifests, ingested in their order.
 
-        A database that holds something else is thrown away first.
+        A database with other contents is deleted first.
         """
         manifests = list(manifests)
         listed = {
@@ -182,12 +187,12 @@ class Store:
             self.ingest(manifest)
 
     def ingest(self, manifest: Manifest) -> None:
-        """Take a stage's published files in, in one transaction. What is in already is left as it is."""
+        """Ingest a stage's published files in one transaction. Files that were ingested before are skipped."""
         with self._transaction() as connection:
             held = connection.execute(_HELD, {"stage": manifest.stage, "round": manifest.round}).fetchall()
             known = {place for (place,) in held}
             new = [(place, file) for place, file in enumerate(manifest.files) if place not in known]
-            # Of a pruned run a file holds many rounds, and stands for several files of each.
+            # In a pruned run one file contains many rounds, and replaces several files of each.
             for path, table in dict.fromkeys((file.path, file.table) for _, file in new):
                 names = ", ".join(f'"{name}"' for name, _ in scalar_columns(table))
                 connection.execute(
@@ -204,15 +209,14 @@ class Store:
                 self._refresh_buffer(connection, manifest)
 
     def query(self, sql: str, **parameters: Any) -> pa.Table:
-        """The rows that a query gives."""
+        """Run a query and return its rows."""
         return self._open().sql(sql, params=parameters or None).to_arrow_table()
 
     def publish_views(self, path: Path) -> None:
-        """Publish a small database with one view a table over the files that have been taken in, for readers.
+        """Publish a small database for readers, with one view per table over the ingested files.
 
-        It is a new file each time and never written in place, so no reader can hold the trainer up, or the
-        trainer a reader. The views name the files by absolute paths. Nothing is done where nothing has come in
-        since the last time.
+        It is replaced by a new file and never written in place, so readers and the trainer do not block each other.
+        The views refer to the files by absolute paths. Does nothing if no file was ingested since the last call.
         """
         held = self._open().execute('SELECT "table", path FROM published ORDER BY round, path').fetchall()
         if held != self._viewed:
@@ -220,9 +224,9 @@ class Store:
             self._viewed = held
 
     def _write_views(self, path: Path, listed: list[tuple[str, str]]) -> None:
-        _delete_database(path)  # what a process that was killed has left
+        _delete_database(path)  # left by a killed process
         with duckdb.connect() as connection:
-            # A file that DuckDB 1.5 can open as well.
+            # So that DuckDB 1.5 can open the file, too.
             connection.execute(f"ATTACH {_quoted(str(path))} AS tables (STORAGE_VERSION 'v1.5.0')")
             connection.execute("USE tables")
             connection.begin()
@@ -245,7 +249,7 @@ class Store:
             connection.execute(_CHANGE_REFERENCE, parameters)
 
     def _agrees(self, listed: dict[tuple[str, int, int], TableFile]) -> bool:
-        """Whether the database can be read and holds nothing but what is listed, once; it may hold less."""
+        """Whether the database is readable and contains only listed files, each once; some may be missing."""
         try:
             held = self._open().execute("SELECT stage, round, place, path, content FROM published").fetchall()
             rows = {table: self._count(table) for table in SCHEMAS}
@@ -261,7 +265,7 @@ class Store:
         return rows == expected
 
     def _count(self, table: str) -> int:
-        """The rows of a table, of which every column is read: DuckDB notices damage only where it reads."""
+        """The number of rows of a table. Reads all columns: DuckDB detects corruption only in what it reads."""
         found = self._open().execute(f'SELECT count(*), bit_xor(hash(t)) FROM "{table}" t').fetchone()
         assert found is not None
         rows: int = found[0]
@@ -279,8 +283,8 @@ class Store:
         connection.commit()
 
     def _open(self) -> duckdb.DuckDBPyConnection:
-        """The connection to the database. Raises RevalError if another process keeps it open."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        """The connection to the database. Raises RevalError if another process has it open."""
+        deadline = time.monotonic() + _OPEN_TIMEOUT_SECONDS
         while self._connection is None:
             try:
                 self._connection = duckdb.connect(self._database)
@@ -296,7 +300,7 @@ class Store:
 
 
 def rebuild_store(directory: RunDirectory, capacity: int, max_age: int | None) -> dict[str, int]:
-    """Make a run's database and its views again from its published facts, and tell how many rows each table has."""
+    """Rebuild a run's database and its views from the published tables. Returns the number of rows per table."""
     _delete_database(directory.database)
     store = Store(directory.path, directory.database, capacity, max_age)
     store.build(directory.manifests())
@@ -307,19 +311,19 @@ def rebuild_store(directory: RunDirectory, capacity: int, max_age: int | None) -
 
 
 def _delete_database(path: Path) -> None:
-    """Delete a database that nobody has open, with the log of what it had not yet taken in."""
+    """Delete a database that no process has open, together with its write-ahead log."""
     for file in (path, path.with_name(path.name + ".wal")):
         file.unlink(missing_ok=True)
 
 
 def stages_held(database: Path) -> set[tuple[str, int]]:
-    """The stages and rounds whose files a database has taken in. Raises duckdb.Error if it is damaged."""
+    """The stages and rounds whose files a database has ingested. Raises duckdb.Error if it is corrupt."""
     with duckdb.connect(database, read_only=True) as connection:
         return set(connection.execute("SELECT stage, round FROM published").fetchall())
 
 
 def tables_differing(one: Path, other: Path) -> list[str]:
-    """The tables whose rows are not the same in two databases. Raises duckdb.Error if one is damaged."""
+    """The tables whose rows differ between two databases. Raises duckdb.Error if one is corrupt."""
     with duckdb.connect() as connection:
         for name, path in (("one", one), ("other", other)):
             connection.execute(f"ATTACH {_quoted(str(path))} AS {name} (READ_ONLY)")
@@ -335,7 +339,7 @@ def _differ(connection: duckdb.DuckDBPyConnection, table: str) -> bool:
 
 
 def scalar_columns(table: str) -> list[tuple[str, str]]:
-    """The columns of a table that the database holds, with their DuckDB types."""
+    """The columns of a table that are stored in the database, with their DuckDB types."""
     schema = SCHEMAS[table]
     return [
         (name, _TYPES[kind])
@@ -345,9 +349,9 @@ def scalar_columns(table: str) -> list[tuple[str, str]]:
 
 
 def sql_views(directory: Path, manifests: Iterable[Manifest]) -> duckdb.DuckDBPyConnection:
-    """An in-memory database with one view a table, over all that a run has published so far.
+    """An in-memory database with one view per table, over everything that a run has published so far.
 
-    It reads the Parquet files themselves, so it neither waits for a running trainer nor holds one up.
+    It reads the Parquet files directly, so it neither waits for a running trainer nor blocks it.
     """
     listed = [(file.table, file.path) for manifest in manifests for file in manifest.files]
     connection = duckdb.connect()
@@ -358,9 +362,9 @@ def sql_views(directory: Path, manifests: Iterable[Manifest]) -> duckdb.DuckDBPy
 def _create_views(
     connection: duckdb.DuckDBPyConnection, directory: Path, listed: Iterable[tuple[str, str]]
 ) -> None:
-    """A view a table over these files, given by table and path, and `off_policy` over those.
+    """Create one view per table over these files, given by table and path, and `off_policy` over these views.
 
-    Raises Damaged if a file cannot be read.
+    Raises CorruptData if a file cannot be read.
     """
     paths: dict[str, list[str]] = {table: [] for table in SCHEMAS}
     for table, path in listed:
@@ -377,9 +381,9 @@ def _create_views(
 
 def _view(schema: pa.Schema, paths: Sequence[str]) -> str:
     if paths:
-        there = _columns(paths[0]) or schema.names
+        present = _columns(paths[0]) or schema.names
         names = ", ".join(
-            f'"{name}"' if name in there else f'NULL::{_TYPES[kind]} AS "{name}"'
+            f'"{name}"' if name in present else f'NULL::{_TYPES[kind]} AS "{name}"'
             for name, kind in zip(schema.names, schema.types, strict=True)
         )
         listed = ", ".join(_quoted(_literal(path)) for path in dict.fromkeys(paths))
@@ -389,12 +393,12 @@ def _view(schema: pa.Schema, paths: Sequence[str]) -> str:
 
 
 def _literal(path: str) -> str:
-    """A path for DuckDB's readers of files, to which `*`, `?` and `[` are patterns."""
+    """A path escaped for DuckDB's file readers, which treat `*`, `?` and `[` as patterns."""
     return re.sub(r"[*?[]", r"[\g<0>]", path)
 
 
 def _columns(path: str) -> list[str]:
-    """The columns of a file, of which an earlier version wrote fewer; none where DuckDB will say what is wrong."""
+    """The columns of a file (earlier versions wrote fewer); empty if unreadable, which DuckDB then reports."""
     try:
         return list(pq.read_schema(path).names)
     except (OSError, pa.ArrowException):

@@ -1,4 +1,4 @@
-"""The stored run that a run learns from: what it holds, whether it fits, and what is taken over."""
+"""Offline data from another run: what it contains, whether it is compatible, and its import."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ class StoredRound:
 
     @property
     def rows(self) -> int:
-        """Its trajectories."""
+        """The number of its trajectories."""
         return sum(file.rows for file in self.shards)
 
 
 @dataclass(frozen=True)
 class StoredRun:
-    """What a run takes over from another: the files that were there when it began."""
+    """The offline data that a run imports from another: the files that existed when it started."""
 
     path: str
     rounds: tuple[StoredRound, ...]
     tokens: int
-    """Those of all prompts and responses."""
+    """The number of tokens of all prompts and responses."""
 
     @property
     def rows(self) -> int:
-        """Its trajectories."""
+        """The number of its trajectories."""
         return sum(one.rows for one in self.rounds)
 
     @property
@@ -54,21 +54,25 @@ class StoredRun:
 
 
 _STORED_RUN = TypeAdapter(StoredRun)
-"""Checks the types of what a file says."""
+"""Validates the types of a record that is read from a file."""
 
 
 def _read_note(path: Path) -> StoredRun:
-    """What `keep_stored_run` noted. Raises Damaged, naming the file, if it was changed."""
+    """The record written by `keep_stored_run`. Raises CorruptData, naming the file, if it was changed."""
     try:
         return _STORED_RUN.validate_python(read_sealed(path))
     except ValidationError as error:
-        raise CorruptData(f"{path}: is no record of a stored run ({error.errors()[0]['msg']})") from error
+        raise CorruptData(f"{path}: is not a record of a stored run ({error.errors()[0]['msg']})") from error
 
 
 def stored_run(directory: RunDirectory, settings: StoredRollouts) -> StoredRun:
-    """What the run in `folder` takes over: as it noted when it began, or else what the stored run holds now.
+    """The offline data of the run in `directory`.
 
-    Raises InputError if there is no such run, or nothing in it is verified yet.
+    Returns:
+        The data recorded when the run started or, for a new run, what the stored run contains now.
+
+    Raises:
+        InputError: If the stored run does not exist, was pruned, or has no verified trajectories yet.
     """
     if directory.stored.exists():
         return _read_note(directory.stored)
@@ -76,32 +80,37 @@ def stored_run(directory: RunDirectory, settings: StoredRollouts) -> StoredRun:
     if source.pruned_to():
         raise InputError(
             f"{source.path}: rollouts.run: was pruned, and the tokens of its first {source.pruned_to()} rounds are "
-            "gone; take a run that was not"
+            "deleted; use a run that was not pruned"
         )
     rounds = []
     for manifest in source.manifests():
         if manifest.stage == "verification":
             rollouts = source.manifest("rollouts", manifest.round)
-            assert rollouts is not None, "verdicts come after their trajectories"
+            assert rollouts is not None, "verdicts are published after their trajectories"
             rounds.append(
                 StoredRound(manifest.round, tuple(rollouts.files_of("trajectories")), manifest.file("verdicts"))
             )
     if not rounds:
-        raise InputError(f"{source.path}: rollouts.run: holds no verified trajectories yet; let it finish a round")
+        raise InputError(
+            f"{source.path}: rollouts.run: contains no verified trajectories yet; let it finish a round"
+        )
     files = [source.path / file.path for one in rounds for file in one.shards]
     return StoredRun(str(source.path), tuple(rounds), sum(map(_tokens, files)))
 
 
 def keep_stored_run(directory: RunDirectory, stored: StoredRun) -> None:
-    """Note what is taken over: what the stored run does from now on makes no difference."""
+    """Record what is imported, so that later changes of the stored run have no effect."""
     if not directory.stored.exists():
         publish_sealed(directory.stored, asdict(stored))
 
 
 def check_stored_run(directory: RunDirectory, stored: StoredRun, config: Config) -> None:
-    """See that this config's run means by tokens, prompts and rewards what the stored run does.
+    """Check that tokens, prompts and rewards mean the same in this config as in the stored run.
 
-    It is looked at once, before the run begins. Raises InputError naming both.
+    Checked only once, before the run starts.
+
+    Raises:
+        InputError: If they differ; the message names both values.
     """
     if directory.stored.exists():
         return
@@ -109,36 +118,43 @@ def check_stored_run(directory: RunDirectory, stored: StoredRun, config: Config)
     version = schema_version(source.path / stored.shards[0].path)
     if version != SCHEMA_VERSION:
         raise InputError(
-            f"{stored.path}: its tables are of version {version}, and this reval reads version {SCHEMA_VERSION}; "
-            "learn from it with the reval that made it, or write its responses to a file and import them"
+            f"{stored.path}: its tables have schema version {version}, but this reval reads version "
+            f"{SCHEMA_VERSION}; train on it with the reval version that wrote it, or write its responses to a file "
+            "and import them"
         )
-    found = load_config(source.config).model_dump(mode="json")
+    stored_config = load_config(source.config).model_dump(mode="json")
     wanted = config.model_dump(mode="json")
-    longest = ("rollouts.max_tokens", found["rollouts"]["max_tokens"], wanted["rollouts"]["max_tokens"])
+    max_tokens = ("rollouts.max_tokens", stored_config["rollouts"]["max_tokens"], wanted["rollouts"]["max_tokens"])
     for name, theirs, ours in (
-        ("problems.prompt", found["problems"]["prompt"], wanted["problems"]["prompt"]),
-        ("reward", found["reward"], wanted["reward"]),
-        *([longest] if config.reward.overlong else []),
+        ("problems.prompt", stored_config["problems"]["prompt"], wanted["problems"]["prompt"]),
+        ("reward", stored_config["reward"], wanted["reward"]),
+        *([max_tokens] if config.reward.overlong else []),
     ):
         if theirs != ours:
             raise InputError(
-                f"{stored.path}: {name}: its trajectories were made with {theirs}, and this config says {ours}; "
-                f"prompts and rewards are taken over as they are, so set {name} to theirs"
+                f"{stored.path}: {name}: its trajectories were made with {theirs}, but this config has {ours}; "
+                f"prompts and rewards are imported unchanged, so set {name} to the stored run's value"
             )
-    checkpoint = source.base if found["model"]["lora"] else source.checkpoint(0)
+    checkpoint = source.base if stored_config["model"]["lora"] else source.checkpoint(0)
     theirs = tokenizer_digest(load_tokenizer(checkpoint))
     if theirs != tokenizer_digest(tokenizer_of(config.model)):
         model = config.model.path or "model.tiny"
         raise InputError(
-            f"{stored.path}: its tokens are those of {found['model']['path'] or 'model.tiny'}, and the tokenizer "
-            f"of {model} reads them otherwise; set model to theirs, or import the responses with this model"
+            f"{stored.path}: its tokens are those of {stored_config['model']['path'] or 'model.tiny'}, but the "
+            f"tokenizer of {model} differs; set model to the stored run's, or import the responses with this model"
         )
 
 
-def taken_shard(stored: StoredRun, number: int, first: int) -> pa.Table:
-    """The rows of the stored run's shard `number`, as those of a shard of round 0 whose first place is `first`.
+def imported_shard(stored: StoredRun, number: int, first: int) -> pa.Table:
+    """The rows of a stored run's shard, renumbered as a shard of round 0.
 
-    Raises Damaged if the file is not what was noted.
+    Args:
+        stored: The offline data.
+        number: The number of the shard.
+        first: The index of its first row within round 0.
+
+    Raises:
+        CorruptData: If the file differs from what was recorded.
     """
     rows = _read(stored, stored.shards[number])
     count = len(rows)
@@ -152,17 +168,18 @@ def taken_shard(stored: StoredRun, number: int, first: int) -> pa.Table:
     return pa.table(columns, schema=SCHEMAS["trajectories"])
 
 
-def taken_verdicts(stored: StoredRun) -> pa.Table:
-    """The verdicts of all trajectories taken over, in their order.
+def imported_verdicts(stored: StoredRun) -> pa.Table:
+    """The verdicts of all imported trajectories, in the order of the trajectories.
 
-    Raises Damaged if a file is not what was noted.
+    Raises:
+        CorruptData: If a file differs from what was recorded.
     """
     parts = []
     for one in stored.rounds:
         rows = _read(stored, one.verdicts)
         first = one.round * IDS_PER_ROUND
         if rows.column("trajectory_id").to_pylist() != list(range(first, first + one.rows)):
-            raise CorruptData(f"{stored.path}/{one.verdicts.path}: is not in the order of its trajectories")
+            raise CorruptData(f"{stored.path}/{one.verdicts.path}: is not in the order of the trajectories")
         parts.append(rows)
     rows = pa.concat_tables(parts)
     places = {"trajectory_id": range(len(rows)), "round": [0] * len(rows)}
@@ -172,7 +189,7 @@ def taken_verdicts(stored: StoredRun) -> pa.Table:
 def _read(stored: StoredRun, file: TableFile) -> pa.Table:
     path = Path(stored.path, file.path)
     if not path.exists() or file_digest(path) != file.sha256:
-        raise CorruptData(f"{path}: is gone or not what it was when this run began to take it over")
+        raise CorruptData(f"{path}: is missing or has changed since this run started to import it")
     return read_table(path)
 
 

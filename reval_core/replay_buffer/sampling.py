@@ -1,16 +1,16 @@
-"""Drawing from the replay buffer, in SQL: reproducible from a seed, with every probability on record.
+"""Sampling from the replay buffer, in SQL: reproducible from a seed, with all probabilities recorded.
 
-A weighted draw of B without replacement takes the B smallest keys E_i / w_i, with E_i exponential (Efraimidis
-and Spirakis). The probability that trajectory i is among them, given the others, is 1 − exp(−w_i τ), where τ is
-the (B+1)-th smallest key. (1 / (N p) with p the share of the weight would be biased.)
+A weighted sample of size B without replacement consists of the B smallest keys E_i / w_i, with E_i exponential
+(Efraimidis and Spirakis). The probability that trajectory i is among them, given the others, is 1 − exp(−w_i τ),
+where τ is the (B+1)-th smallest key. (1 / (N p) with p the share of the weight would be biased.)
 
-E_i = −ln u_i with u_i from a hash, and −ln u ≥ 1 − u. So a key can be as small as t only where u is at least
-1 − t · max w. Most rows cost a hash and a comparison with that floor; weights and keys are computed above it. The
-weights of old rounds are small, so their floor is higher, and the oldest are not read at all. A wrong guess at t
-costs time, and never changes what is drawn.
+E_i = −ln u_i with u_i from a hash, and −ln u ≥ 1 − u. So a key can be at most t only if u is at least
+1 − t · max w. For most rows only a hash is computed and compared with this threshold; weights and keys are computed
+only above it. The weights of old rounds are small, so their threshold is higher, and the oldest rounds are not read
+at all. A wrong guess of t costs time, but never changes which rows are drawn.
 
-A weight is priority × decay: the priority goes by |Δ| and the decay by age. Importance weights correct for the
-priority alone: with the exponent 1 an update estimates the mean over the buffer, weighted by the decay.
+A weight is priority × decay: the priority depends on |Δ|, the decay on age. Importance weights correct for the
+priority only: with exponent 1 an update estimates the mean over the buffer, weighted by the decay.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from reval_core.model.noise import Noise
 from reval_core.replay_buffer.index import Store
 from reval_core.storage.tables import SCHEMAS
 
-# The priority of a residual. It never falls as the residual rises, so the largest is that of the largest residual
+# The priority of a residual. It is non-decreasing in |Δ|, so the largest priority is that of the largest residual
 # (DuckDB knows the extremes of a column without reading it).
 _PRIORITY = "pow(abs({}) / $mean + $offset, $exponent)"
 
-# The sum of |Δ| as one of integers, which is the same in any order of rows and threads.
+# The sum of |Δ| as a sum of integers, which does not depend on the order of rows or the number of threads.
 _SUM_OF_RESIDUALS = "sum((abs(delta)::DOUBLE * $scale)::BIGINT)"
 
 LEAST_DECAY = 1e-100
-"""However old, a trajectory's weight is above 0."""
+"""The smallest decay, so that the weight of every trajectory is above 0."""
 
 _OLD = 1 / 64
-"""Trajectories with a decay below this are few among those drawn, and have a higher floor."""
+"""Trajectories with a decay below this are rarely drawn, and have a higher threshold."""
 
-# The hashes are the same under any number of threads. A seed moves all ids to a far place of its own, so unlike
-# hash(id, seed) they are independent between seeds. u in (0, 1]: 18446744073709551617 is 2^64 + 1.
+# The hashes do not depend on the number of threads. A seed shifts all ids by a large offset, so that unlike
+# hash(id, seed) the hashes are independent between seeds. u in (0, 1]: 18446744073709551617 is 2^64 + 1.
 _KEYS = f"""
     SELECT place, decay, w, -ln((h::DOUBLE + 1) / 18446744073709551617.0) / w AS key
     FROM (
@@ -61,7 +61,7 @@ _KEYS = f"""
 """
 
 _SAMPLED_ROWS = 50_000
-"""About how many rows the mean priority is estimated from."""
+"""The approximate number of rows from which the mean priority is estimated."""
 
 _COLUMNS = """
     trajectory_id, round AS trajectory_round, shard, row, shard_digest, reward, advantage,
@@ -74,30 +74,40 @@ class _Weights:
     """The weights of the live trajectories in a round, priority × decay."""
 
     priority: str
-    """In SQL."""
+    """The SQL expression of the priority."""
     parameters: dict[str, float]
-    """Of the priority."""
+    """The parameters of `priority`."""
     decay: float
-    """What is left of a weight by each round of age."""
+    """The factor by which each round of age multiplies a weight."""
     newest: int
-    """The round of the youngest trajectories, whose decay is 1."""
+    """The round of the newest trajectories, whose decay is 1."""
     live: int
     largest: float
-    """No weight is larger."""
+    """An upper bound of the weights."""
     total: float
-    """An estimate of their sum."""
+    """An estimate of the sum of the weights."""
 
     def first_round(self, share: float) -> int:
-        """A round before which the decay is below `share`."""
+        """A round such that the decay of all earlier rounds is below `share`."""
         return 0 if self.decay == 1 else self.newest - math.ceil(math.log(share) / math.log(self.decay))
 
 
 def draw_round(
     store: Store, settings: Replay, round: int, batch: int, updates: int, seed: int, noise: Noise | None = None
 ) -> pa.Table:
-    """The draws of all updates of a round, from the buffer as it stands: rows of the table `draws`.
+    """Sample the batches of all updates of a round from the current buffer.
 
-    Each update gets `batch` trajectories, or all there are if there are fewer. `noise` is recorded with them.
+    Args:
+        store: The index with the live buffer.
+        settings: The section `replay` of the config.
+        round: The round.
+        batch: B, the number of trajectories per update; the whole buffer if it has fewer.
+        updates: K, the number of updates.
+        seed: The seed of the run.
+        noise: The scoring noise, which is recorded with the draws.
+
+    Returns:
+        Rows of the table `draws`.
     """
     draws = [_fresh_batch(store, round)] if settings.first == "fresh" else []
     seeds = [_seed(seed, round, update) for update in range(len(draws) + 1, updates + 1)]
@@ -106,14 +116,14 @@ def draw_round(
 
 
 def residual_left(store: Store, beta: float) -> float:
-    """ρ, the share of the residual that is left: mean |Δ(τ)| over mean |r(τ)/β|, both over the live buffer.
+    """ρ, the remaining share of the residual: mean |Δ(τ)| / mean |r(τ)/β|, both over the live buffer.
 
-    The residuals are those on record last: of the update that a trajectory was fed to last, or from when it was
-    scored. Without V in Δ or with ReVal's, mean |r/β| is what mean |Δ| would be were the policy the reference, so ρ
-    is 1 then. Where every reward is 0, ρ is 0 if every residual is, else 1: all that there is is left.
+    The residuals are the most recent ones: of the last update that a trajectory was fed to, or of its scoring. For
+    objectives without V in Δ, and for ReVal, mean |Δ| equals mean |r/β| while the policy is the reference, so that
+    ρ = 1. If all rewards are 0, ρ is 0 if all residuals are 0, else 1.
     """
     rows = store.query("SELECT delta, reward FROM buffer")
-    # fsum rounds once, at the end: the order of the rows, which a database made again may change, does not matter.
+    # fsum rounds only once: the result does not depend on the order of rows, which differs in a rebuilt database.
     deltas, rewards = (math.fsum(np.abs(rows.column(name).to_numpy())) for name in ("delta", "reward"))
     if rewards == 0:
         return float(deltas > 0)
@@ -121,12 +131,12 @@ def residual_left(store: Store, beta: float) -> float:
 
 
 def effective_sample_size(weights: np.ndarray) -> float:
-    """(Σw)² / Σw²: how many equally weighted trajectories are worth as much."""
+    """(Σw)² / Σw²: the equivalent number of equally weighted trajectories."""
     return float(weights.sum() ** 2 / np.square(weights).sum())
 
 
 def importance_exponent(settings: Replay, round: int) -> float:
-    """The exponent of the importance weights in round `round`, which counts from 1."""
+    """The exponent of the importance weights in round `round` (counted from 1), annealed linearly."""
     first, last = settings.importance_exponent
     progress = min(1.0, (round - 1) / max(1, settings.importance_rounds - 1))
     return first + (last - first) * progress
@@ -135,8 +145,8 @@ def importance_exponent(settings: Replay, round: int) -> float:
 def normalised(weights: np.ndarray, cap: float) -> np.ndarray:
     """The weights scaled to a mean of 1, with none above `cap`.
 
-    What the cap takes from the largest is shared out in proportion, so that the mean stays 1: a weight that is far
-    above the others neither rules the update nor makes it small.
+    The excess above the cap is distributed to the other weights in proportion, so that the mean stays 1: an outlier
+    neither dominates the update nor shrinks it.
     """
     scaled = weights.copy()
     capped = np.zeros(len(scaled), dtype=bool)
@@ -161,7 +171,7 @@ def _fresh_batch(store: Store, round: int) -> pa.Table:
 
 
 def _draws(store: Store, settings: Replay, round: int, batch: int, seeds: Sequence[int]) -> list[pa.Table]:
-    """One draw a seed. What is drawn is looked up once for all of them."""
+    """One draw per seed. The rows of all draws are read in a single query."""
     if not seeds:
         return []
     weights = _weights(store, settings)
@@ -192,7 +202,7 @@ def _weights(store: Store, settings: Replay) -> _Weights:
 
 
 def _sum_of_decays(store: Store, weights: _Weights) -> float:
-    """Over the buffer, but for rounds that are too old to make a difference."""
+    """The sum of decays over the buffer, without rounds that are too old to matter."""
     oldest = weights.first_round(1e-3)
     sums = store.query(
         "SELECT round, count(*) AS live FROM buffer WHERE round >= $oldest GROUP BY round", oldest=oldest
@@ -202,7 +212,7 @@ def _sum_of_decays(store: Store, weights: _Weights) -> float:
 
 
 def _priorities(store: Store, settings: Replay, live: int) -> tuple[dict[str, float], float, float]:
-    """The parameters of `_PRIORITY`, the largest priority in the buffer and an estimate of the mean one."""
+    """The parameters of `_PRIORITY`, the largest priority in the buffer and an estimate of the mean priority."""
     [largest] = store.query("SELECT greatest(max(delta), -min(delta)) FROM buffer").column(0).to_pylist()
     exponent, offset = settings.priority_exponent, settings.priority_offset
     parameters = {"mean": _mean_residual(store, largest), "offset": offset, "exponent": exponent}
@@ -214,7 +224,7 @@ def _priorities(store: Store, settings: Replay, live: int) -> tuple[dict[str, fl
 
 
 def _mean_residual(store: Store, largest: float | None) -> float:
-    """The mean |Δ| over the buffer, of which `largest` is the largest; 1 where all are 0."""
+    """The mean |Δ| over the buffer, given its maximum `largest`; 1 if all are 0. Non-finite values are skipped."""
     finite = ""
     if largest is not None and not math.isfinite(largest):
         finite = "WHERE isfinite(delta)"
@@ -228,19 +238,19 @@ def _mean_residual(store: Store, largest: float | None) -> float:
 
 
 def _smallest_keys(store: Store, weights: _Weights, batch: int, seed: int) -> pa.Table:
-    """Places, decays, weights and keys of the `batch` + 1 smallest keys, or of all there are; smallest first."""
-    # Six deviations more than are needed, so that the first guess is nearly always enough.
+    """Places, decays, weights and keys of the `batch` + 1 smallest keys (or of all rows, if fewer), ascending."""
+    # Six standard deviations more than needed, so that the first guess almost always suffices.
     guess = batch + 1 + 6 * math.sqrt(batch + 1)
     bound = guess / weights.total if weights.live > guess else math.inf
     while True:
-        reach = 1.000001 * bound * weights.largest  # beyond the rounding of keys
+        reach = 1.000001 * bound * weights.largest  # allows for the rounding of keys
         bounded = reach < 1  # false for NaN
         found = store.query(
             _KEYS.format(priority=weights.priority),
             seed=seed,
             decay=weights.decay,
             newest=weights.newest,
-            bound=bound if bounded else math.nan,  # DuckDB has nothing above NaN
+            bound=bound if bounded else math.nan,  # DuckDB sorts NaN above everything
             limit=batch + 1,
             **(_floors(weights, reach) if bounded else {"oldest": 0, "young": 0, "floor": 0, "higher": 0}),
             **weights.parameters,
@@ -251,7 +261,7 @@ def _smallest_keys(store: Store, weights: _Weights, batch: int, seed: int) -> pa
 
 
 def _floors(weights: _Weights, reach: float) -> dict[str, int]:
-    """What hashes must reach from the round `young` on and before it, and the first round where any can."""
+    """The thresholds of hashes from round `young` on and before it, and the first round where any hash can pass."""
     return {
         "oldest": weights.first_round(2**-64 / reach),
         "young": weights.first_round(_OLD),
@@ -261,20 +271,20 @@ def _floors(weights: _Weights, reach: float) -> dict[str, int]:
 
 
 def _rows_at(store: Store, places: np.ndarray) -> pa.Table:
-    """The buffer's rows at these places, in this order. Places hold as long as nothing is written."""
+    """The buffer's rows at these places, in this order. Places (row ids) are valid until the next write."""
     distinct, order = np.unique(places, return_inverse=True)
     found = store.query(
         f"""
         SELECT {_COLUMNS} FROM buffer JOIN (SELECT unnest($places::BIGINT[]) AS place) ON buffer.rowid = place
         ORDER BY place
         """,
-        places=str(distinct.tolist()),  # thousands of numbers are bound faster as one text
+        places=str(distinct.tolist()),  # thousands of numbers are bound faster as a single string
     )
     return found.take(pa.array(order))
 
 
 def _inclusion(found: pa.Table, weights: _Weights, settings: Replay, batch: int) -> np.ndarray:
-    """The inclusion probability of each drawn row, from the first key that was not drawn."""
+    """The inclusion probability of each drawn row, computed from the smallest key that was not drawn."""
     if len(found) <= batch:
         return np.ones(len(found))
     if settings.sampling == "uniform":

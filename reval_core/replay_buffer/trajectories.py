@@ -1,4 +1,4 @@
-"""Trajectories on disk: responses as rows of a shard, and drawn ones read back."""
+"""Trajectories on disk: responses as rows of a shard, and reading drawn rows."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IDS_PER_ROUND = 10_000_000
-"""A trajectory's id is round × this + its place in the round, so an id tells where it comes from."""
+"""A trajectory's id is round × this + its index in the round, so the id determines the round."""
 
 CACHED_BYTES = 1 << 30
-"""How much of the files read last a reader keeps in memory."""
+"""The size of a reader's cache of the most recently read files."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One response that was asked for: sample number `sample` of `problem`."""
+class SampleRequest:
+    """A request for one response: sample number `sample` of `problem`."""
 
     problem: Problem
     sample: int
@@ -38,20 +38,20 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Written:
-    """What there is of a response. Lists are as long as it is."""
+class GeneratedResponse:
+    """A response, complete or not. All lists have one element per token."""
 
     tokens: list[int]
     logprobs: list[float]
-    """As the engine gave them."""
+    """As returned by the engine."""
     policy_rounds: list[int]
-    """Which policy wrote each token, by its round."""
+    """The round of the policy that wrote each token."""
     finish_reason: FinishReason
 
 
 def response_table(
-    asked: Sequence[Asked],
-    responses: Sequence[Written],
+    requests: Sequence[SampleRequest],
+    responses: Sequence[GeneratedResponse],
     tokenizer: PreTrainedTokenizerBase,
     *,
     round: int,
@@ -61,34 +61,45 @@ def response_table(
     engine: str,
     temperature: float,
 ) -> pa.Table:
-    """The rows of a shard or, without one, of what was cut off; their ids go up from `first_id`.
+    """The rows of a shard, in the schema of `trajectories`.
 
-    Rows of shards in order have ids in order: `draws` finds a trajectory's scores by its place.
+    Ids ascend over the shards of a round in order: the reader of draws locates a trajectory's scores by its index.
+
+    Args:
+        requests: The requests.
+        responses: The response to each request.
+        tokenizer: Decodes the responses.
+        round: The round.
+        shard: The number of the shard; None for responses that were cut off.
+        first_id: The id of the first row.
+        policy: The identity of the policy that generated the responses.
+        engine: The name of the engine.
+        temperature: The sampling temperature.
     """
-    count = len(asked)
+    count = len(requests)
     tokens = [response.tokens for response in responses]
     columns = {
         "trajectory_id": [first_id + row for row in range(count)],
         "round": [round] * count,
         "shard": [shard] * count,
         "row": list(range(count)),
-        "prompt_id": [one.problem.prompt_id for one in asked],
-        "sample": [one.sample for one in asked],
-        "problem": [one.problem.problem for one in asked],
-        "gold": [one.problem.answer for one in asked],
-        "problem_set": [one.problem.problem_set for one in asked],
-        "gold_mode": [one.problem.gold_mode for one in asked],
+        "prompt_id": [one.problem.prompt_id for one in requests],
+        "sample": [one.sample for one in requests],
+        "problem": [one.problem.problem for one in requests],
+        "gold": [one.problem.answer for one in requests],
+        "problem_set": [one.problem.problem_set for one in requests],
+        "gold_mode": [one.problem.gold_mode for one in requests],
         "given_reward": pa.nulls(count, pa.float32()),
-        "prompt": [one.prompt for one in asked],
+        "prompt": [one.prompt for one in requests],
         "response": tokenizer.batch_decode(tokens, skip_special_tokens=True),
-        "prompt_length": [len(one.prompt_tokens) for one in asked],
+        "prompt_length": [len(one.prompt_tokens) for one in requests],
         "response_length": [len(response) for response in tokens],
         "finish_reason": [response.finish_reason for response in responses],
         "policy": [policy] * count,
         "engine": [engine] * count,
         "temperature": [temperature] * count,
-        "seed": [one.seed for one in asked],
-        "prompt_tokens": [list(one.prompt_tokens) for one in asked],
+        "seed": [one.seed for one in requests],
+        "prompt_tokens": [list(one.prompt_tokens) for one in requests],
         "response_tokens": tokens,
         "loss_mask": [[True] * len(response) for response in tokens],
         "engine_logprobs": [response.logprobs for response in responses],
@@ -98,7 +109,7 @@ def response_table(
 
 
 class RowReader:
-    """Reads rows of published files by place, and keeps the files read last in memory."""
+    """Reads rows of published files by index, and caches the most recently read files."""
 
     def __init__(self, directory: Path, columns: Sequence[str]) -> None:
         self._directory = directory
@@ -107,9 +118,10 @@ class RowReader:
         self._bytes = 0
 
     def take(self, paths: Sequence[str], rows: Sequence[int]) -> pa.Table:
-        """Row `rows[i]` of file `paths[i]`, for every i, in that order.
+        """Row `rows[i]` of file `paths[i]` for every i, in that order.
 
-        Raises Damaged, naming the file, if one cannot be read.
+        Raises:
+            CorruptData: If a file cannot be read; the message names it.
         """
         rows_by_path: dict[str, list[int]] = {}
         order: dict[str, list[int]] = {}
@@ -132,16 +144,16 @@ class RowReader:
 
 
 def logprob_rows(column: pa.ChunkedArray, responses: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The log-probs of the tokens of `responses`, one array a row: NaN where a row is null, which is not known."""
+    """The log-probs of the tokens of `responses`, one array per row; NaN where a row is null (not known)."""
     known = column.is_valid().to_pylist()
     return [
-        row if there else np.full(len(response), np.nan, np.float32)
-        for row, there, response in zip(list_rows(column), known, responses, strict=True)
+        row if is_known else np.full(len(response), np.nan, np.float32)
+        for row, is_known, response in zip(list_rows(column), known, responses, strict=True)
     ]
 
 
 def list_rows(column: pa.ChunkedArray) -> list[np.ndarray]:
-    """A list column as one array a row; an empty one where the row is null."""
+    """A list column as one array per row; empty where the row is null."""
     lists = column.combine_chunks()
     values = lists.values.to_numpy(zero_copy_only=False)
     offsets = lists.offsets.to_numpy()

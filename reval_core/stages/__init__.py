@@ -1,6 +1,6 @@
-"""The stages of a round, each a plain function that publishes facts and can be run without Prefect.
+"""The stages of a round: plain functions that publish tables and run without Prefect.
 
-A stage that has published under the same key already is not run again: its manifest is read.
+A stage that has already published under the same key is not run again; its manifest is read instead.
 """
 
 from reval_core.stages.benchmark import sitting_responses, sitting_verdicts

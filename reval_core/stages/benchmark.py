@@ -1,4 +1,4 @@
-"""A sitting's stages: one policy answers one set of problems, and its responses are judged."""
+"""The stages of a benchmark run: a model answers one set of problems, and its responses are judged."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from reval_core.errors import CorruptData
 from reval_core.evaluation.context import EvaluationContext
-from reval_core.replay_buffer.groups import Group, asked_and_written, finished_groups
-from reval_core.replay_buffer.trajectories import IDS_PER_ROUND, Asked, response_table
+from reval_core.replay_buffer.groups import Group, finished_groups, requests_and_responses
+from reval_core.replay_buffer.trajectories import IDS_PER_ROUND, SampleRequest, response_table
 from reval_core.stages.evaluation import evaluation_table
 from reval_core.stages.shards import Shards
 from reval_core.stages.stage import Outcome, Stage, publish, settings
@@ -27,13 +27,14 @@ def _responses_inputs(context: EvaluationContext, number: int) -> list[Any]:
 
 
 def _generate(context: EvaluationContext, number: int) -> Outcome:
-    """Shards hold whole problems. Those that a crashed attempt has finished are kept."""
+    """Generate the shards, which contain whole problems. Finished shards of a crashed attempt are kept."""
     directory, engine, policy_round = context.directory, context.engine, context.source.round
     if engine.streams and directory.manifest("rollouts", number) is not None:
         lost = directory.manifest_path("rollouts", number)
         raise CorruptData(
-            f"{lost.parent}: a shard is gone, and engine {engine.name} does not repeat itself; put back a copy, or "
-            f"delete {lost} to have the rest of this sitting generated again"
+            f"{lost.parent}: a shard is missing, and generation with engine {engine.name} is not reproducible; "
+            f"restore the shard from a backup, or delete {lost} to regenerate the missing responses of this "
+            "benchmark run"
         )
     key = sitting_responses.key(context, number)
     shards = Shards(directory, number, key, writer=policy_round, gapless=engine.streams)
@@ -54,7 +55,7 @@ def _groups(context: EvaluationContext, number: int) -> list[Group]:
         groups.append(
             Group.new(
                 [
-                    Asked(problem, sample, text, tokens, context.request_seed(problem, sample))
+                    SampleRequest(problem, sample, text, tokens, context.request_seed(problem, sample))
                     for sample in range(context.protocol.samples)
                 ]
             )
@@ -66,7 +67,7 @@ def _table(
     context: EvaluationContext, number: int, shard: int | None, first: int, groups: Sequence[Group]
 ) -> pa.Table:
     return response_table(
-        *asked_and_written(groups),
+        *requests_and_responses(groups),
         context.tokenizer,
         round=context.source.round,
         shard=shard,
@@ -90,21 +91,21 @@ def _judge(context: EvaluationContext, number: int, responses: Manifest) -> Outc
     rows = pa.concat_tables(shards).to_pydict()
     judgements = context.verifier.judge(claims_of(rows))
     name = context.benchmark(number).name
-    stop_if_unjudged(f"the sitting of {name}", context.protocol.verification, judgements)
+    stop_if_unjudged(f"benchmark run {name}", context.protocol.verification, judgements)
     source = context.source
     table = evaluation_table(rows, judgements, round=source.round, policy=source.identity)
     return Outcome([publish(context, number, "evaluations", table)])
 
 
 sitting_responses = Stage("rollouts", _responses_inputs, _generate)
-"""The responses of a sitting, as trajectories. (examination, sitting's number)"""
+"""The responses of a benchmark run, as trajectories. Inputs: evaluation context, number of the benchmark."""
 
 sitting_verdicts = Stage("evaluation", _verdicts_inputs, _judge)
-"""What became of them, as evaluations. (examination, sitting's number, responses)"""
+"""The verdicts on these responses, as evaluations. Inputs: evaluation context, number, manifest of responses."""
 
 
 def drop_other_verdicts(context: EvaluationContext, number: int, responses: Manifest) -> None:
-    """Give up verdicts that other settings or another verifier have made: they can be made again at any time."""
-    found = context.directory.manifest("evaluation", number)
-    if found is not None and found.key != sitting_verdicts.key(context, number, responses):
+    """Drop verdicts made with other settings or by another verifier: they can be recomputed at any time."""
+    manifest = context.directory.manifest("evaluation", number)
+    if manifest is not None and manifest.key != sitting_verdicts.key(context, number, responses):
         context.directory.manifest_path("evaluation", number).unlink()

@@ -1,4 +1,4 @@
-"""Consistency: what the policy and the reference say of each trajectory, and the residuals that follow."""
+"""Consistency: score each trajectory under the policy and the reference, and compute the residuals."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ TOKEN_COLUMNS = (
 
 
 _MEASURED = ("engine_gap", "engine_kl", "kl_k1", "kl_k3")
-"""Means over the tokens that the policy wrote; null where it wrote none."""
+"""Columns with means over the tokens that the policy wrote; null where it wrote none."""
 
 _SAMPLED = 16
-"""The trajectories that are looked at when engine and trainer are apart."""
+"""The number of trajectories that are examined when the log-probs of engine and trainer do not match."""
 
 
 def _inputs(
@@ -61,7 +61,7 @@ def _inputs(
 
 
 def scoring_settings(config: Config) -> list[Any]:
-    """What a trajectory's scores depend on beside its tokens and the policies."""
+    """What a trajectory's scores depend on besides its tokens and the policies."""
     learner = config.learner
     return [learner.micro_batch_tokens, learner.packed, learner.precision, config.scoring_temperature]
 
@@ -72,16 +72,17 @@ def consistency(
 ) -> Outcome:
     """Score the round's fresh trajectories under the policy that wrote them and under the reference.
 
-    `info["beta"]` is the β that their residuals go by, None where the objective has none; `info["noise"]`, in the
-    first round and on another device, is by how much the scores were measured to be uncertain; `info["engine_lag"]`
-    is by how many rounds the weights of an engine are behind, None where that cannot be told.
+    Returns:
+        The rows of `scores`. `info["beta"]` is the β of the residuals, None if the objective has none;
+        `info["noise"]`, in the first round and on another device, is the measured uncertainty of the scores;
+        `info["engine_lag"]` is the number of rounds by which the engine's weights lag behind, None if unknown.
     """
     files = rollouts.files_of("trajectories")
     shards = pa.concat_tables(read_table(context.directory.path / file.path, TOKEN_COLUMNS) for file in files)
     reward = read_table(context.directory.path / verdicts.file("verdicts").path, ("reward",)).column("reward")
     table = score_trajectories(context, round, shards, reward, policy, reference)
     lag = None
-    # A round that has passed is not judged again when it is scored again.
+    # A round that passed this check before is not checked again when it is scored again.
     if context.engine is not None and context.directory.manifest("consistency", round) is None:
         lag = _measured_lag(context, shards, policy) if context.engine_may_lag else None
         gaps = table.column("engine_gap").to_numpy()
@@ -95,21 +96,31 @@ def consistency(
 def score_trajectories(
     context: RunContext, round: int, rows: pa.Table, reward: pa.ChunkedArray, policy: Policy, reference: Policy
 ) -> pa.Table:
-    """Rows of the table `scores`: one a trajectory of `rows`, in that order.
+    """Score trajectories under a policy and a reference.
 
-    `rows` has the token columns of trajectories; `reward` is null where the verdict says nothing. When the two
-    policies are one, the model is run once and the two scores are equal to the bit.
+    If both are the same policy, the model is run once and the two scores are identical to the bit.
+
+    Args:
+        context: The run context.
+        round: The round of the scoring.
+        rows: The trajectories, with `TOKEN_COLUMNS`.
+        reward: The reward of each; null where it is unknown.
+        policy: The policy π_θ.
+        reference: The reference π_ref.
+
+    Returns:
+        Rows of the table `scores`, one per trajectory, in the order of `rows`.
     """
     config = context.config
     learner = context.learner_at(policy)
     by_reference = None if reference == policy else _by_reference(context, rows, reference)
     rewards = reward.to_numpy(zero_copy_only=False).astype(np.float32)
-    # The engine's log-probs are those of the policy that wrote a response: only with its own is there a gap.
+    # The engine's log-probs are those of the policy that wrote a response: the gap is defined only for this policy.
     written = pc.equal(rows.column("policy"), policy.identity).to_numpy()
     temperature = _sampled_at(rows, written, otherwise=config.scoring_temperature)
     engine, own = _own_logprobs(rows, policy)
     parts: list[dict[str, Any]] = []
-    # Not around the lines above: a policy that is rebuilt there needs gradients.
+    # Not around the lines above: reconstructing a policy needs gradients.
     with torch.no_grad():
         for number, (chosen, batch) in enumerate(token_batches(context, rows)):
             scores = score(learner.model, batch, config.scoring_temperature, entropy=True)
@@ -154,7 +165,7 @@ def score_trajectories(
 def _sample(
     context: RunContext, rows: pa.Table, policy: Policy, chosen: list[int], model: torch.nn.Module
 ) -> Sample:
-    """Some trajectories of a round, for finding out why engine and trainer are apart."""
+    """Some trajectories of a round, for diagnosing a mismatch between engine and trainer."""
     engine, own = _own_logprobs(rows, policy)
     sources = [list_rows(rows.column(name)) for name in ("prompt_tokens", "response_tokens", "loss_mask")]
     batch = collate(*([source[row] for row in chosen] for source in sources)).to(context.device)
@@ -168,7 +179,7 @@ def _sample(
 
 
 def _measured_lag(context: RunContext, rows: pa.Table, policy: Policy) -> Lag | None:
-    """How far the engine is behind, by a sample of the rows that it wrote with `policy`."""
+    """The lag of the engine's weights, estimated from a sample of the rows that it generated with `policy`."""
     written = [row for row, own in enumerate(_own_logprobs(rows, policy)[1]) if own.any()]
     learner = context.learner_and_before(policy) if written else None
     if learner is None:
@@ -195,14 +206,14 @@ def _measured_lag(context: RunContext, rows: pa.Table, policy: Policy) -> Lag | 
 
 
 def _by_reference(context: RunContext, rows: pa.Table, reference: Policy) -> list[Scores]:
-    """What the reference says of each batch. Its weights are gone again before the policy's turn."""
+    """The reference's scores of each batch. Its weights are released before the policy is scored."""
     with context.reference_model(reference) as model, torch.no_grad():
         temperature = context.config.scoring_temperature
         return [score(model, batch, temperature) for _, batch in token_batches(context, rows)]
 
 
 def token_batches(context: RunContext, rows: pa.Table) -> Iterator[tuple[list[int], TokenBatch]]:
-    """Micro-batches of like length: the rows chosen, and their tokens."""
+    """Micro-batches of similar length: the indices of the rows, and their tokens on the device."""
     sources = [list_rows(rows.column(name)) for name in ("prompt_tokens", "response_tokens", "loss_mask")]
     lengths = [len(prompt) + len(response) for prompt, response, _ in zip(*sources, strict=True)]
     settings = context.config.learner
@@ -213,7 +224,7 @@ def token_batches(context: RunContext, rows: pa.Table) -> Iterator[tuple[list[in
 
 
 def _sampled_at(rows: pa.Table, written: np.ndarray, otherwise: float) -> float:
-    """The temperature at which the rows that are `written` by the policy were sampled."""
+    """The sampling temperature of the rows that the policy wrote (`written`); `otherwise` if there are none."""
     first = int(written.argmax())
     return float(rows.column("temperature")[first].as_py()) if written[first] else otherwise
 
@@ -264,7 +275,7 @@ def _padded(engine: Rows, own: Rows, chosen: Sequence[int], batch: TokenBatch) -
 
 
 def _divergence(scores: Scores, scores_ref: Scores, sampled: Tensor) -> dict[str, np.ndarray]:
-    """Two estimates of KL(policy ‖ reference) per token, from those that were `sampled` [B, H] as scored."""
+    """Two estimates of KL(policy ‖ reference) per token, from tokens sampled [B, H] as they are scored."""
     log_ratio = (scores.logprobs - scores_ref.logprobs).masked_fill(~sampled, 0.0)
     return {
         "kl_k1": _mean(log_ratio, sampled),
@@ -273,7 +284,7 @@ def _divergence(scores: Scores, scores_ref: Scores, sampled: Tensor) -> dict[str
 
 
 def _mean(values: Tensor, mask: Tensor) -> np.ndarray:
-    """The mean [B] of values [B, H] that are 0 outside the mask; NaN where that is empty."""
+    """The mean [B] of values [B, H] that are 0 outside the mask; NaN where the mask is empty."""
     return (values.sum(dim=1) / mask.sum(dim=1)).cpu().numpy()
 
 

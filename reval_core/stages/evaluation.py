@@ -39,19 +39,21 @@ def _inputs(context: RunContext, round: int, policy: Policy) -> list[Any]:
 
 @stage(inputs=_inputs)
 def evaluation(context: RunContext, round: int, policy: Policy) -> Outcome:
-    """Ask every held-out problem `evaluation.samples` times; less often where `evaluation.target` is out of reach.
+    """Sample `evaluation.samples` responses per held-out problem; fewer if `evaluation.target` is out of reach.
 
-    `info["accuracy"]` is the share that is right; of several problem sets, the mean of their shares.
+    The seeds do not depend on the round, so two evaluations differ only by their policies.
 
-    The seeds do not depend on the round, so two evaluations differ by their policies alone.
+    Returns:
+        The rows of `evaluations`. `info["accuracy"]` is the share of correct responses; for several problem sets,
+        the mean of their accuracies (`info["accuracy_by_set"]`).
     """
     samples, target = context.config.evaluation.samples, context.config.evaluation.target
-    asked = samples if target is None else min(samples, context.config.generation.samples)
-    rows, judgements = _answered(context, policy, range(asked))
-    while target is not None and asked < samples and _may_be(target, judgements):
-        more, judged = _answered(context, policy, range(asked, min(2 * asked, samples)))
+    drawn = samples if target is None else min(samples, context.config.generation.samples)
+    rows, judgements = _answered(context, policy, range(drawn))
+    while target is not None and drawn < samples and _is_reachable(target, judgements):
+        more, judged = _answered(context, policy, range(drawn, min(2 * drawn, samples)))
         rows, judgements = {name: [*rows[name], *more[name]] for name in rows}, [*judgements, *judged]
-        asked = min(2 * asked, samples)
+        drawn = min(2 * drawn, samples)
     stop_if_unjudged("the evaluation", context.config.verification, judgements)
     table = evaluation_table(rows, judgements, round=round, policy=policy.identity)
     accuracies = accuracy_by_set(table)
@@ -64,21 +66,21 @@ def evaluation(context: RunContext, round: int, policy: Policy) -> Outcome:
 def _answered(
     context: RunContext, policy: Policy, samples: Sequence[int]
 ) -> tuple[dict[str, list[Any]], list[Judgement]]:
-    """These samples of every held-out problem, as columns, and their judgements."""
-    asked = [(problem, sample) for problem in context.held_out for sample in samples]
+    """Generate these samples of every held-out problem. Returns them as columns, and their judgements."""
+    pairs = [(problem, sample) for problem in context.held_out for sample in samples]
     prompts = {problem: context.prompts[problem.problem][1] for problem in context.held_out}
     requests = [
         Request(prompts[problem], request_seed(context, "evaluation", 0, problem, sample))
-        for problem, sample in asked
+        for problem, sample in pairs
     ]
     completions = _generate(context, policy, requests)
     rows = {
-        "prompt_id": [problem.prompt_id for problem, _ in asked],
-        "sample": [sample for _, sample in asked],
-        "problem": [problem.problem for problem, _ in asked],
-        "gold": [problem.answer for problem, _ in asked],
-        "problem_set": [problem.problem_set for problem, _ in asked],
-        "gold_mode": [problem.gold_mode for problem, _ in asked],
+        "prompt_id": [problem.prompt_id for problem, _ in pairs],
+        "sample": [sample for _, sample in pairs],
+        "problem": [problem.problem for problem, _ in pairs],
+        "gold": [problem.answer for problem, _ in pairs],
+        "problem_set": [problem.problem_set for problem, _ in pairs],
+        "gold_mode": [problem.gold_mode for problem, _ in pairs],
         "response": context.tokenizer.batch_decode([one.tokens for one in completions], skip_special_tokens=True),
         "response_length": [len(completion.tokens) for completion in completions],
         "finish_reason": [completion.finish_reason for completion in completions],
@@ -86,8 +88,8 @@ def _answered(
     return rows, context.verifier.judge(claims_of(rows))
 
 
-def _may_be(target: float, judgements: Sequence[Judgement]) -> bool:
-    """Whether these verdicts leave room for such an accuracy: are within three standard errors of it."""
+def _is_reachable(target: float, judgements: Sequence[Judgement]) -> bool:
+    """Whether the target accuracy is at most three standard errors above the accuracy of these verdicts."""
     share = sum(judgement.verdict == "correct" for judgement in judgements) / len(judgements)
     return share >= target - 3 * math.sqrt(target * (1 - target) / len(judgements))
 
@@ -95,7 +97,14 @@ def _may_be(target: float, judgements: Sequence[Judgement]) -> bool:
 def evaluation_table(
     rows: Mapping[str, Sequence[Any]], judgements: Sequence[Judgement], *, round: int, policy: str
 ) -> pa.Table:
-    """Judged responses of the policy after `round` rounds; `rows` are those of its trajectories."""
+    """Rows of the table `evaluations`.
+
+    Args:
+        rows: The responses, as columns of the table `trajectories`.
+        judgements: The judgement of each response.
+        round: The number of rounds after which the policy was evaluated.
+        policy: The identity of the policy.
+    """
     verdicts = [judgement.verdict for judgement in judgements]
     judged = {
         "round": [round] * len(verdicts),
@@ -109,15 +118,15 @@ def evaluation_table(
 
 
 def accuracy_by_set(evaluations: pa.Table) -> dict[str, float]:
-    """The share of right responses to each problem set. Every problem has as many."""
-    right: dict[str, list[bool]] = {}
+    """The accuracy on each problem set. Every problem must have the same number of responses."""
+    by_set: dict[str, list[bool]] = {}
     for name, correct in zip(*evaluations.select(["problem_set", "correct"]).to_pydict().values(), strict=True):
-        right.setdefault(name, []).append(correct)
-    return {name: sum(found) / len(found) for name, found in right.items()}
+        by_set.setdefault(name, []).append(correct)
+    return {name: sum(verdicts) / len(verdicts) for name, verdicts in by_set.items()}
 
 
 def _generate(context: RunContext, policy: Policy, requests: list[Request]) -> list[Completion]:
-    """One completion a request, in order."""
+    """One completion per request, in order."""
     completions: dict[int, Completion] = {}
     for place, completion in context.generate(policy, requests, batch=context.config.evaluation.batch):
         completions[place] = completion

@@ -1,4 +1,4 @@
-"""Import: responses from elsewhere become the trajectories of round 0, one Parquet shard after the other."""
+"""Import: responses of a file become the trajectories of round 0, as Parquet shards."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pyarrow as pa
 from reval_core.config import ImportedRollouts
 from reval_core.model.loading import context_length, tokenizer_digest
 from reval_core.pipeline.run_context import RunContext
-from reval_core.replay_buffer.imported import Material, import_table, sample_numbers
+from reval_core.replay_buffer.imported import ImportedResponses, import_table, sample_numbers
 from reval_core.stages.shards import publish_shards
 from reval_core.stages.stage import Outcome, Stage, settings
 
 SHARD_ROWS = 256
 
 
-def _inputs(context: RunContext, round: int, material: Material) -> list[Any]:
+def _inputs(context: RunContext, round: int, imported: ImportedResponses) -> list[Any]:
     config = context.config
     return [
         settings(config.rollouts),  # the file's content among them
@@ -25,19 +25,19 @@ def _inputs(context: RunContext, round: int, material: Material) -> list[Any]:
         tokenizer_digest(context.tokenizer),
         context_length(config.model),
         SHARD_ROWS,
-        *([material.cut] if material.cut else []),  # before, what followed an end of text was learned as well
+        *([imported.cut] if imported.cut else []),  # earlier versions kept the cut text
     ]
 
 
-def _work(context: RunContext, round: int, material: Material) -> Outcome:
+def _work(context: RunContext, round: int, imported: ImportedResponses) -> Outcome:
     source = context.config.rollouts
-    assert isinstance(source, ImportedRollouts), "an import has the settings of one"
-    samples = sample_numbers(material.rows)
+    assert isinstance(source, ImportedRollouts), "only an import runs this stage"
+    samples = sample_numbers(imported.rows)
 
     def make(shard: int, first: int) -> pa.Table:
         place = slice(first, first + SHARD_ROWS)
         return import_table(
-            material.rows[place],
+            imported.rows[place],
             samples[place],
             shard=shard,
             first=first,
@@ -45,11 +45,11 @@ def _work(context: RunContext, round: int, material: Material) -> Outcome:
             gold_mode=source.gold_mode,
         )
 
-    shards = -(-len(material.rows) // SHARD_ROWS)
-    outcome = publish_shards(context, round, importing.key(context, round, material), shards, make)
-    outcome.info |= {"engine": "import", **material.counts}
+    shards = -(-len(imported.rows) // SHARD_ROWS)
+    outcome = publish_shards(context, round, importing.key(context, round, imported), shards, make)
+    outcome.info |= {"engine": "import", **imported.counts}
     return outcome
 
 
 importing = Stage("rollouts", _inputs, _work)
-"""The rollouts of an import. (session, 0, material)"""
+"""The rollouts of an import. Inputs: context, 0, imported responses."""

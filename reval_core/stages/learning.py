@@ -1,4 +1,4 @@
-"""Learning: K updates on the recorded draws, and now and then a checkpoint of the policy that results."""
+"""Learning: K updates on the recorded draws, and checkpoints of the resulting policy."""
 
 from __future__ import annotations
 
@@ -31,10 +31,12 @@ def _inputs(context: RunContext, round: int, draws: Manifest, policy: Policy) ->
 
 @stage(inputs=_inputs)
 def learning(context: RunContext, round: int, draws: Manifest, policy: Policy) -> Outcome:
-    """Turn `policy` into the next one; `info["policy"]` names it.
+    """Run the updates of a round, which turn `policy` into the next policy.
 
-    `info["weights"]` is the checksum of its weights and `info["weights_before"]` that of those it was made from.
-    They are the round before's `weights`, unless a GPU gave others when the run was resumed.
+    Returns:
+        The rows of `updates` and `residuals`. `info["policy"]` is the identity of the next policy,
+        `info["weights"]` the checksum of its weights, and `info["weights_before"]` the checksum before the updates.
+        The latter equals the previous round's `weights`, unless a run resumed on a GPU reconstructed other ones.
     """
     learner = context.learner_at(policy)
     before = learner.checksum()
@@ -51,15 +53,15 @@ def _checkpoint_inputs(context: RunContext, round: int, policy: Policy) -> list[
     return [policy.identity]
 
 
-def _checkpoint_stands(context: RunContext, manifest: Manifest) -> bool:
-    """Whether the checkpoint is there, unless it has been deleted for newer ones."""
+def _checkpoint_exists(context: RunContext, manifest: Manifest) -> bool:
+    """Whether the checkpoint exists, or was deleted in favour of newer ones."""
     round = manifest.round
     return round not in context.wanted_checkpoints or context.directory.checkpoint(round).exists()
 
 
-@stage(inputs=_checkpoint_inputs, stands=_checkpoint_stands)
+@stage(inputs=_checkpoint_inputs, is_complete=_checkpoint_exists)
 def checkpoint(context: RunContext, round: int, policy: Policy) -> Outcome:
-    """Save the policy."""
+    """Save a checkpoint of the policy."""
     directory = context.directory.checkpoint(round)
     content = save_checkpoint(directory, context.learner_at(policy), context.tokenizer)
     return Outcome(info={"policy": policy.identity, "content": content})

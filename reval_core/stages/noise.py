@@ -1,4 +1,4 @@
-"""The noise of scores in a run: measured when it begins, after each reference reset and on another device."""
+"""The scoring noise of a run: measured at its start, after each reference reset and on another device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reval_core.replay_buffer.trajectories import list_rows
 
 
 def noise_is_known(context: RunContext, round: int) -> bool:
-    """Whether the noise that a round goes by was measured before it, on this device."""
+    """Whether the noise that applies to a round was measured in an earlier round, on this device."""
     earlier = _recorded(context, [("reference_reset", round - 1), ("sampling", round - 1)])
     return earlier is not None and bool(earlier["device"] == device_name())
 
@@ -23,9 +23,18 @@ def noise_is_known(context: RunContext, round: int) -> bool:
 def measured_noise(
     context: RunContext, rows: pa.Table, scores: pa.Table, policy: Policy, known: bool = False
 ) -> dict[str, Any]:
-    """`{"noise": …}` for the manifest of a stage that scores `rows` under `policy`.
+    """Measure the noise of a stage's scores.
 
-    Empty where the objective has no residual, `learner.noise` gives the noise, or it is `known`.
+    Args:
+        context: The run context.
+        rows: The scored trajectories, with their tokens.
+        scores: Their rows of `scores`.
+        policy: The policy that they were scored under.
+        known: Whether the noise was measured before.
+
+    Returns:
+        `{"noise": …}` for the manifest of the stage. Empty if the objective has no residual, `learner.noise` sets
+        the noise, or it is `known`.
     """
     config = context.config
     learner = config.learner
@@ -49,7 +58,7 @@ def measured_noise(
 
 
 def round_noise(context: RunContext, round: int) -> dict[str, Any] | None:
-    """What was measured last before the draws of a round; None where nothing was to be measured."""
+    """The last noise measured before the draws of a round; None if there was nothing to measure."""
     return _recorded(
         context,
         [("consistency", round), ("reference_reset", round - 1), ("sampling", round - 1), ("consistency", 0)],
@@ -57,12 +66,12 @@ def round_noise(context: RunContext, round: int) -> dict[str, Any] | None:
 
 
 def as_noise(recorded: dict[str, Any] | None) -> Noise | None:
-    """What a manifest says, as what the learner goes by."""
+    """The noise recorded in a manifest, as a `Noise` for the learner."""
     return None if recorded is None else Noise(recorded["logprob"], recorded["value"])
 
 
 def device_name() -> str:
-    """What kernels, and so rounding, depend on."""
+    """The name of the device, on which kernels and hence rounding depend."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 

@@ -1,6 +1,6 @@
-"""Taking over: trajectories and verdicts of another run become this run's own, as those of round 0.
+"""Offline data: copies trajectories and verdicts of another run into this run, as those of round 0.
 
-What was recorded is copied, not generated or judged again, and the other run is not needed afterwards.
+The records are copied, not regenerated or judged again, and the other run is not needed afterwards.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from reval_core.pipeline.run_context import RunContext
-from reval_core.replay_buffer.offline import StoredRun, taken_shard, taken_verdicts
+from reval_core.replay_buffer.offline import StoredRun, imported_shard, imported_verdicts
 from reval_core.stages.shards import publish_shards
 from reval_core.stages.stage import Outcome, Stage, publish
 from reval_core.storage.tables import Manifest
@@ -20,13 +20,13 @@ def _shards_inputs(context: RunContext, round: int, stored: StoredRun) -> list[A
     return [[asdict(file) for file in stored.shards]]
 
 
-def _take_shards(context: RunContext, round: int, stored: StoredRun) -> Outcome:
+def _import_shards(context: RunContext, round: int, stored: StoredRun) -> Outcome:
     outcome = publish_shards(
         context,
         round,
         stored_rollouts.key(context, round, stored),
         len(stored.shards),
-        partial(taken_shard, stored),
+        partial(imported_shard, stored),
     )
     outcome.info["engine"] = "stored"
     return outcome
@@ -36,12 +36,12 @@ def _verdicts_inputs(context: RunContext, round: int, stored: StoredRun, rollout
     return [rollouts.digest, [asdict(one.verdicts) for one in stored.rounds]]
 
 
-def _take_verdicts(context: RunContext, round: int, stored: StoredRun, rollouts: Manifest) -> Outcome:
-    return Outcome([publish(context, round, "verdicts", taken_verdicts(stored))])
+def _import_verdicts(context: RunContext, round: int, stored: StoredRun, rollouts: Manifest) -> Outcome:
+    return Outcome([publish(context, round, "verdicts", imported_verdicts(stored))])
 
 
-stored_rollouts = Stage("rollouts", _shards_inputs, _take_shards)
-"""The rollouts of a run of stored trajectories. (session, 0, stored run)"""
+stored_rollouts = Stage("rollouts", _shards_inputs, _import_shards)
+"""The rollouts of an offline run. Inputs: context, 0, stored run."""
 
-stored_verdicts = Stage("verification", _verdicts_inputs, _take_verdicts)
-"""The verdicts of a run of stored trajectories. (session, 0, stored run, rollouts)"""
+stored_verdicts = Stage("verification", _verdicts_inputs, _import_verdicts)
+"""The verdicts of an offline run. Inputs: context, 0, stored run, manifest of rollouts."""

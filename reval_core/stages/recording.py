@@ -1,4 +1,4 @@
-"""Recording: the one row that tells how a round went. Curves, tracking and the summary are made of these."""
+"""Recording: one row of metrics per round, from which curves, tracking and the summary are derived."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIMED = ("rollouts", "verification", "consistency", "sampling", "learning", "eva
 """The stages that have a column of seconds in the table `rounds`."""
 
 # Means over the round's fresh trajectories, and over its draws and updates.
-_FIGURES = """
+_METRICS = """
     WITH fresh AS (
         SELECT t.*, v.correct, v.verdict, v.reward, v.overlong_penalty, v.replaced,
                s.delta, s.log_ratio, s.entropy, s.engine_gap, s.engine_kl, s.kl_k1, s.kl_k3
@@ -56,7 +56,7 @@ _FIGURES = """
     FROM fresh
 """
 
-# In an order, so that their sums are the same to the bit whenever they are made.
+# Ordered, so that sums are reproducible to the bit.
 _WRITERS = """
     SELECT writer_log_ratio::DOUBLE AS writer_log_ratio
     FROM residuals
@@ -71,8 +71,8 @@ def _inputs(context: RunContext, round: int, manifests: Sequence[Manifest]) -> l
 
 @stage(inputs=_inputs)
 def recording(context: RunContext, round: int, manifests: Sequence[Manifest]) -> Outcome:
-    """Add up a round. `manifests` are those of its stages."""
-    row = context.store.query(_FIGURES, round=round).to_pylist()[0]
+    """Compute the metrics of a round. `manifests` are those of its stages."""
+    row = context.store.query(_METRICS, round=round).to_pylist()[0]
     learner_tokens = row.pop("learner_tokens")
     if context.config.objective.beta is None:  # what updates note as |Δ| is then no residual
         row["drawn_delta_abs"] = None
@@ -100,13 +100,13 @@ def recording(context: RunContext, round: int, manifests: Sequence[Manifest]) ->
 
 
 def _off_policy(context: RunContext, round: int) -> dict[str, float | None]:
-    """How far the policy was from those that wrote what it was fed."""
-    found = context.store.query(_WRITERS, round=round).column("writer_log_ratio").to_numpy()
-    quantiles = np.quantile(found, QUANTILES).tolist() if len(found) else [None] * len(QUANTILES)
+    """How far off policy the round's draws were: quantiles of the writer log-ratio, and their effective share."""
+    log_ratios = context.store.query(_WRITERS, round=round).column("writer_log_ratio").to_numpy()
+    quantiles = np.quantile(log_ratios, QUANTILES).tolist() if len(log_ratios) else [None] * len(QUANTILES)
     named = {f"off_policy_q{100 * share:02.0f}": value for share, value in zip(QUANTILES, quantiles, strict=True)}
-    return {**named, "off_policy_ess": effective_share(found) if len(found) else None}
+    return {**named, "off_policy_ess": effective_share(log_ratios) if len(log_ratios) else None}
 
 
 def _rate(tokens: int | None, seconds: float | None) -> float | None:
-    """Tokens a second, where there were any seconds."""
+    """Tokens per second; None if no time was recorded."""
     return tokens / seconds if tokens is not None and seconds else None

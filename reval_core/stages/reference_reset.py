@@ -1,4 +1,4 @@
-"""Reference reset: the current policy, or an average, becomes the reference; the live buffer is scored again."""
+"""Reference reset: the current policy, or an average, becomes the reference; the live buffer is rescored."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def _inputs(context: RunContext, round: int, policy: Policy, reference: Policy) 
 
 @stage(inputs=_inputs)
 def reference_reset(context: RunContext, round: int, policy: Policy, reference: Policy) -> Outcome:
-    """Score every live trajectory under `reference`, which is the reference from the next round on, and `policy`.
+    """Score every live trajectory under the new `reference`, used from the next round on, and under `policy`.
 
-    The scores against the old reference stay on record. `info["noise"]` is what the new ones are uncertain by.
+    The scores under the old reference are kept. `info["noise"]` is the measured uncertainty of the new scores.
     """
     live, rows = live_trajectories(context)
     scores = score_trajectories(context, round, rows, live.column("reward"), policy, reference)
@@ -42,7 +42,7 @@ def reference_reset(context: RunContext, round: int, policy: Policy, reference: 
 
 
 def live_trajectories(context: RunContext) -> tuple[pa.Table, pa.Table]:
-    """The rows of the live buffer by id, and the same trajectories with their tokens."""
+    """The rows of the live buffer, ordered by id, and the tokens of the same trajectories."""
     live = context.store.query("SELECT * FROM buffer ORDER BY trajectory_id")
     shards = zip(live.column("round").to_pylist(), live.column("shard").to_pylist(), strict=True)
     paths = [context.directory.shard(*place) for place in shards]

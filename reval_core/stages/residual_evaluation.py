@@ -1,4 +1,4 @@
-"""Evaluation of a run of stored trajectories: how far the policy is from fitting all of them."""
+"""Evaluation in offline training: the residuals of all trajectories under the current policy."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _work(context: RunContext, round: int, policy: Policy, reference: Policy, sc
 
 
 def _as_scored(context: RunContext) -> pa.Table:
-    """Before training: what consistency has just found."""
+    """Before training: the residuals that the stage consistency has just computed."""
     return context.store.query(
         """
         SELECT s.trajectory_id, s.delta, s.value_term, s.log_ratio
@@ -51,7 +51,7 @@ def _as_scored(context: RunContext) -> pa.Table:
 
 
 def _under(context: RunContext, policy: Policy) -> pa.Table:
-    """With the reference's scores as they are stored."""
+    """The residuals under `policy`, with the stored scores of the reference."""
     config, learner = context.config, context.learner_at(policy)
     live, rows = live_trajectories(context)
     log_policy, value = (torch.empty(len(live)) for _ in range(2))
@@ -79,4 +79,4 @@ def _under(context: RunContext, policy: Policy) -> pa.Table:
 
 
 residual_evaluation = Stage("evaluation", _inputs, _work)
-"""The evaluation of a run of stored trajectories. (session, round, policy, reference, scores)"""
+"""The evaluation of an offline run. Inputs: context, round, policy, reference, manifest of scores."""

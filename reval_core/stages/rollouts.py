@@ -1,4 +1,4 @@
-"""Rollouts: the current policy answers the round's prompts, and its answers are published shard by shard."""
+"""Rollouts: the current policy responds to the round's prompts, and the responses are published in shards."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from reval_core.config import Rollouts
 from reval_core.errors import CorruptData
 from reval_core.pipeline.run_context import Policy, RunContext
 from reval_core.problems import Problem
-from reval_core.replay_buffer.groups import Group, asked_and_written, cut_off_groups, finished_groups
-from reval_core.replay_buffer.trajectories import IDS_PER_ROUND, Asked, response_table
+from reval_core.replay_buffer.groups import Group, cut_off_groups, finished_groups, requests_and_responses
+from reval_core.replay_buffer.trajectories import IDS_PER_ROUND, SampleRequest, response_table
 from reval_core.stages.shards import Shards
 from reval_core.stages.stage import Outcome, settings, stage
 from reval_core.stages.verification import judged, judging
@@ -41,17 +41,17 @@ def _inputs(context: RunContext, round: int, policy: Policy) -> list[Any]:
 
 @stage(inputs=_inputs)
 def rollouts(context: RunContext, round: int, policy: Policy) -> Outcome:
-    """Generate the round's shards. Those that a crashed attempt has finished are kept.
+    """Generate the round's shards. Finished shards of a crashed attempt are kept.
 
-    A shard holds whole groups, `prompts_per_shard` of them: of an engine that streams, those that are done first.
-    Groups in which a budget cuts a response off become `partials`; the next round goes on with them. With dynamic
-    sampling the round asks in waves: each asks as many more problems as groups with signal are lacking.
+    A shard contains `prompts_per_shard` whole groups; with a streaming engine, those that finish first. Groups with
+    a response that is cut off by a budget become `partials`, which the next round continues. With dynamic sampling
+    the round proceeds in waves: each wave requests as many further problems as groups with signal are missing.
     """
     engine = context.generating()
     if engine.streams and context.directory.manifest("rollouts", round) is not None:
         raise CorruptData(
-            f"{context.directory.manifest_path('rollouts', round).parent}: a shard is gone, and engine "
-            f"{engine.name} does not repeat itself; put back a copy, or start a new run"
+            f"{context.directory.manifest_path('rollouts', round).parent}: a shard is missing, and generation with "
+            f"engine {engine.name} is not reproducible; restore the shard from a backup, or start a new run"
         )
     shards = Shards(
         context.directory,
@@ -63,11 +63,11 @@ def rollouts(context: RunContext, round: int, policy: Policy) -> Outcome:
     problems = _Problems(context, round)
     groups = [*_carried_groups(context, round), *_new_groups(context, round, problems.first_wave())]
     waiting = _generate(context, round, policy, shards, dict(enumerate(groups)))
-    waves, asked = 1, len(groups)
-    while lacking := _lacking(context, shards, waves, asked):
-        more = _new_groups(context, round, problems.take(lacking))
-        _generate(context, round, policy, shards, dict(enumerate(more, start=asked)))
-        waves, asked = waves + 1, asked + lacking
+    waves, requested = 1, len(groups)
+    while missing := _missing_groups(context, shards, waves, requested):
+        more = _new_groups(context, round, problems.take(missing))
+        _generate(context, round, policy, shards, dict(enumerate(more, start=requested)))
+        waves, requested = waves + 1, requested + missing
     outcome = shards.outcome()
     outcome.info |= {
         "engine": engine.name,
@@ -81,7 +81,7 @@ def rollouts(context: RunContext, round: int, policy: Policy) -> Outcome:
 def _generate(
     context: RunContext, round: int, policy: Policy, shards: Shards, groups: Mapping[int, Group]
 ) -> dict[int, Group]:
-    """Publish those of these groups that are in no shard yet; gives what a budget cut off."""
+    """Generate and publish the groups that are in no shard yet. Returns those that a budget cut off."""
     waiting = {number: group for number, group in groups.items() if number not in shards.groups()}
     size = context.config.generation.prompts_per_shard or context.config.generation.prompts
     table = partial(_table, context, round, policy)
@@ -92,13 +92,13 @@ def _generate(
     return waiting
 
 
-def _lacking(context: RunContext, shards: Shards, waves: int, asked: int) -> int:
-    """How many more groups to ask for after so many waves and groups: 0 without dynamic sampling."""
+def _missing_groups(context: RunContext, shards: Shards, waves: int, requested: int) -> int:
+    """The size of the next wave after `waves` waves and `requested` groups; 0 without dynamic sampling."""
     settings = context.config.generation
     if settings.dynamic_sampling is None or waves > settings.dynamic_sampling.waves:
         return 0
     rows, judgements = judged(
-        context, shards.files(groups=asked)
+        context, shards.files(groups=requested)
     )  # a crashed attempt may have left shards of later waves
     shards.restart_clock()
     useless = without_signal(outcomes(judgements, context.config.reward), rows["prompt_id"])
@@ -112,13 +112,15 @@ def request_seed(context: RunContext, purpose: str, round: int, problem: Problem
 
 
 def _carried_groups(context: RunContext, round: int) -> list[Group]:
-    """The groups that the round before was cut off in."""
+    """The groups that were cut off in the previous round, reseeded."""
     carried = _carried(context, round)
     if carried is None:
         return []
     old = cut_off_groups(read_table(context.directory.path / carried.path), context.config.generation.samples)
     return [
-        group.reseeded([request_seed(context, "continued", round, one.problem, one.sample) for one in group.asked])
+        group.reseeded(
+            [request_seed(context, "continued", round, one.problem, one.sample) for one in group.requests]
+        )
         for group in old
     ]
 
@@ -128,8 +130,8 @@ def _new_groups(context: RunContext, round: int, problems: Sequence[Problem]) ->
     groups = []
     for problem in problems:
         text, tokens = context.prompts[problem.problem]
-        asked = [
-            Asked(
+        requests = [
+            SampleRequest(
                 problem=problem,
                 sample=sample,
                 prompt=text,
@@ -138,17 +140,17 @@ def _new_groups(context: RunContext, round: int, problems: Sequence[Problem]) ->
             )
             for sample in range(context.config.generation.samples)
         ]
-        groups.append(Group.new(asked))
+        groups.append(Group.new(requests))
     return groups
 
 
 class _Problems:
-    """A round's way through the order of problems. It asks none twice, those carried over included."""
+    """A round's iterator over the order of problems. Skips problems of the round, including those carried over."""
 
     def __init__(self, context: RunContext, round: int) -> None:
         carried = _carried(context, round)
         self.passed = _asked_before(context, round)
-        """How many problems of their order the run has come past."""
+        """The position in the order of problems: the number passed by the run so far."""
         self._asked: set[str] = set()
         if carried is not None:
             self._asked |= set(
@@ -158,23 +160,23 @@ class _Problems:
         self._prompts = context.config.generation.prompts
 
     def first_wave(self) -> list[Problem]:
-        """With the groups carried over there are as many as the config says."""
+        """The problems of the first wave: together with the groups carried over, `rollouts.prompts`."""
         return self.take(self._prompts - len(self._asked))
 
     def take(self, count: int) -> list[Problem]:
-        """The next `count` problems that this round has not asked."""
-        found: list[Problem] = []
-        while len(found) < count:
+        """The next `count` problems that this round has not used."""
+        problems: list[Problem] = []
+        while len(problems) < count:
             (problem,) = self._order.take(self.passed, 1, self._prompts)
             self.passed += 1
             if problem.prompt_id not in self._asked:
                 self._asked.add(problem.prompt_id)
-                found.append(problem)
-        return found
+                problems.append(problem)
+        return problems
 
 
 def _asked_before(context: RunContext, round: int) -> int:
-    """How many problems of their order the rounds before this one have come past."""
+    """The position in the order of problems at the start of a round."""
     generation = context.config.generation
     if not generation.cut_off and generation.dynamic_sampling is None:
         return (round - 1) * generation.prompts
@@ -183,17 +185,17 @@ def _asked_before(context: RunContext, round: int) -> int:
 
 
 def _carried(context: RunContext, round: int) -> TableFile | None:
-    """The groups that the round before was cut off in."""
+    """The file of groups that were cut off in the previous round, if any."""
     before = context.directory.manifest("rollouts", round - 1) if context.config.generation.cut_off else None
     return next(iter(before.files_of("partials")), None) if before else None
 
 
 class _Budget:
-    """Says whether a round has generated enough. Its clock runs from the first time that it is asked."""
+    """Whether a round has used up its generation budget. The clock starts at the first call."""
 
     def __init__(self, settings: Rollouts, may_end: bool) -> None:
         self.may_end = may_end
-        """Whether the round has a finished group: without one it is not cut off."""
+        """Whether the round has a finished group; without one it is not cut off."""
         self._tokens = settings.budget_tokens or math.inf
         self._seconds = settings.budget_seconds or math.inf
         self._started: float | None = None
@@ -206,9 +208,9 @@ class _Budget:
 
 
 def _finished(context: RunContext, policy: Policy, groups: dict[int, Group], begun: bool) -> Generator[int]:
-    """Let the engine answer what is open in these groups; gives each group's number once all of it has ended.
+    """Generate the incomplete responses of these groups, and yield the number of each group when it is complete.
 
-    `begun` says whether the round has finished groups already.
+    `begun` says whether the round already has complete groups.
     """
     settings = context.config.generation
     budget = _Budget(settings, begun) if settings.cut_off else None
@@ -223,9 +225,9 @@ def _finished(context: RunContext, policy: Policy, groups: dict[int, Group], beg
 def _table(
     context: RunContext, round: int, policy: Policy, shard: int | None, first: int, groups: Sequence[Group]
 ) -> pa.Table:
-    """Groups as rows; so many rows of the round stand before the first."""
+    """The rows of groups; `first` is the index of the first row within the round."""
     return response_table(
-        *asked_and_written(groups),
+        *requests_and_responses(groups),
         context.tokenizer,
         round=round,
         shard=shard,

@@ -1,4 +1,4 @@
-"""Sampling: the draws of all updates of a round, made and recorded before its learning starts."""
+"""Sampling: draws the batches of all updates of a round, and records them before learning starts."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ def _inputs(context: RunContext, round: int, scores: Manifest, before: Manifest)
 
 @stage(inputs=_inputs)
 def sampling(context: RunContext, round: int, scores: Manifest, before: Manifest) -> Outcome:
-    """Draw K batches. `before` left the residuals that the priorities come from: the last round's learning.
+    """Draw K batches. `before` is the manifest of the residuals that determine the priorities (the last learning).
 
-    `info` says how many, `residual_left`, the share of the residual that the round begins with, and `noise`, what
-    the learner takes for noise in it.
+    Returns:
+        The rows of `draws`. `info` contains K (`updates`), the remaining share of the residual at the start of the
+        round (`residual_left`), and the scoring noise that the learner uses (`noise`).
     """
     config = context.config
     beta = config.objective.beta

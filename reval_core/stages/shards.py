@@ -1,4 +1,4 @@
-"""Shards one by one: each is published when it is done, and kept by the attempts that follow a crash."""
+"""Incremental shards: each is published when it is complete, and reused by later attempts after a crash."""
 
 from __future__ import annotations
 
@@ -22,21 +22,26 @@ from reval_core.storage.tables import TableFile, publish_table
 
 
 class Shards:
-    """The shards of a round under a key that names the whole, those of crashed attempts included."""
+    """The shards of a round under the key of its stage, including those of crashed attempts."""
 
     def __init__(
         self, directory: RunDirectory, round: int, key: str, *, writer: int | None = None, gapless: bool = False
     ) -> None:
-        """`writer` is the policy, by its round, that writes here: what others have written is not counted.
+        """Find the shards that earlier attempts have published under this key.
 
-        With `gapless` no shard is kept after one that is missing, which might come out of another size.
+        Args:
+            directory: The run directory.
+            round: The round.
+            key: The key of the stage.
+            writer: The round of the policy that generates; tokens of other policies are not counted as generated.
+            gapless: Whether to discard all shards after a missing one, since its replacement may differ in size.
         """
         self._directory = directory
         self._round = round
         self._key = key
         self._writer = writer
         self._notes: dict[int, dict[str, Any]] = {}
-        """A note a shard: its file, how long it took, and what is in it."""
+        """One record per shard: its file, the time that it took, and its groups."""
         self._partials: TableFile | None = None
         for path in sorted((directory.path / directory.shard(round, 0)).parent.glob("shard-*.json")):
             self._keep(path)
@@ -48,22 +53,25 @@ class Shards:
         self._rest_seconds, self._rest_tokens = 0.0, 0
 
     def groups(self) -> set[int]:
-        """What is in the finished shards."""
+        """The numbers of the groups in the published shards."""
         return {number for note in self._notes.values() for number in note["groups"]}
 
     def files(self, groups: int | None = None) -> list[TableFile]:
-        """The finished shards in order: all, or those of the first so many groups."""
+        """The published shards in order: all, or those of the first `groups` groups."""
         notes = [self._notes[number] for number in sorted(self._notes)]
         return [TableFile(**note["file"]) for note in notes if groups is None or max(note["groups"]) < groups]
 
     def restart_clock(self) -> None:
-        """Leave the time since the last shard out of what generation took."""
+        """Exclude the time since the last shard from the generation time."""
         self._started = time.perf_counter()
 
     def publish(self, make: Callable[[int, int], pa.Table], groups: Sequence[int]) -> None:
-        """Publish the next shard, which holds these groups.
+        """Publish the next shard.
 
-        `make` is given its number and the place of its first row in the round, and gives its rows.
+        Args:
+            make: Called with the number of the shard and the index of its first row within the round; returns the
+                rows.
+            groups: The numbers of the groups in the shard.
         """
         number = next(number for number in count() if number not in self._notes)
         before = sum(note["file"]["rows"] for other, note in self._notes.items() if other < number)
@@ -86,9 +94,14 @@ class Shards:
         size: int,
         table: Callable[[int | None, int, Sequence[Group]], pa.Table],
     ) -> None:
-        """Publish groups as they finish, `size` to a shard; they leave `waiting`.
+        """Publish groups as they finish.
 
-        `table` gives the rows of groups, by the shard's number and the place of its first row.
+        Args:
+            waiting: The unpublished groups by number; published groups are removed.
+            finished: Yields the numbers of groups as they finish.
+            size: The number of groups per shard.
+            table: Called with the number of the shard, the index of its first row within the round and the groups;
+                returns the rows.
         """
         ready: list[int] = []
 
@@ -105,14 +118,14 @@ class Shards:
             publish()
 
     def publish_partials(self, make: Callable[[int], pa.Table]) -> None:
-        """Publish what was cut off; its places in the round follow those of the shards."""
+        """Publish groups that were cut off; their row indices follow those of the shards."""
         rows = make(sum(note["file"]["rows"] for note in self._notes.values()))
         path = Path(self._directory.shard(self._round, 0)).with_name("partials.parquet")
         self._partials = publish_table(self._directory.path, str(path), "partials", rows)
         self._rest_seconds, self._rest_tokens = self._elapsed(), self._generated(rows)
 
     def outcome(self) -> Outcome:
-        """All shards in order, and what was cut off."""
+        """The outcome of the stage: all shards in order, and the groups that were cut off."""
         notes = [self._notes[number] for number in sorted(self._notes)]
         info = {
             "generation_seconds": sum(note["seconds"] for note in notes) + self._rest_seconds,
@@ -122,12 +135,12 @@ class Shards:
         return Outcome([*self.files(), *([self._partials] if self._partials else [])], info)
 
     def _elapsed(self) -> float:
-        """The seconds since this was asked last."""
+        """The seconds since the last call."""
         before, self._started = self._started, time.perf_counter()
         return self._started - before
 
     def _generated(self, rows: pa.Table) -> int:
-        """How many of the tokens were generated here."""
+        """The number of tokens that were generated by this round's policy."""
         writers = pc.list_flatten(rows.column("policy_rounds"))
         return int(pc.sum(pc.equal(writers, self._writer)).as_py() or 0)
 
@@ -135,23 +148,23 @@ class Shards:
         return (self._directory.path / self._directory.shard(self._round, number)).with_suffix(".json")
 
     def _keep(self, note: Path) -> None:
-        """Keep a shard that an earlier attempt published whole under this key, if its bytes are still those."""
-        found, number = read_sealed(note), int(note.stem.removeprefix("shard-"))
-        if found["key"] != digest(self._key, number):
+        """Reuse a shard that an earlier attempt published under this key, if its checksum still matches."""
+        record, number = read_sealed(note), int(note.stem.removeprefix("shard-"))
+        if record["key"] != digest(self._key, number):
             return
         try:
-            file = TableFile(**found["file"])
+            file = TableFile(**record["file"])
         except (TypeError, ValueError) as error:
-            raise CorruptData(f"{note}: is no record of a shard ({error})") from error
+            raise CorruptData(f"{note}: is not a record of a shard ({error})") from error
         path = self._directory.path / file.path
         if path.exists() and file_digest(path) == file.sha256:
-            self._notes[number] = found
+            self._notes[number] = record
 
 
 def publish_shards(
     context: RunContext, round: int, key: str, shards: int, make: Callable[[int, int], pa.Table]
 ) -> Outcome:
-    """Publish so many shards of a round, each in its place, as `make` gives them (see `Shards.publish`)."""
+    """Publish `shards` shards of a round with rows from `make` (see `Shards.publish`). Reuses existing shards."""
     published = Shards(context.directory, round, key)
     done = published.groups()
     for number in range(shards):

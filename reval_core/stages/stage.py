@@ -1,4 +1,4 @@
-"""What all stages share: a key, work that is done once, and a manifest published last."""
+"""The definition of a stage: a key, work that runs once per key, and a manifest that is published last."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from reval_core.storage.tables import Manifest, TableFile, publish_table
 
 @dataclass
 class Outcome:
-    """What a stage's work leaves: published files, and figures for the manifest."""
+    """The result of a stage's work: published files, and values for the manifest."""
 
     files: list[TableFile] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
 
 
 class Host(Protocol):
-    """What a stage needs of the session that it works for."""
+    """The context that a stage needs: implemented by `RunContext` and `EvaluationContext`."""
 
     kept: set[str]
     stage_now: tuple[str, int]
@@ -34,68 +34,73 @@ class Host(Protocol):
 
     @property
     def directory(self) -> RunDirectory:
-        """Where its facts lie."""
+        """The directory in which the stage publishes."""
 
     def title(self, stage: str, round: int) -> str:
-        """What people call a stage at work."""
+        """The name of a stage in messages."""
 
     def memory_advice(self, stage: str) -> str:
-        """The settings that a stage needs less memory with."""
+        """The settings with which a stage needs less memory."""
 
     def take_in(self, manifest: Manifest) -> None:
-        """Know of what a stage has published."""
+        """Ingest what a stage has published."""
 
     def rewind(self, stage: str, round: int) -> None:
-        """Forget what comes after a stage that is made again."""
+        """Forget everything after a stage that is about to be regenerated."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A named piece of work of a round. Call it with a session, the round, and the stage's inputs."""
+    """A named unit of work of a round. Call it with a context, the round, and the stage's inputs."""
 
     name: str
     inputs: Callable[..., list[Any]]
-    """All that the outcome depends on, as JSON: settings, digests of what comes before, seeds."""
+    """Everything that the outcome depends on, as JSON: settings, digests of inputs, seeds."""
     work: Callable[..., Outcome]
-    stands: Callable[[Any, Manifest], bool] = lambda context, manifest: True
-    """Whether what the stage left beside the files of its manifest is still there."""
+    is_complete: Callable[[Any, Manifest], bool] = lambda context, manifest: True
+    """Whether everything that the stage left in addition to the files of its manifest still exists."""
 
     def key(self, context: Host, round: int, *inputs: Any) -> str:
-        """The digest that names this stage's outcome."""
+        """The digest that identifies this stage's outcome."""
         return digest(self.name, round, self.inputs(context, round, *inputs))
 
     def published(self, context: Host, round: int, *inputs: Any) -> Manifest | None:
-        """What this stage has left, if all of it still stands.
+        """The published manifest of this stage, if all of its files still exist; else None.
 
-        Raises Damaged if it was left under another key: what a run has recorded is never made anew from other
-        inputs, since everything after it would have to be.
+        Raises:
+            CorruptData: If it was published under another key. Records are never replaced by results from other
+                inputs, since everything after them would be invalid.
         """
-        found = context.directory.manifest(self.name, round)
-        if found is None:
+        manifest = context.directory.manifest(self.name, round)
+        if manifest is None:
             return None
-        if found.key != self.key(context, round, *inputs):
+        if manifest.key != self.key(context, round, *inputs):
             raise CorruptData(
-                f"{context.directory.manifest_path(self.name, round)}: was made from other inputs than what stands "
-                "before it now; something that this run recorded was changed"
+                f"{context.directory.manifest_path(self.name, round)}: was made from other inputs than the current "
+                "ones; a record of this run was changed"
             )
-        return found if context.directory.holds(found) and self.stands(context, found) else None
+        return manifest if context.directory.holds(manifest) and self.is_complete(context, manifest) else None
 
     def kept(self, context: Host, round: int, *inputs: Any) -> Manifest | None:
-        """As `published`, for a run that passes the stage: the store holds it then, and the session knows."""
-        found = self.published(context, round, *inputs)
-        if found is not None:
+        """As `published`, for a run that skips the stage: also ingests the files and records the stage as kept."""
+        manifest = self.published(context, round, *inputs)
+        if manifest is not None:
             context.kept.add(self.name)
-            context.take_in(found)
-        return found
+            context.take_in(manifest)
+        return manifest
 
     def __call__(self, context: Host, round: int, *inputs: Any) -> Manifest:
-        """The stage's manifest: as published before, or published now.
+        """Run the stage, unless it has been published before.
 
-        Raises Damaged if something lost was made again and came out different.
+        Returns:
+            The stage's manifest, published before or now.
+
+        Raises:
+            CorruptData: If a lost file was regenerated and differs from the record.
         """
-        found = self.kept(context, round, *inputs)
-        if found is not None:
-            return found
+        existing = self.kept(context, round, *inputs)
+        if existing is not None:
+            return existing
         context.stage_now = (self.name, round)
         context.rewind(self.name, round)
         title = context.title(self.name, round)
@@ -114,33 +119,33 @@ class Stage:
         recorded = context.directory.manifest(self.name, round)
         if recorded is not None:
             _check_equal(context, recorded, outcome)
-            return replace(recorded, files=files)  # when it was first made, and how long that took, stays on record
+            return replace(recorded, files=files)  # keeps the original time and duration
         key = self.key(context, round, *inputs)
         return Manifest(self.name, round, key, files, seconds, ended_at=time.time(), info=outcome.info)
 
 
 def stage(
-    inputs: Callable[..., list[Any]], stands: Callable[[Any, Manifest], bool] = lambda context, manifest: True
+    inputs: Callable[..., list[Any]], is_complete: Callable[[Any, Manifest], bool] = lambda context, manifest: True
 ) -> Callable[[Callable[..., Outcome]], Stage]:
-    """Make a stage of a function `(session, round, *inputs) -> Outcome`; the function's name names it."""
-    return lambda work: Stage(work.__name__, inputs, work, stands)
+    """Decorator: make a stage of a function `(context, round, *inputs) -> Outcome`, named like the function."""
+    return lambda work: Stage(work.__name__, inputs, work, is_complete)
 
 
 def _check_equal(context: Host, recorded: Manifest, outcome: Outcome) -> None:
-    """Raise Damaged unless what was made again is what was recorded."""
+    """Raise CorruptData unless a regenerated outcome equals the record."""
     before, now = ({file.path: file.content for file in files} for files in (recorded.files, outcome.files))
     differing = [str(context.directory.path / path) for path in before | now if before.get(path) != now.get(path)]
     if recorded.info.get("content") != outcome.info.get("content"):
         differing.append(f"the checkpoint of round {recorded.round}")
     if differing:
         raise CorruptData(
-            f"{', '.join(differing)}: was lost, and came out different when it was made again; put back a copy, or "
-            "start a new run"
+            f"{', '.join(differing)}: was lost, and differs from the record after regeneration; restore it from a "
+            "backup, or start a new run"
         )
 
 
 def publish(context: Host, round: int, table: str, rows: pa.Table, name: str | None = None) -> TableFile:
-    """Publish a round's rows of a table, under the table's name or another."""
+    """Publish a round's rows of a table, in a file with the table's name or another `name`."""
     return publish_table(context.directory.path, context.directory.facts(round, name or table), table, rows)
 
 

@@ -1,4 +1,4 @@
-"""Verification: a verdict for each trajectory, and from it the reward that the learner is given."""
+"""Verification: a verdict for each trajectory, and the resulting reward for the learner."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _COLUMNS = (
 
 
 def judging(config: Config) -> list[Any]:
-    """What a verdict depends on beside the response."""
+    """What a verdict depends on besides the response."""
     code = code_identity(config.reward.function)
     return [settings(config.verification), settings(config.reward), code, VERIFIER_VERSION]
 
@@ -48,15 +48,16 @@ def _inputs(context: RunContext, round: int, rollouts: Manifest) -> list[Any]:
 def verification(context: RunContext, round: int, rollouts: Manifest) -> Outcome:
     """Judge the round's responses.
 
-    Raises RunStopped if too many could not be judged: their reward is unknown, not 0. And, with dynamic sampling,
-    if no group has signal.
+    Raises:
+        RunStopped: If too many responses could not be judged (their reward is unknown, not 0) or, with dynamic
+            sampling, if no group has signal.
     """
     config = context.config
     shards = rollouts.files_of("trajectories")
     rows, judgements = judged(context, shards)
     try:
         stop_if_unjudged(f"round {round}", config.verification, judgements)
-    except RunStopped:  # whoever starts the run again wants them judged again
+    except RunStopped:  # a resumed run judges them again
         for file in shards:
             _note(context, file).unlink(missing_ok=True)
         raise
@@ -69,18 +70,18 @@ def verification(context: RunContext, round: int, rollouts: Manifest) -> Outcome
     )
     if pc.all(table.column("replaced")).as_py():
         raise RunStopped(
-            f"round {round}: in each of its {len(set(rows['prompt_id']))} groups all responses are worth the same, "
-            "so there is nothing to learn from; take easier or harder problems or more rollouts.samples, or leave "
-            "out rollouts.dynamic_sampling"
+            f"round {round}: in each of its {len(set(rows['prompt_id']))} groups all responses have the same "
+            "reward, so there is nothing to learn from; use easier or harder problems or more rollouts.samples, or "
+            "remove rollouts.dynamic_sampling"
         )
     return Outcome([publish(context, round, "verdicts", table)])
 
 
 def judged(context: RunContext, shards: Sequence[TableFile]) -> tuple[dict[str, list[Any]], list[Judgement]]:
-    """The responses in shards, as columns, and what is known of each.
+    """The responses in shards, as columns, and the judgement of each.
 
-    With dynamic sampling a round's prompts follow from its verdicts. Those of a shard are noted beside it then, and
-    are not made again.
+    With dynamic sampling a round's prompts depend on its verdicts. The judgements of a shard are then recorded
+    alongside it, and reused.
     """
     parts = [read_table(context.directory.path / file.path, _COLUMNS) for file in shards]
     rows = pa.concat_tables(parts).to_pydict()
@@ -92,12 +93,12 @@ def judged(context: RunContext, shards: Sequence[TableFile]) -> tuple[dict[str, 
 
 
 def _noted(context: RunContext, shard: TableFile, rows: Mapping[str, Sequence[Any]]) -> list[Judgement]:
-    """The judgements on a shard's responses, from its note or, where there is none, made and noted now."""
+    """The judgements on a shard's responses: read from its record, or made and recorded now."""
     note = _note(context, shard)
     if note.exists():
-        found = read_sealed(note)
-        if found["content"] == shard.content:
-            return [Judgement(*one) for one in found["judgements"]]
+        recorded = read_sealed(note)
+        if recorded["content"] == shard.content:
+            return [Judgement(*one) for one in recorded["judgements"]]
     judgements = context.verifier.judge(claims_of(rows))
     publish_sealed(note, {"content": shard.content, "judgements": [astuple(one) for one in judgements]})
     return judgements
@@ -109,7 +110,7 @@ def _note(context: RunContext, shard: TableFile) -> Path:
 
 
 def with_given(rows: Mapping[str, Sequence[Any]], judged: Iterable[Judgement]) -> list[Judgement]:
-    """What is known of each trajectory's response: of `claims_of` what was judged, else what was given with it."""
+    """The judgement of each trajectory: from `judged` (those of `claims_of`) or, without a gold, `given`."""
     judgements = iter(judged)
     return [Judgement("given", None, 0.0) if gold is None else next(judgements) for gold in rows["gold"]]
 
@@ -122,10 +123,14 @@ def verdict_table(
     max_tokens: int | None,
     dynamic: bool,
 ) -> pa.Table:
-    """The verdicts on a round's trajectories, and the rewards that they give.
+    """Rows of the table `verdicts`: the verdicts on a round's trajectories, and the resulting rewards.
 
-    max_tokens: the longest response that could be written; only `reward.overlong` needs it.
-    dynamic: whether groups without signal are replaced.
+    Args:
+        rows: The trajectories, as columns.
+        judgements: The judgement of each.
+        reward: The section `reward` of the config.
+        max_tokens: The maximum length of a response, needed only by `reward.overlong`.
+        dynamic: Whether groups without signal are replaced.
     """
     verdicts = [judgement.verdict for judgement in judgements]
     given, is_given = np.array(rows["given_reward"], dtype=float), np.array(verdicts) == "given"
@@ -160,16 +165,16 @@ def _penalties(
     reward: Reward,
     max_tokens: int | None,
 ) -> np.ndarray | None:
-    """The overlong penalties of responses [B], NaN where no reward is made; None without the setting."""
+    """The overlong penalties of responses [B]; NaN where the reward is not computed; None without the setting."""
     if reward.overlong is None:
         return None
-    assert max_tokens is not None, "an overlong penalty without a limit is refused at load"
-    found = rewards.overlong_penalties(rows["response_length"], reward.overlong, max_tokens)
-    return np.where(is_given | np.isnan(outcome), np.nan, found)
+    assert max_tokens is not None, "an overlong penalty without a limit is rejected at load"
+    penalties = rewards.overlong_penalties(rows["response_length"], reward.overlong, max_tokens)
+    return np.where(is_given | np.isnan(outcome), np.nan, penalties)
 
 
 def claims_of(rows: Mapping[str, Sequence[Any]]) -> list[Claim]:
-    """The claims of those rows of trajectories that have a gold."""
+    """The claims of the trajectories that have a gold."""
     columns = ("gold", "response", "finish_reason", "gold_mode", "problem")
     return [
         Claim(gold, response, reason == "length", mode, problem)
@@ -179,7 +184,7 @@ def claims_of(rows: Mapping[str, Sequence[Any]]) -> list[Claim]:
 
 
 def stop_if_unjudged(work: str, settings: Verification, judgements: Sequence[Judgement]) -> None:
-    """Raise RunStopped if too many could not be judged: nothing is known of them, and wrong is not the word."""
+    """Raise RunStopped if too many responses could not be judged: their correctness is unknown, not wrong."""
     verdicts = [judgement.verdict for judgement in judgements]
     unjudged = sum(verdict in ("timeout", "error") for verdict in verdicts)
     if unjudged > settings.unjudged_limit * len(verdicts):
@@ -187,5 +192,5 @@ def stop_if_unjudged(work: str, settings: Verification, judgements: Sequence[Jud
             f"{work}: {unjudged} of {len(verdicts)} responses could not be judged "
             f"({verdicts.count('timeout')} timeouts, {verdicts.count('error')} errors), more than "
             f"verification.unjudged_limit ({settings.unjudged_limit:.0%}); raise verification.timeout_seconds or "
-            "memory_mb, or look at the responses with reval sql"
+            "memory_mb, or inspect the responses with reval sql"
         )

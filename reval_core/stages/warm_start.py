@@ -1,4 +1,4 @@
-"""Warm start: policy 0, which is also the first reference."""
+"""Warm start: the initial policy π₀, which is also the first reference."""
 
 from __future__ import annotations
 
@@ -35,30 +35,30 @@ def _inputs(context: RunContext, round: int) -> list[Any]:
 
 
 def _fitted(context: RunContext) -> list[Any]:
-    """What the model depends on before it is given adapters."""
+    """What the model depends on before adapters are added."""
     model, machine = context.config.model.model_copy(update={"lora": None}), context.machine
     versions = [machine[name] for name in ("threads", "torch", "transformers", "device")]
-    # Problems of its own are arithmetic, and so follow from the settings and WARM_START_VERSION.
+    # Its own problems are generated arithmetic, and so determined by the settings and WARM_START_VERSION.
     own = model.warm_start is not None and model.warm_start.problems
     made = [None if own else problems_digest(context.train), _seed(context), versions]
     return [settings(model), made if model.path is None or model.warm_start else None, WARM_START_VERSION]
 
 
-def _stands(context: RunContext, manifest: Manifest) -> bool:
-    based = context.config.model.lora is None or context.directory.base.exists()
-    return based and context.directory.checkpoint(0).exists()
+def _checkpoint_exists(context: RunContext, manifest: Manifest) -> bool:
+    has_base = context.config.model.lora is None or context.directory.base.exists()
+    return has_base and context.directory.checkpoint(0).exists()
 
 
-@stage(inputs=_inputs, stands=_stands)
+@stage(inputs=_inputs, is_complete=_checkpoint_exists)
 def warm_start(context: RunContext, round: int) -> Outcome:
-    """Make policy 0 and its checkpoint. `info["policy"]` is the digest of the weights."""
-    model, reused = _policy_zero(context)
+    """Create the initial policy and its checkpoint. `info["policy"]` is the digest of the weights."""
+    model, reused = _initial_model(context)
     model.to(context.device)
     config = context.config
     if config.model.lora is not None:
         publish_directory(context.directory.base, lambda partial: save_model(model, context.tokenizer, partial))
         add_adapters(model, config.model.lora, config.seed)
-    # Checked as what learns, and saved as what the optimizer holds.
+    # Checked in the precision of training, and saved with the weights that the optimizer updates.
     copy = LowPrecisionCopy(model, config.seed) if config.learner.precision == "bfloat16" else None
     check_scoring(model, config.learner)
     with copy.replaced_by_masters() if copy else nullcontext():
@@ -68,13 +68,13 @@ def warm_start(context: RunContext, round: int) -> Outcome:
 
 
 def shared_directory() -> Path:
-    """Where fitted models are kept for other runs, by content."""
+    """The cache of fitted models, addressed by content and shared by all runs."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "reval" / "warm-starts"
 
 
-def _policy_zero(context: RunContext) -> tuple[PreTrainedModel, bool]:
-    """The model before training, and whether another run's warm start was taken over."""
+def _initial_model(context: RunContext) -> tuple[PreTrainedModel, bool]:
+    """The model before training, and whether it was reused from another run's warm start."""
     config = context.config
     if config.model.warm_start is None:
         return _raw_model(context), False
@@ -82,7 +82,7 @@ def _policy_zero(context: RunContext) -> tuple[PreTrainedModel, bool]:
     if _is_sound(kept):
         return load_model(kept, config.model), True
     model = _raw_model(context)
-    problems = _shown(context, config.model.warm_start)
+    problems = _demonstrations(context, config.model.warm_start)
     prompts = {problem.problem: context.prompts[problem.problem][1] for problem in problems}
     fit(
         model.to(context.device),
@@ -97,22 +97,22 @@ def _policy_zero(context: RunContext) -> tuple[PreTrainedModel, bool]:
     return model, False
 
 
-def _shown(context: RunContext, settings: WarmStart) -> Sequence[Problem]:
-    """What is demonstrated."""
+def _demonstrations(context: RunContext, settings: WarmStart) -> Sequence[Problem]:
+    """The problems whose solutions are demonstrated."""
     if not settings.problems:
         return context.train
     return [one for source in settings.problems for one in load_problems(source, _seed(context))]
 
 
 def _seed(context: RunContext) -> int:
-    """The seed of policy 0."""
+    """The seed of the initial policy."""
     config = context.config
     own = config.model.warm_start.seed if config.model.warm_start else None
     return config.seed if own is None else own
 
 
 def _is_sound(kept: Path) -> bool:
-    """Whether a fitted model is there, and is what was written. It is only a cache: a damaged one is replaced."""
+    """Whether a fitted model exists and is intact. A corrupt one is replaced, since this is only a cache."""
     if not kept.exists():
         return False
     try:

@@ -1,1 +1,1 @@
-"""What a run keeps on disk."""
+"""On-disk layout of a run: its directory and the schemas of its tables."""

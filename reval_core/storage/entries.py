@@ -1,4 +1,4 @@
-"""What a run directory may consist of: regular files and directories, so that nothing in it leads elsewhere."""
+"""Check that a run directory contains only regular files and directories, none of which points elsewhere."""
 
 from __future__ import annotations
 
@@ -20,23 +20,27 @@ _KINDS = {
 
 
 def check_entries(directory: Path) -> None:
-    """Raise InputError, naming the first, if anything in a run directory is neither a file nor a directory.
+    """Check that a run directory contains only regular files and directories.
 
-    A run directory may come from somebody else. reval renames, truncates and deletes files in it, which through a
-    link would be the owner's files elsewhere, and reading a pipe never ends. The directory itself may be a link.
+    A run directory may come from an untrusted source. reval renames, truncates and deletes files in it; through a
+    link these would be files outside the directory, and reading a pipe blocks forever. The directory itself may be
+    a link.
+
+    Raises:
+        InputError: If an entry is neither a file nor a directory; the message names the first one.
     """
     for path, kind in _foreign(directory):
         raise InputError(
-            f"{path}: is {kind}, and a run directory holds only regular files and directories; replace it by a "
-            "copy of what it stands for, or delete it (the run directory itself may be a link)"
+            f"{path}: is {kind}, but a run directory may contain only regular files and directories; replace it "
+            "with a copy of its target, or delete it (the run directory itself may be a link)"
         )
 
 
 def _foreign(directory: Path) -> Iterator[tuple[Path, str]]:
     try:
-        with os.scandir(directory) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError):  # a run that is being written may have deleted it just now
+        with os.scandir(directory) as scanned:
+            entries = sorted(scanned, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):  # a running process may have deleted it in the meantime
         return
     except OSError as error:
         raise InputError(f"{directory}: cannot be read ({error.strerror})") from error
@@ -46,4 +50,4 @@ def _foreign(directory: Path) -> Iterator[tuple[Path, str]]:
         elif not entry.is_file(follow_symlinks=False):
             with suppress(FileNotFoundError):
                 kind = stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)
-                yield Path(entry.path), _KINDS.get(kind, "no regular file")
+                yield Path(entry.path), _KINDS.get(kind, "not a regular file")

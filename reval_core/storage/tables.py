@@ -1,7 +1,7 @@
-"""The facts that a run leaves: the schema of each table, and how a table is published.
+"""The tables of a run: the schema of each, and how rows are published.
 
-Every stage publishes Parquet files and, last, a manifest that lists them with their checksums. What no
-manifest lists does not exist. DuckDB (`reval_core.replay_buffer.index`) is an index over these files.
+Every stage publishes Parquet files and, last, a manifest that lists them with their checksums. A file that no
+manifest lists is ignored. DuckDB (`reval_core.replay_buffer.index`) is an index over these files.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ _RESPONSES = _schema(
 )
 
 SCHEMAS: dict[Table, pa.Schema] = {
-    # One row a response, as the engine gave it. docs/schema.md describes every column.
+    # One row per response, as the engine returned it. docs/schema.md describes every column.
     "trajectories": _RESPONSES,
-    # One row a response of a prompt whose responses were cut off, and which the next round goes on with.
+    # One row per response of a group that was cut off; the next round continues it.
     "partials": _RESPONSES,
-    # One row a trajectory: what the verifier said, and the reward that the learner is given.
+    # One row per trajectory: the verifier's verdict and the reward for the learner.
     "verdicts": _schema(
         ("trajectory_id", pa.int64()),
         ("round", pa.int32()),
@@ -79,7 +79,7 @@ SCHEMAS: dict[Table, pa.Schema] = {
         ("replaced", pa.bool_()),
         ("milliseconds", pa.float32()),
     ),
-    # One row a (trajectory, reference), never overwritten. Δ = value_term + log_ratio − scaled_reward.
+    # One row per (trajectory, reference), never overwritten. Δ = value_term + log_ratio − scaled_reward.
     "scores": _schema(
         ("trajectory_id", pa.int64()),
         ("round", pa.int32()),
@@ -101,7 +101,7 @@ SCHEMAS: dict[Table, pa.Schema] = {
         ("step_deltas", _FLOATS),
         ("policy_logprobs", _FLOATS),
     ),
-    # One row a trajectory fed to an update, with all that the learner needs beside the tokens.
+    # One row per trajectory fed to an update, with everything that the learner needs besides the tokens.
     "draws": _schema(
         ("round", pa.int32()),
         ("update", pa.int32()),
@@ -123,7 +123,7 @@ SCHEMAS: dict[Table, pa.Schema] = {
         ("noise_logprob", pa.float64()),
         ("noise_value", pa.float64()),
     ),
-    # One row an update.
+    # One row per update.
     "updates": _schema(
         ("round", pa.int32()),
         ("update", pa.int32()),
@@ -139,8 +139,8 @@ SCHEMAS: dict[Table, pa.Schema] = {
         ("skipped", pa.bool_()),
         ("seconds", pa.float64()),
     ),
-    # One row a drawn trajectory: its residual just before the update that it was fed to. Without an update: one row
-    # a live trajectory, under the policy after the round.
+    # One row per drawn trajectory: its residual just before the update that it was fed to. Without an update: one
+    # row per live trajectory, under the policy after the round.
     "residuals": _schema(
         ("round", pa.int32()),
         ("update", pa.int32()),
@@ -150,7 +150,7 @@ SCHEMAS: dict[Table, pa.Schema] = {
         ("log_ratio", pa.float32()),
         ("writer_log_ratio", pa.float32()),
     ),
-    # One row a response to a held-out problem.
+    # One row per response to a held-out problem.
     "evaluations": _schema(
         ("round", pa.int32()),
         ("policy", pa.string()),
@@ -167,7 +167,7 @@ SCHEMAS: dict[Table, pa.Schema] = {
         ("extracted", pa.string()),
         ("correct", pa.bool_()),
     ),
-    # One row a round: what is plotted and logged.
+    # One row per round: the metrics that are plotted and logged.
     "rounds": _schema(
         ("round", pa.int32()),
         ("ended_at", pa.timestamp("ms", tz="UTC")),
@@ -216,41 +216,44 @@ SCHEMAS: dict[Table, pa.Schema] = {
     ),
 }
 
-# The endings of columns with clock readings: they differ from run to run, so no digest may depend on them.
-_CLOCKED = ("milliseconds", "seconds", "_per_second", "ended_at")
+# Suffixes of columns with clock readings: they differ from run to run, so no digest may depend on them.
+_TIMING_SUFFIXES = ("milliseconds", "seconds", "_per_second", "ended_at")
 
 
 @dataclass(frozen=True)
 class TableFile:
-    """One published Parquet file. `path` is relative to the run folder."""
+    """One published Parquet file. `path` is relative to the run directory."""
 
     table: Table
     path: str
     rows: int
     sha256: str
     content: str
-    """The digest of the rows without clock readings: the same in a run and in its repetition."""
+    """The digest of the rows without clock readings: identical in a repetition of the run."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a path that leads out of the run directory, or a table that reval does not write.
+        """Check the path and the table.
 
-        A manifest may come from somebody else, and what it lists is read, quarantined and deleted.
+        A manifest may come from an untrusted source, and the files that it lists are read, quarantined and deleted.
+
+        Raises:
+            ValueError: If the path leads out of the run directory, or the table is unknown.
         """
         parts = PurePosixPath(self.path).parts
         if not parts or parts[0] == "/" or ".." in parts or self.table not in SCHEMAS:
-            raise ValueError(f"lists {self.path!r} of table {self.table!r}, which is no file of a run")
+            raise ValueError(f"lists {self.path!r} of table {self.table!r}, which is not a file of a run")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a stage left: small enough to be passed between tasks and kept as a task's result."""
+    """The result of a stage: small enough to be passed between tasks and stored as a task's result."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     stage: str
     round: int
     key: str
-    """The digest of everything that the outcome depends on."""
+    """The digest of everything that the result depends on."""
     files: tuple[TableFile, ...] = ()
     seconds: float = 0.0
     ended_at: float = 0.0
@@ -259,7 +262,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """What a later stage's key is built from."""
+        """The digest from which the keys of later stages are built."""
         return digest(self.stage, self.key, [file.content for file in self.files])
 
     def files_of(self, table: Table) -> list[TableFile]:
@@ -267,12 +270,12 @@ class Manifest:
         return [file for file in self.files if file.table == table]
 
     def file(self, table: Table) -> TableFile:
-        """The manifest's one file of `table`."""
-        (found,) = self.files_of(table)
-        return found
+        """The manifest's only file of `table`."""
+        (file,) = self.files_of(table)
+        return file
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """The manifest as a JSON object."""
         return asdict(self)
 
     @classmethod
@@ -283,13 +286,20 @@ class Manifest:
 
 
 _MANIFEST = TypeAdapter(Manifest)
-"""Checks the types of what a file says."""
+"""Validates the types of a manifest that is read from a file."""
 
 
 def publish_table(directory: Path, path: str, table: Table, rows: pa.Table) -> TableFile:
-    """Write `rows` to `folder/path` whole or not at all.
+    """Write `rows` to `directory/path` atomically.
 
-    Raises ValueError if the columns are not those of the table's schema.
+    Args:
+        directory: The run directory.
+        path: The path of the file, relative to `directory`.
+        table: The table that the rows belong to; they are cast to its schema.
+        rows: The rows.
+
+    Raises:
+        ValueError: If the columns are not those of the table's schema.
     """
     rows = rows.cast(SCHEMAS[table]).replace_schema_metadata(SCHEMAS[table].metadata)
     kinds = dict(zip(rows.schema.names, rows.schema.types, strict=True))
@@ -304,7 +314,7 @@ def publish_table(directory: Path, path: str, table: Table, rows: pa.Table) -> T
             compression="zstd",
             compression_level=3,
             row_group_size=4096,
-            # Dictionaries suit repeated strings; floats compress better split by byte.
+            # Dictionary encoding suits repeated strings; floats compress better when split by byte.
             use_dictionary=strings,
             column_encoding=dict.fromkeys(floats + float_lists, "BYTE_STREAM_SPLIT"),
             write_page_checksum=True,
@@ -314,19 +324,20 @@ def publish_table(directory: Path, path: str, table: Table, rows: pa.Table) -> T
 
 
 def content_digest(rows: pa.Table) -> str:
-    """The sha256 of a table's rows, clock readings left out."""
-    kept = rows.select([name for name in rows.column_names if not name.endswith(_CLOCKED)])
+    """The sha256 (hex) of a table's rows, without columns of clock readings."""
+    kept = rows.select([name for name in rows.column_names if not name.endswith(_TIMING_SUFFIXES)])
     sink = hashlib.sha256()
-    # Taking every row clears the memory under nulls, which may hold anything.
+    # Taking every row clears the memory under nulls, which is otherwise undefined.
     for batch in kept.take(pa.array(range(rows.num_rows), pa.int64())).combine_chunks().to_batches():
         sink.update(batch.serialize())
     return sink.hexdigest()
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of a published file.
+    """Read the rows of a published file: all columns, or `columns` in their order.
 
-    Raises Damaged, naming the file, if it is gone or its pages do not hold what was written.
+    Raises:
+        CorruptData: If the file is missing or the checksum of a page differs; the message names the file.
     """
     try:
         return pq.read_table(
@@ -337,19 +348,20 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def schema_version(path: Path) -> str:
-    """The version of the schemas that a published file was written by."""
+    """The schema version that a published file was written with."""
     return str(pq.read_schema(path).metadata[b"reval.schema_version"].decode())
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Publish a manifest: from now on what it lists exists."""
+    """Publish a manifest: from now on the files that it lists count as published."""
     publish_sealed(path, manifest.to_json())
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """The manifest at `path`, or None where nothing has been published.
+    """The manifest at `path`, or None if nothing has been published there.
 
-    Raises Damaged if it is there and not a manifest.
+    Raises:
+        CorruptData: If the file exists but is not a manifest.
     """
     if not path.exists():
         return None
@@ -357,5 +369,5 @@ def read_manifest(path: Path) -> Manifest | None:
         manifest = _MANIFEST.validate_python(read_sealed(path))
     except (CorruptData, ValueError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise CorruptData(f"{path}: is no manifest ({reason.removeprefix(f'{path}: ')})") from error
+        raise CorruptData(f"{path}: is not a manifest ({reason.removeprefix(f'{path}: ')})") from error
     return replace(manifest, info=Record(manifest.info, path))

@@ -1,10 +1,10 @@
-"""A run on a disk of its own that fills up as a stage begins, and goes on once there is space again.
+"""A run on a separate disk that fills up when a stage starts, and is resumed once there is space.
 
-usage: python -m tests.faults.full_disk FOLDER STAGE
+usage: python -m tests.faults.full_disk DIRECTORY STAGE
 
-Mounts a small file system of memory on FOLDER, in a namespace of this process: nobody else sees it, and it goes
-with the process. Prints, as JSON, the message with which the run stopped, the files that were half written, and
-what the run that followed came to.
+Mounts a small tmpfs on DIRECTORY, in a namespace of this process: it is invisible to other processes, and unmounted
+with this one. Prints, as JSON, the message with which the run stopped, the partial files, and the result of the
+resumed run.
 """
 
 from __future__ import annotations

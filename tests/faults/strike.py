@@ -1,4 +1,4 @@
-"""Striking a run at a moment that is named by the stage, the round and the progress of its work, not by the clock.
+"""Fault injection at a moment specified by the stage, the round and the progress of its work, not by time.
 
 A moment is `stage/round/event/number`: the number-th event of that kind within that stage of that round.
 """
@@ -26,12 +26,12 @@ from reval_core.verification import Verifier
 
 @contextmanager
 def strike(kill: str | None = None, trace: str | None = None, tamper: int | None = None) -> Iterator[None]:
-    """Run the block with every moment counted.
+    """Run the block and count every moment.
 
     Args:
-        kill: send this process SIGKILL at that moment.
-        trace: append every moment to this file.
-        tamper: change one weight by 1e-6 after the learning of this round.
+        kill: The moment at which this process is sent SIGKILL.
+        trace: A file to which every moment is appended.
+        tamper: A round; one weight is changed by 1e-6 after its learning.
     """
     counts: Counter[str] = Counter()
     now = ["open/0"]

@@ -1,4 +1,4 @@
-"""Bytes flipped, cut off or gone, in every kind of file: made again where that can be done, else refused."""
+"""Flipped, truncated and missing bytes in every kind of file: regenerated if possible, else refused."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ FIXED = [
     "machine.json",
     "attempts/0001.json",
 ]
-"""One or two of every kind of file that a run goes on from."""
+"""One or two of every kind of file that a run resumes from."""
 
 NOT_MISSED = [
     "rollouts/round=00002/shard-001.json",
@@ -61,7 +61,7 @@ NOT_MISSED = [
     "facts/round=00003/checkpoint.json",
     "attempts/0001.json",
 ]
-"""What an attempt that was killed may not have written: made again without a word."""
+"""Files that a killed attempt may not have written: regenerated without a warning."""
 
 SHORT = {("flip", "rollouts/round=00001/shard-000.parquet"), ("cut", "checkpoints/round=00002/model.safetensors")}
 SHORT |= {("delete", "facts/round=00002/sampling.json"), ("flip", "replay.duckdb")}
@@ -94,24 +94,24 @@ def _cases() -> list[object]:
 
 
 @pytest.mark.parametrize(("how", "name"), _cases())
-def test_what_is_damaged_is_made_again_and_nothing_else_changes(undisturbed, tmp_path, how, name, caplog):
+def test_corrupt_files_are_regenerated_and_nothing_else_changes(undisturbed, tmp_path, how, name, caplog):
     path = tmp_path / "run"
     shutil.copytree(undisturbed, path)
     damage(path / name, how)
-    if name == "checkpoints/round=00000/model.safetensors":  # nothing reads it at a start unless a check found it
+    if name == "checkpoints/round=00000/model.safetensors":  # a start reads it only if a check found it corrupt
         list(check_run(RunDirectory(path), CONFIG))
     run(path, CONFIG)
     if name != "replay.duckdb" and not (how == "delete" and name in NOT_MISSED):
         assert str(Path(name).parent if "checkpoints" in name else name) in caplog.text, "nothing was said of it"
-    hurt = RunDirectory(path)
-    assert summarise(hurt)["policy_digest"] == summarise(RunDirectory(undisturbed))["policy_digest"]
-    assert tables(hurt) == tables(RunDirectory(undisturbed))
-    results = list(check_run(hurt, CONFIG))
+    resumed = RunDirectory(path)
+    assert summarise(resumed)["policy_digest"] == summarise(RunDirectory(undisturbed))["policy_digest"]
+    assert tables(resumed) == tables(RunDirectory(undisturbed))
+    results = list(check_run(resumed, CONFIG))
     assert [problem for result in results for problem in result.problems] == []
     assert len(results) == 4
 
 
-def test_check_names_what_is_damaged_and_changes_nothing(undisturbed, tmp_path):
+def test_check_reports_corrupt_files_and_changes_nothing(undisturbed, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(undisturbed, path)
     damage(path / "rollouts/round=00002/shard-000.parquet", "flip")
@@ -120,15 +120,15 @@ def test_check_names_what_is_damaged_and_changes_nothing(undisturbed, tmp_path):
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*") if file != path}
     (result,) = check_run(RunDirectory(path), CONFIG)
     assert result.problems == [
-        "checkpoints/round=00003: optimizer.safetensors: is not what was written",
-        "facts/round=00001/learning.json: is gone",
-        "rollouts/round=00002/shard-000.parquet: is not what was written (its checksum differs)",
+        "checkpoints/round=00003: optimizer.safetensors: differs from what was written",
+        "facts/round=00001/learning.json: is missing",
+        "rollouts/round=00002/shard-000.parquet: differs from what was written (its checksum does not match)",
     ]
     assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
-def test_a_shard_that_comes_out_different_is_refused(undisturbed, tmp_path, monkeypatch):
-    """As with an engine that does not repeat itself: the rest of the run was learned from what is lost."""
+def test_a_regenerated_shard_that_differs_is_refused(undisturbed, tmp_path, monkeypatch):
+    """As with an engine that is not reproducible: the rest of the run was learned from the lost shard."""
     path = tmp_path / "run"
     shutil.copytree(undisturbed, path)
     damage(path / "rollouts/round=00002/shard-000.parquet", "delete")
@@ -138,13 +138,15 @@ def test_a_shard_that_comes_out_different_is_refused(undisturbed, tmp_path, monk
         return generate(self, [replace(one, seed=one.seed + 1) for one in requests], sampling, enough)
 
     monkeypatch.setattr(TransformersEngine, "generate", otherwise)
-    for _ in range(2):  # it stays refused
-        with pytest.raises(RevalError, match=r"round=00002/shard-000\.parquet: was lost, and came out different"):
+    for _ in range(2):  # it is refused every time
+        with pytest.raises(
+            RevalError, match=r"round=00002/shard-000\.parquet: was lost, and differs from the record"
+        ):
             run(path, CONFIG)
 
 
-def test_a_run_without_its_first_policy_is_refused_if_that_cannot_be_made_again(undisturbed, tmp_path):
-    """The seed is another now, and so is the warm start: what stands does not follow from it."""
+def test_a_run_without_its_initial_policy_is_refused_if_that_cannot_be_reconstructed(undisturbed, tmp_path):
+    """With another seed the warm start differs, and the existing records do not follow from it."""
     path = tmp_path / "run"
     shutil.copytree(undisturbed, path)
     damage(path / "config.yaml", "delete")
@@ -152,7 +154,7 @@ def test_a_run_without_its_first_policy_is_refused_if_that_cannot_be_made_again(
         run(path, CONFIG.model_copy(update={"seed": 5}))
 
 
-def test_a_damaged_config_is_refused_naming_it(undisturbed, tmp_path):
+def test_a_corrupt_config_is_refused_by_name(undisturbed, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(undisturbed, path)
     (path / "config.yaml").write_text("seed: [")
@@ -160,7 +162,7 @@ def test_a_damaged_config_is_refused_naming_it(undisturbed, tmp_path):
         run(path, CONFIG)
 
 
-def test_scores_against_an_earlier_reference_are_made_again(tmp_path, caplog):
+def test_scores_under_an_earlier_reference_are_recomputed(tmp_path, caplog):
     """The reference of round 4 is the policy of round 2, whose checkpoint was deleted at the reset of round 4."""
     path, longer = tmp_path / "run", CONFIG.model_copy(update={"rounds": 5})
     run(path, longer)
@@ -173,7 +175,7 @@ def test_scores_against_an_earlier_reference_are_made_again(tmp_path, caplog):
     assert (tables(directory), summarise(directory)["policy_digest"]) == (whole, digest)
 
 
-def test_making_an_old_checkpoint_again_deletes_no_newer_one(undisturbed, tmp_path):
+def test_reconstructing_an_old_checkpoint_deletes_no_newer_one(undisturbed, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(undisturbed, path)
     standing = sorted(one.name for one in (path / "checkpoints").iterdir())
@@ -182,7 +184,7 @@ def test_making_an_old_checkpoint_again_deletes_no_newer_one(undisturbed, tmp_pa
     assert sorted(one.name for one in (path / "checkpoints").iterdir()) == standing
 
 
-def test_a_damaged_buffer_is_noticed_when_the_database_is_opened(undisturbed, tmp_path):
+def test_a_corrupt_buffer_is_detected_when_the_database_is_opened(undisturbed, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(undisturbed, path)
     with duckdb.connect(path / "replay.duckdb") as connection:
@@ -191,7 +193,7 @@ def test_a_damaged_buffer_is_noticed_when_the_database_is_opened(undisturbed, tm
     assert [problem for result in check_run(RunDirectory(path), CONFIG) for problem in result.problems] == []
 
 
-def test_a_folder_of_another_version_is_refused_and_left_as_it_is(undisturbed, tmp_path):
+def test_a_directory_of_another_version_is_refused_and_left_unchanged(undisturbed, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(undisturbed, path)
     for manifest in RunDirectory(path).manifest_paths():
@@ -202,7 +204,7 @@ def test_a_folder_of_another_version_is_refused_and_left_as_it_is(undisturbed, t
     assert sorted(path.rglob("*")) == before
 
 
-def test_a_database_that_is_behind_is_not_wrong(undisturbed, tmp_path):
+def test_a_database_that_lags_behind_is_not_an_error(undisturbed, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(undisturbed, path)
     directory = RunDirectory(path)
@@ -212,7 +214,7 @@ def test_a_database_that_is_behind_is_not_wrong(undisturbed, tmp_path):
     assert [problem for result in check_run(directory, CONFIG) for problem in result.problems] == []
 
 
-def test_a_damaged_note_of_a_check_does_not_stop_a_run(undisturbed, tmp_path):
+def test_a_corrupt_record_of_a_check_does_not_stop_a_run(undisturbed, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(undisturbed, path)
     (path / "check.json").write_text("{")

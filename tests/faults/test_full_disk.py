@@ -1,4 +1,4 @@
-"""The disk fills up in each stage: the run says so, reads nothing half written, and goes on after space is made."""
+"""The disk fills up in each stage: the run reports it, reads no partial files, and resumes once there is space."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHORT = ("rollouts", "learning")
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A run with room, and the means to make one without."""
+    """A run with enough space, and a function that runs one without."""
     directory = tmp_path_factory.mktemp("undisturbed")
     mount = ["mount", "-t", "tmpfs", "none", str(directory)]
     if shutil.which("unshare") is None or subprocess.run([*ALONE, *mount], capture_output=True).returncode:
@@ -36,13 +36,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 @pytest.mark.parametrize(
     "stage", [pytest.param(one, marks=[pytest.mark.full] * (one not in SHORT)) for one in STAGES]
 )
-def test_a_full_disk_stops_the_run_and_costs_it_nothing(undisturbed, tmp_path, stage):
+def test_a_full_disk_stops_the_run_and_loses_nothing(undisturbed, tmp_path, stage):
     command = [*ALONE, sys.executable, "-m", "tests.faults.full_disk", str(tmp_path), stage]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert "the disk is full" in found["message"]
-    assert "make space and give the same command again" in found["message"]
+    assert "free some space and run the same command again" in found["message"]
     assert found["partial"] == []
     assert found["digest"] == summarise(undisturbed)["policy_digest"]
     assert found["rows"] == {table: len(rows) for table, rows in tables(undisturbed).items()}

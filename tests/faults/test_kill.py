@@ -1,4 +1,4 @@
-"""`kill -9` at moments of every stage: the same command again goes on and ends as if nothing had happened."""
+"""`kill -9` at moments of every stage: the same command again resumes, and ends like an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Start = Callable[..., int]
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A run that nothing happened to, and the moments that it went through."""
+    """An uninterrupted run, and the moments that it passed."""
 
     path: Path
     moments: list[str]
@@ -60,7 +60,7 @@ def undisturbed(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Undis
 
 @pytest.fixture(scope="module")
 def beyond(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """A run in which K, the reset and β go by what it finds."""
+    """A run in which K, the reset and β depend on its data."""
     directory = tmp_path_factory.mktemp("beyond")
     assert start(directory / "run", config="beyond", trace=str(directory / "moments")) == 0
     return Undisturbed(directory / "run", (directory / "moments").read_text().splitlines())
@@ -68,7 +68,7 @@ def beyond(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Undisturbe
 
 @pytest.fixture(scope="module")
 def dynamic(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """A run whose prompts follow from its verdicts, and whose reference is an average."""
+    """A run with dynamic sampling and an averaged reference."""
     directory = tmp_path_factory.mktemp("dynamic")
     assert start(directory / "run", config="dynamic", trace=str(directory / "moments")) == 0
     return Undisturbed(directory / "run", (directory / "moments").read_text().splitlines())
@@ -83,24 +83,24 @@ def half(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 
 def chosen(moments: list[str], number: int) -> str:
-    """The number-th of the moments to strike at: stages by turns, a seeded moment within each."""
+    """The moment of fault number `number`: cycles through the stages, with a seeded moment in each."""
     stages = sorted({moment.split("/")[0] for moment in moments})
     stage = stages[number % len(stages)]
     return random.Random(number).choice([moment for moment in moments if moment.split("/")[0] == stage])
 
 
 def shards(path: Path) -> dict[str, int]:
-    """When each finished shard was written (its note is written after it)."""
+    """The modification time of each finished shard (its record is written after it)."""
     notes = path.glob("rollouts/*/shard-*.json")
     return {note.stem + note.parent.name: note.with_suffix(".parquet").stat().st_mtime_ns for note in notes}
 
 
 def assert_same_end(path: Path, undisturbed: Undisturbed, config: Config = CONFIG) -> None:
-    """The weights, every row of every table, and all that `reval check` looks at."""
-    hurt, whole = RunDirectory(path), RunDirectory(undisturbed.path)
-    assert summarise(hurt)["policy_digest"] == summarise(whole)["policy_digest"]
-    assert tables(hurt) == tables(whole)
-    results = list(check_run(hurt, config))
+    """Compare the weights, every row of every table, and everything that `reval check` checks."""
+    killed, whole = RunDirectory(path), RunDirectory(undisturbed.path)
+    assert summarise(killed)["policy_digest"] == summarise(whole)["policy_digest"]
+    assert tables(killed) == tables(whole)
+    results = list(check_run(killed, config))
     assert [result.part for result in results] == ["files", "rows", "database", "replay"]
     assert [problem for result in results for problem in result.problems] == []
     assert not list(path.rglob("*.partial"))
@@ -110,12 +110,14 @@ def assert_same_end(path: Path, undisturbed: Undisturbed, config: Config = CONFI
 @pytest.mark.parametrize(
     "number", [pytest.param(number, marks=[pytest.mark.full] * (number >= SHORT)) for number in range(KILLS)]
 )
-def test_a_killed_run_ends_as_one_that_was_not(start, undisturbed, tmp_path, number):
+def test_a_killed_run_ends_like_an_uninterrupted_one(start, undisturbed, tmp_path, number):
     path, moment = tmp_path / "run", chosen(undisturbed.moments, number)
     assert start(path, kill=moment) == -9, f"{moment} was not reached"
     finished = shards(path)
     assert start(path) == 0, moment
-    assert {name: shards(path)[name] for name in finished} == finished, f"{moment}: a finished shard was made again"
+    assert {name: shards(path)[name] for name in finished} == finished, (
+        f"{moment}: a finished shard was regenerated"
+    )
     assert_same_end(path, undisturbed)
 
 
@@ -126,7 +128,7 @@ def test_a_killed_run_ends_as_one_that_was_not(start, undisturbed, tmp_path, num
         *(pytest.param(stage, marks=pytest.mark.full) for stage in ("rollouts", "sampling", "checkpoint")),
     ],
 )
-def test_a_killed_run_that_goes_by_what_it_finds_ends_as_one_that_was_not(start, beyond, tmp_path, stage):
+def test_a_killed_run_with_adaptive_settings_ends_like_an_uninterrupted_one(start, beyond, tmp_path, stage):
     path, rng = tmp_path / "run", random.Random(stage)
     moment = rng.choice([moment for moment in beyond.moments if moment.split("/")[0] == stage])
     assert start(path, config="beyond", kill=moment) == -9, f"{moment} was not reached"
@@ -135,7 +137,7 @@ def test_a_killed_run_that_goes_by_what_it_finds_ends_as_one_that_was_not(start,
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, *(pytest.param(one, marks=pytest.mark.full) for one in range(3, 12))])
-def test_a_run_killed_while_it_replaces_groups_or_averages_ends_as_one_that_was_not(
+def test_a_run_killed_during_dynamic_sampling_or_averaging_ends_like_an_uninterrupted_one(
     start, dynamic, tmp_path, number
 ):
     path = tmp_path / "run"
@@ -144,7 +146,9 @@ def test_a_run_killed_while_it_replaces_groups_or_averages_ends_as_one_that_was_
     assert start(path, config="dynamic", kill=moment) == -9, f"{moment} was not reached"
     finished = shards(path)
     assert start(path, config="dynamic") == 0, moment
-    assert {name: shards(path)[name] for name in finished} == finished, f"{moment}: a finished shard was made again"
+    assert {name: shards(path)[name] for name in finished} == finished, (
+        f"{moment}: a finished shard was regenerated"
+    )
     assert_same_end(path, dynamic, DYNAMIC)
 
 
@@ -161,7 +165,7 @@ def test_a_run_killed_while_it_replaces_groups_or_averages_ends_as_one_that_was_
         ),
     ],
 )
-def test_a_killed_run_in_bfloat16_ends_as_one_that_was_not(start, half, tmp_path, stage):
+def test_a_killed_run_in_bfloat16_ends_like_an_uninterrupted_one(start, half, tmp_path, stage):
     path, rng = tmp_path / "run", random.Random(stage)
     moment = rng.choice([moment for moment in half.moments if moment.split("/")[0] == stage])
     assert start(path, config="half", kill=moment) == -9, f"{moment} was not reached"
@@ -169,7 +173,7 @@ def test_a_killed_run_in_bfloat16_ends_as_one_that_was_not(start, half, tmp_path
     assert_same_end(path, half, HALF)
 
 
-def test_a_run_killed_three_times_ends_as_one_that_was_not(start, undisturbed, tmp_path):
+def test_a_run_killed_three_times_ends_like_an_uninterrupted_one(start, undisturbed, tmp_path):
     path, rng = tmp_path / "run", random.Random(1)
     for round in (1, 2, 3):
         later = [moment for moment in undisturbed.moments if moment.split("/")[1] == str(round)]
@@ -178,8 +182,8 @@ def test_a_run_killed_three_times_ends_as_one_that_was_not(start, undisturbed, t
     assert_same_end(path, undisturbed)
 
 
-def test_the_comparison_notices_a_single_weight(start, undisturbed, tmp_path):
-    """What is compared is not one run's files twice: a hurt run whose weights differ is found out."""
+def test_the_comparison_detects_a_single_weight(start, undisturbed, tmp_path):
+    """The comparison is not of a run with itself: a run with different weights is detected."""
     path = tmp_path / "run"
     assert start(path, kill="learning/1/after step/1") == -9
     assert start(path, tamper=2) == 0
@@ -197,5 +201,5 @@ def test_every_stage_is_struck(undisturbed):
     assert {"evaluation", "checkpoint", "reference_reset", "recording"} <= struck
 
 
-def test_nothing_half_written_has_a_name(undisturbed):
+def test_partial_files_are_never_published(undisturbed):
     assert not list(undisturbed.path.rglob("*.partial"))

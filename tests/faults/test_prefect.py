@@ -1,4 +1,4 @@
-"""The command line under a real Prefect server: killed, told to stop, retried, and left alone by its server."""
+"""The command line with a real Prefect server: killed, cancelled, retried, and with a server that dies."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROUNDS = 12
 
 
 class Server:
-    """A Prefect server with a database of its own, and what commands need to find it."""
+    """A Prefect server with its own database, and the environment with which commands find it."""
 
     def __init__(self, home: Path) -> None:
         with socket.socket() as free:
@@ -52,13 +52,13 @@ class Server:
             time.sleep(0.2)
 
     def kill(self) -> None:
-        """As a crash would end it."""
+        """Kill the server, as in a crash."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
-        """Start a module of Python as a command, its standard output piped."""
+        """Start a Python module as a command, with its standard output piped."""
         return subprocess.Popen(
             [sys.executable, "-m", *map(str, arguments)],
             cwd=ROOT,
@@ -106,13 +106,13 @@ def flow_runs(path: Path) -> list[str]:
 
 def assert_as_undisturbed(path: Path, tmp_path: Path) -> None:
     run(tmp_path / "undisturbed", CONFIG.model_copy(update={"rounds": ROUNDS}))
-    hurt, whole = RunDirectory(path), RunDirectory(tmp_path / "undisturbed")
-    assert summarise(hurt)["policy_digest"] == summarise(whole)["policy_digest"]
-    assert tables(hurt) == tables(whole)
+    killed, whole = RunDirectory(path), RunDirectory(tmp_path / "undisturbed")
+    assert summarise(killed)["policy_digest"] == summarise(whole)["policy_digest"]
+    assert tables(killed) == tables(whole)
 
 
-def test_killed_stopped_and_retried_a_run_ends_as_one_that_was_not(server, config, tmp_path):
-    path = tmp_path / "runs" / "hurt"
+def test_a_killed_stopped_and_retried_run_ends_like_an_uninterrupted_one(server, config, tmp_path):
+    path = tmp_path / "runs" / "killed"
     killed = server.start("flows.cli", "train", config, "--run-dir", path)
     read_until(killed, "round  2/")
     killed.kill()
@@ -138,7 +138,7 @@ def test_killed_stopped_and_retried_a_run_ends_as_one_that_was_not(server, confi
     assert_as_undisturbed(path, tmp_path)
 
 
-def test_training_goes_on_without_its_server(server, config, tmp_path):
+def test_training_continues_without_its_server(server, config, tmp_path):
     path = tmp_path / "runs" / "left"
     left = server.start("flows.cli", "train", config, "--run-dir", path)
     read_until(left, "round  2/")

@@ -1,7 +1,7 @@
-"""Starts small runs in processes of their own without paying for imports each time: it imports once, then forks.
+"""Starts small runs in separate processes without repeating the imports: it imports once, then forks.
 
-Reads one JSON object a line (`path`, and what `strike` takes) and answers each with the exit status of the run:
-0 if it came to its end, −9 if it was killed, 1 if it stopped with an error, which is printed.
+Reads one JSON object per line (`path`, and the arguments of `strike`) and answers with the exit status of the run:
+0 if it finished, −9 if it was killed, 1 if it stopped with an error, which is printed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BEYOND = small_config(
     checkpoints__keep=1,
     verification__workers=1,
 )
-"""The same where β comes from the length, and K and the reset from the residual."""
+"""The same, with β from the response length, and K and the reset from the residual."""
 
 DYNAMIC = small_config(
     rollouts__prompts=8,
@@ -56,7 +56,7 @@ DYNAMIC = small_config(
     checkpoints__keep=1,
     verification__workers=1,
 )
-"""The same where groups without signal are replaced and the reference is an average."""
+"""The same, with dynamic sampling and an averaged reference."""
 
 HALF = CONFIG.model_copy(update={"learner": CONFIG.learner.model_copy(update={"precision": "bfloat16"})})
 """The first in bfloat16: checkpoints hold the float32 weights, and a resumed run computes with their copy."""
@@ -67,7 +67,7 @@ CONFIGS = {"plain": CONFIG, "beyond": BEYOND, "dynamic": DYNAMIC, "half": HALF}
 def main() -> None:
     torch.set_num_threads(1)
     assert CONFIG.model.tiny is not None
-    make_tiny_model(CONFIG.model.tiny, seed=0)  # transformers imports by need
+    make_tiny_model(CONFIG.model.tiny, seed=0)  # transformers imports lazily
     make_tiny_tokenizer(CONFIG.model.tiny.characters)
     for line in sys.stdin:
         request = json.loads(line)
@@ -81,7 +81,7 @@ def main() -> None:
 
 def _run(path: Path, request: dict[str, Any]) -> int:
     config = CONFIGS[request.pop("config", "plain")]
-    # Nothing is shared with any other run, not even the fitted model of the warm start.
+    # Nothing is shared with other runs, not even the fitted model of the warm start.
     os.environ["XDG_CACHE_HOME"] = str(path.parent / "cache")
     try:
         with strike(**request):

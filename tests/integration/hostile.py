@@ -148,7 +148,7 @@ RUN_DIRECTORIES = [
     ),
     Hostile("a database that is a text", _written("replay.duckdb", "SELECT 1")),
     Hostile(
-        "notes on checkpoints of other directories", _written("check.json", '{"corrupt_checkpoints": ["../x"]}')
+        "notes on checkpoints of other directories", _written("check.json", '{"damaged_checkpoints": ["../x"]}')
     ),
     Hostile(
         "attempts without an end",

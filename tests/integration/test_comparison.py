@@ -408,7 +408,7 @@ IMPORT = {"source": "import", "file": "a.jsonl", "sha256": "0", "columns": {}}
             "b: is a run on stored responses, which has no held-out",
         ),
         (lambda path: made(path / "b", {("x", "1"): [1]}), "b: shares no problem with a"),
-        (lambda path: path / "b", "b: is no run folder"),
+        (lambda path: path / "b", "b: is not a run directory"),
     ],
     ids=["twice", "twice by another path", "unevaluated", "import", "stored", "other problems", "no run"],
 )

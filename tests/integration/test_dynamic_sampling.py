@@ -134,7 +134,7 @@ def test_an_evaluation_of_the_run_has_no_penalty_and_refuses_one(finished, tmp_p
 def test_who_learns_from_the_stored_run_takes_over_its_rewards_and_marks(finished, sql, tmp_path):
     changes = {"rounds": 1, "reward": CONFIG.model_dump()["reward"], "learner__updates": 1}
     offline = offline_config(finished.path, **changes, rollouts__max_tokens=5)
-    with pytest.raises(InputError, match=r"rollouts\.max_tokens: its trajectories were made with 4, and this"):
+    with pytest.raises(InputError, match=r"rollouts\.max_tokens: its trajectories were made with 4, but this"):
         prepare(written(tmp_path / "offline.yaml", offline), [], tmp_path / "offline")
     run(tmp_path / "offline", offline_config(finished.path, **changes, rollouts__max_tokens=4))
     directory = RunDirectory(tmp_path / "offline")
@@ -194,7 +194,9 @@ def test_a_round_without_any_signal_stops_the_run_and_says_so(tmp_path, monkeypa
     with open_run_context(RunDirectory(tmp_path / "run"), CONFIG) as context:
         done = first_round(context, ("rollouts",))
         assert sum(file.rows for file in done["rollouts"].files) == 3 * 8 * 2
-        with pytest.raises(RunStopped, match="round 1: in each of its 24 groups all responses are worth the same"):
+        with pytest.raises(
+            RunStopped, match="round 1: in each of its 24 groups all responses have the same reward"
+        ):
             stages.verification(context, 1, done["rollouts"])
 
 

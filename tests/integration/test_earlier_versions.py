@@ -61,7 +61,7 @@ def state(path: Path) -> dict[str, int]:
 
 
 def refusal() -> str:
-    return rf"run: was made with learner 3, now {LEARNER_VERSION}; resume with the versions that made it"
+    return rf"run: was made with learner 3, now {LEARNER_VERSION}; resume with the same versions"
 
 
 def test_training_it_further_is_refused_before_any_work(earlier, reval):
@@ -118,7 +118,7 @@ def test_settings_that_reval_has_had_since_do_not_make_it_another_config(made, t
     del recorded["learner"]["spike_limit"], recorded["engine"], recorded["replay"]["sampling"]
     directory.config.write_text(yaml.safe_dump(recorded))
     directory.check(CONFIG)
-    with pytest.raises(InputError, match=r"made by another config \(replay\.sampling, learner\.lr differ\)"):
+    with pytest.raises(InputError, match=r"made with another config \(replay\.sampling, learner\.lr differ\)"):
         directory.check(
             small_config(rounds=3, checkpoints=CONFIG.checkpoints, learner__lr=1.0, replay__sampling="prioritised")
         )

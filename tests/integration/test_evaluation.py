@@ -259,7 +259,7 @@ def test_an_evaluation_and_a_run_keep_out_of_each_other(trained, tmp_path):
     with pytest.raises(InputError, match="holds a run; give another --out"):
         prepare_evaluation(str(trained), None, [], None, trained)
     evaluate(trained, tmp_path / "e")
-    with pytest.raises(InputError, match="holds an evaluation; give another --run-dir"):
+    with pytest.raises(InputError, match="contains an evaluation; choose another --run-dir"):
         run(tmp_path / "e", small_config())
 
 
@@ -277,7 +277,7 @@ def test_responses_that_cannot_be_judged_stop_an_evaluation(trained, tmp_path, m
         "def score(problem, gold, response):\n    raise OSError('the judge is down')\n", encoding="utf-8"
     )
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RunStopped, match="the sitting of 1-digit sums: 52 of 52 responses could not be judged"):
+    with pytest.raises(RunStopped, match="benchmark run 1-digit sums: 52 of 52 responses could not be judged"):
         evaluate(trained, tmp_path / "e", "reward={function: 'failing:score'}")
 
 

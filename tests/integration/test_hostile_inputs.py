@@ -118,7 +118,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_made_again_as_its_refusal_says(
     path, digest = interrupted
     shutil.copytree(path, tmp_path / "run")
     case.make(tmp_path / "run")
-    _refused(reval("resume", "run"), r"reval resume makes it again")
+    _refused(reval("resume", "run"), r"reval resume regenerates it")
     again = reval("resume", "run")
     assert again.code == 0, again.err
     assert read_json(tmp_path / "run/summary.json")["policy_digest"] == digest

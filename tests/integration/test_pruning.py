@@ -17,7 +17,7 @@ from reval_core.errors import CorruptData, InputError
 from reval_core.learning.draws import DrawReader
 from reval_core.maintenance.check import check_run
 from reval_core.maintenance.prune import plan, prune
-from reval_core.pipeline.reconstruction import recorded_policy, replay
+from reval_core.pipeline.reconstruction import reconstruct, recorded_policy
 from reval_core.replay_buffer.index import sql_views, tables_differing
 from reval_core.replay_buffer.offline import stored_run
 from reval_core.report import write_report
@@ -108,9 +108,9 @@ def test_a_pruned_run_goes_on_as_one_that_was_not(directory, finished, tmp_path)
 
 def test_policies_between_checkpoints_cannot_be_made_again_and_it_is_said(directory):
     prune(directory, CONFIG)
-    with pytest.raises(CorruptData, match=r"was pruned, .* policies of its checkpoints stand: rounds 0, 2, .*6"):
-        replay(directory, CONFIG, DrawReader(directory), recorded_policy(directory, 3))
-    assert replay(directory, CONFIG, DrawReader(directory), recorded_policy(directory, 4)).policy
+    with pytest.raises(CorruptData, match=r"was pruned, .* its checkpoints are available: rounds 0, 2, .*6"):
+        reconstruct(directory, CONFIG, DrawReader(directory), recorded_policy(directory, 3))
+    assert reconstruct(directory, CONFIG, DrawReader(directory), recorded_policy(directory, 4)).policy
 
 
 def test_an_unfinished_run_is_not_pruned(directory):
@@ -147,5 +147,5 @@ def test_killed_on_the_way_it_is_done_again(directory, number):
 def test_a_pruned_run_is_not_learned_from(directory):
     prune(directory, CONFIG)
     rollouts = StoredRollouts(source="stored", run=str(directory.path), batch=8)
-    with pytest.raises(InputError, match="was pruned, and the tokens of its first 4 rounds are gone"):
+    with pytest.raises(InputError, match="was pruned, and the tokens of its first 4 rounds are deleted"):
         stored_run(RunDirectory(directory.path.parent / "other"), rollouts)

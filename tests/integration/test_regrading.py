@@ -146,7 +146,7 @@ def test_what_is_printed_fits_80_columns(reval: Reval, directory: RunDirectory) 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["nowhere"], "nowhere: is no run folder"),
+        (["nowhere"], "nowhere: is not a run directory"),
         (["runs/hand", "--round", "3"], "round 3 has no verdicts; judged: rounds 1 to 2"),
         (["runs/hand", "--methods", "boxes"], "--methods boxes: 'boxes' is not a method; choose from final, boxed"),
         (["runs/hand", "--function", "nothing:here"], "--function nothing:here: cannot import nothing"),

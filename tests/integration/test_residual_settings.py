@@ -16,7 +16,7 @@ from reval_core.learning.checkpoints import checkpoint_rounds
 from reval_core.learning.draws import DrawReader
 from reval_core.maintenance.check import check_run
 from reval_core.maintenance.prune import prune
-from reval_core.pipeline.reconstruction import recorded_policy, replay
+from reval_core.pipeline.reconstruction import reconstruct, recorded_policy
 from reval_core.pipeline.run_context import open_run_context
 from reval_core.replay_buffer.index import sql_views
 from reval_core.report import write_report
@@ -194,7 +194,7 @@ def test_a_policy_is_rebuilt_outside_of_the_run(finished: RunDirectory, tmp_path
             shutil.rmtree(directory.checkpoint(number))
     policy = recorded_policy(directory, round)
     assert policy is not None
-    assert replay(directory, CONFIG, DrawReader(directory), policy).policy == policy.identity
+    assert reconstruct(directory, CONFIG, DrawReader(directory), policy).policy == policy.identity
 
 
 def test_a_stored_run_takes_all_of_its_trajectories(finished: RunDirectory, tmp_path: Path) -> None:

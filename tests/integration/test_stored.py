@@ -279,7 +279,7 @@ def test_a_stored_file_that_has_changed_is_not_taken_over(imported, tmp_path):
     (source / "facts/round=00000/verdicts.parquet").unlink()
     with (
         open_run_context(directory, config) as context,
-        pytest.raises(CorruptData, match=r"verdicts\.parquet: is gone or not"),
+        pytest.raises(CorruptData, match=r"verdicts\.parquet: is missing or has changed"),
     ):
         next(train_rounds(context, stages))
 
@@ -335,17 +335,17 @@ def test_what_would_stop_a_run_is_refused_before_it_starts(imported, tmp_path, m
     few = complaint(offline_config(imported, replay__capacity=299))
     assert few.endswith(f"of {imported}, and the buffer must hold all of them; set replay.capacity: 300")
     other = complaint(offline_config(imported, model__tiny__characters="9876543210+-*= "))
-    assert "its tokens are those of model.tiny, and the tokenizer of model.tiny reads them otherwise" in other
+    assert "its tokens are those of model.tiny, but the tokenizer of model.tiny differs" in other
     assert "problems.prompt: its trajectories" in complaint(
         offline_config(imported, problems__prompt={"user": "Q: {problem}"})
     )
     assert "reward: its trajectories were made with" in complaint(offline_config(imported, reward__kind="binary"))
-    assert "is no run folder" in complaint(offline_config(tmp_path / "nowhere"))
+    assert "is not a run directory" in complaint(offline_config(tmp_path / "nowhere"))
     with monkeypatch.context() as patched:
         patched.setattr("reval_core.replay_buffer.offline.SCHEMA_VERSION", "99")
-        assert f"tables are of version {SCHEMA_VERSION}, and this reval reads version 99" in complaint(plain)
+        assert f"tables have schema version {SCHEMA_VERSION}, but this reval reads version 99" in complaint(plain)
     RunDirectory(tmp_path / "empty").open(offline_config(imported))
-    assert "holds no verified trajectories yet" in complaint(offline_config(tmp_path / "empty"))
+    assert "contains no verified trajectories yet" in complaint(offline_config(tmp_path / "empty"))
     copied = Config.model_validate(read_config(imported))
     assert "import is what reval import writes into its own folder" in complaint(copied)
 

@@ -208,7 +208,9 @@ def test_a_run_broken_off_and_taken_up_again_ends_as_one_that_was_not(finished, 
 def test_a_run_cannot_be_made_shorter_and_is_none_the_worse_for_the_try(tmp_path, rounds):
     path = tmp_path / "run"
     run(path, small_config(), until=2)
-    with pytest.raises(InputError, match="2 rounds are on record, and a run can be made longer but not shorter"):
+    with pytest.raises(
+        InputError, match="2 rounds are already recorded, and a run can be extended but not shortened"
+    ):
         run(path, small_config(rounds=rounds))
     assert run(path, small_config()) is not None
 
@@ -256,10 +258,10 @@ def test_a_changed_draw_is_noticed_when_a_policy_is_rebuilt(finished, tmp_path):
     changed = rows.column("reward").to_numpy().copy()
     changed[0] += 1
     with open_run_context(directory, small_config(reference__reset_every=2)) as context:
-        # Behind the back of a session: what is changed before one is opened is set aside.
+        # Behind the back of an open context: changes before opening are quarantined.
         shutil.rmtree(directory.checkpoint(3))
         pq.write_table(rows.set_column(place, rows.schema.field(place), [changed]), path)
-        with pytest.raises(CorruptData, match="another policy than round 3 recorded"):
+        with pytest.raises(CorruptData, match="a different policy than round 3 recorded"):
             context.learner_at(Policy.of(directory.manifest("learning", 3)))
 
 
@@ -295,11 +297,11 @@ def test_weights_that_come_out_different_are_refused_on_a_cpu_and_recorded_on_a_
     if on_gpu:  # all else runs on this machine's processor
         monkeypatch.setattr(reconstruction, "repeats_bits", lambda: False)
         run(directory.path, config)
-        assert "gives other weights than round 3 recorded" in caplog.text
+        assert "gives different weights than round 3 recorded" in caplog.text
         assert summarise(directory)["rounds_from_other_weights"] == [4]
     else:
         with pytest.raises(
-            CorruptData, match="gives other weights than round 3 recorded; resume it on a processor of"
+            CorruptData, match="gives different weights than round 3 recorded; resume it on the kind of"
         ):
             run(directory.path, config)
 
@@ -482,7 +484,7 @@ def test_a_collapsed_run_names_its_last_good_checkpoint(run_path):
 
 
 def test_a_run_folder_of_another_config_is_refused(finished):
-    with pytest.raises(InputError, match=r"made by another config \(learner.lr, reference.reset_every differ\)"):
+    with pytest.raises(InputError, match=r"made with another config \(learner.lr, reference.reset_every differ\)"):
         RunDirectory(finished).check(small_config(learner__lr=1.0))
 
 

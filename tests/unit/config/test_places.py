@@ -160,7 +160,7 @@ def test_a_run_directory_that_cannot_be_made_after_all_is_one_line() -> None:
     if not Path("/proc/self").exists():
         pytest.skip("there is no /proc here")
     with (
-        pytest.raises(InputError, match=r"/proc/reval-run: cannot be made"),
+        pytest.raises(InputError, match=r"/proc/reval-run: cannot be created"),
         RunDirectory(Path("/proc/reval-run")).lock(),
     ):
         pass

@@ -150,7 +150,7 @@ def test_a_bad_config_is_refused_before_torch_is_imported(tmp_path: Path) -> Non
         ([DEMO, "--run-dir", "new", "--set", "problems.train.limit=3"], "a round, but problems.train has only 3;"),
         ([DEMO, "--run-dir", "new", "--set", "model={path: none}"], "none: model.path: "),
         ([DEMO, "--set", "rounds=1000000000"], "make space, or lower rounds or checkpoints.keep"),
-        ([DEMO, "--run-dir", "runs/demo", "--set", "seed=5"], "made by another config (seed differ)"),
+        ([DEMO, "--run-dir", "runs/demo", "--set", "seed=5"], "made with another config (seed differ)"),
     ],
     ids=["no file", "an unknown key", "too few problems", "no model", "no space", "another config"],
 )
@@ -286,7 +286,7 @@ def test_sql_that_duckdb_refuses_ends_with_2(reval: Reval, run: RunDirectory, qu
 def test_sql_about_a_folder_that_is_no_run_ends_with_2(reval: Reval, tmp_path: Path) -> None:
     answer = reval("sql", "nowhere", "SELECT 1")
     assert (answer.code, answer.out) == (2, "")
-    assert answer.err.startswith("reval: nowhere: is no run folder")
+    assert answer.err.startswith("reval: nowhere: is not a run directory")
 
 
 def test_sql_changes_nothing_on_disk(reval: Reval, run: RunDirectory) -> None:
@@ -306,7 +306,7 @@ def test_a_damaged_manifest_ends_with_1(reval: Reval, run: RunDirectory) -> None
     run.manifest_path("learning", 1).write_text("{")
     answer = reval("sql", "runs/demo", "SELECT 1")
     assert (answer.code, answer.out, answer.err.count("\n")) == (1, "", 1)
-    assert "learning.json: is no manifest" in answer.err
+    assert "learning.json: is not a manifest" in answer.err
 
 
 def test_a_damaged_run_does_not_hide_the_others(reval: Reval, run: RunDirectory) -> None:

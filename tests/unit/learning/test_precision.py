@@ -55,7 +55,7 @@ def test_a_run_records_what_it_began_with_and_keeps_to_it(tmp_path: Path, monkey
     config = tmp_path / "small.yaml"
     config.write_text(yaml.safe_dump(SMALL), encoding="utf-8")
     assert prepare(config, [], directory.path)[0].learner.precision == "bfloat16"
-    with pytest.raises(InputError, match=r"made by another config \(learner\.precision differ\)"):
+    with pytest.raises(InputError, match=r"made with another config \(learner\.precision differ\)"):
         prepare(config, ["learner.precision=float32"], directory.path)
 
 

@@ -1,4 +1,4 @@
-"""How far draws are off policy, from log-probs by hand."""
+"""How far draws are off policy, from hand-computed log-probs."""
 
 import math
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Draws from the buffer: what a draw holds, and that the seed alone decides. Frequencies are next door."""
+"""Draws from the buffer: their contents, and determinism given the seed."""
 
 from functools import partial
 from pathlib import Path
@@ -53,16 +53,16 @@ def test_importance_weights_are_annealed_powers_of_the_probabilities(make_store)
     assert importance_exponent(replay, 500) == 1.0
     store = make_store(np.linspace(0, 5, 40), np.repeat([3, 4, 5, 6], 10))
     found = draw(store, replay, seed=0, round=6).to_pandas()
-    expected = (0.7**found.staleness / found.probability) ** 0.7  # the decay stays
+    expected = (0.7**found.staleness / found.probability) ** 0.7  # the decay is not corrected
     np.testing.assert_allclose(found.weight, expected / expected.mean(), rtol=1e-6)
 
 
-def test_a_residual_of_zero_leaves_the_other_weights_as_they_are(make_store):
+def test_a_residual_of_zero_does_not_change_other_weights(make_store):
     replay = settings("prioritised", importance_exponent=(1.0, 1.0))
     deltas = np.append(np.ones(15), 0)
     without = draw(make_store(np.ones(15)), replay, seed=0, batch=16)
     assert set(without.column("weight").to_pylist()) == {1.0}
-    store = make_store(np.append(deltas, np.ones(16)))  # that the draw is of some of them
+    store = make_store(np.append(deltas, np.ones(16)))  # so that the draw is a proper subset
     draws = pd.concat(draw(store, replay, seed=seed, batch=16).to_pandas() for seed in range(40))
     assert (draws.trajectory_id == 15).any()
     assert draws.weight[draws.trajectory_id != 15].min() > 0.75
@@ -97,7 +97,7 @@ def test_equal_residuals_are_drawn_by_age_alone(make_store, deltas):
     assert one.trajectory_id.tolist() == other.trajectory_id.tolist()
 
 
-def test_the_age_of_stored_trajectories_makes_no_difference(make_store):
+def test_an_age_that_all_trajectories_share_does_not_change_their_weights(make_store):
     """All are of one age, and it grows without end."""
     store = make_store(np.linspace(0, 5, 40), [0] * 40)
     late = draw(store, settings("prioritised"), seed=0, round=100_000).to_pandas()
@@ -105,7 +105,7 @@ def test_the_age_of_stored_trajectories_makes_no_difference(make_store):
     assert late.probability.between(0.01, 0.99).all()
 
 
-def test_of_the_very_old_as_many_are_drawn_as_there_is_room_for(make_store):
+def test_very_old_trajectories_fill_the_rest_of_a_draw(make_store):
     store = make_store(np.ones(12), [1] * 10 + [90_000] * 2)
     drawn = draw(store, settings("prioritised"), seed=0, round=90_000).to_pandas()
     assert len(drawn) == BATCH
@@ -128,7 +128,7 @@ def test_the_first_draw_is_the_whole_fresh_batch_and_the_others_come_from_the_bu
     assert draws[draws["update"] > 1].staleness.max() > 0
 
 
-def test_a_buffer_smaller_than_a_batch_is_drawn_whole(make_store):
+def test_a_buffer_smaller_than_a_batch_is_drawn_completely(make_store):
     draws = draw(make_store(np.ones(5)), settings("prioritised"), seed=0).to_pandas()
     assert sorted(draws.trajectory_id) == list(range(5))
     assert set(draws.probability) == {1.0}
@@ -151,7 +151,7 @@ SKEWS = {
 @pytest.mark.parametrize("skew", SKEWS)
 @pytest.mark.parametrize("decay", [1.0, 0.98, 0.5, 0.01])
 def test_a_draw_is_the_smallest_keys_of_the_whole_buffer(make_store, skew, decay):
-    """Keys are computed of few trajectories; sorting the keys of all gives the same draw."""
+    """Keys are computed only for a few trajectories; sorting the keys of all gives the same draw."""
     deltas = SKEWS[skew](np.random.default_rng(0))
     store = make_store(deltas, 1 + np.arange(5000) // 50)
     replay = settings("prioritised", priority_exponent=0.8, age_decay=decay)
@@ -162,7 +162,7 @@ def test_a_draw_is_the_smallest_keys_of_the_whole_buffer(make_store, skew, decay
 
 
 def test_draws_are_the_same_under_any_number_of_threads(make_store, tmp_path):
-    """Of a buffer of several row groups, which DuckDB spreads over its threads."""
+    """The buffer has several row groups, which DuckDB distributes over its threads."""
     deltas = np.random.default_rng(0).lognormal(0, 1, 400_000)
     store = make_store(deltas, 1 + np.arange(400_000) // 10_000)
     replay = settings("prioritised")
@@ -178,7 +178,7 @@ def test_draws_are_the_same_under_any_number_of_threads(make_store, tmp_path):
 
 
 def test_draws_do_not_depend_on_the_order_of_the_rows(make_store, tmp_path):
-    """A database that was made again may have another."""
+    """A reindexed database may have another order."""
     store = make_store(np.random.default_rng(0).lognormal(0, 2, 5000), 1 + np.arange(5000) // 500)
     one = draw(store, settings("prioritised"), seed=5, updates=2, round=10)
     store.close()
@@ -190,13 +190,13 @@ def test_draws_do_not_depend_on_the_order_of_the_rows(make_store, tmp_path):
 
 
 def weight(deltas: np.ndarray, exponent: float, decay: float, newest: int) -> str:
-    """The weight of a trajectory in SQL."""
+    """The weight of a trajectory, as an SQL expression."""
     mean = np.abs(deltas[np.isfinite(deltas)]).astype(np.float32).astype(float).mean() or 1.0
     return f"(pow({decay}::DOUBLE, {newest} - round) * pow(abs(delta) / {mean}::DOUBLE + 0.1, {exponent}))"
 
 
 def smallest_keys(store: Store, round: int, weight: str, batch: int) -> list[int]:
-    """The trajectories of the smallest keys under seed 5, from the keys of all."""
+    """The trajectories with the smallest keys under seed 5, computed from all keys."""
     shift = int(digest("draw", 5, round, 1)[:15], 16)
     key = f"-ln((hash(trajectory_id + {shift})::DOUBLE + 1) / 18446744073709551617.0) / {weight}"
     found = store.query(f"SELECT trajectory_id FROM buffer ORDER BY {key}, trajectory_id LIMIT {batch}")

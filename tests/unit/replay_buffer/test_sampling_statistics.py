@@ -44,14 +44,14 @@ def draws(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
 
 
 def drawn(draws: pd.DataFrame) -> np.ndarray:
-    """Which draw holds which trajectory: (draws, trajectories)."""
+    """Whether each draw contains each trajectory: (draws, trajectories)."""
     held = np.zeros((DRAWS, LIVE), dtype=bool)
     held[draws["draw"], draws.trajectory_id] = True
     return held
 
 
 def inclusion(weights: np.ndarray) -> np.ndarray:
-    """The probability of each trajectory to be among the BATCH smallest of exponentials with these rates.
+    """The probability that each trajectory is among the BATCH smallest of exponentials with these rates.
 
     ∫ P(fewer than BATCH of the others come before t) dP(its own key ≤ t), on a grid of its own probabilities.
     """
@@ -59,7 +59,7 @@ def inclusion(weights: np.ndarray) -> np.ndarray:
     probabilities = []
     for own, weight in enumerate(weights):
         times = -np.log1p(-grid) / weight
-        earlier = np.zeros((BATCH, len(grid)))  # [k]: the probability that k of the others come before t
+        earlier = np.zeros((BATCH, len(grid)))  # [k]: the probability that k of the others are smaller than t
         earlier[0] = 1
         for other in np.delete(weights, own):
             before = -np.expm1(-other * times)
@@ -77,7 +77,7 @@ def surprise(frequencies: np.ndarray, probabilities: np.ndarray, trials: int) ->
 
 
 def allowed(tests: int) -> float:
-    """The largest surprise of so many two-sided tests that a correct sampler exceeds once in a million."""
+    """The largest surprise over `tests` two-sided tests that a correct sampler exceeds once in a million."""
     return math.log(2 * tests / 1e-6)
 
 
@@ -96,7 +96,7 @@ def test_trajectories_are_drawn_as_often_as_their_weights_say(draws, sampling) -
     found = drawn(draws[sampling]).mean(axis=0)
     exact = inclusion(WEIGHTS[sampling])
     assert surprise(found, exact, DRAWS) < allowed(LIVE)
-    # The test can tell: halving or doubling the exponent of the weights would be noticed.
+    # The test has power: halving or doubling the exponent of the weights would be detected.
     if sampling != "uniform":
         for power in (0.5, 2):
             assert surprise(found, inclusion(WEIGHTS[sampling] ** power), DRAWS) > allowed(LIVE)
@@ -110,7 +110,7 @@ def test_every_pair_is_drawn_together_as_often_as_any_other(draws) -> None:
 
 
 @pytest.mark.parametrize("sampling", WEIGHTS)
-def test_draws_of_other_seeds_and_of_other_updates_share_what_chance_gives(draws, sampling) -> None:
+def test_draws_of_other_seeds_and_of_other_updates_are_independent(draws, sampling) -> None:
     """Independent draws share Σ π_i² trajectories on average; at most BATCH, so Bernstein bounds the mean."""
     held = drawn(draws[sampling]).reshape(SEEDS, UPDATES, LIVE)
     pairs = {
@@ -159,7 +159,7 @@ def test_importance_weights_correct_for_the_priority_and_leave_the_decay(tmp_pat
     store.close()
 
     def off(weights: pd.Series) -> float:
-        """How many deviations the mean estimate is from what it should be."""
+        """The deviation of the mean estimate from its expectation, in standard errors."""
         sums = (
             pd.DataFrame({"w": weights, "wx": weights * values[rows.trajectory_id]}).groupby(rows["update"]).sum()
         )
@@ -168,4 +168,4 @@ def test_importance_weights_correct_for_the_priority_and_leave_the_decay(tmp_pat
 
     print(off(rows.weight), off(1 / rows.probability), off(rows.weight**0))
     assert off(rows.weight) < 5
-    assert min(off(1 / rows.probability), off(rows.weight**0)) > 10  # the test can tell
+    assert min(off(1 / rows.probability), off(rows.weight**0)) > 10  # the test has power

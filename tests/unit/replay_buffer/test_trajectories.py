@@ -1,4 +1,4 @@
-"""Trajectories: shards as they are written, and rows as they are read back by place."""
+"""Trajectories: writing shards, and reading rows by index."""
 
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from reval_core.problems import Problem
 from reval_core.replay_buffer import trajectories
 from reval_core.replay_buffer.trajectories import (
     IDS_PER_ROUND,
-    Asked,
+    GeneratedResponse,
     RowReader,
-    Written,
+    SampleRequest,
     list_rows,
     response_table,
 )
@@ -60,7 +60,7 @@ def check(found: pa.Table, asked: list[tuple[str, int]]) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(asked=places)
-def test_rows_come_in_the_order_in_which_they_were_asked_for(shards: Path, asked: list[tuple[str, int]]) -> None:
+def test_rows_are_returned_in_the_requested_order(shards: Path, asked: list[tuple[str, int]]) -> None:
     paths, rows = zip(*asked, strict=True)
     check(RowReader(shards, COLUMNS).take(paths, rows), asked)
 
@@ -86,7 +86,7 @@ def test_a_file_read_last_is_kept_in_memory(tmp_path: Path) -> None:
     assert reader.take(["a.parquet"], [1]).equals(once)
 
 
-def test_a_file_that_is_gone_is_named(shards: Path) -> None:
+def test_a_missing_file_is_named(shards: Path) -> None:
     with pytest.raises(CorruptData, match=r"none\.parquet"):
         RowReader(shards, COLUMNS).take(["a.parquet", "none.parquet"], [0, 0])
 
@@ -102,7 +102,7 @@ def test_paths_and_rows_must_pair_up(shards: Path) -> None:
     cuts=st.tuples(st.integers(0, 12), st.integers(0, 12)),
     chunks=st.integers(1, 5),
 )
-def test_list_rows_gives_an_array_a_row_of_any_slice(
+def test_list_rows_gives_one_array_per_row_of_any_slice(
     lists: list[list[int]], cuts: tuple[int, int], chunks: int
 ) -> None:
     parts = [lists[start : start + chunks] for start in range(0, len(lists), chunks)]
@@ -121,15 +121,15 @@ def test_list_rows_takes_every_kind_that_a_shard_holds(kind: pa.DataType, rows: 
     assert [row.tolist() for row in list_rows(column)] == rows
 
 
-def test_a_shard_holds_what_was_asked_and_answered(tmp_path: Path) -> None:
+def test_a_shard_contains_requests_and_responses(tmp_path: Path) -> None:
     tokenizer = make_tiny_tokenizer("0123456789+=")
     problem = Problem("p", "1+2=", "3", "any", "sums")
     prompt = tokenizer.encode("1+2=")
-    asked = [Asked(problem, sample, "1+2=", prompt, seed=2**59 + sample) for sample in range(2)]
+    asked = [SampleRequest(problem, sample, "1+2=", prompt, seed=2**59 + sample) for sample in range(2)]
     three, end = tokenizer.encode("3")[0], tokenizer.eos_token_id
     responses = [
-        Written([three, end], [-0.5, -0.25], [5, 6], "stop"),
-        Written([three] * 3, [-1.0] * 3, [6] * 3, "length"),
+        GeneratedResponse([three, end], [-0.5, -0.25], [5, 6], "stop"),
+        GeneratedResponse([three] * 3, [-1.0] * 3, [6] * 3, "length"),
     ]
     rows = response_table(
         asked,

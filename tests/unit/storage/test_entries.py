@@ -1,4 +1,4 @@
-"""A run directory from somebody else leads nowhere else: no links, no pipes, no paths that leave it."""
+"""An untrusted run directory cannot point elsewhere: no links, no pipes, no paths that leave it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_link_is_refused_by_name_before_anything_is_opened(run: RunDirectory, 
     assert precious.read_text() == "the owner's"
 
 
-def test_a_pipe_and_a_socket_are_refused_where_reading_them_would_wait_for_ever(
+def test_a_pipe_and_a_socket_are_refused_where_reading_would_block_forever(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.mkfifo(run.path / "machine.json")
@@ -62,13 +62,13 @@ def test_a_pipe_and_a_socket_are_refused_where_reading_them_would_wait_for_ever(
         existing_run(run.path)
     (run.path / "machine.json").unlink()
     with socket.socket(socket.AF_UNIX) as listening:
-        monkeypatch.chdir(run.path)  # a socket's name is short
+        monkeypatch.chdir(run.path)  # the path of a socket must be short
         listening.bind("a")
         with pytest.raises(InputError, match="a: is a socket"):
             existing_run(run.path)
 
 
-def test_publishing_does_not_write_through_a_link_that_lies_in_its_way(tmp_path: Path) -> None:
+def test_publishing_does_not_write_through_a_link(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("the owner's")
     (tmp_path / "file.json.partial").symlink_to(precious)
@@ -82,7 +82,7 @@ def test_publishing_does_not_write_through_a_link_that_lies_in_its_way(tmp_path:
 def test_a_manifest_lists_no_file_outside_of_its_run(run: RunDirectory, path: str) -> None:
     place = run.manifest_path("rollouts", 1)
     publish_sealed(place, {**MANIFEST, "files": [{**FILE, "path": path}]})
-    with pytest.raises(CorruptData, match=r"manifest\.json: is no manifest \(.*no file of a run"):
+    with pytest.raises(CorruptData, match=r"manifest\.json: is not a manifest \(.*not a file of a run"):
         read_manifest(place)
 
 
@@ -98,14 +98,14 @@ def test_a_manifest_lists_no_file_outside_of_its_run(run: RunDirectory, path: st
         {"more": 1},
     ],
 )
-def test_a_manifest_of_other_types_is_none(run: RunDirectory, change: dict[str, object]) -> None:
+def test_a_manifest_with_wrong_types_is_corrupt(run: RunDirectory, change: dict[str, object]) -> None:
     place = run.manifest_path("rollouts", 1)
     publish_sealed(place, {**MANIFEST, **change})
-    with pytest.raises(CorruptData, match=r"manifest\.json: is no manifest"):
+    with pytest.raises(CorruptData, match=r"manifest\.json: is not a manifest"):
         read_manifest(place)
 
 
-def test_what_a_record_lacks_is_named_with_its_file(run: RunDirectory) -> None:
+def test_a_missing_key_of_a_record_is_named_with_its_file(run: RunDirectory) -> None:
     place = run.manifest_path("warm_start", 0)
     publish_sealed(place, Manifest("warm_start", 0, "key").to_json())
     found = read_manifest(place)

@@ -1,4 +1,4 @@
-"""A run's folder: whose config it is, who may write to it, and what lies in it."""
+"""A run directory: its config, its lock, and the files in it."""
 
 import os
 import platform
@@ -46,7 +46,7 @@ HOLD_THE_LOCK = """if True:
         time.sleep(60)
 """
 
-LOOK_AT_THE_LOCK = """if True:
+QUERY_THE_LOCK = """if True:
     import fcntl, sys, time
     with open(sys.argv[1]) as file:
         fcntl.flock(file, fcntl.LOCK_SH)
@@ -77,17 +77,17 @@ def started(program: str, argument: Path) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def holder(directory: RunDirectory) -> Iterator[subprocess.Popen[str]]:
-    """Another process that runs the run."""
+    """Another process that holds the lock."""
     yield from started(HOLD_THE_LOCK, directory.path)
 
 
-def test_making_the_object_touches_nothing(directory: RunDirectory) -> None:
+def test_creating_the_object_changes_nothing_on_disk(directory: RunDirectory) -> None:
     directory.check(config())
     assert (directory.holder(), directory.manifests(), directory.free_bytes() > 0) == (None, [], True)
     assert not directory.path.exists()
 
 
-def test_a_folder_opens_again_under_its_config(directory: RunDirectory) -> None:
+def test_a_directory_can_be_reopened_with_the_same_config(directory: RunDirectory) -> None:
     directory.open(config())
     directory.open(config())
     assert Config.model_validate(yaml.safe_load(directory.config.read_text(encoding="utf-8"))) == config()
@@ -120,12 +120,12 @@ def test_another_config_is_refused_naming_what_differs(
     with pytest.raises(InputError) as caught:
         directory.open(config(**changes))
     message = str(caught.value)
-    assert message.startswith(f"{directory.config}: made by another config ({named} differ); ")
+    assert message.startswith(f"{directory.config}: made with another config ({named} differ); ")
     assert "\n" not in message
     assert directory.config.read_bytes() == before
 
 
-def test_a_config_with_every_kind_of_text_is_known_again(directory: RunDirectory) -> None:
+def test_a_config_with_every_kind_of_text_is_recognised(directory: RunDirectory) -> None:
     prompt = {"user": "a: 'b' \"c\" # {problem}\n\t\u2028\x85é𝔸", "chat": True, "system": " "}
     settings = config(problems={**VALUES["problems"], "prompt": prompt})
     directory.open(settings)
@@ -141,7 +141,7 @@ def test_a_second_process_is_refused_naming_the_first(
     assert directory.holder() == f"{holder.pid} on {platform.node()}"
 
 
-def test_a_lock_goes_with_its_holder_even_if_that_is_killed(
+def test_a_lock_is_released_when_its_holder_is_killed(
     directory: RunDirectory, holder: subprocess.Popen[str]
 ) -> None:
     holder.send_signal(signal.SIGKILL)
@@ -152,7 +152,7 @@ def test_a_lock_goes_with_its_holder_even_if_that_is_killed(
     assert directory.holder() is None
 
 
-def test_a_lock_is_freed_by_an_error_and_taken_again(directory: RunDirectory) -> None:
+def test_a_lock_is_released_by_an_error_and_can_be_taken_again(directory: RunDirectory) -> None:
     with pytest.raises(ZeroDivisionError), directory.lock():
         _ = 1 / 0
     with (
@@ -163,10 +163,10 @@ def test_a_lock_is_freed_by_an_error_and_taken_again(directory: RunDirectory) ->
         pass
 
 
-def test_somebody_who_only_looks_keeps_nobody_out(directory: RunDirectory) -> None:
+def test_a_reader_does_not_take_the_lock(directory: RunDirectory) -> None:
     with directory.lock():
         pass
-    for _ in started(LOOK_AT_THE_LOCK, directory.path / "lock"):
+    for _ in started(QUERY_THE_LOCK, directory.path / "lock"):
         with directory.lock():
             assert directory.holder() == f"{os.getpid()} on {platform.node()}"
 
@@ -192,7 +192,7 @@ def test_an_attempt_lasts_from_its_start_to_its_last_touch(directory: RunDirecto
     assert len(list(directory.attempts.iterdir())) == 2
 
 
-def test_manifests_come_by_round_and_in_the_order_of_stages(directory: RunDirectory) -> None:
+def test_manifests_are_ordered_by_round_and_stage(directory: RunDirectory) -> None:
     published = [Manifest(stage, round, f"{stage} {round}") for round in (0, 1, 2) for stage in STAGES]
     for manifest in published[::-1]:
         directory.publish(manifest)
@@ -201,28 +201,28 @@ def test_manifests_come_by_round_and_in_the_order_of_stages(directory: RunDirect
     assert directory.manifest("rollouts", 3) is None
 
 
-def test_a_manifest_published_again_takes_the_place_of_the_old_one(directory: RunDirectory) -> None:
+def test_a_republished_manifest_replaces_the_old_one(directory: RunDirectory) -> None:
     directory.publish(Manifest("learning", 1, "old"))
     directory.publish(Manifest("learning", 1, "new"))
     assert directory.manifests() == [Manifest("learning", 1, "new")]
 
 
-def test_a_half_written_manifest_is_none(directory: RunDirectory) -> None:
+def test_a_partly_written_manifest_is_ignored(directory: RunDirectory) -> None:
     path = directory.manifest_path("learning", 1)
     path.parent.mkdir(parents=True)
     path.with_name(path.name + ".partial").write_text('{"stage": ')
     assert directory.manifests() == []
 
 
-def test_a_damaged_manifest_is_named(directory: RunDirectory) -> None:
+def test_a_corrupt_manifest_is_named(directory: RunDirectory) -> None:
     path = directory.manifest_path("learning", 1)
     path.parent.mkdir(parents=True)
     path.write_text('{"stage": ')
-    with pytest.raises(CorruptData, match=r"round=00001/learning\.json: is no manifest"):
+    with pytest.raises(CorruptData, match=r"round=00001/learning\.json: is not a manifest"):
         directory.manifests()
 
 
-def test_shards_facts_and_checkpoints_of_a_round_lie_apart(directory: RunDirectory) -> None:
+def test_shards_tables_and_checkpoints_of_a_round_have_separate_paths(directory: RunDirectory) -> None:
     places = [
         directory.shard(1, 0),
         directory.shard(1, 1),
@@ -236,10 +236,10 @@ def test_shards_facts_and_checkpoints_of_a_round_lie_apart(directory: RunDirecto
     assert len(set(places)) == len(places)
 
 
-def test_a_folder_without_a_config_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no run folder"):
+def test_a_directory_without_a_config_is_not_a_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a run directory"):
         existing_run(tmp_path)
-    with pytest.raises(InputError, match="is no run folder"):
+    with pytest.raises(InputError, match="is not a run directory"):
         existing_run(tmp_path / "none")
 
 

@@ -1,4 +1,4 @@
-"""Facts: what is published is what is read, and what has been damaged is noticed."""
+"""Tables: what is read equals what was published, and corruption is detected."""
 
 import dataclasses
 import datetime
@@ -72,7 +72,7 @@ def tables(draw: st.DrawFn, table: str, rows: int) -> pa.Table:
 
 
 def plain(kind: pa.DataType, number: int) -> Any:
-    """A value of an Arrow type that another number makes another one."""
+    """A value of an Arrow type that is different for each number."""
     if pa.types.is_map(kind):
         return [(f"name {place}", plain(kind.item_type, number + place)) for place in range(2)]
     if pa.types.is_list(kind):
@@ -85,7 +85,7 @@ def plain(kind: pa.DataType, number: int) -> Any:
 
 
 def example(table: str, rows: int = 5) -> pa.Table:
-    """Some rows of a table. Every third value is null, in another row for each column."""
+    """Some rows of a table. Every third value is null, in different rows for each column."""
     columns = {
         field.name: [None if (row + place) % 3 == 0 else plain(field.type, row) for row in range(rows)]
         for place, field in enumerate(SCHEMAS[table])
@@ -104,7 +104,7 @@ def altered(rows: pa.Table, column: str, row: int, value: Any) -> pa.Table:
 @pytest.mark.parametrize("table", TABLES)
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_what_is_published_is_what_is_read(tmp_path: Path, table: str, data: st.DataObject) -> None:
+def test_published_rows_are_read_back_unchanged(tmp_path: Path, table: str, data: st.DataObject) -> None:
     rows = data.draw(tables(table, data.draw(st.integers(0, 4))))
     file = publish_table(tmp_path, "deep/some.parquet", table, rows)
     found = read_table(tmp_path / file.path)
@@ -114,13 +114,13 @@ def test_what_is_published_is_what_is_read(tmp_path: Path, table: str, data: st.
     assert (file.table, file.path, file.rows) == (table, "deep/some.parquet", rows.num_rows)
 
 
-def test_only_the_columns_asked_for_are_read_in_their_order(tmp_path: Path) -> None:
+def test_only_the_requested_columns_are_read_in_their_order(tmp_path: Path) -> None:
     publish_table(tmp_path, "some.parquet", "scores", example("scores"))
     found = read_table(tmp_path / "some.parquet", ("delta", "step_deltas", "round"))
     assert found.equals(example("scores").select(["delta", "step_deltas", "round"]))
 
 
-def test_a_narrower_type_is_made_the_schemas(tmp_path: Path) -> None:
+def test_a_column_is_cast_to_the_type_of_the_schema(tmp_path: Path) -> None:
     rows = example("residuals")
     wide = rows.set_column(3, "delta", rows.column("delta").cast(pa.float64()))
     assert publish_table(tmp_path, "some.parquet", "residuals", wide).content == content_digest(rows)
@@ -145,7 +145,7 @@ def test_wrong_columns_are_refused_and_nothing_is_written(tmp_path: Path, change
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_a_content_digest_tells_every_value_but_those_of_clocks(table: str) -> None:
+def test_a_content_digest_covers_every_value_except_times(table: str) -> None:
     rows = example(table)
     known = content_digest(rows)
     assert content_digest(example(table)) == known
@@ -161,13 +161,13 @@ def test_a_content_digest_tells_every_value_but_those_of_clocks(table: str) -> N
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_a_content_digest_tells_the_order_and_the_number_of_rows(table: str) -> None:
+def test_a_content_digest_covers_the_order_and_the_number_of_rows(table: str) -> None:
     rows = example(table)
     assert len({content_digest(one) for one in (rows, rows.take([1, 0, 2, 3, 4]), rows.slice(0, 4))}) == 3
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_a_content_digest_does_not_tell_how_rows_lie_in_memory(table: str) -> None:
+def test_a_content_digest_does_not_depend_on_chunks_in_memory(table: str) -> None:
     rows = example(table)
     twice = pa.concat_tables([rows, rows])
     assert content_digest(pa.concat_tables([rows.slice(0, 2), rows.slice(2)])) == content_digest(rows)
@@ -180,7 +180,7 @@ def test_rows_read_back_have_the_content_digest_of_their_file(tmp_path: Path, ta
     assert content_digest(read_table(tmp_path / "some.parquet")) == file.content
 
 
-def test_a_content_digest_does_not_tell_what_lies_under_a_null() -> None:
+def test_a_content_digest_does_not_depend_on_the_bytes_under_a_null() -> None:
     null = np.array([False, True])
     one, other = (pa.table({"reward": pa.array(np.array([1.0, under]), mask=null)}) for under in (0.0, 7.0))
     assert one.equals(other)
@@ -188,7 +188,7 @@ def test_a_content_digest_does_not_tell_what_lies_under_a_null() -> None:
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_a_flipped_byte_in_any_column_is_found(tmp_path: Path, table: str) -> None:
+def test_a_flipped_byte_in_any_column_is_detected(tmp_path: Path, table: str) -> None:
     path = tmp_path / "some.parquet"
     publish_table(tmp_path, "some.parquet", table, example(table, 50))
     whole = path.read_bytes()
@@ -204,7 +204,7 @@ def test_a_flipped_byte_in_any_column_is_found(tmp_path: Path, table: str) -> No
     assert read_table(path).num_rows == 50
 
 
-def test_a_flipped_byte_anywhere_is_found_or_harmless(tmp_path: Path) -> None:
+def test_a_flipped_byte_anywhere_is_detected_or_harmless(tmp_path: Path) -> None:
     path = tmp_path / "some.parquet"
     rows = example("residuals")
     publish_table(tmp_path, "some.parquet", "residuals", rows)
@@ -221,7 +221,7 @@ def test_a_flipped_byte_anywhere_is_found_or_harmless(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, -1])
-def test_a_cut_file_is_found(tmp_path: Path, kept: int) -> None:
+def test_a_truncated_file_is_detected(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "some.parquet"
     publish_table(tmp_path, "some.parquet", "updates", example("updates"))
     path.write_bytes(path.read_bytes()[:kept])
@@ -229,23 +229,23 @@ def test_a_cut_file_is_found(tmp_path: Path, kept: int) -> None:
         read_table(path)
 
 
-def test_a_missing_file_is_found(tmp_path: Path) -> None:
+def test_a_missing_file_is_detected(tmp_path: Path) -> None:
     with pytest.raises(CorruptData, match=r"none\.parquet"):
         read_table(tmp_path / "none.parquet")
 
 
-def test_a_missing_column_is_found(tmp_path: Path) -> None:
+def test_a_missing_column_is_detected(tmp_path: Path) -> None:
     publish_table(tmp_path, "some.parquet", "updates", example("updates"))
     with pytest.raises(CorruptData, match=r"some\.parquet"):
         read_table(tmp_path / "some.parquet", ["round", "delta"])
 
 
-def test_a_folder_that_looks_like_a_partition_adds_no_column(tmp_path: Path) -> None:
+def test_a_directory_that_looks_like_a_partition_adds_no_column(tmp_path: Path) -> None:
     file = publish_table(tmp_path, "round=00007/some.parquet", "updates", example("updates"))
     assert read_table(tmp_path / file.path).equals(example("updates"))
 
 
-def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_manifest_is_read_back_unchanged(tmp_path: Path) -> None:
     write_manifest(tmp_path / "learning.json", MANIFEST)
     found = read_manifest(tmp_path / "learning.json")
     assert found == MANIFEST
@@ -257,13 +257,13 @@ def test_a_manifest_that_was_never_written_is_none(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "learning.json") is None
 
 
-def test_a_manifest_cut_anywhere_is_damaged(tmp_path: Path) -> None:
+def test_a_manifest_truncated_anywhere_is_corrupt(tmp_path: Path) -> None:
     path = tmp_path / "learning.json"
     write_manifest(path, MANIFEST)
     whole = path.read_text(encoding="utf-8").rstrip()
     for length in range(0, len(whole), 7):
         path.write_text(whole[:length], encoding="utf-8")
-        with pytest.raises(CorruptData, match=r"learning\.json: is no manifest"):
+        with pytest.raises(CorruptData, match=r"learning\.json: is not a manifest"):
             read_manifest(path)
 
 
@@ -271,19 +271,19 @@ def test_a_manifest_cut_anywhere_is_damaged(tmp_path: Path) -> None:
     "text",
     ["{}", "[]", "null", '{"files": []}', '{"files": [{}], "stage": "s", "round": 1, "key": "k"}', "\x00", "3"],
 )
-def test_json_that_is_no_manifest_is_damaged(tmp_path: Path, text: str) -> None:
+def test_json_that_is_not_a_manifest_is_corrupt(tmp_path: Path, text: str) -> None:
     (tmp_path / "learning.json").write_text(text, encoding="utf-8")
-    with pytest.raises(CorruptData, match=r"learning\.json: is no manifest"):
+    with pytest.raises(CorruptData, match=r"learning\.json: is not a manifest"):
         read_manifest(tmp_path / "learning.json")
 
 
-def test_bytes_that_are_no_text_are_a_damaged_manifest(tmp_path: Path) -> None:
+def test_a_manifest_that_is_not_utf8_is_corrupt(tmp_path: Path) -> None:
     (tmp_path / "learning.json").write_bytes(b'{"stage": "\xff"}')
-    with pytest.raises(CorruptData, match=r"learning\.json: is no manifest"):
+    with pytest.raises(CorruptData, match=r"learning\.json: is not a manifest"):
         read_manifest(tmp_path / "learning.json")
 
 
-def test_the_digest_of_a_manifest_tells_what_was_made_and_not_when_or_where() -> None:
+def test_the_digest_of_a_manifest_covers_contents_but_not_times_or_paths() -> None:
     first, second = MANIFEST.files
     moved = dataclasses.replace(first, path="elsewhere", sha256="other bytes")
     same = [
