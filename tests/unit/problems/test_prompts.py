@@ -231,7 +231,7 @@ def test_recorded_prompts_are_what_was_rendered_and_a_changed_byte_is_noticed(tm
         hurt = bytearray(content)
         hurt[place] ^= 0x15
         (tmp_path / "prompts.parquet").write_bytes(hurt)
-        with pytest.raises(CorruptData, match=r"prompts\.parquet: differs from what was written"):
+        with pytest.raises(CorruptData, match=r"prompts\.parquet: is not what was written"):
             read_prompts(tmp_path / "prompts.parquet")
 
 
