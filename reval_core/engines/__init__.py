@@ -1,1 +1,1 @@
-"""Engines: what turns prompts into responses. One module a backend behind the interface in `base`."""
+"""Engines generate responses to prompts. One module per backend, behind the interface in `engine`."""

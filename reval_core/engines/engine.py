@@ -1,4 +1,4 @@
-"""The engine interface: the contract between a run and whatever generates its responses."""
+"""The engine interface: the contract between a run and the backend that generates its responses."""
 
 from __future__ import annotations
 
@@ -13,77 +13,84 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length", "partial"]
 
 Enough = Callable[[int], bool]
-"""Told how many tokens have been generated so far, it says whether generation ends now."""
+"""Called with the number of tokens generated so far; returns whether to stop generating now."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are drawn."""
+    """The decoding parameters of responses."""
 
     temperature: float
     max_tokens: int
-    """The longest response, the token that ends it included."""
+    """The maximum length of a response, including its stop token."""
     stop_ids: tuple[int, ...]
-    """The tokens that end a response."""
+    """The ids of the tokens that end a response."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One response that is wanted."""
+    """A request for one response."""
 
     prompt_tokens: Sequence[int]
     seed: int
-    """Of everything random about this response. An engine that does not stream repeats itself with it."""
+    """Seeds all randomness of this response. An engine that does not stream is reproducible with it."""
     written: Sequence[int] = ()
-    """What earlier policies have written of the response; the rest of it is wanted."""
+    """The tokens of the response that earlier policies have written; generation continues after them."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One response, without what was `written` before."""
+    """One response, without the tokens in `Request.written`."""
 
     tokens: list[int]
-    """The last one is a stop token if the reason is `stop`."""
+    """Token ids. The last one is a stop token if `finish_reason` is `stop`."""
     logprobs: list[float]
-    """log π of each token at the sampling temperature, as the engine computed it."""
+    """log π of each token at the sampling temperature, in nats, as computed by the engine."""
     finish_reason: FinishReason
-    """`stop`: a stop token came; `length`: it is max_tokens long; `partial`: generation was cut off."""
+    """`stop`: a stop token was sampled; `length`: max_tokens reached; `partial`: generation was interrupted."""
 
 
 class Engine(Protocol):
-    """Generates with the weights that it was given last."""
+    """Generates responses with the weights that were loaded last."""
 
     name: str
-    """What the run's summary and the trajectories call it."""
+    """The engine's name in the run's summary and in the trajectories."""
     streams: bool
-    """Whether responses come one by one, as they end, and can be cut off. Otherwise they are one batch."""
+    """Whether responses arrive one by one as they finish and can be interrupted. Otherwise they are one batch."""
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """What it rounds a policy's weights to; None if it generates with the learner's own."""
+        """The type that a policy's weights are rounded to; None if the engine shares the learner's weights."""
 
     def load(self, model: PreTrainedModel, policy: str) -> None:
-        """Take the weights of `model`, which `policy` names. Nothing generated before is reused."""
+        """Load the weights of `model`, identified by `policy`. No cached keys or values are reused."""
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, enough: Enough | None = None
     ) -> Iterator[tuple[int, Completion]]:
-        """The place of each request and its completion, as they end.
+        """Generate one completion per request.
 
-        Once `enough` says so, the rest come as `partial`. Only an engine that streams asks it.
+        Args:
+            requests: The requests.
+            sampling: The decoding parameters.
+            enough: Stops generation once it returns True; unfinished responses are then `partial`. Only called by
+                engines that stream.
+
+        Yields:
+            The index of a request and its completion, as responses finish.
         """
 
     def rest(self) -> None:
-        """Leave the memory of a shared device to the learner until the next `load`."""
+        """Release the memory of a GPU that is shared with the learner, until the next `load`."""
 
     def close(self) -> None:
-        """Free what the engine holds. Calling it again does nothing."""
+        """Free the engine's resources. Calling it again does nothing."""
 
 
 def in_batches(
     engine: Engine, requests: Sequence[Request], sampling: Sampling, size: int, enough: Enough | None = None
 ) -> Iterator[tuple[int, Completion]]:
-    """As `Engine.generate`; an engine that does not stream is given `size` requests at a time."""
+    """Like `Engine.generate`, but pass `size` requests at a time to an engine that does not stream."""
     size = len(requests) if engine.streams else size
     for first in range(0, len(requests), size):
         completions = engine.generate(requests[first : first + size], sampling, enough)

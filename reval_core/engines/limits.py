@@ -1,4 +1,4 @@
-"""What an engine cannot run, by the settings and the model alone: vLLM itself finds out after minutes."""
+"""Rejects settings and models that an engine cannot run, which vLLM itself would only report after minutes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from reval_core.errors import InputError
 from reval_core.model.loading import architecture, context_length, head_size
 
 _NO_FLOAT16 = {"gemma2", "gemma3", "gemma3_text", "glm4"}
-"""The types of models that vLLM 0.32 refuses in float16, since they overflow (its config/model.py)."""
+"""The model types that vLLM 0.32 rejects in float16 because they overflow (its config/model.py)."""
 
 _NO_BFLOAT16_BELOW = (8, 0)
-"""The compute capability from which CUDA has bfloat16."""
+"""The minimum compute capability with bfloat16 support."""
 
 
 def check_engine(model: Model, engine: EngineSettings) -> None:
-    """See that the engine can run the model on this machine. Raises InputError naming the setting."""
+    """Check that the engine can run the model on this machine.
+
+    Raises:
+        InputError: It cannot; the message names the setting.
+    """
     if choose(model, engine).kind == "vllm":
         settings = engine if isinstance(engine, VllmEngine) else VllmEngine(kind="vllm")
         _check_context(model, settings)
@@ -26,9 +30,10 @@ def check_engine(model: Model, engine: EngineSettings) -> None:
 
 
 def engine_context(model: Model, engine: EngineSettings) -> int | None:
-    """The most tokens of a prompt and its response that the model and its engine take; None if nothing says so.
+    """The maximum number of tokens of a prompt and its response for the model and its engine.
 
-    What a server was started with is not known.
+    Returns:
+        The limit, or None if it is unknown. The limit that a vLLM server was started with is not known.
     """
     known = context_length(model)
     if choose(model, engine).kind != "vllm":
@@ -37,7 +42,7 @@ def engine_context(model: Model, engine: EngineSettings) -> int | None:
         return engine.max_model_len
     config = architecture(model)
     if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "longrope":
-        return getattr(config, "original_max_position_embeddings", None) or known  # vLLM's choice
+        return getattr(config, "original_max_position_embeddings", None) or known  # as vLLM does
     return known
 
 
@@ -45,7 +50,7 @@ def _check_context(model: Model, settings: VllmEngine) -> None:
     context = context_length(model)
     if context is not None and settings.max_model_len is not None and settings.max_model_len > context:
         raise InputError(
-            f"engine.max_model_len: {settings.max_model_len} is more than the model's context of {context}; "
+            f"engine.max_model_len: {settings.max_model_len} exceeds the model's context length of {context}; "
             f"set {context} or less"
         )
 
@@ -53,20 +58,20 @@ def _check_context(model: Model, settings: VllmEngine) -> None:
 def _check_dtype(model: Model, settings: VllmEngine) -> None:
     kind = architecture(model).model_type
     if settings.dtype == "float16" and kind in _NO_FLOAT16:
-        raise InputError(f"engine.dtype: vLLM does not run {kind} in float16; set bfloat16 or float32")
+        raise InputError(f"engine.dtype: vLLM does not support {kind} in float16; set bfloat16 or float32")
     if settings.dtype == "bfloat16" and torch.cuda.is_available():
         capability = torch.cuda.get_device_capability()
         if capability < _NO_BFLOAT16_BELOW:
             raise InputError(
-                f"engine.dtype: this GPU (compute capability {capability[0]}.{capability[1]}) has no bfloat16; "
-                "set float16 or float32"
+                f"engine.dtype: this GPU (compute capability {capability[0]}.{capability[1]}) does not support "
+                "bfloat16; set float16 or float32"
             )
 
 
 def _check_heads(model: Model, settings: VllmEngine) -> None:
     parts, gpus = settings.tensor_parallel_size, torch.cuda.device_count()
     if parts > max(gpus, 1):
-        raise InputError(f"engine.tensor_parallel_size: {parts} is more than the {gpus} GPUs of this machine")
+        raise InputError(f"engine.tensor_parallel_size: {parts} exceeds the number of GPUs ({gpus})")
     heads = getattr(architecture(model), "num_attention_heads", None)
     if heads and heads % parts:
         raise InputError(
@@ -74,6 +79,6 @@ def _check_heads(model: Model, settings: VllmEngine) -> None:
         )
     if not torch.cuda.is_available() and not cpu_attention_takes(model):
         raise InputError(
-            f"engine.kind: on a CPU vLLM has no attention for heads of {head_size(model)}, as this model has "
-            f"(it takes {cpu_heads()}); set engine.kind: transformers"
+            f"engine.kind: vLLM on a CPU does not support this model's head size of {head_size(model)} "
+            f"(supported: {cpu_heads()}); set engine.kind: transformers"
         )

@@ -1,7 +1,8 @@
-"""The gap canary: engine and trainer must give the same tokens the same log-probabilities, under the same weights.
+"""Trainer–engine log-prob mismatch check.
 
-An engine that generates with old weights, at another temperature or from other prompts goes on without an error and
-spoils a run in silence. So every round the two are compared on all tokens that the policy wrote.
+With the same weights, engine and trainer must assign the same log-probs to the same tokens. An engine that
+generates with stale weights, at another temperature or from other prompts raises no error and silently corrupts a
+run. Therefore the two are compared in every round on all tokens that the policy wrote.
 """
 
 from __future__ import annotations
@@ -14,47 +15,61 @@ import torch
 from torch import Tensor
 
 _TEMPERATURES = (1.0, 0.6, 0.7, 0.8, 0.9, 1.2, 1.5)
-"""What an engine may have sampled at instead."""
+"""Temperatures that an engine may have sampled at instead of the configured one."""
 
 _FIRST_TOKENS = 2
 
 _LEAST_TOKENS = 32
-"""With fewer the standard error of a lag is itself a guess."""
+"""With fewer tokens the standard error of a lag is unreliable."""
 
 _LARGEST_ERROR = 0.1
-"""A lag is known where 1 is so certainly more than 1/2 that `Lag.stale` would say so."""
+"""With a larger standard error no lag is reported: a slope of 1 must count as `Lag.stale`."""
 
 _SURE = 3.0
-"""Standard errors."""
+"""The number of standard errors above 1/2 from which an engine counts as stale."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Some trajectories of a round, as engine and trainer see them."""
+    """Trajectories of a round with the log-probs of the engine and of the trainer."""
 
     by_engine: Tensor
-    """log π of each token [B, H], by the engine."""
+    """The engine's log π of each token [B, H], in nats."""
     mask: Tensor
-    """[B, H] bool: the tokens that the policy itself wrote."""
+    """[B, H] bool: the tokens that the policy wrote."""
     score: Callable[[float], Tensor]
-    """The trainer's log π [B, H] at a temperature."""
+    """Returns the trainer's log π [B, H] at a temperature."""
     temperature: float
-    """What the responses were to be sampled at."""
+    """The configured sampling temperature."""
 
 
 def token_gap(by_trainer: Tensor, by_engine: Tensor, mask: Tensor) -> Tensor:
-    """|log π by the trainer − by the engine| of each token [B, H]; 0 outside the mask.
+    """|log π_trainer − log π_engine| of each token, in nats.
 
-    Infinite where either is no number: that must not pass for agreement.
+    Args:
+        by_trainer: The trainer's log-probs [B, H].
+        by_engine: The engine's log-probs [B, H].
+        mask: [B, H] bool: the tokens to compare.
+
+    Returns:
+        The gaps [B, H]: 0 outside the mask, infinite where either log-prob is NaN or infinite.
     """
     return (by_trainer - by_engine).abs().nan_to_num(nan=torch.inf, posinf=torch.inf).masked_fill(~mask, 0.0)
 
 
 def token_kl(other: Tensor, sampled: Tensor, mask: Tensor) -> Tensor:
-    """An estimate of KL(sampled ‖ other) at each token [B, H] of a sample of the former: e^d − 1 − d ≥ 0.
+    """Per-token estimate of KL(sampled ‖ other) on tokens drawn from the former: e^d − 1 − d.
 
-    `other` and `sampled` are log π of the tokens, and d = other − sampled. Its mean is that of −d, and it is never
-    negative (Schulman's k3; −d is his k1).
+    Here d = other − sampled. This is Schulman's k3 estimator: its mean equals that of −d (k1), and it is never
+    negative.
+
+    Args:
+        other: The other policy's log-probs [B, H].
+        sampled: The log-probs of the policy that sampled the tokens [B, H].
+        mask: [B, H] bool: the tokens to compare.
+
+    Returns:
+        The estimates [B, H] in nats; 0 outside the mask.
     """
     difference = (other - sampled).masked_fill(~mask, 0.0)
     return (difference.expm1() - difference).nan_to_num(nan=torch.inf, posinf=torch.inf)
@@ -62,30 +77,35 @@ def token_kl(other: Tensor, sampled: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Lag:
-    """By how many rounds an engine's weights are behind the trainer's: 0 is in step, 1 is one round stale."""
+    """How many rounds the engine's weights lag behind the trainer's: 0 is in sync, 1 is one round stale."""
 
     slope: float
-    """Of what the last round changed in the trainer's log-probs, the share that the engine lacks."""
+    """The share of the last round's change in the trainer's log-probs that the engine lacks."""
     error: float
     """Its standard error."""
     tokens: int
 
     @property
     def stale(self) -> bool:
-        """Whether the engine is surely nearer the policy of the round before than the one that it should have."""
+        """Whether the engine is significantly closer to the previous round's policy than to the current one."""
         return self.slope - _SURE * self.error > 0.5
 
 
 def engine_lag(by_engine: np.ndarray, now: np.ndarray, before: np.ndarray) -> Lag | None:
-    """The slope of `by_engine` − `now` on `before` − `now` over tokens, [N] each, by least squares.
+    """Least-squares slope of `by_engine` − `now` on `before` − `now` over tokens.
 
-    They are log π of the same tokens by the engine, by the trainer, and by the trainer's policy of the round
-    before, all at one temperature. The standard error is HC3's (MacKinnon and White 1985), since tokens that moved
-    far are noisier. None where the slope could not tell 0 from 1: the policy moved less than the noise, there are
-    too few tokens, or a figure is no number.
+    The standard error is heteroscedasticity-consistent (HC3, MacKinnon and White 1985), because tokens whose
+    log-prob changed more are noisier. The trainer's rounding error is in both differences. Where the policy changed
+    by less than that error, the slope tends to 1/2: from below for an engine in sync, from above for a stale one.
 
-    The trainer's own rounding is in both differences, so where it moved no more than that the slope tends to 1/2,
-    from below for an engine in step and from above for a stale one.
+    Args:
+        by_engine: The engine's log-probs of the tokens [N].
+        now: The trainer's log-probs of the same tokens [N], at the same temperature.
+        before: The log-probs [N] under the trainer's policy of the previous round.
+
+    Returns:
+        The lag, or None if the slope could not distinguish 0 from 1: the policy changed by less than the noise,
+        there are too few tokens, or a log-prob is not finite.
     """
     apart, moved = (np.asarray(one, np.float64) - np.asarray(now, np.float64) for one in (by_engine, before))
     tokens = len(apart)
@@ -106,32 +126,39 @@ def likely_cause(
     limit: float,
     rounded: Callable[[], Tensor] | None = None,
 ) -> str:
-    """Why engine and trainer are further apart than `limit`: what explains the engine's figures, in words.
+    """The likely cause of a mismatch above `limit`: the hypothesis that best explains the engine's log-probs.
 
-    `earlier` gives rounds of earlier policies, and what those make of the sample at its temperature; `rounded` what
-    the policy makes of it with weights as they were handed over, where that is known.
+    Args:
+        sample: The trajectories that were compared.
+        earlier: Rounds of earlier policies, each with a function that returns its log-probs [B, H] of the sample at
+            the sampling temperature.
+        limit: `engine.gap_limit`, in nats per token.
+        rounded: Returns the policy's log-probs [B, H] with the weights as they were published, if known.
+
+    Returns:
+        The cause and its remedy, for the error message.
     """
     now = sample.score(sample.temperature)
     gap = _mean_gap(sample, now)
     if gap == float("inf"):
-        return "dtype: some figures are no numbers, as when float16 overflows; take another engine.dtype"
+        return "dtype: some log-probs are not finite, as when float16 overflows; use another engine.dtype"
     for temperature in _TEMPERATURES:
         if temperature != sample.temperature and _mean_gap(sample, sample.score(temperature)) < min(limit, gap / 4):
             return (
-                f"temperature: the engine's figures are those at {temperature:g}, and rollouts.temperature is "
-                f"{sample.temperature:g}; a server needs --logprobs-mode processed_logprobs"
+                f"temperature: the engine's log-probs match a temperature of {temperature:g}, but "
+                f"rollouts.temperature is {sample.temperature:g}; a server needs --logprobs-mode processed_logprobs"
             )
     if rounded is not None and _mean_gap(sample, rounded()) < gap / 4:
-        return "dtype: the weights lost too much when they were rounded; take engine.dtype: float32"
+        return "dtype: the weights lost too much precision when rounded; set engine.dtype: float32"
     for round, score in earlier:
         if _mean_gap(sample, score()) < min(limit, gap / 4):
             return f"stale weights: the engine still has the policy of round {round}"
     first = sample.mask.cumsum(dim=1) <= _FIRST_TOKENS
     if bool((sample.mask & ~first).any()) and _mean_gap(sample, now, first) > 4 * _mean_gap(sample, now, ~first):
-        return "template: the gap is in the first tokens, so the engine was given other prompts than the trainer"
+        return "template: the mismatch is in the first tokens, so the engine's prompts differ from the trainer's"
     if _correlation(sample, now) > 0.9:
-        return "dtype: the figures agree but for rounding; take engine.dtype: float32 or raise engine.gap_limit"
-    return "stale weights: the engine generates with other weights than the trainer's, and no checkpoint has them"
+        return "dtype: the log-probs differ only by rounding; set engine.dtype: float32 or raise engine.gap_limit"
+    return "stale weights: the engine's weights differ from the trainer's and match no checkpoint"
 
 
 def _mean_gap(sample: Sample, by_trainer: Tensor, among: Tensor | None = None) -> float:

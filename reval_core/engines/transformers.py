@@ -1,4 +1,4 @@
-"""Generation by transformers' own `generate`, with the learner's model itself: no second copy of the weights."""
+"""Generation with transformers' `generate` and the learner's own model, without a second copy of the weights."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class TransformersEngine:
-    """Draws each token by inverting the distribution at a uniform number that belongs to (request, step).
+    """Samples each token by inverse transform sampling, with one uniform number per (request, step).
 
-    So no global random state is read, and a request's numbers do not depend on its neighbours.
+    No global random state is read, and a request's random numbers do not depend on the rest of the batch.
     """
 
     name = "transformers"
@@ -32,15 +32,15 @@ class TransformersEngine:
         self._model: PreTrainedModel | None = None
 
     def load(self, model: PreTrainedModel, policy: str) -> None:
-        """Use `model` from now on. The weights are shared: an update of the model is an update here."""
+        """Generate with `model` from now on. The weights are shared, so updates of the model take effect here."""
         self._model = model
 
     @torch.inference_mode()
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, enough: Enough | None = None
     ) -> Iterator[tuple[int, Completion]]:
-        """One completion a request, in order, from one padded batch."""
-        assert self._model is not None, "load() gives the engine its weights"
+        """One completion per request, in order, from one padded batch."""
+        assert self._model is not None, "load() must be called first"
         model: Any = self._model
         longest = max(len(request.prompt_tokens) for request in requests)
         prompts = torch.full((len(requests), longest), self._pad)
@@ -50,7 +50,7 @@ class TransformersEngine:
             attention[row, longest - len(request.prompt_tokens) :] = 1
         sampler = _InverseSampler(_uniforms(requests, sampling.max_tokens).to(model.device), sampling.temperature)
         settings = GenerationConfig(
-            do_sample=False,  # the sampler leaves one token to choose from
+            do_sample=False,  # the logits processor samples and leaves a single candidate
             max_new_tokens=sampling.max_tokens,
             eos_token_id=list(sampling.stop_ids),
             pad_token_id=self._pad,
@@ -68,10 +68,10 @@ class TransformersEngine:
         return enumerate([_completion(tokens, found, sampling.stop_ids) for tokens, found in pairs])
 
     def rest(self) -> None:
-        """There is nothing to leave: the weights are the learner's."""
+        """Does nothing: the weights are the learner's."""
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Drop the reference to the model."""
         self._model = None
 
 
@@ -83,7 +83,7 @@ def _completion(tokens: list[int], logprobs: list[float], stop_ids: tuple[int, .
 
 
 class _InverseSampler(LogitsProcessor):
-    """Chooses the token at which the cumulative distribution passes the step's uniform number."""
+    """Chooses the token at which the cumulative distribution exceeds the step's uniform number."""
 
     def __init__(self, uniforms: Tensor, temperature: float) -> None:
         self._uniforms = uniforms
@@ -100,7 +100,7 @@ class _InverseSampler(LogitsProcessor):
 
 
 def _uniforms(requests: Sequence[Request], steps: int) -> Tensor:
-    """Numbers in [0, 1) [B, steps], each row from its request's seed alone."""
+    """Uniform numbers in [0, 1) [B, steps]; each row depends only on its request's seed."""
     generator = torch.Generator()
     rows = torch.empty(len(requests), steps, dtype=torch.float64)
     for row, request in enumerate(requests):
@@ -110,7 +110,7 @@ def _uniforms(requests: Sequence[Request], steps: int) -> Tensor:
 
 @contextmanager
 def _own_generation_settings(model: Any, settings: GenerationConfig) -> Iterator[None]:
-    """Keep a model's own defaults (repetition penalty, top-p) out: they would sample another policy."""
+    """Disable the model's own decoding parameters (repetition penalty, top-p), which would change the policy."""
     before = model.generation_config
     model.generation_config = settings
     try:

@@ -1,7 +1,7 @@
-"""Generation by vLLM in processes of its own beside the learner: started once, given new weights each round.
+"""Generation with vLLM in separate processes alongside the learner: started once, with new weights each round.
 
-vLLM is built against a torch of its own choice and changes process-wide settings (threads, torch.distributed), so
-it runs outside of the learner's process, as its `LLM` does by default. Weights are handed over in memory.
+vLLM depends on its own version of torch and changes process-wide settings (threads, torch.distributed), so it runs
+outside the learner's process, as its `LLM` does by default. Weights are published in memory.
 """
 
 from __future__ import annotations
@@ -36,19 +36,23 @@ _RESET_SECONDS = 30.0
 
 
 class EngineDied(Exception):
-    """vLLM's process is gone in the middle of its work. A new engine can be started and the work done again."""
+    """vLLM's process died while it was in use. A new engine can be started and the work retried."""
 
 
 class VllmEngine:
-    """An engine starts with the first weights that it is given, and stays until it is closed."""
+    """The engine of `engine.kind: vllm`. The first `load` starts vLLM, which runs until `close`."""
 
     name = "vllm"
     streams = True
 
     def __init__(self, settings: Settings, log: Path, code: Path | None = None, seed: int = 0) -> None:
-        """`log` gets what vLLM prints; `code` is the folder of a model that brings its own code.
+        """Construct an engine without starting it.
 
-        seed: of the thresholds that float32 weights are rounded to bfloat16 by.
+        Args:
+            settings: The engine section of the config.
+            log: The file that receives vLLM's output.
+            code: The directory of a model with custom code.
+            seed: The seed of the thresholds that round float32 weights to bfloat16.
         """
         self._settings = settings
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
@@ -60,14 +64,17 @@ class VllmEngine:
         self._loaded: str | None = None
         self._asleep = False
         self._before: set[Any] | None = None
-        """vLLM's processes of other engines, which were there when this one was started."""
+        """vLLM processes of other engines that existed before this one was started."""
 
     def load(self, model: PreTrainedModel, policy: str) -> None:
-        """Take the weights of `model`, unless the engine has those of `policy` already. The first call starts it.
+        """Load the weights of `model`, unless the engine already holds those of `policy`; starts vLLM if needed.
 
-        Raises RunStopped with vLLM's own reason if it cannot start, MemoryError if that is a lack of memory.
+        Raises:
+            RunStopped: vLLM cannot start; the message contains its reason.
+            MemoryError: vLLM cannot start for lack of memory.
+            EngineDied: vLLM's process died.
         """
-        torch.cuda.empty_cache()  # what torch has freed and kept for itself is no use to vLLM's processes
+        torch.cuda.empty_cache()  # vLLM's processes cannot use memory that torch's allocator keeps cached
         self._wake("weights")
         if self._loaded != policy:
             self._loaded = None
@@ -87,9 +94,11 @@ class VllmEngine:
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, enough: Enough | None = None
     ) -> Iterator[tuple[int, Completion]]:
-        """Each request's completion as it ends; vLLM batches them as it sees fit.
+        """Yield each request's completion as it finishes. vLLM schedules the batches.
 
-        Raises EngineDied if vLLM's process ends.
+        Raises:
+            EngineDied: vLLM's process died.
+            RunStopped: A prompt and `max_tokens` do not fit into the engine's context.
         """
         engine = self._llm.llm_engine
         parts = {place: _Part() for place in range(len(requests))}
@@ -108,12 +117,12 @@ class VllmEngine:
                         if output.finished:
                             yield place, parts.pop(place).completion(output.outputs[0].finish_reason)
             finally:
-                with suppress(Exception):  # of a dead engine there is nothing to call off
+                with suppress(Exception):  # a dead engine has nothing to abort
                     engine.abort_request([str(place) for place in parts])
         yield from ((place, part.completion("partial")) for place, part in parts.items())
 
     def rest(self) -> None:
-        """Give the GPU's memory to the learner. The weights are not kept: the next round brings others."""
+        """Release GPU memory to the learner (`sleep`). The weights are dropped: the next round loads new ones."""
         if self._llm is not None and self._settings.sleep and torch.cuda.is_available() and not self._asleep:
             with self._alive():
                 self._llm.sleep(level=2)
@@ -126,7 +135,7 @@ class VllmEngine:
             with suppress(Exception):  # it may be dead already
                 llm.llm_engine.engine_core.shutdown()
         if self._before is not None:
-            for process in _core_processes() - self._before:  # told to end by now, but for one that was starting
+            for process in _core_processes() - self._before:  # shut down above, except one that was still starting
                 process.terminate()
                 process.join(timeout=10)
                 if process.is_alive():
@@ -137,29 +146,30 @@ class VllmEngine:
             self._directory = None
 
     def _wake(self, part: str) -> None:
-        """Weights wake before they are replaced, the cache after: at no time do both old and new lie in memory."""
+        """Wake weights before they are replaced and the cache afterwards, so that peak memory stays low."""
         if self._asleep:
             with self._alive():
                 self._llm.wake_up(tags=[part])
             self._asleep = part != "kv_cache"
 
     def _check_room(self, request: Request, sampling: Sampling) -> None:
-        """Raise RunStopped if a response might be cut off before `max_tokens`, which nobody would be told of."""
+        """Raise RunStopped if the context is too small for `max_tokens`: vLLM would truncate without an error."""
         limit, prompt = self._llm.model_config.max_model_len, len(request.prompt_tokens)
         if prompt + sampling.max_tokens > limit:
             raise RunStopped(
-                f"a prompt of {prompt} tokens and rollouts.max_tokens ({sampling.max_tokens}) are more than the "
-                f"engine takes ({limit}); lower rollouts.max_tokens, or raise engine.max_model_len if the model can"
+                f"a prompt of {prompt} tokens plus rollouts.max_tokens ({sampling.max_tokens}) exceeds the "
+                f"engine's context length ({limit}); lower rollouts.max_tokens, or raise engine.max_model_len if "
+                "the model supports it"
             )
 
     def _drop_cache(self) -> None:
-        """Forget the old policy's keys and values. What was just called off may hold on to some for a moment."""
+        """Reset the old policy's prefix cache. Requests that were just aborted may hold blocks for a moment."""
         deadline = time.monotonic() + _RESET_SECONDS
         with self._alive():
             while not self._llm.reset_prefix_cache():
                 if time.monotonic() > deadline:
                     self.close()
-                    raise EngineDied("vLLM does not let go of the old policy's keys and values")
+                    raise EngineDied("vLLM's prefix cache could not be reset")
                 time.sleep(0.02)
 
     def _start(self) -> None:
@@ -185,10 +195,10 @@ class VllmEngine:
                     tensor_parallel_size=settings.tensor_parallel_size,
                     enforce_eager=settings.eager or not on_gpu,
                     enable_sleep_mode=settings.sleep and on_gpu,
-                    # On a CPU vLLM 0.32 fails on a prompt with a seed that it takes in over several steps.
+                    # On a CPU vLLM 0.32 fails on seeded requests whose prefill is split into chunks.
                     enable_chunked_prefill=on_gpu,
                     logprobs_mode="processed_logprobs",  # at the sampling temperature
-                    generation_config="vllm",  # the model's own defaults would sample another policy
+                    generation_config="vllm",  # the model's own defaults would change the policy
                     worker_extension_cls="reval_core.engines.vllm_worker.Worker",
                     **chosen,
                 )
@@ -201,45 +211,45 @@ class VllmEngine:
                 raise
             reason = _reason(self._log, error)
             kind = MemoryError if "out of memory" in reason else RunStopped
-            raise kind(f"the engine vllm cannot start: {reason}; all that it printed is in {self._log}") from error
+            raise kind(f"the engine vllm cannot start: {reason}; its full output is in {self._log}") from error
 
     @contextmanager
     def _alive(self) -> Iterator[None]:
-        """Close the engine if vLLM breaks, so that the next `load` starts a new one."""
+        """Close the engine if vLLM fails, so that the next `load` starts a new one."""
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         try:
             yield
         except (EngineDeadError, EngineGenerateError) as error:
             self.close()
-            raise EngineDied(f"vLLM's process ended ({_reason(self._log, error)}); see {self._log}") from error
+            raise EngineDied(f"vLLM's process died ({_reason(self._log, error)}); see {self._log}") from error
 
 
 def _core_processes() -> set[Any]:
-    """vLLM's main processes below this one."""
+    """vLLM's engine core processes that are children of this process."""
     return {process for process in multiprocessing.active_children() if process.name.startswith("EngineCore")}
 
 
 def _wake_when_dead(client: Any, processes: set[Any]) -> None:
-    """Once vLLM's process is gone, wake whoever waits for its answer: vLLM 0.32 lets them wait for good."""
+    """Unblock callers once vLLM's process has died: vLLM 0.32 would let them wait forever."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
     multiprocessing.connection.wait([process.sentinel for process in processes])
     client.outputs_queue.put_nowait(EngineDeadError())
     for future in list(client.utility_results.values()):
-        with suppress(InvalidStateError):  # it was answered just before
+        with suppress(InvalidStateError):  # it was resolved just before
             future.set_exception(EngineDeadError())
 
 
 class _Part:
-    """What has come of one response."""
+    """The part of a response that has been received."""
 
     def __init__(self) -> None:
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
 
     def add(self, output: Any) -> int:
-        """Add what is new, and say how many tokens that is."""
+        """Append new tokens and return their number."""
         self._tokens += output.token_ids
         self._logprobs += _logprobs(output)
         return len(output.token_ids)
@@ -249,7 +259,7 @@ class _Part:
 
 
 def _logprobs(output: Any) -> list[float]:
-    """Of the sampled tokens; an engine may list the likeliest token of a place beside them."""
+    """The log-probs of the sampled tokens; vLLM may also list the most likely token of each position."""
     flat = output.logprobs
     return [flat.logprobs[start] for start in flat.start_indices]
 
@@ -271,20 +281,20 @@ def _parameters(request: Request, sampling: Sampling, streamed: bool) -> Any:
 
 
 def _environment() -> dict[str, str]:
-    """What vLLM's processes are told: whose they are, to use all cores, and to say little."""
+    """Environment variables of vLLM's processes: their owner, all CPU cores, little logging."""
     defaults = {
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
     }
     kept = {name: os.environ.get(name, value) for name, value in defaults.items()}
-    # vLLM's processes are spawned, as CUDA needs, and not forked.
+    # CUDA needs spawned processes instead of forked ones.
     return kept | {"REVAL_RUN_PROCESS": str(os.getpid()), "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 
 
 @contextmanager
 def _output_to(log: Path) -> Iterator[None]:
-    """Let the processes that are started meanwhile write to `log`, whatever they call to do so."""
+    """Redirect stdout and stderr to `log` at the level of file descriptors, for processes started meanwhile."""
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -303,7 +313,7 @@ def _output_to(log: Path) -> Iterator[None]:
 
 
 def _log_to(log: Path) -> None:
-    """Let vLLM's code in this process log to `log`: the terminal, and its JSON, are the run's."""
+    """Send vLLM's logging in this process to `log`: the terminal is reserved for the run's own output."""
     logger = logging.getLogger("vllm")
     for handler in logger.handlers:
         handler.close()
@@ -311,7 +321,7 @@ def _log_to(log: Path) -> None:
 
 
 def _reason(log: Path, error: Exception) -> str:
-    """What went wrong, in a line: of an error in another process that is the last one in its output."""
+    """A one-line reason. For an error in another process, the last error in its output."""
     said = " ".join(str(error).split())
     if "root cause" not in said and "stack trace" not in said:
         return f"{type(error).__name__}: {said[:300]}"

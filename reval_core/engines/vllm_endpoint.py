@@ -1,7 +1,7 @@
-"""One running `vllm serve`, over HTTP: making it take a policy's weights, and asking it for responses.
+"""HTTP client of one running `vllm serve`: loads a policy's weights into it and requests responses.
 
-Tokens go into /v1/completions and tokens come out. Weights are handed over through the development endpoints of
-vLLM 0.32 (VLLM_SERVER_DEV_MODE=1), where a server also keeps the name of the weights that it holds.
+Requests to /v1/completions contain token ids, and so do the responses. Weights are updated through the development
+endpoints of vLLM 0.32 (VLLM_SERVER_DEV_MODE=1), where a server also stores the version of its weights.
 """
 
 from __future__ import annotations
@@ -25,31 +25,37 @@ if TYPE_CHECKING:
 _CONNECT_SECONDS = 10.0
 
 _RESET_SECONDS = 30.0
-"""How long responses that were called off may hold on to the old policy's cache."""
+"""How long aborted requests may hold blocks of the old policy's prefix cache."""
 
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
-"""A response may take any time, but a machine that is gone is noticed within a minute."""
+"""Generation has no timeout, but keepalive detects an unreachable machine within a minute."""
 
 
 class Unavailable(Exception):
-    """The server does not answer, or not with what was asked for. It, or another one, may do so later."""
+    """The server does not respond, or responds with an error. A retry, here or on another server, may succeed."""
 
 
 class Busy(Unavailable):
-    """The server wants fewer requests."""
+    """The server is overloaded (HTTP 429)."""
 
 
 class Endpoint:
-    """A server by its url."""
+    """A server, identified by its URL."""
 
     def __init__(self, url: str, key: str | None, patience_seconds: float) -> None:
-        """`key` goes with every request; patience is for all that is not generation, which may take any time."""
+        """Construct a client.
+
+        Args:
+            url: The server's base URL.
+            key: The API key, sent with every request.
+            patience_seconds: The timeout of all requests except generation, which has none.
+        """
         self.url = url.rstrip("/")
         self._key = key
         self._patience = patience_seconds
         self._model = ""
         self._given = False
-        """Whether this process has given it weights. Those of another may be what that one stopped for."""
+        """Whether this process has loaded weights into it. Weights from another process are not trusted."""
         alive = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
         alive += [
             (socket.IPPROTO_TCP, getattr(socket, name), value)
@@ -60,20 +66,28 @@ class Endpoint:
         self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             transport=httpx.AsyncHTTPTransport(limits=limits, socket_options=alive),
-            trust_env=False,  # a netrc file is not asked for another key
+            trust_env=False,  # do not read another key from a netrc file
         )
 
     async def take(self, name: str, directory: Path) -> None:
-        """Make the server hold the weights in `folder`, unless it was given them here already and has kept them.
+        """Load the weights in `directory`, unless this process loaded them before and the server still holds them.
 
-        Raises Unavailable, or RunStopped if the server was not started for this.
+        Args:
+            name: The version of the weights, which the server stores.
+            directory: The directory with the weights, readable by the server.
+
+        Raises:
+            Unavailable: The server does not respond or cannot load the weights.
+            RunStopped: The server was started without the development endpoints, or rejects the request.
         """
         held = (await self._control("GET", "/weight_info")).get("weight_version")
         holds = self._given and held == name
         if not holds or not self._model:
             self._model = (await self._json("GET", "/v1/models"))["data"][0]["id"]
         if not holds:
-            await self._control("POST", "/update_weight_version", {"new_version": "none"})  # should the rest fail
+            await self._control(
+                "POST", "/update_weight_version", {"new_version": "none"}
+            )  # in case of a failure below
             call = {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}}
             try:
                 await self._control("POST", "/collective_rpc", call)
@@ -86,7 +100,12 @@ class Endpoint:
     async def choices(
         self, request: Request, sampling: Sampling, streamed: bool
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """A response: whole, or streamed piece by piece. Raises Unavailable, or RunStopped if it is refused."""
+        """Yield a response as one choice, or as several if it is streamed.
+
+        Raises:
+            Unavailable: The server fails; the request may be retried.
+            RunStopped: The server rejects the request.
+        """
         body = {"model": self._model, "stream": streamed} | _body(request, sampling)
         async with self._request("POST", "/v1/completions", body, seconds=None) as response:
             if not streamed:
@@ -105,11 +124,11 @@ class Endpoint:
         await self._client.aclose()
 
     async def _reset_cache(self) -> None:
-        """Drop the old policy's keys and values; vLLM does not while a response that was called off holds some."""
+        """Reset the old policy's prefix cache; vLLM refuses while an aborted request still holds blocks."""
         deadline = asyncio.get_running_loop().time() + _RESET_SECONDS
         while not (await self._control("POST", "/reset_prefix_cache")).get("success"):
             if asyncio.get_running_loop().time() > deadline:
-                raise Unavailable("its prefix cache cannot be reset, since others have it generate")
+                raise Unavailable("its prefix cache cannot be reset because other clients are using it")
             await asyncio.sleep(0.05)
 
     async def _control(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -118,7 +137,7 @@ class Endpoint:
         except _NotFound as error:
             raise RunStopped(
                 f"{self.url}: has no {path}; start vllm serve (0.32 or newer) with VLLM_SERVER_DEV_MODE=1 in its "
-                "environment, so that it can be given new weights"
+                "environment, so that its weights can be updated"
             ) from error
 
     async def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -138,11 +157,11 @@ class Endpoint:
                     self._refuse(response.status_code, response.text)
                 yield response
         except httpx.RequestError as error:
-            text = self._public(str(error)) or "the connection broke off"
+            text = self._public(str(error)) or "connection lost"
             raise Unavailable(f"{type(error).__name__}: {text}") from None
 
     def _refuse(self, status: int, text: str) -> None:
-        """Raise what this status of a response, with this text, means."""
+        """Raise the exception for an HTTP error status."""
         message = f"HTTP {status}: {self._public(_message(text))}"
         if status == 429:
             raise Busy(message)
@@ -152,8 +171,8 @@ class Endpoint:
             raise _NotFound(f"{self.url}: {message}; is that the address of a vllm serve?")
         remedy = ""
         if status in (401, 403):
-            remedy = "; name the environment variable that holds its API key in engine.api_key_variable"
-        raise RunStopped(f"{self.url} refuses the request: {message}{remedy}")
+            remedy = "; set engine.api_key_variable to the environment variable that holds its API key"
+        raise RunStopped(f"{self.url} rejected the request: {message}{remedy}")
 
     def _parsed(self, content: bytes) -> dict[str, Any]:
         try:
@@ -162,20 +181,20 @@ class Endpoint:
             found = None
         if not isinstance(found, dict):
             text = self._public(content.decode(errors="replace"))
-            raise Unavailable(f"its answer is not a JSON object: {text[:100]!r}")
+            raise Unavailable(f"its response is not a JSON object: {text[:100]!r}")
         return found
 
     def _public(self, text: str) -> str:
-        """A text of the server's, without the key, should it repeat that."""
+        """A text from the server with the API key redacted."""
         return text.replace(self._key, "***") if self._key else text
 
 
 class _NotFound(RunStopped):
-    """The server knows no such path or model."""
+    """The server has no such path or model."""
 
 
 class Part:
-    """What has come of one response."""
+    """The part of a response that has been received."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -183,29 +202,35 @@ class Part:
         self._reason = ""
 
     def add(self, choice: dict[str, Any]) -> int:
-        """Add a whole response or the next piece of it, and say how many tokens that is.
+        """Append a response or the next chunk of it.
 
-        Raises RunStopped if the server does not say which tokens these are, and how likely they were.
+        Returns:
+            The number of new tokens.
+
+        Raises:
+            RunStopped: The server does not return token ids with log-probs.
         """
         tokens = choice.get("token_ids")
         logprobs = (choice.get("logprobs") or {}).get("token_logprobs")
         if tokens is None or logprobs is None or len(tokens) != len(logprobs):
-            raise RunStopped(
-                "a server of engine.urls gives no tokens with log-probabilities; use vLLM 0.32 or newer"
-            )
+            raise RunStopped("a server of engine.urls returns no token ids with log-probs; use vLLM 0.32 or newer")
         self.tokens += tokens
         self._logprobs += logprobs
         self._reason = choice.get("finish_reason") or ""
         return len(tokens)
 
     def whole(self) -> Completion:
-        """The response that has ended. Raises Unavailable if the server left it unfinished."""
+        """The finished response.
+
+        Raises:
+            Unavailable: The server ended the response before it was finished.
+        """
         if self._reason not in ("stop", "length"):
             raise Unavailable(f"it left a response unfinished ({self._reason or 'the stream ended'})")
         return self._as(self._reason)
 
     def now(self) -> Completion:
-        """The response as it is, which may have ended although its stream has not."""
+        """The response so far. It may be finished although its stream has not ended."""
         return self._as("partial" if self._reason not in ("stop", "length") else self._reason)
 
     def _as(self, reason: Any) -> Completion:
@@ -213,7 +238,7 @@ class Part:
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
-    """A stream's lines. httpx's own also end at separators that may stand in a response's text."""
+    """The lines of a stream. httpx's own iterator also splits at Unicode separators, which responses may contain."""
     rest = b""
     async for content in response.aiter_bytes():
         *lines, rest = (rest + content).split(b"\n")
@@ -222,17 +247,17 @@ async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
 
 
 def _body(request: Request, sampling: Sampling) -> dict[str, Any]:
-    """Everything that shapes the distribution is named, or the defaults of the server's model would come in."""
+    """The body of a request. All decoding parameters are explicit, to override the defaults of the model."""
     return {
         "prompt": [*request.prompt_tokens, *request.written],
         "max_tokens": sampling.max_tokens - len(request.written),
         "temperature": sampling.temperature,
         "seed": request.seed,
         "stop_token_ids": list(sampling.stop_ids),
-        "ignore_eos": True,  # stop_token_ids are all that ends a response
-        "logprobs": 0,  # of the sampled token alone
+        "ignore_eos": True,  # only stop_token_ids end a response
+        "logprobs": 0,  # only of the sampled token
         "return_token_ids": True,
-        "return_tokens_as_token_ids": True,  # a server without a tokenizer has no others
+        "return_tokens_as_token_ids": True,  # required by servers without a tokenizer
         "top_p": 1.0,
         "top_k": 0,
         "min_p": 0.0,
@@ -243,7 +268,7 @@ def _body(request: Request, sampling: Sampling) -> dict[str, Any]:
 
 
 def _message(text: str) -> str:
-    """The first line of an error's message."""
+    """The first line of an error message."""
     try:
         found = json.loads(text)
         error = found["error"]

@@ -1,7 +1,7 @@
-"""Generation by running `vllm serve` endpoints, in an environment or on machines of their own.
+"""Generation with running `vllm serve` endpoints, in a separate environment or on other machines.
 
-The servers belong to one run at a time: they hold the weights that it gave them. One that dies costs the responses
-that were under way there, which others make again; when it answers again, it is given the weights first.
+The servers belong to one run at a time, because they hold its weights. When a server fails, the responses in flight
+there are regenerated, usually by other servers. When it responds again, the weights are loaded into it first.
 """
 
 from __future__ import annotations
@@ -36,32 +36,41 @@ if TYPE_CHECKING:
 log = logging.getLogger("reval")
 
 FIRST_DELAY, LAST_DELAY = 0.5, 30.0
-"""Seconds before a server that failed is asked again; they double from one failure to the next."""
+"""Seconds before a failed server is retried; the delay doubles with each failure."""
 
 
 CLOSE_SECONDS = 30.0
-"""How long closing waits for connections that do not end."""
+"""How long `close` waits for connections that do not end."""
 
 TRIES = 10
-"""How often the same request may break off before it is taken for the cause."""
+"""How often the same request may fail before it is considered the cause."""
 
 
 class VllmServers:
-    """All HTTP happens in one thread with an event loop, from the first `load` to `close`."""
+    """The engine of `engine.kind: vllm-server`.
+
+    All HTTP traffic runs in one thread with an event loop, from the first `load` to `close`.
+    """
 
     name = "vllm-server"
     streams = True
 
     def __init__(self, settings: VllmServerEngine, weights: Path, code: Path | None = None, seed: int = 0) -> None:
-        """`weights` is the folder that servers read, if the settings name none; `code` that of a model's own code.
+        """Construct an engine without connecting to the servers.
 
-        seed: of the thresholds that float32 weights are rounded to bfloat16 by.
-        Raises InputError if the environment variable for the API key holds none.
+        Args:
+            settings: The engine section of the config.
+            weights: The directory that servers read weights from, unless the settings name one.
+            code: The directory of a model with custom code.
+            seed: The seed of the thresholds that round float32 weights to bfloat16.
+
+        Raises:
+            InputError: The environment variable for the API key is not set or not usable.
         """
         self._key = api_key(settings.api_key_variable)
         self._settings = settings
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
-        # In a folder that several runs share, each has a place, which it finds again after it was killed.
+        # Each run has its own subdirectory of a shared directory; its name is stable so that a resumed run finds it.
         own = hashlib.sha256(f"{platform.node()}:{weights.absolute()}".encode()).hexdigest()[:16]
         self._directory = (
             weights.absolute() if settings.weights is None else Path(settings.weights).absolute() / own
@@ -71,17 +80,18 @@ class VllmServers:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._servers: list[_Server] = []
-        self._keepers: list[asyncio.Task[None]] = []
+        self._sync_tasks: list[asyncio.Task[None]] = []
         self._weights: _Weights | None = None
         self._changed = asyncio.Event()
-        """Something happened that whoever waits in the loop may have waited for."""
+        """Notifies coroutines in the loop of any state change."""
         self._fatal: Exception | None = None
-        """What a server answered that asking again cannot mend."""
+        """An error that a retry cannot fix."""
 
     def load(self, model: PreTrainedModel, policy: str) -> None:
-        """Have every server that answers take the weights of `model`, side by side; the others, when they answer.
+        """Load the weights of `model` into all servers concurrently; failed servers load them when they respond again.
 
-        Raises RunStopped if none answers within the settings' patience, or one was not started for this.
+        Raises:
+            RunStopped: No server responds within `patience_seconds`, or a server lacks the development endpoints.
         """
         if self._loop is None:
             self._open()
@@ -98,37 +108,38 @@ class VllmServers:
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, enough: Enough | None = None
     ) -> Iterator[tuple[int, Completion]]:
-        """Each request's completion as it ends, from whichever server.
+        """Yield each request's completion as it finishes on any server.
 
-        Raises RunStopped if no server answers within the settings' patience, or one refuses a request.
+        Raises:
+            RunStopped: No server responds within `patience_seconds`, or a server rejects a request.
         """
         loop = self._loop
-        assert loop is not None, "load() gives the servers their weights"
+        assert loop is not None, "load() must be called first"
         batch = _Batch(requests, sampling, streamed=enough is not None)
         work = asyncio.run_coroutine_threadsafe(self._serve(batch), loop)
         tokens = 0
         try:
-            while not (enough is not None and enough(tokens)) and (news := batch.news.get()) is not None:
-                tokens += news.tokens
-                if news.completion is not None:
-                    yield news.place, news.completion
+            while not (enough is not None and enough(tokens)) and (update := batch.updates.get()) is not None:
+                tokens += update.tokens
+                if update.completion is not None:
+                    yield update.place, update.completion
         finally:
-            batch.called_off = True
+            batch.cancelled = True
             if not work.done():
                 loop.call_soon_threadsafe(self._changed.set)
-            if not work.cancelled():  # as it is when the engine was closed meanwhile
+            if not work.cancelled():  # it is if the engine was closed meanwhile
                 work.result()
-        yield from batch.rest()
+        yield from batch.remaining()
 
     def rest(self) -> None:
-        """The servers' memory is not the learner's."""
+        """Does nothing: the servers do not share memory with the learner."""
 
     def close(self) -> None:
-        """Let go of the servers, which run on, and delete the weights that they were given."""
+        """Disconnect from the servers, which keep running, and delete the published weights."""
         if self._loop is None or self._thread is None:
             return
         with suppress(TimeoutError):  # the loop's thread ends with this process at the latest
-            self._run(self._let_go(), CLOSE_SECONDS)
+            self._run(self._disconnect(), CLOSE_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(CLOSE_SECONDS)
         if not self._thread.is_alive():
@@ -137,7 +148,7 @@ class VllmServers:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _open(self) -> None:
-        shutil.rmtree(self._directory, ignore_errors=True)  # what a run that was killed has left
+        shutil.rmtree(self._directory, ignore_errors=True)  # left behind by a killed run
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="vllm servers")
         self._thread.start()
@@ -148,7 +159,7 @@ class VllmServers:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             future.result(seconds)
-        except BaseException:  # an interrupt too
+        except BaseException:  # including an interrupt
             future.cancel()
             raise
 
@@ -156,9 +167,9 @@ class VllmServers:
         patience = self._settings.patience_seconds
         endpoints = [Endpoint(url, self._key, patience) for url in self._settings.urls]
         self._servers = [_Server(endpoint, FIRST_DELAY) for endpoint in endpoints]
-        self._keepers = [asyncio.create_task(self._keep(server)) for server in self._servers]
+        self._sync_tasks = [asyncio.create_task(self._keep_synced(server)) for server in self._servers]
 
-    async def _let_go(self) -> None:
+    async def _disconnect(self) -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
@@ -167,7 +178,7 @@ class VllmServers:
             await server.endpoint.close()
 
     async def _sync(self) -> None:
-        """Wait until every server has the weights or has failed to take them, and one has them."""
+        """Wait until every server has loaded the weights or failed, and at least one has loaded them."""
         self._fatal = None
         for server in self._servers:
             server.ready = False
@@ -180,8 +191,8 @@ class VllmServers:
             self._check()
             await self._change()
 
-    async def _keep(self, server: _Server) -> None:
-        """Bring the weights to a server after each `load`, and when it answers again after a failure."""
+    async def _keep_synced(self, server: _Server) -> None:
+        """Load the weights into a server after each `load`, and when it responds again after a failure."""
         while True:
             await server.unsynced.wait()
             await asyncio.sleep(server.retry_at - _now())
@@ -195,23 +206,23 @@ class VllmServers:
             except Exception as error:
                 self._fatal = error
             else:
-                server.ready = not server.unsynced.is_set()  # else there were new ones meanwhile
+                server.ready = not server.unsynced.is_set()  # otherwise there are newer weights
                 if server.reported:
                     server.reported = False
-                    log.warning("%s: answers again, and has the run's weights", server.endpoint.url)
+                    log.warning("%s: responds again and has loaded the current weights", server.endpoint.url)
             finally:
                 server.reading = None
             self._changed.set()
 
     async def _serve(self, batch: _Batch) -> None:
-        """Hand out the requests of a batch until all are answered, or it is called off."""
+        """Distribute the requests of a batch until all are completed or it is cancelled."""
         tasks: set[asyncio.Task[None]] = set()
         try:
-            while batch.parts and not batch.called_off:
+            while batch.parts and not batch.cancelled:
                 self._check()
-                while batch.waiting and (server := self._freest()) is not None:
-                    server.under_way += 1
-                    task = asyncio.create_task(self._ask(server, batch, batch.waiting.popleft()))
+                while batch.waiting and (server := self._least_loaded()) is not None:
+                    server.in_flight += 1
+                    task = asyncio.create_task(self._request(server, batch, batch.waiting.popleft()))
                     tasks.add(task)
                     task.add_done_callback(tasks.discard)
                 await self._change()
@@ -219,52 +230,52 @@ class VllmServers:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            batch.news.put(None)
+            batch.updates.put(None)
 
-    async def _ask(self, server: _Server, batch: _Batch, place: int) -> None:
-        """Have a server make a response; if it fails, what it made of it is void, and the request waits again."""
+    async def _request(self, server: _Server, batch: _Batch, place: int) -> None:
+        """Request a response from a server. On failure, discard the partial response and requeue the request."""
         part = batch.parts[place] = Part()
         try:
             choices = server.endpoint.choices(batch.requests[place], batch.sampling, batch.streamed)
             async with aclosing(choices):
                 async for choice in choices:
                     server.failing_since = None
-                    batch.news.put(_News(place, part.add(choice)))
-            batch.news.put(_News(place, 0, part.whole()))
+                    batch.updates.put(_Update(place, part.add(choice)))
+            batch.updates.put(_Update(place, 0, part.whole()))
             del batch.parts[place]
             server.delay = FIRST_DELAY
         except Unavailable as error:
-            batch.news.put(_News(place, -len(part.tokens)))
+            batch.updates.put(_Update(place, -len(part.tokens)))
             batch.parts[place] = Part()
             batch.waiting.appendleft(place)
             batch.failures[place] += not isinstance(error, Busy)
             if batch.failures[place] == TRIES:
                 self._fatal = RunStopped(
-                    f"engine.urls: one request has failed {TRIES} times, at last with: {error}"
+                    f"engine.urls: the same request has failed {TRIES} times; last error: {error}"
                 )
-            if server.ready:  # else this failure is the same as the last one
+            if server.ready:  # otherwise its failure is already known
                 self._failed(server, error)
         except Exception as error:
             self._fatal = error
         finally:
-            server.under_way -= 1
+            server.in_flight -= 1
             self._changed.set()
 
-    def _freest(self) -> _Server | None:
+    def _least_loaded(self) -> _Server | None:
         limit = self._settings.requests_per_server
-        free = [server for server in self._servers if server.ready and server.under_way < limit]
-        return min(free, key=lambda server: server.under_way, default=None)
+        free = [server for server in self._servers if server.ready and server.in_flight < limit]
+        return min(free, key=lambda server: server.in_flight, default=None)
 
     def _failed(self, server: _Server, error: Unavailable) -> None:
-        """Leave a server out until it was asked again, each time later."""
+        """Exclude a server until a retry succeeds, with exponential backoff."""
         server.fail(str(error))
         if not server.reported and not isinstance(error, Busy):
             server.reported = True
-            log.warning("%s: does not answer (%s); it is left out until it does", server.endpoint.url, error)
+            log.warning("%s: does not respond (%s); excluded until it does", server.endpoint.url, error)
         self._changed.set()
 
     def _check(self) -> None:
-        """Raise what stops the run, if something does."""
+        """Raise the error that stops the run, if there is one."""
         if self._fatal is not None:
             raise self._fatal
         failing = [server for server in self._servers if not server.ready and server.failing_since is not None]
@@ -274,21 +285,22 @@ class VllmServers:
         if _now() - (latest.failing_since or 0.0) > self._settings.patience_seconds:
             urls, patience = ", ".join(self._settings.urls), self._settings.patience_seconds
             raise RunStopped(
-                f"engine.urls: no server has answered for {patience:g} s ({urls}; the last reason, from "
-                f"{latest.endpoint.url}: {latest.reason}); start them (docs/engines.md), then give the same command"
+                f"engine.urls: no server has responded for {patience:g} s ({urls}; last error, from "
+                f"{latest.endpoint.url}: {latest.reason}); start them (docs/engines.md), then run the same command "
+                "again"
             )
 
     async def _change(self) -> None:
-        """Wait for something to change, if only the time."""
+        """Wait for a state change, at most 0.2 s."""
         self._changed.clear()
         with suppress(TimeoutError):
-            async with asyncio.timeout(0.2):  # unlike wait_for, it loses no cancellation that comes with the change
+            async with asyncio.timeout(0.2):  # unlike wait_for, it loses no concurrent cancellation
                 await self._changed.wait()
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """What servers are to hold: the name that they know it by, and where it lies."""
+    """The weights that servers should hold: their version and their directory."""
 
     name: str
     directory: Path
@@ -296,28 +308,29 @@ class _Weights:
 
 @dataclass
 class _Server:
-    """An endpoint and how it does."""
+    """An endpoint and its state."""
 
     endpoint: Endpoint
     delay: float
-    """Before it is asked again, should it fail."""
+    """Seconds before it is retried after the next failure."""
     ready: bool = False
-    """Whether it answers and holds the weights."""
+    """Whether it responds and holds the weights."""
     unsynced: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when it is to be asked which weights it holds."""
+    """Set when its weights must be checked."""
     reading: Path | None = None
-    """The weights that it is taking now."""
-    under_way: int = 0
+    """The directory of the weights that it is loading."""
+    in_flight: int = 0
+    """The number of requests in flight."""
     failing_since: float | None = None
-    """When it failed for the first time after it did well."""
+    """The time of its first failure since it last succeeded."""
     reason: str = ""
-    """Of its last failure."""
+    """The reason of its last failure."""
     reported: bool = False
-    """Whether its failure was logged."""
+    """Whether its failure has been logged."""
     retry_at: float = 0.0
 
     def fail(self, reason: str) -> None:
-        """Note that it does not do what it should, and when to ask it again."""
+        """Record a failure and schedule a retry."""
         self.ready, self.reason = False, reason
         if self.failing_since is None:
             self.failing_since = _now()
@@ -326,17 +339,17 @@ class _Server:
 
 
 @dataclass(frozen=True)
-class _News:
-    """What the loop's thread tells the caller's of a request."""
+class _Update:
+    """Progress of a request, sent from the event loop to the caller's thread."""
 
     place: int
     tokens: int
-    """How many came; less than 0 for those that are void."""
+    """The number of new tokens; negative if tokens were discarded."""
     completion: Completion | None = None
 
 
 class _Batch:
-    """The requests of one `generate`, and what has come of them."""
+    """The requests of one call of `generate` and their state."""
 
     def __init__(self, requests: Sequence[Request], sampling: Sampling, streamed: bool) -> None:
         self.requests = requests
@@ -344,29 +357,33 @@ class _Batch:
         self.streamed = streamed
         self.waiting = deque(range(len(requests)))
         self.parts = {place: Part() for place in self.waiting}
-        """Of the responses that have not ended."""
-        self.news: SimpleQueue[_News | None] = SimpleQueue()
-        """None comes last."""
-        self.called_off = False
+        """The parts of the responses that are not finished."""
+        self.updates: SimpleQueue[_Update | None] = SimpleQueue()
+        """None marks the end."""
+        self.cancelled = False
         self.failures = [0] * len(requests)
-        """How often each request broke off."""
+        """The number of failures of each request."""
 
-    def rest(self) -> Iterator[tuple[int, Completion]]:
-        """Once nobody works on it any more: what has ended and was not taken yet, and what was cut off."""
-        while not self.news.empty():
-            news = self.news.get()
-            if news is not None and news.completion is not None:
-                yield news.place, news.completion
+    def remaining(self) -> Iterator[tuple[int, Completion]]:
+        """After all work has ended: completions that were not consumed yet, and partial responses."""
+        while not self.updates.empty():
+            update = self.updates.get()
+            if update is not None and update.completion is not None:
+                yield update.place, update.completion
         yield from ((place, part.now()) for place, part in self.parts.items())
 
 
 def api_key(variable: str | None) -> str | None:
-    """The API key in an environment variable. Raises InputError, which does not show it."""
+    """The API key in an environment variable.
+
+    Raises:
+        InputError: The variable is not set or holds no valid key. The message does not contain the value.
+    """
     if variable is None:
         return None
     key = os.environ.get(variable, "")
     if not key or not key.isascii() or not key.isprintable():
-        state = "holds no API key but other characters" if key else "is not set"
+        state = "holds characters that are not valid in an API key" if key else "is not set"
         raise InputError(
             f"engine.api_key_variable: the environment variable {variable} {state}; set it to the servers' API key"
         )

@@ -1,9 +1,9 @@
-"""What reval adds to vLLM's worker processes. vLLM imports this module in each of them, and nothing else does.
+"""Worker extension for vLLM's worker processes. Only vLLM imports this module, in each worker.
 
     vllm serve MODEL --worker-extension-cls reval_core.engines.vllm_worker.Worker
 
-On a CPU, vLLM 0.32 packs linear weights when it loads them and goes on with the packed copies when other weights
-are loaded, without an error. So packing is off here; plain torch layers do the same work.
+On a CPU, vLLM 0.32 packs linear weights when it loads them, and silently keeps using the packed copies after other
+weights are loaded. Packing is therefore disabled here; plain torch layers are used instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import psutil
 from vllm.platforms import current_platform
 
 RUN_PROCESS = "REVAL_RUN_PROCESS"
-"""The environment variable with the id of the process that an engine belongs to."""
+"""The environment variable with the id of the process that owns the engine."""
 
 if current_platform.is_cpu():
     import vllm._custom_ops as ops
@@ -26,7 +26,7 @@ if current_platform.is_cpu():
 
 
 def _follow(process: psutil.Process) -> None:
-    """End this process with the run's: one that is killed cannot close its engine."""
+    """Exit when the run's process ends: a process that is killed cannot close its engine."""
     process.wait()
     os._exit(1)
 
@@ -40,4 +40,4 @@ if RUN_PROCESS in os.environ:
 
 
 class Worker:
-    """Mixed into vLLM's worker. Importing this module is what counts."""
+    """Mixed into vLLM's worker class. Its only purpose is that vLLM imports this module."""

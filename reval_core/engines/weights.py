@@ -1,6 +1,6 @@
-"""A policy's weights on their way to an engine: the files that vLLM loads a model from, adapters merged.
+"""Publishes a policy's weights to an engine: model files that vLLM loads, with LoRA adapters merged.
 
-Where the machine has a file system in memory, an engine on the same machine is handed them there.
+An engine on the same machine reads them from a file system in memory, where there is one.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _FILE = "model.safetensors"
 
 
 def handover_directory(model: PreTrainedModel, dtype: torch.dtype) -> Path:
-    """A new folder for the weights of `model`: in memory if they fit there, else on the disk.
+    """Create a directory for the weights of `model`: in memory if they fit, otherwise on disk.
 
-    What processes that were killed have left there is deleted.
+    Directories that were left behind by killed processes are deleted.
     """
     for left in [*_MEMORY.glob(f"{_PREFIX}*"), *Path(tempfile.gettempdir()).glob(f"{_PREFIX}*")]:
         if not _alive(int(left.name.split("-")[2])):
@@ -45,10 +45,16 @@ def handover_directory(model: PreTrainedModel, dtype: torch.dtype) -> Path:
 def write_weights(
     directory: Path, model: PreTrainedModel, seed: int, dtype: torch.dtype, code: Path | None = None
 ) -> None:
-    """Make `folder` a model for vLLM: config and weights, in `dtype`. `code` is a folder with the model's own code.
+    """Write a model directory for vLLM: config and weights. The weights file is written atomically.
 
-    seed: of the thresholds that float32 weights are rounded to bfloat16 by.
-    The weights are in place whole or not at all. Tokens go in and tokens come out, so there is no tokenizer.
+    There is no tokenizer, because requests and responses consist of token ids.
+
+    Args:
+        directory: The directory to write to.
+        model: The policy.
+        seed: The seed of the thresholds that round float32 weights to bfloat16.
+        dtype: The data type of the weights.
+        code: A directory with the model's custom code, which is copied.
     """
     directory.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(directory)
@@ -60,7 +66,7 @@ def write_weights(
 
 
 def drop_weights(directory: Path) -> None:
-    """Delete the weights that an engine has read."""
+    """Delete weights that an engine has loaded."""
     (directory / _FILE).unlink(missing_ok=True)
 
 
@@ -69,17 +75,25 @@ def _alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # another user's process
         pass
     return True
 
 
 @torch.no_grad()
 def policy_tensors(model: PreTrainedModel, seed: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """A policy's weights as an engine gets them: each once, also tied ones, with adapters merged (W + s·B·A).
+    """A policy's weights as an engine loads them: adapters merged (W + s·B·A), tied weights only once.
 
-    A learner's bfloat16 copy goes as it is. Float32 weights, and merged ones, are rounded to bfloat16 as that copy
-    is, by the thresholds of `seed`.
+    Weights of a learner's bfloat16 copy are unchanged. Float32 weights and merged weights are rounded to bfloat16
+    in the same way as that copy.
+
+    Args:
+        model: The policy.
+        seed: The seed of the rounding thresholds.
+        dtype: The data type of the result.
+
+    Yields:
+        The name and the tensor of each weight, on the CPU.
     """
     layers: dict[str, Any] = dict(model.named_modules())
     for name, parameter in model.named_parameters():
@@ -88,7 +102,7 @@ def policy_tensors(model: PreTrainedModel, seed: int, dtype: torch.dtype) -> Ite
         weight, public = parameter, name.replace(".base_layer.", ".")
         if public != name and public.endswith(".weight"):
             layer = layers[public.removesuffix(".weight")]
-            with in_float32(layer):  # the adapters' product is not rounded before it is added
+            with in_float32(layer):  # so that the adapters' product is not rounded before the sum
                 weight = parameter + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
         if dtype == torch.bfloat16 and weight.dtype == torch.float32:
             weight = low_precision(weight, seed, public)

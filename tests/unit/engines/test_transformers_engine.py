@@ -1,4 +1,4 @@
-"""The transformers engine: its tokens follow the policy, and nothing but weights, prompts and seeds decide them."""
+"""The transformers engine: its tokens follow the policy and depend only on weights, prompts and seeds."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def answers(engine, wanted, sampling):
     return [found[place] for place in range(len(wanted))]
 
 
-def test_the_log_probs_are_those_that_the_trainer_computes(engine):
+def test_the_log_probs_equal_the_trainers(engine):
     prompts = random_rows(12, 1, 6)
     for temperature in (1.0, 0.6):
         found = answers(engine, requests(prompts), Sampling(temperature, 6, STOPS))
@@ -66,7 +66,7 @@ def test_a_response_does_not_depend_on_its_neighbours(engine):
     assert [one.tokens for one in alone] == [one.tokens for one in together]
 
 
-def test_a_response_ends_with_its_end_of_sequence_or_at_the_limit(engine):
+def test_a_response_ends_with_its_end_of_sequence_token_or_at_the_limit(engine):
     found = answers(engine, requests(random_rows(200, 2, 5)), Sampling(1.0, 12, STOPS))
     assert {one.finish_reason for one in found} == {"stop", "length"}
     for one in found:

@@ -1,4 +1,4 @@
-"""The engine of `vllm serve` endpoints, against small servers that speak enough of it and fail on demand."""
+"""The engine of `vllm serve` endpoints, against minimal fake servers that fail on demand."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEY = "sesame-4711"
 
 
 def answer(prompt: list[int], seed: int) -> list[int]:
-    """What every server makes of a request."""
+    """The response of every server to a request."""
     return [prompt[-1], 3 + seed, *([STOP] if seed % 2 else [5] * 6)]
 
 
@@ -38,22 +38,22 @@ class Http(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, *_: Any) -> None:
-        """A client that breaks off, or a death, is no error here."""
+        """Ignore lost connections."""
 
 
 class Server:
-    """A server in threads of this process. A trouble is called with each request's handler and body before it."""
+    """A server in threads of this process. A fault is called with the request's handler before it is handled."""
 
     def __init__(self, port: int = 0) -> None:
         self.version = "default"
         self.weights: list[str] = []
-        """The weights that were loaded, as the folder's name."""
+        """The weights that were loaded, by the name of their directory."""
         self.requests: list[dict[str, Any]] = []
         self.headers: list[Any] = []
         self.most = self._now = 0
         self.delay = self.piece_delay = 0.0
-        self.trouble: dict[str, Callable[[Any], bool]] = {}
-        """By path: whether it has dealt with the request itself."""
+        self.faults: dict[str, Callable[[Any], bool]] = {}
+        """Faults by path; each returns whether it has handled the request itself."""
         self._lock = threading.Lock()
         self._http = Http(("127.0.0.1", port), handler(self))
         self.connections: list[Any] = []
@@ -68,7 +68,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def die(self) -> None:
-        """Stop at once, in the middle of whatever goes on."""
+        """Stop immediately and drop all connections."""
         self._http.shutdown()
         self._http.server_close()
         for connection in self.connections:
@@ -137,9 +137,9 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
             server.headers.append(self.headers)
-            trouble = server.trouble.get(self.path)
+            fault = server.faults.get(self.path)
             with suppress(OSError):
-                if trouble is not None and trouble(self):
+                if fault is not None and fault(self):
                     return
                 if self.path == "/v1/completions":
                     server.complete(self, body)
@@ -165,16 +165,16 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
 
 
 def failing(times: int, status: int, message: str = "out of order") -> Callable[[Any], bool]:
-    """A trouble: the first `times` requests are answered with this status."""
+    """A fault: the first `times` requests are answered with this status."""
     left = iter(range(times))
 
-    def trouble(http: Any) -> bool:
+    def fault(http: Any) -> bool:
         if next(left, None) is None:
             return False
         http.reply(status, {"error": {"message": message, "code": status}})
         return True
 
-    return trouble
+    return fault
 
 
 @pytest.fixture(autouse=True)
@@ -217,7 +217,7 @@ def expected(request: Request) -> Completion:
 
 
 def check_all(found: list[tuple[int, Completion]], requests: list[Request]) -> None:
-    """Every request was answered, and once."""
+    """Every request was completed exactly once."""
     assert sorted(place for place, _ in found) == list(range(len(requests)))
     assert all(completion == expected(requests[place]) for place, completion in found)
 
@@ -227,7 +227,7 @@ def never(tokens: int) -> bool:
 
 
 @pytest.mark.parametrize("enough", [None, never], ids=["whole", "streamed"])
-def test_requests_go_to_the_server_with_the_fewest_under_way(make, servers, enough):
+def test_requests_go_to_the_server_with_the_fewest_in_flight(make, servers, enough):
     engine = make(servers, requests_per_server=4)
     for server in servers:
         server.delay = 0.15
@@ -238,17 +238,17 @@ def test_requests_go_to_the_server_with_the_fewest_under_way(make, servers, enou
     assert all(8 <= len(server.requests) <= 16 for server in servers)
 
 
-def test_a_request_names_all_that_shapes_the_distribution(make, servers):
+def test_a_request_names_all_decoding_parameters(make, servers):
     engine = make(servers[:1])
     engine.load(tiny_model(), POLICY)
     request = Request([4, 6], seed=5, written=[7, 8])
     check_all(list(engine.generate([request], Sampling(0.6, 8, (STOP, 9)))), [request])
-    asked = servers[0].requests[0]
-    assert asked["prompt"] == [4, 6, 7, 8]
-    assert (asked["max_tokens"], asked["temperature"], asked["seed"]) == (6, 0.6, 5)
-    assert (asked["stop_token_ids"], asked["ignore_eos"], asked["model"]) == ([STOP, 9], True, "served")
+    sent = servers[0].requests[0]
+    assert sent["prompt"] == [4, 6, 7, 8]
+    assert (sent["max_tokens"], sent["temperature"], sent["seed"]) == (6, 0.6, 5)
+    assert (sent["stop_token_ids"], sent["ignore_eos"], sent["model"]) == ([STOP, 9], True, "served")
     neutral = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-    assert {name: asked[name] for name in neutral} == neutral
+    assert {name: sent[name] for name in neutral} == neutral
 
 
 def test_each_policy_is_loaded_once_and_the_last_one_deleted(make, servers, tmp_path):
@@ -263,7 +263,7 @@ def test_each_policy_is_loaded_once_and_the_last_one_deleted(make, servers, tmp_
     assert not (tmp_path / "weights").exists()
 
 
-def test_runs_that_share_a_folder_keep_out_of_each_others_way(make, servers, tmp_path):
+def test_runs_that_share_a_weights_directory_do_not_interfere(make, servers, tmp_path):
     shared = tmp_path / "shared"
     engine = make(servers, weights=str(shared))
     (shared / "other run").mkdir(parents=True)
@@ -275,18 +275,18 @@ def test_runs_that_share_a_folder_keep_out_of_each_others_way(make, servers, tmp
 
 @pytest.mark.parametrize("status", [500, 503, 429])
 @pytest.mark.parametrize("enough", [None, never], ids=["whole", "streamed"])
-def test_what_a_server_fails_at_is_asked_again(make, servers, status, enough, caplog):
+def test_failed_requests_are_retried(make, servers, status, enough, caplog):
     engine = make(servers[:1])
     engine.load(tiny_model(), POLICY)
-    servers[0].trouble["/v1/completions"] = failing(2, status)
+    servers[0].faults["/v1/completions"] = failing(2, status)
     requests = wanted(6)
     check_all(list(engine.generate(requests, SAMPLING, enough)), requests)
-    lost = [record for record in caplog.records if "does not answer" in record.message]
+    lost = [record for record in caplog.records if "does not respond" in record.message]
     assert bool(lost) == (status != 429)
-    assert servers[0].weights == [f"{'a' * 16}-bfloat16"]  # it was asked, and had them still
+    assert servers[0].weights == [f"{'a' * 16}-bfloat16"]  # its weights were checked, not loaded again
 
 
-def test_responses_of_a_server_that_dies_are_made_by_the_other(make, servers, caplog):
+def test_responses_of_a_failed_server_are_regenerated_by_the_other(make, servers, caplog):
     caplog.set_level(logging.WARNING, "reval")
     engine = make(servers)
     engine.load(tiny_model(), POLICY)
@@ -303,13 +303,13 @@ def test_responses_of_a_server_that_dies_are_made_by_the_other(make, servers, ca
             servers[0].die()
         found.append((place, completion))
     check_all(found, requests)
-    assert counted[-1] == sum(len(completion.tokens) for _, completion in found)  # the void ones are not counted
-    told = [record.message for record in caplog.records if servers[0].url in record.message]
-    assert len(told) == 1
-    assert "left out" in told[0]
+    assert counted[-1] == sum(len(completion.tokens) for _, completion in found)  # discarded tokens are not counted
+    messages = [record.message for record in caplog.records if servers[0].url in record.message]
+    assert len(messages) == 1
+    assert "excluded" in messages[0]
 
 
-def test_a_server_that_comes_back_gets_the_weights_before_it_is_asked(make, servers, caplog):
+def test_a_server_that_comes_back_gets_the_weights_before_any_request(make, servers, caplog):
     caplog.set_level(logging.WARNING, "reval")
     engine = make(servers[:1], requests_per_server=2)
     engine.load(tiny_model(), POLICY)
@@ -324,11 +324,11 @@ def test_a_server_that_comes_back_gets_the_weights_before_it_is_asked(make, serv
     name = f"{'a' * 16}-bfloat16"
     assert servers[-1].weights == [name]
     assert {request["version"] for request in servers[-1].requests} == {name}
-    told = [record.message for record in caplog.records if servers[0].url in record.message]
-    assert ["does not answer" in line for line in told] == [True, False]
+    messages = [record.message for record in caplog.records if servers[0].url in record.message]
+    assert ["does not respond" in line for line in messages] == [True, False]
 
 
-def test_a_server_that_starts_late_is_left_out_until_it_answers(make, servers):
+def test_a_server_that_starts_late_is_excluded_until_it_responds(make, servers):
     port = servers[1].port
     servers[1].die()
     engine = make(servers)
@@ -344,7 +344,7 @@ def test_a_server_that_starts_late_is_left_out_until_it_answers(make, servers):
     assert servers[-1].weights
 
 
-def test_what_is_cut_off_comes_as_far_as_it_is(make, servers):
+def test_interrupted_responses_are_returned_as_partial(make, servers):
     engine = make(servers, requests_per_server=2)
     engine.load(tiny_model(), POLICY)
     for server in servers:
@@ -360,13 +360,13 @@ def test_what_is_cut_off_comes_as_far_as_it_is(make, servers):
         whole = expected(requests[place])
         assert completion.tokens == whole.tokens[: len(completion.tokens)]
         assert len(completion.logprobs) == len(completion.tokens)
-    assert sum(len(server.requests) for server in servers) < 8  # those that waited were never asked
+    assert sum(len(server.requests) for server in servers) < 8  # queued requests were never sent
 
 
-def test_generation_that_is_dropped_is_called_off(make, servers):
+def test_abandoned_generation_is_cancelled(make, servers):
     engine = make(servers)
     engine.load(tiny_model(), POLICY)
-    servers[1].delay = 10_000.0  # whoever waited for this one would not come back
+    servers[1].delay = 10_000.0  # waiting for this one would block forever
     generated = engine.generate(wanted(4), SAMPLING)
     next(generated)
     generated.close()
@@ -375,7 +375,7 @@ def test_generation_that_is_dropped_is_called_off(make, servers):
     check_all(list(engine.generate(requests, SAMPLING)), requests)
 
 
-def test_an_engine_can_be_closed_in_the_middle_of_generation(make, servers):
+def test_an_engine_can_be_closed_during_generation(make, servers):
     engine = make(servers)
     engine.load(tiny_model(), POLICY)
     servers[1].delay = 10_000.0
@@ -386,47 +386,47 @@ def test_an_engine_can_be_closed_in_the_middle_of_generation(make, servers):
     assert not [thread for thread in threading.enumerate() if thread.name == "vllm servers"]
 
 
-def test_a_server_without_development_endpoints_says_how_to_start_it(make, servers):
-    servers[1].trouble["/collective_rpc"] = failing(100, 404)
+def test_a_server_without_development_endpoints_is_reported_with_the_remedy(make, servers):
+    servers[1].faults["/collective_rpc"] = failing(100, 404)
     engine = make(servers)
     with pytest.raises(RunStopped, match=f"{servers[1].url}.*VLLM_SERVER_DEV_MODE=1"):
         engine.load(tiny_model(), POLICY)
 
 
-def test_a_server_that_cannot_read_the_weights_names_their_folder(make, servers, tmp_path):
-    servers[0].trouble["/collective_rpc"] = failing(100, 500, "no such folder")
+def test_the_error_of_a_server_that_cannot_read_the_weights_names_their_directory(make, servers, tmp_path):
+    servers[0].faults["/collective_rpc"] = failing(100, 500, "no such directory")
     engine = make(servers[:1], patience_seconds=1.0)
-    with pytest.raises(RunStopped, match=f"weights in {tmp_path}/weights/a{{16}}-bfloat16 .*no such folder"):
+    with pytest.raises(RunStopped, match=f"weights in {tmp_path}/weights/a{{16}}-bfloat16 .*no such directory"):
         engine.load(tiny_model(), POLICY)
     assert servers[0].version == "none"
 
 
-def test_a_request_that_is_refused_stops_the_run(make, servers):
+def test_a_rejected_request_stops_the_run(make, servers):
     engine = make(servers)
     engine.load(tiny_model(), POLICY)
-    servers[0].trouble["/v1/completions"] = failing(100, 400, "max_tokens=400 is too large")
-    with pytest.raises(RunStopped, match=f"{servers[0].url} refuses .* max_tokens=400 is too large"):
+    servers[0].faults["/v1/completions"] = failing(100, 400, "max_tokens=400 is too large")
+    with pytest.raises(RunStopped, match=f"{servers[0].url} rejected .* max_tokens=400 is too large"):
         list(engine.generate(wanted(4), SAMPLING))
-    servers[0].trouble.clear()
+    servers[0].faults.clear()
     engine.load(tiny_model(), POLICY)
     check_all(list(engine.generate(wanted(4), SAMPLING)), wanted(4))
 
 
-def test_no_server_for_too_long_stops_the_run(make, servers):
+def test_a_run_stops_when_no_server_responds_for_too_long(make, servers):
     engine = make(servers, patience_seconds=1.0)
     engine.load(tiny_model(), POLICY)
     for server in servers:
         server.die()
     with pytest.raises(RunStopped, match=f"no server .* 1 s .*{servers[0].url}, {servers[1].url}; .*Connect"):
         list(engine.generate(wanted(4), SAMPLING))
-    with pytest.raises(RunStopped, match="no server has answered"):
+    with pytest.raises(RunStopped, match="no server has responded"):
         engine.load(tiny_model(), LATER)
 
 
-def test_a_server_that_answers_everything_but_requests_stops_the_run(make, servers):
+def test_a_server_that_fails_all_completions_stops_the_run(make, servers):
     engine = make(servers[:1], patience_seconds=1.0)
     engine.load(tiny_model(), POLICY)
-    servers[0].trouble["/v1/completions"] = failing(1000, 500)
+    servers[0].faults["/v1/completions"] = failing(1000, 500)
     with pytest.raises(RunStopped, match="out of order"):
         list(engine.generate(wanted(4), SAMPLING))
 
@@ -441,13 +441,13 @@ def test_a_request_that_kills_every_server_stops_the_run(make, servers):
         return True
 
     for server in servers:
-        server.trouble["/v1/completions"] = break_off
+        server.faults["/v1/completions"] = break_off
     engine._settings = engine._settings.model_copy(update={"patience_seconds": 60.0})
     with pytest.raises(RunStopped, match=r"failed 3 times.*the stream ended"):
         list(engine.generate(wanted(1), SAMPLING, never))
 
 
-def test_an_error_in_a_stream_is_one_of_the_server(make, servers):
+def test_an_error_in_a_stream_is_a_server_failure(make, servers):
     engine = make(servers[:1])
     engine.load(tiny_model(), POLICY)
     left = iter([True, True])
@@ -460,12 +460,12 @@ def test_an_error_in_a_stream_is_one_of_the_server(make, servers):
         http.piece({"error": {"message": "the engine died", "code": 500}})
         return True
 
-    servers[0].trouble["/v1/completions"] = break_off
+    servers[0].faults["/v1/completions"] = break_off
     requests = wanted(3)
     check_all(list(engine.generate(requests, SAMPLING, never)), requests)
 
 
-def test_the_key_is_sent_and_shown_nowhere(make, servers, monkeypatch, caplog):
+def test_the_key_is_sent_and_never_shown(make, servers, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG, "reval")
     monkeypatch.setenv("SERVERS_KEY", KEY)
     engine = make(servers[:1], api_key_variable="SERVERS_KEY", patience_seconds=1.0)
@@ -473,7 +473,7 @@ def test_the_key_is_sent_and_shown_nowhere(make, servers, monkeypatch, caplog):
     list(engine.generate(wanted(1), SAMPLING))
     assert {headers["Authorization"] for headers in servers[0].headers} == {f"Bearer {KEY}"}
     for status in (500, 401, 404):
-        servers[0].trouble["/v1/completions"] = failing(1000, status, f"no access with Bearer {KEY}")
+        servers[0].faults["/v1/completions"] = failing(1000, status, f"no access with Bearer {KEY}")
         engine.load(tiny_model(), POLICY)
         with pytest.raises(RunStopped, match="no access") as caught:
             list(engine.generate(wanted(1), SAMPLING))
@@ -483,23 +483,23 @@ def test_the_key_is_sent_and_shown_nowhere(make, servers, monkeypatch, caplog):
     assert KEY not in caplog.text
 
 
-def test_a_key_that_is_missing_or_none_is_refused_when_the_engine_is_made(make, servers, monkeypatch):
+def test_a_missing_or_invalid_key_is_rejected_when_the_engine_is_constructed(make, servers, monkeypatch):
     monkeypatch.delenv("SERVERS_KEY", raising=False)
     with pytest.raises(InputError, match="SERVERS_KEY is not set"):
         make(servers, api_key_variable="SERVERS_KEY")
     monkeypatch.setenv("SERVERS_KEY", f"{KEY}\nand more")
-    with pytest.raises(InputError, match="SERVERS_KEY holds no API key") as caught:
+    with pytest.raises(InputError, match="SERVERS_KEY holds characters that are not valid") as caught:
         make(servers, api_key_variable="SERVERS_KEY")
     assert KEY not in str(caught.value)
 
 
-def test_a_refused_key_says_where_to_name_another(make, servers):
-    servers[0].trouble["/v1/models"] = failing(100, 401, "Unauthorized")
-    with pytest.raises(RunStopped, match=r"Unauthorized; .*engine\.api_key_variable"):
+def test_a_rejected_key_is_reported_with_the_setting(make, servers):
+    servers[0].faults["/v1/models"] = failing(100, 401, "Unauthorized")
+    with pytest.raises(RunStopped, match=r"Unauthorized; set engine\.api_key_variable"):
         make(servers[:1]).load(tiny_model(), POLICY)
 
 
-def test_a_server_that_gives_no_tokens_stops_the_run(make, servers):
+def test_a_server_that_returns_no_token_ids_stops_the_run(make, servers):
     engine = make(servers[:1])
     engine.load(tiny_model(), POLICY)
 
@@ -507,6 +507,6 @@ def test_a_server_that_gives_no_tokens_stops_the_run(make, servers):
         http.reply(200, {"choices": [{"text": "12", "finish_reason": "stop"}]})
         return True
 
-    servers[0].trouble["/v1/completions"] = bare
-    with pytest.raises(RunStopped, match=r"no tokens with log-probabilities; use vLLM 0\.32"):
+    servers[0].faults["/v1/completions"] = bare
+    with pytest.raises(RunStopped, match=r"no token ids with log-probs; use vLLM 0\.32"):
         list(engine.generate(wanted(1), SAMPLING))

@@ -1,4 +1,4 @@
-"""Weights on their way to an engine: what is in the files, and what rounding leaves of an update."""
+"""Publishing weights to an engine: the contents of the files, and how rounding preserves small updates."""
 
 import subprocess
 import sys
@@ -16,14 +16,14 @@ from reval_core.model.low_precision import low_precision, round_weights
 from tests.models import tiny_model
 
 
-def test_float32_weights_arrive_as_they_are(tmp_path):
+def test_float32_weights_are_published_unchanged(tmp_path):
     model = tiny_model()
     write_weights(tmp_path, model, 0, torch.float32)
-    arrived = load_model(tmp_path)
-    assert all(torch.equal(one, arrived.state_dict()[name]) for name, one in model.state_dict().items())
+    loaded = load_model(tmp_path)
+    assert all(torch.equal(one, loaded.state_dict()[name]) for name, one in model.state_dict().items())
 
 
-def test_tied_weights_stand_there_once(tmp_path):
+def test_tied_weights_are_written_once(tmp_path):
     settings = tiny_model().config
     settings.tie_word_embeddings = True
     model = LlamaForCausalLM(settings).eval()
@@ -49,7 +49,7 @@ def test_adapters_are_merged(tmp_path):
     assert not torch.allclose(tiny_model()(tokens).logits, merged, atol=1e-2)
 
 
-def test_bfloat16_is_the_copy_that_the_seed_says():
+def test_bfloat16_weights_are_rounded_with_the_seeds_thresholds():
     model = tiny_model()
     exact = dict(policy_tensors(model, 0, torch.float32))
     one, again, other = (dict(policy_tensors(model, seed, torch.bfloat16)) for seed in (0, 0, 1))
@@ -59,7 +59,7 @@ def test_bfloat16_is_the_copy_that_the_seed_says():
     assert any(not torch.equal(one[name], other[name]) for name in exact)
 
 
-def test_a_learners_copy_is_handed_over_as_it_is():
+def test_a_learners_low_precision_copy_is_published_unchanged():
     exact, model = tiny_model(), tiny_model()
     round_weights(model, seed=0)
     by_learner = dict(policy_tensors(model, 1, torch.bfloat16))
@@ -86,15 +86,15 @@ def test_merged_adapters_of_a_copy_are_rounded_once():
 
 
 def test_an_update_smaller_than_a_step_of_bfloat16_is_not_lost():
-    """Published weights are bfloat16: to the nearest, an update of a tenth of a step would leave no trace."""
+    """Published weights are bfloat16: with rounding to nearest, an update of a tenth of a step would be lost."""
     model, change = tiny_model(), 2.0**-12
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.full_like(parameter, 0.5))  # steps of 2^-8
             parameter.add_(change)
     exact = dict(policy_tensors(model, 0, torch.float32))
-    arrived = dict(policy_tensors(model, 0, torch.bfloat16))
-    moved = torch.cat([one.float().flatten() - 0.5 for one in arrived.values()])
+    published = dict(policy_tensors(model, 0, torch.bfloat16))
+    moved = torch.cat([one.float().flatten() - 0.5 for one in published.values()])
     assert {float(one) for one in moved.unique()} == {0.0, 2.0**-8}
     deviation = (change * (2.0**-8 - change) / len(moved)) ** 0.5
     assert abs(float(moved.mean()) - change) < 4 * deviation
@@ -102,7 +102,7 @@ def test_an_update_smaller_than_a_step_of_bfloat16_is_not_lost():
     assert (nearest == 0.5).all()
 
 
-def test_a_folder_in_memory_goes_with_its_process(tmp_path, monkeypatch):
+def test_directories_in_memory_left_by_dead_processes_are_deleted(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "_MEMORY", tmp_path)
     script = (
         "import pathlib, torch; from reval_core.engines import weights; from tests.models import tiny_model\n"
@@ -113,11 +113,11 @@ def test_a_folder_in_memory_goes_with_its_process(tmp_path, monkeypatch):
     (left,) = tmp_path.iterdir()
     assert str(left) == done.stdout.strip()
     own = [handover_directory(tiny_model(), torch.float32) for _ in range(2)]
-    assert sorted(tmp_path.iterdir()) == sorted(own), "what a dead process left is gone, and only that"
+    assert sorted(tmp_path.iterdir()) == sorted(own), "only directories of dead processes are deleted"
 
 
-def test_weights_that_do_not_fit_into_memory_go_to_the_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "_MEMORY", tmp_path / "no such folder")
+def test_weights_that_do_not_fit_into_memory_go_to_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "_MEMORY", tmp_path / "no such directory")
     directory = handover_directory(tiny_model(), torch.float32)
     try:
         write_weights(directory, tiny_model(), 0, torch.float32)
@@ -131,5 +131,5 @@ def test_weights_that_do_not_fit_into_memory_go_to_the_disk(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_weights_have_the_dtype_that_was_asked_for(dtype):
+def test_weights_have_the_requested_dtype(dtype):
     assert {one.dtype for one in dict(policy_tensors(tiny_model(), "a policy", dtype)).values()} == {dtype}
