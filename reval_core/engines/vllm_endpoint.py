@@ -238,7 +238,7 @@ class Part:
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
-    """The lines of a stream. httpx's own iterator also splits at Unicode separators, which responses may contain."""
+    """The lines of a stream. httpx also splits at Unicode separators, which responses may contain."""
     rest = b""
     async for content in response.aiter_bytes():
         *lines, rest = (rest + content).split(b"\n")

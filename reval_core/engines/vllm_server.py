@@ -70,7 +70,7 @@ class VllmServers:
         self._key = api_key(settings.api_key_variable)
         self._settings = settings
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
-        # Each run has its own subdirectory of a shared directory; its name is stable so that a resumed run finds it.
+        # Each run has its own subdirectory of a shared directory, with a stable name for resumed runs.
         own = hashlib.sha256(f"{platform.node()}:{weights.absolute()}".encode()).hexdigest()[:16]
         self._directory = (
             weights.absolute() if settings.weights is None else Path(settings.weights).absolute() / own
@@ -88,7 +88,7 @@ class VllmServers:
         """An error that a retry cannot fix."""
 
     def load(self, model: PreTrainedModel, policy: str) -> None:
-        """Load the weights of `model` into all servers concurrently; failed servers load them when they respond again.
+        """Load the weights of `model` into all servers concurrently; failed servers load them when they recover.
 
         Raises:
             RunStopped: No server responds within `patience_seconds`, or a server lacks the development endpoints.

@@ -1,4 +1,4 @@
-"""Judging responses: what is claimed, what is said of it, and by which rules."""
+"""Verification: decides whether the answer of a response is correct, and maps verdicts to rewards."""
 
 from reval_core.verification.claims import Claim, GoldMode, Judgement, Verdict
 from reval_core.verification.verifier import VERIFIER_VERSION, Verifier

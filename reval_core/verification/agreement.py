@@ -1,4 +1,4 @@
-"""Whether an answer is the gold: by its type first, exactly where that can be decided, by algebra where not."""
+"""Decides whether an answer equals the gold: by type and exactly where possible, otherwise by algebra."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from reval_core.verification.scales import is_decimal, rounds_to, scaled, scales
 _DECIMAL_COMMA = re.compile(r"[+-]?(?:[0-9]{1,15},(?![0-9]{3}\Z)|(?:0|[0-9]{4,15}),)[0-9]{1,15}")
 _LOOSE_SPACE = re.compile(r"(?<![0-9]) | (?![0-9])")
 _NO_ARITHMETIC = re.compile(r"\\ldots|\.\.|[0-9}]\s*_|!\s*!|['?\"#@&]")
-"""Signs beside a number that math-verify leaves out, and that make it another one or none."""
+"""Symbols next to a number that math-verify ignores although they change its meaning."""
 _MOST_MEMBERS = 200
 _VECTORS = frozenset(["()", "[]", r"\langle\rangle"])
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", "=": "=", r"\ne": r"\ne"}
@@ -33,7 +33,7 @@ _MEMBERSHIP = (r"\in", r"\notin")
 
 @dataclass(frozen=True)
 class Algebra:
-    """What a worker can say of formulas, and of what the grammar does not know."""
+    """The comparisons that only a worker makes: of formulas, equations and what the grammar does not cover."""
 
     same_formula: Callable[[Reading, Reading, bool, bool], bool]
     same_equation: Callable[[Reading, Reading], bool]
@@ -41,7 +41,17 @@ class Algebra:
 
 
 def agree(gold: str, answer: str, lenient: bool, algebra: Algebra | None = None) -> bool | None:
-    """Whether a tidied answer means the same as a tidied gold; None where only algebra could tell."""
+    """Whether a normalized answer means the same as a normalized gold.
+
+    Args:
+        gold: The gold, as returned by `prepare_gold`.
+        answer: The answer, as returned by `extract`.
+        lenient: Whether to apply the conventions of lenient mode.
+        algebra: The comparisons of a worker; None outside of workers.
+
+    Returns:
+        The decision, or None if it needs algebra and `algebra` is None.
+    """
     if gold == answer:
         return True
     if lenient:
@@ -53,12 +63,12 @@ def agree(gold: str, answer: str, lenient: bool, algebra: Algebra | None = None)
             return chosen == letter
     known, stated = read_gold(gold), read_answer(answer)
     if stated.kind == "words":
-        known = read_answer(gold)  # "14 right triangles" in full
+        known = read_answer(gold)  # all of "14 right triangles", not just its number
     return _Comparer(lenient, algebra).readings(known, stated)
 
 
 def _with_points(gold: str, answer: str) -> tuple[str, str]:
-    """Gold and answer with the comma of one as a decimal point, where the other has a point."""
+    """Gold and answer with the decimal comma of one replaced by a point, if the other has a point."""
     if "." in answer and _DECIMAL_COMMA.fullmatch(gold):
         return gold.replace(",", "."), answer
     if "." in gold and _DECIMAL_COMMA.fullmatch(answer):
@@ -72,7 +82,7 @@ def _is_letter(text: str, letter: str) -> bool:
 
 
 def every(verdicts: Iterable[bool | None]) -> bool | None:
-    """False if one is, else None if one is not known."""
+    """All of three-valued verdicts: False if any is False, otherwise None if any is None, otherwise True."""
     unknown = False
     for verdict in verdicts:
         if verdict is False:
@@ -82,7 +92,7 @@ def every(verdicts: Iterable[bool | None]) -> bool | None:
 
 
 def some(verdicts: Iterable[bool | None]) -> bool | None:
-    """True if one is, else None if one is not known."""
+    """Any of three-valued verdicts: True if any is True, otherwise None if any is None, otherwise False."""
     unknown = False
     for verdict in verdicts:
         if verdict:
@@ -96,7 +106,7 @@ class _Comparer:
     lenient: bool
     algebra: Algebra | None
     bound: bool = False
-    """Whether the gold defines a function: ``N(n) = …``, whose variable may have any name."""
+    """Whether the gold defines a function, such as ``N(n) = …``, whose variable may have any name."""
 
     def readings(self, gold: Reading, answer: Reading) -> bool | None:
         """Whether two readings mean the same."""
@@ -164,18 +174,18 @@ class _Comparer:
         return self.readings(gold.parts[-1], answer) if named is gold else self.readings(gold, answer.parts[-1])
 
     def swapped(self, gold: Reading, answer: Reading) -> bool:
-        """Whether two equations have the same sides as they are written, left and right changed or not."""
+        """Whether two equations have literally the same sides, in either order."""
         sides, others = ([_signs(side) for side in one.parts] for one in (gold, answer))
         return len(sides) == 2 and gold.name not in _MEMBERSHIP and others in (sides, sides[::-1])
 
     def stated(self, answer: Reading) -> Reading | None:
-        """What a chain of equalities comes to: ``5 + 7 = 12`` states 12; but 5 = 6 states nothing."""
+        """The result of a chain of equalities: 12 for ``5 + 7 = 12``, None for ``5 = 6``."""
         if set(answer.name.split()) != {"="} or any(side.kind == "words" for side in answer.parts):
             return None
         return answer.parts[-1] if self.is_consistent(answer) else None
 
     def is_consistent(self, chain: Reading) -> bool:
-        """Whether all sides of a chain that have a value have the same; leniently of two sides only."""
+        """Whether all sides of a chain that have a value have the same one. Lenient mode checks only two sides."""
         if self.lenient and len(chain.parts) > 2:
             return True
         values = [side.value for side in chain.parts if side.kind == "formula" and side.value is not None]
@@ -184,14 +194,14 @@ class _Comparer:
     # Numbers and formulas
 
     def formulas(self, gold: Reading, answer: Reading) -> bool | None:
-        asked = not self.lenient and gold.term is not None and is_finished(gold.term)
-        if asked and (answer.term is None or not is_finished(answer.term)):
+        must_be_finished = not self.lenient and gold.term is not None and is_finished(gold.term)
+        if must_be_finished and (answer.term is None or not is_finished(answer.term)):
             return False
         if gold.term is None or answer.term is None:
             if gold.measure != answer.measure and gold.measure and answer.measure:
                 return False
             if gold.value is not None and _NO_ARITHMETIC.search(answer.text):
-                return False  # what is not understood beside a number is not ignored
+                return False  # unknown symbols next to a number are not ignored
             return self.ask(lambda algebra: algebra.same_otherwise(gold.text, answer.text, self.lenient))
         return some(
             self.terms(gold.term, answer.term, gold_size, answer_size)
@@ -221,7 +231,7 @@ class _Comparer:
             sides = [side[0] if len(side) == 1 else _quotient(side) for side in (gold, answer)]
             value = sides[1].value
             if len(answer) > 1 and value is not None and value.fraction.denominator == 1:
-                return False  # 42:1 is no way to write 42
+                return False  # 42:1 is not accepted for 42
             return self.readings(sides[0], sides[1])
         return every(
             self.readings(_quotient((gold[0], one)), _quotient((answer[0], other)))
@@ -252,14 +262,14 @@ class _Comparer:
         return self.regions(gold, answer)
 
     def is_single(self, gold: Reading, answer: Reading) -> bool:
-        """Whether one of them is a set of one member, and the other that member."""
+        """Whether one of them is a set with one member and the other is a formula."""
         return self.lenient and any(
             one.kind == "set" and len(one.parts) == 1 and other.kind == "formula"
             for one, other in ((gold, answer), (answer, gold))
         )
 
     def matrices(self, gold: Reading, answer: Reading) -> bool | None:
-        """A matrix and something else: a vector may be written as a tuple or a list, a matrix in brackets."""
+        """Compare a matrix with another type: vectors may be tuples or lists, matrices nested brackets."""
         matrix, other = (gold, answer) if gold.kind == "matrix" else (answer, gold)
         if other.kind == "formula" and other.term is None:
             return self.ask(lambda algebra: algebra.same_otherwise(gold.text, answer.text, self.lenient))
@@ -291,18 +301,18 @@ class _Comparer:
         return every(self.readings(one, other) for one, other in zip(gold, answer, strict=True))
 
     def members(self, gold: Sequence[Reading], answer: Sequence[Reading]) -> bool | None:
-        """Whether each member of one is a member of the other."""
+        """Whether each member of either is a member of the other."""
         if max(len(gold), len(answer)) > _MOST_MEMBERS:
             return False
-        there = every(some(self.readings(one, other) for other in answer) for one in gold)
-        if there is False:
+        complete = every(some(self.readings(one, other) for other in answer) for one in gold)
+        if complete is False:
             return False
-        return every([there, *(some(self.readings(one, other) for one in gold) for other in answer)])
+        return every([complete, *(some(self.readings(one, other) for one in gold) for other in answer)])
 
     # Intervals and inequalities
 
     def regions(self, gold: Reading, answer: Reading) -> bool | None:
-        """Sets of numbers, however they are written; strictly an inequality is no interval."""
+        """Compare sets of numbers in any notation. In strict mode an inequality does not equal an interval."""
         inequalities = [_is_inequality(side) for side in (gold, answer)]
         if any(inequalities) and not all(inequalities) and not self.lenient:
             return False
@@ -330,7 +340,7 @@ class _Comparer:
         return self.ask(lambda algebra: algebra.same_otherwise(gold.text, answer.text, self.lenient))
 
     def inequalities(self, gold: Reading, answer: Reading) -> bool | None:
-        """Chains with the same sides in the same order, or in the opposite one."""
+        """Whether two chains have the same sides in the same or in the opposite order."""
         names, stated = gold.name.split(), answer.name.split()
         if len(names) != len(stated):
             return False
@@ -341,7 +351,7 @@ class _Comparer:
 
 
 def _signs(reading: Reading) -> tuple[str, str]:
-    """How a reading is written; spaces count in words and between digits only."""
+    """The notation of a reading. Spaces only count in words and between digits."""
     text = reading.text if reading.kind == "words" else _LOOSE_SPACE.sub("", reading.text)
     return text, reading.name.replace(" ", "")
 
@@ -364,12 +374,12 @@ def _is_inequality(reading: Reading) -> bool:
 
 
 def _as_set(reading: Reading) -> Reading:
-    """A number as the set of it."""
+    """A number as a set with one member; other readings unchanged."""
     return Reading("set", reading.text, (reading,), r"\{\}") if reading.value is not None else reading
 
 
 def _pieces(reading: Reading) -> tuple[Reading, ...]:
-    """The intervals and sets that a union joins."""
+    """The intervals and sets of a union."""
     if reading.kind == "assignment":
         return _pieces(reading.parts[-1])
     if reading.kind == "union" and set(reading.name.split()) == {r"\cup"}:

@@ -1,4 +1,4 @@
-"""What is judged, what is said of it, and what can be said without mathematics."""
+"""Claims, judgements and verdicts, and the decisions that need no worker."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ from reval_core.verification.copied import is_copied, lacks_asked_form
 _MOST_BOXES = 50
 
 Verdict = Literal["correct", "wrong", "unparsed", "truncated", "timeout", "error", "given"]
-"""What is known of a response. `given`: it was not judged, its reward came with it."""
+"""The result of verification. `given`: not judged, because the response was imported with its reward."""
 
 GoldMode = Literal["all", "any", "choice"]
-"""What a gold asks for: all of the answers that it lists, any one of them, or a letter."""
+"""What a gold requires: all of the answers that it lists, any one of them, or a letter."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A response and the gold answer that it claims to reach.
+    """A response and the gold answer to compare it with.
 
-    `truncated` says that generation stopped at the length limit. `gold_mode` says what the gold asks for: ``all``
-    answers that it lists, as a set; ``any`` one of them (all are accepted too); or the letter of a ``choice``.
-    `problem` is for functions that judge (`Grading`), and so that its own formulas are not paid as answers.
+    Attributes:
+        gold: The gold answer, as in the problem file.
+        response: The text of the response.
+        truncated: Whether generation stopped at the length limit.
+        gold_mode: What the gold requires: ``all`` answers that it lists, as a set; ``any`` one of them (all are
+            accepted too); or the letter of a ``choice``.
+        problem: The text of the problem, for reward functions (`Grading`) and to reject copies of its own formulas.
     """
 
     gold: str
@@ -37,10 +41,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdict on one claim, what was extracted from the response, and the wall time of the comparison.
+    """The verdict on one claim.
 
-    `milliseconds` is 0.0 where no worker was needed. Equal comparisons within one call are made once and share it.
-    `outcome` is the number from 0 to 1 that a user's function has given, if one did.
+    Attributes:
+        verdict: The verdict.
+        extracted: The answer that was extracted from the response, if any.
+        milliseconds: Wall time of the comparison; 0.0 if no worker was needed. Equal comparisons within one call
+            are made once and share it.
+        outcome: The number from 0 to 1 that a user's function has returned, if there is one.
     """
 
     verdict: Verdict
@@ -51,35 +59,35 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One piece of work for a worker: is the answer any of the golds?"""
+    """A task for a worker: does the answer equal any of the golds?"""
 
     golds: tuple[str, ...]
     answer: str
     lenient: bool
 
     def message(self) -> dict[str, Any]:
-        """What the worker is told."""
+        """The message to the worker."""
         return {"golds": self.golds, "answer": self.answer, "lenient": self.lenient}
 
 
 @dataclass(frozen=True)
 class Grading:
-    """One piece of work for a worker that runs a user's function: what is this response worth?"""
+    """A task for a worker that runs a user's function: which outcome does the response have?"""
 
     problem: str
     gold: str
     response: str
 
     def message(self) -> dict[str, Any]:
-        """What the worker is told."""
+        """The message to the worker."""
         return {"values": [self.problem, self.gold, self.response]}
 
 
 def extracted_answer(claim: Claim, methods: tuple[Method, ...]) -> str | None:
-    """The answer that the response states; of a choice also where only a letter is named, and then that letter.
+    """The answer that the response states. For a multiple-choice problem it is reduced to the letter.
 
-    Majority votes count answers by their text, so that `(B)` and ``\\text{B}`` must be one. Where no letter or
-    several are named, the answer stays as it is.
+    Majority votes count answers by their text, so `(B)` and ``\\text{B}`` must be the same. If no letter or several
+    are named, the answer is returned unchanged.
     """
     if claim.gold_mode == "choice" and "choice" not in methods:
         last_resorts = [method for method in methods if method in ("tail", "whole")]
@@ -89,10 +97,10 @@ def extracted_answer(claim: Claim, methods: tuple[Method, ...]) -> str | None:
 
 
 def verdict_at_sight(claim: Claim, answer: str | None, lenient: bool) -> Verdict | Comparison:
-    """The verdict where no mathematics is needed for it, else the comparison that a worker has to make.
+    """The verdict if it can be decided without algebra, otherwise the comparison for a worker.
 
-    Texts that are equal and plain integers are decided here; a worker would decide them alike. Strictly, an answer
-    that leaves the work undone is wrong, though a worker would find it equal.
+    A worker would decide the same. The exception is strict mode, in which an unfinished answer (`is_copied`,
+    `lacks_asked_form`) is wrong although a worker would find it equal.
     """
     if claim.truncated:
         return "truncated"
@@ -100,7 +108,7 @@ def verdict_at_sight(claim: Claim, answer: str | None, lenient: bool) -> Verdict
         return "unparsed"
     golds = _accepted_golds(claim)
     if not golds[0]:
-        return "error"  # without a gold nobody can be right, and that is not the response's fault
+        return "error"  # without a gold no response can be correct
     if claim.gold_mode == "choice":
         return _choice_verdict(golds[0], answer)
     if not lenient and _is_one_of_several(claim, answer):
@@ -117,14 +125,14 @@ def verdict_at_sight(claim: Claim, answer: str | None, lenient: bool) -> Verdict
 
 
 def _accepted_golds(claim: Claim) -> tuple[str, ...]:
-    """What a right answer may equal: the whole gold first."""
+    """The golds that a correct answer may equal, the whole gold first."""
     gold = prepare_gold(claim.gold)
     members = alternatives(gold) if claim.gold_mode == "any" else []
     return tuple(dict.fromkeys([gold, *members]))
 
 
 def _is_one_of_several(claim: Claim, answer: str) -> bool:
-    """Whether a response boxes other answers too, apart from this one."""
+    """Whether the response also boxes other, different answers."""
     boxed = dict.fromkeys(boxed_answers(claim.response))
     if len(boxed) > _MOST_BOXES:
         return True

@@ -1,4 +1,4 @@
-"""Whether two answers mean the same, where text cannot tell. Runs in a worker, which may be killed any moment."""
+"""Algebraic comparison of answers. Runs in a worker, which may be killed at any time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reval_core.verification.agreement import Algebra, agree
 from reval_core.verification.equations import same_equation
 from reval_core.verification.identity import Undecided, number, same_function, symbols_of
 
-# What float arithmetic may lose on the way to a value that is compared with another.
+# The relative tolerance for values computed in float arithmetic.
 _RELATIVE = 1e-9
 
 
@@ -20,14 +20,15 @@ def is_correct(golds: list[str], answer: str, lenient: bool) -> bool:
 
 
 def _same_formula(gold: Reading, answer: Reading, lenient: bool, bound: bool) -> bool:
-    """Leniently the one variable of an expression may have another name, and decimals are compared to six places.
+    """Whether two formulas are equal.
 
-    The same letter in another case is no other name. Where a function is defined its variable is `bound`, and may
-    always have any name.
+    In lenient mode, the only variable of an expression may have another name, and decimals are compared to six
+    places. The same letter in another case does not count as another name. If the gold defines a function, its
+    variable is `bound` and may have any name in both modes.
     """
     one, other = gold.term, answer.term
-    assert one is not None, "a formula that was read"
-    assert other is not None, "a formula that was read"
+    assert one is not None, "formulas have a term"
+    assert other is not None, "formulas have a term"
     if one == other:
         return True
     renamed = bound or (lenient and "symbol" not in (one.op, other.op) and not _of_other_case(one, other))
@@ -44,7 +45,7 @@ def _of_other_case(one: Any, other: Any) -> bool:
 
 
 def _has_decimal(*terms: Any) -> bool:
-    """Whether these are numbers, and one of them is written with decimals."""
+    """Whether these are numbers and one of them is written as a decimal."""
     return not any(map(symbols_of, terms)) and any(map(_decimal_within, terms))
 
 
@@ -62,7 +63,7 @@ def _rounds_to(one: Any, other: Any) -> bool:
 
 
 def _same_otherwise(gold: str, answer: str, lenient: bool) -> bool:
-    """What math-verify says of formulas that the grammar does not know: integrals, sums, products of matrices."""
+    """Whether math-verify finds two formulas equal that the grammar does not cover (integrals, sums …)."""
     from math_verify import verify
 
     parsed = parsed_by_math_verify(gold), parsed_by_math_verify(answer)
@@ -72,10 +73,10 @@ def _same_otherwise(gold: str, answer: str, lenient: bool) -> bool:
     return bool(found) and _are_close(*parsed)
 
 
-# A prompt's responses come together, so its gold is parsed once for all of them.
+# The responses to a prompt are judged together, so its gold is parsed once.
 @lru_cache(maxsize=256)
 def parsed_by_math_verify(text: str) -> Any:
-    """What math-verify's parser reads in a formula; None for nothing. Symbols keep their case."""
+    """A formula parsed by math-verify's parser; None if it cannot be parsed. Symbols keep their case."""
     from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
     from math_verify.grader import should_treat_as_complex
@@ -88,12 +89,12 @@ def parsed_by_math_verify(text: str) -> Any:
             normalization_config=None,
             conversion_config=ConversionConfig(lowercase_symbols=False),
         )
-    except Exception:  # the parser raises as it pleases
+    except Exception:  # the parser raises arbitrary exceptions
         return None
 
 
 def _are_close(one: Any, other: Any) -> bool:
-    """Whether two numbers are equal in relation to their size, which math-verify does not ask; others are."""
+    """Whether two numbers are equal relative to their size, which math-verify does not check; else True."""
     if not (getattr(one, "is_number", False) and getattr(other, "is_number", False)):
         return True
     try:

@@ -1,6 +1,7 @@
-r"""Answers that leave the work undone: the problem's own formula, or another form than it asks for.
+r"""Detects unfinished answers: copies of the problem's own formula, or answers in another form than requested.
 
-Algebra would finish them, and a policy that is paid for copying a formula learns to copy. Text only.
+Algebra would find them equal to the gold, and a policy that is rewarded for copying a formula learns to copy. This
+module works on text only.
 """
 
 import re
@@ -10,9 +11,9 @@ from reval_core.answers import tidy
 from reval_core.answers.grammar import Term
 from reval_core.answers.reading import read_answer
 
-# Not the sign of a lower limit: \sum_{i=1}.
+# Excludes the equals sign of a lower limit: \sum_{i=1}.
 _SIDES = re.compile(r"(?:=|\\approx(?![a-z])|\\equiv(?![a-z]))(?![^{}]{0,80}\})")
-# A text of letters holds units: what looks like an operator in it ("foot-pounds", "m/s") is none.
+# Text commands contain units, in which "-" and "/" are not operators ("foot-pounds", "m/s").
 _LETTERS = re.compile(
     r"\\(?:text|mathrm|mbox|textrm)\s*\{(?:[A-Za-z .,/()~]|(?<=[A-Za-z])-(?=[A-Za-z]))*\}"
     r"(?:\s*\^\s*\{?-?[0-9]\}?)?"
@@ -39,7 +40,7 @@ _FORMULA = re.compile("|".join((_FUNCTION, _SIGN, _PRODUCT, _SIDE_BY_SIDE, _WRIT
 _FACTOR = re.compile(r"\b(?:factor(?:i[sz]e|ed)?|as a product)\b", re.IGNORECASE)
 _EXPAND = re.compile(r"\b(?:expand(?:ed)?|multiply out|without parentheses)\b", re.IGNORECASE)
 _FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{\s*([0-9]{1,30})\s*\}|([0-9]))\s*(?:\{\s*([0-9]{1,30})\s*\}|([0-9]))")
-# What may stand between the signs of a formula that is the same: spaces, delimiters, braces, the size of brackets.
+# What may differ between two spellings of a formula: spaces, delimiters, braces, the size of brackets.
 _NOTHING = re.compile(r"(?:\s|[${}]|\\[()\[\],;:! ]|\\(?:left|right|displaystyle)(?![A-Za-z]))+")
 _MATHEMATICS = re.compile(r"\$[^$]+\$|\\\([^$]+?\\\)|\\\[[^$]+?\\\]")
 _MOST_FORMULAS = 40
@@ -48,9 +49,9 @@ _SAME_COMMAND = re.compile(r"\\[dt](?=frac|binom)")
 
 
 def is_copied(answer: str, problem: str, golds: tuple[str, ...]) -> bool:
-    """Whether an answer is a formula that stands in the problem's text and is not how a gold is written.
+    """Whether an answer is a formula from the problem's text, unless a gold is written in the same way.
 
-    Spaces, delimiters, braces, units and the spelling of a fraction do not count.
+    Spaces, delimiters, braces, units and the notation of fractions are ignored.
     """
     if not problem or _FORMULA.search(_plain(answer)) is None:
         return False
@@ -61,17 +62,17 @@ def is_copied(answer: str, problem: str, golds: tuple[str, ...]) -> bool:
 
 
 def _is_rearranged(answer: str, problem: str, golds: tuple[str, ...]) -> bool:
-    """Whether an answer is a whole formula of the problem with its addends or factors in another order."""
+    """Whether an answer is a whole formula of the problem with reordered terms or factors."""
     term = _term(answer)
     if term is None or any(known is not None and _sorted(known) == _sorted(term) for known in map(_term, golds)):
         return False
     formulas = islice(_MATHEMATICS.finditer(problem), _MOST_FORMULAS)
-    asked = (_term(tidy(formula[0])) for formula in formulas if len(formula[0]) <= _LONGEST_FORMULA)
-    return _sorted(term) in [_sorted(one) for one in asked if one is not None]
+    stated = (_term(tidy(formula[0])) for formula in formulas if len(formula[0]) <= _LONGEST_FORMULA)
+    return _sorted(term) in [_sorted(one) for one in stated if one is not None]
 
 
 def _sorted(term: Term) -> Term:
-    """A formula without brackets, and with addends and factors in one order."""
+    """A formula without brackets, with terms and factors in canonical order."""
     if term.op == "group":
         return _sorted(term.parts[0])
     parts = [_sorted(part) for part in term.parts]
@@ -82,7 +83,7 @@ def _sorted(term: Term) -> Term:
 
 
 def lacks_asked_form(answer: str, problem: str, golds: tuple[str, ...]) -> bool:
-    """Whether a problem asks to factor or to expand, the golds are of that form, and the answer is not."""
+    """Whether a problem asks to factor or to expand, the golds have that form, and the answer does not."""
     terms = [_term(text) for text in (answer, *golds)]
     if not problem or any(term is None for term in terms):
         return False
@@ -98,14 +99,14 @@ def _term(text: str) -> Term | None:
 
 
 def _is_factored(term: Term) -> bool:
-    """A product or a power with a sum in it: ``2(x+1)``, ``(x-1)^2``."""
+    """Whether a term is a product or a power that contains a sum: ``2(x+1)``, ``(x-1)^2``."""
     while term.op in ("neg", "group"):
         term = term.parts[0]
     return term.op in ("mul", "power") and _has_product(term)
 
 
 def _has_product(term: Term) -> bool:
-    """Whether a sum is multiplied or raised somewhere within."""
+    """Whether a term contains a sum that is multiplied or raised to a power."""
     factors = term.parts[:1] if term.op == "power" else term.parts
     sums = any(part.op == "group" and part.parts[0].op == "add" for part in factors)
     raised = any(part.op == "power" and _has_product(part) for part in term.parts)
@@ -117,13 +118,13 @@ def _sides(answer: str) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """A formula without units, layout and scientific notation, whose signs are no operations."""
+    """A formula without units, layout and scientific notation, whose symbols are not operations."""
     text = _DEGREES.sub(" ", _LETTERS.sub(" ", _LAYOUT.sub("", text)))
     return _SCIENTIFIC.sub("1", _THIN_SPACE.sub(" ", text))
 
 
 def _stands_in(signs: str, problem: str) -> bool:
-    """Whether the signs stand in the problem as a formula of their own, not as a part of a longer one."""
+    """Whether the problem contains these symbols as a separate formula, not as part of a longer one."""
     text, gaps = _signs(problem)
     start = text.find(signs)
     while start >= 0:
@@ -138,7 +139,7 @@ def _stands_in(signs: str, problem: str) -> bool:
 
 
 def _signs(text: str) -> tuple[str, set[int]]:
-    """A text without spaces, delimiters and braces, and the places in it where some stood."""
+    """A text without spaces, delimiters and braces, and the positions where they were removed."""
     kept: list[str] = []
     gaps: set[int] = set()
     length = 0

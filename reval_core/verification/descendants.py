@@ -1,7 +1,7 @@
-"""The processes that a user's function has left running: found by their parents' ids in ``/proc``, and ended.
+"""Finds and ends processes that a user's function has left running, by their parent ids in ``/proc``.
 
-A subreaper inherits every process below it whose own parent has ended, also one in a session of its own, so that
-none gets away. Only Linux has this; elsewhere these functions do and find nothing.
+A subreaper becomes the parent of every descendant whose own parent has ended, even of one in a session of its own,
+so that none escapes. This exists only on Linux; elsewhere these functions do nothing and find nothing.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from collections.abc import Collection
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-# For processes that another user owns, or that start others faster than they are found.
-_PATIENCE_SECONDS = 1.0
-_LOOK_AGAIN_SECONDS = 0.001
+# A limit for processes of other users, or that start others faster than they are found.
+_LIMIT_SECONDS = 1.0
+_POLL_SECONDS = 0.001
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of all processes below it whose own parent ends."""
+    """Make this process the parent of all descendants whose own parent ends."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
@@ -38,25 +38,25 @@ def _prctl(option: int, value: int) -> None:
 
 
 def end_descendants(spared: Collection[int] = ()) -> None:
-    """Kill and reap all processes below this one, but the children `spared` and what is below those."""
-    late = time.monotonic() + _PATIENCE_SECONDS
-    while (found := descendants(spared)) and time.monotonic() < late:
+    """Kill and reap all descendants of this process, except the children `spared` and their descendants."""
+    deadline = time.monotonic() + _LIMIT_SECONDS
+    while (found := descendants(spared)) and time.monotonic() < deadline:
         for process in found:
-            with contextlib.suppress(OSError):  # it has ended, or is another user's
+            with contextlib.suppress(OSError):  # it has ended, or belongs to another user
                 os.kill(process, signal.SIGKILL)
         for process in found:
-            with contextlib.suppress(ChildProcessError):  # not a child until its parent is gone
+            with contextlib.suppress(ChildProcessError):  # not a child until its parent has ended
                 os.waitpid(process, os.WNOHANG)
-        time.sleep(_LOOK_AGAIN_SECONDS)
+        time.sleep(_POLL_SECONDS)
 
 
 def descendants(spared: Collection[int] = ()) -> list[int]:
-    """The ids of all processes below this one, but the children `spared` and what is below those."""
+    """The ids of all descendants of this process, except the children `spared` and their descendants."""
     return below(os.getpid(), spared) if _has_children() else []
 
 
 def below(process: int, spared: Collection[int] = ()) -> list[int]:
-    """The ids of all processes below `process`, but its children `spared` and what is below those."""
+    """The ids of all descendants of `process`, except its children `spared` and their descendants."""
     children = defaultdict(list)
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -72,7 +72,7 @@ def below(process: int, spared: Collection[int] = ()) -> list[int]:
 
 
 def _has_children() -> bool:
-    """Whether there is anything to look for, told without a walk through all processes."""
+    """Whether this process has any children, determined without scanning all processes."""
     if sys.platform != "linux":
         return False
     try:

@@ -1,4 +1,4 @@
-"""Equations and inequalities: the same where one is the other, up to a factor that is not zero."""
+"""Compares equations and inequalities, which are equal up to a nonzero factor."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _UP = {">": "<", r"\ge": r"\le"}
 
 
 def same_equation(gold: Reading, answer: Reading) -> bool:
-    """Whether two relations of two sides hold for the same values of their variables.
+    """Whether two relations with two sides each hold for the same values of their variables.
 
-    An equation that holds for all values says nothing, and equals none.
+    An equation that always holds is vacuous and equals none.
     """
     sides = [_sides(gold), _sides(answer)]
     if sides[0] is None or sides[1] is None:
@@ -36,7 +36,7 @@ def same_equation(gold: Reading, answer: Reading) -> bool:
 
 
 def is_identity(relation: Reading) -> bool:
-    """Whether an equation holds whatever its variables are: ``1 = 1``, ``x = x``."""
+    """Whether an equation holds for all values of its variables: ``1 = 1``, ``x = x``."""
     if relation.kind not in ("relation", "assignment"):
         return False
     sides = _sides(relation)
@@ -47,7 +47,7 @@ def is_identity(relation: Reading) -> bool:
 
 
 def _sides(relation: Reading) -> tuple[Term, str] | None:
-    """The left side less the right one, and the sign between them, turned so that it is < or ≤."""
+    """The left side minus the right one, and the relation, with > and ≥ turned into < and ≤."""
     if relation.kind == "list" or len(relation.parts) != 2:
         return None
     left, right = (part.term for part in relation.parts)
@@ -64,7 +64,7 @@ def _sides(relation: Reading) -> tuple[Term, str] | None:
 def _with_one_name_for_values(
     gold: tuple[Term, str], answer: tuple[Term, str]
 ) -> tuple[tuple[Term, str], tuple[Term, str]]:
-    """f(x) is y where the other side writes y."""
+    """Rename f(x) to y if the other relation uses y."""
     if "y" in symbols_of(gold[0]) and "y" not in symbols_of(answer[0]):
         return gold, (_calls_as_y(answer[0]), answer[1])
     if "y" in symbols_of(answer[0]) and "y" not in symbols_of(gold[0]):
@@ -79,7 +79,7 @@ def _calls_as_y(term: Term) -> Term:
 
 
 def fraction_parts(term: Term) -> tuple[Term, Term]:
-    """A numerator and a denominator without fractions in them."""
+    """A term as a numerator and a denominator without nested fractions."""
     if term.op in ("group", "neg"):
         above, below = fraction_parts(term.parts[0])
         return Term(term.op, (above,)), below

@@ -1,15 +1,15 @@
-"""The process that verification workers are forked from: what they need is imported once, so a new one takes 10 ms.
+"""Fork server of the verification workers: imports their dependencies once, so that a new worker takes 10 ms.
 
-`verification.workers` starts it as a script, so that it does not import the caller's ``__main__``. It takes
-orders over one inherited socket and answers each: ``fork`` comes with a socket for the new worker and is answered
-with its process id, ``end`` kills a worker and is answered when it is gone. Only `end` reaps, so a process id stays
-the worker's own until then. What a user's function has started ends with the response that it was started for
-(`reval_core.verification.descendants`). When the socket closes, which is also what happens when the caller dies by
-any means, it ends all workers and itself.
+`verification.workers` starts it as a script, so that it does not import the caller's ``__main__``. It receives
+commands over an inherited socket and answers each: ``fork`` comes with a socket for the new worker and is answered
+with its process id; ``end`` kills a worker and is answered when it has ended. Only ``end`` reaps, so a process id
+is not reused before. Processes that a user's function starts end with the response that they were started for
+(`reval_core.verification.descendants`). When the socket closes, which also happens when the caller dies for any
+reason, the fork server ends all workers and itself.
 
-A worker takes one JSON task after another from its socket, each a line, and answers each with a line of JSON
-(`reval_core.verification.reports`), or may be killed at any moment. It calls a user's function in a process of its
-own each time, so that a call finds nothing of what earlier ones have done to theirs.
+A worker reads JSON tasks from its socket, one per line, and answers each with a line of JSON
+(`reval_core.verification.reports`). It may be killed at any time. It runs each call of a user's function in a
+separate process, so that calls do not affect each other.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-# Less than this is left of the address space: the worker could not work.
+# The address space that a worker must be able to allocate when it starts.
 _LEAST_MEMORY = 16 << 20
-# The caller kills a worker that is late. Should the caller be gone, the kernel does it so much later.
+# The caller kills late workers. If the caller is gone, a timer of the kernel does so this much later.
 _GRACE_SECONDS = 1.0
 _LONGEST_MESSAGE = 2000
 _WARM_UP = [
@@ -48,32 +48,37 @@ _WARM_UP = [
         r"\begin{pmatrix} 1 \\ 1 \end{pmatrix} + \begin{pmatrix} 0 \\ 1 \end{pmatrix}",
     ),
 ]
-"""The first answer of a kind costs ten times what the next one does, which no deadline should pay for."""
+"""The first comparison of each kind takes ten times as long as later ones; no deadline should include that."""
 
 
 Work = Callable[[dict[str, Any]], bytes]
-"""From a task to a report, as a line."""
+"""Maps a task to a report, serialized as a line."""
 
 
 def main(descriptor: int, root: str) -> None:
-    """Take orders from the socket `descriptor` until it closes. `root` is the folder that reval_core stands in."""
+    """Serve commands from a socket until it closes.
+
+    Args:
+        descriptor: The file descriptor of the socket.
+        root: The directory that contains reval_core.
+    """
     sys.path.insert(0, root)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the caller decides
     for alarm in (signal.SIGALRM, signal.SIGPROF):
         signal.signal(alarm, signal.SIG_DFL)
-    logging.disable(logging.CRITICAL)  # math-verify logs whatever it cannot parse
+    logging.disable(logging.CRITICAL)  # math-verify logs everything that it cannot parse
     from reval_core.verification.descendants import adopt_orphans, descendants, end_descendants, end_with_parent
 
     orders = socket.socket(fileno=descriptor)
     job = json.loads(orders.recv(1 << 16))
-    foreign = job["function"] is not None  # math-verify starts no processes
-    if foreign:
+    user_code = job["function"] is not None  # math-verify starts no processes
+    if user_code:
         adopt_orphans()
     work = _prepare(job)
-    for_all = descendants()  # what the user's module has started when it was imported
+    module_processes = descendants()  # processes that the user's module started when it was imported
     orders.send(b"ready")
     gc.collect()
-    gc.freeze()  # so that forked workers do not write to the pages they share
+    gc.freeze()  # so that forked workers do not write to shared pages
     workers: set[int] = set()
     while True:
         order, sockets, _, _ = socket.recv_fds(orders, 1 << 10, 1)
@@ -83,15 +88,17 @@ def main(descriptor: int, root: str) -> None:
         if name == "fork":
             worker = os.fork()
             if worker == 0:
-                os.setpgid(0, 0)  # what a task starts is killed with its worker
+                os.setpgid(0, 0)  # processes that a task starts are killed with its worker
                 orders.close()
                 end_with_parent()
-                if foreign:
+                if user_code:
                     adopt_orphans()
                 connection = socket.socket(fileno=sockets[0])
                 _limit(int(number))
-                _work(connection, partial(_apart, connection, work) if foreign else work, *map(float, rest))
-            with contextlib.suppress(OSError):  # the worker has done it
+                _work(
+                    connection, partial(_in_own_process, connection, work) if user_code else work, *map(float, rest)
+                )
+            with contextlib.suppress(OSError):  # the worker has already done it
                 os.setpgid(worker, worker)
             os.close(sockets[0])
             workers.add(worker)
@@ -99,8 +106,8 @@ def main(descriptor: int, root: str) -> None:
         else:
             _end(int(number))
             workers.discard(int(number))
-            if foreign:
-                end_descendants(spared={*workers, *for_all})
+            if user_code:
+                end_descendants(spared={*workers, *module_processes})
             orders.send(number.encode())
     for worker in workers:
         _end(worker)
@@ -108,7 +115,7 @@ def main(descriptor: int, root: str) -> None:
 
 
 def _end(worker: int) -> None:
-    """Kill a worker with its process group, and wait until it is gone."""
+    """Kill a worker with its process group and wait until it has ended."""
     with contextlib.suppress(OSError):
         os.killpg(worker, signal.SIGKILL)
     with contextlib.suppress(OSError):  # it may have left its group
@@ -118,14 +125,14 @@ def _end(worker: int) -> None:
 
 
 def _prepare(job: dict[str, Any]) -> Work:
-    """What answers a task of this job, with everything imported that it needs."""
+    """Import the dependencies of a job and return the function that processes its tasks."""
     from reval_core.verification.reports import write_report
 
     if job["function"] is not None:
         from reval_core.user_code import load_function
 
         function = load_function(job["function"])
-        return lambda task: _graded(function, task["values"], job["settings"])
+        return lambda task: _grade(function, task["values"], job["settings"])
     from reval_core.verification import comparison
 
     for gold, answer in _WARM_UP:
@@ -140,14 +147,14 @@ def _prepare(job: dict[str, Any]) -> Work:
 
 
 def _seed() -> None:
-    """Random numbers start anew: sympy tries some, and a verdict must not depend on what was judged before."""
+    """Reset random number generators: sympy uses them, and verdicts must not depend on earlier ones."""
     random.seed(0)
     if "sympy.core.random" in sys.modules:
         sys.modules["sympy.core.random"].seed(0)
 
 
-def _graded(function: Callable[..., Any], values: list[str], settings: dict[str, Any]) -> bytes:
-    """What a user's function makes of a response; an error if it raises or returns no number from 0 to 1."""
+def _grade(function: Callable[..., Any], values: list[str], settings: dict[str, Any]) -> bytes:
+    """The report of a user's function; an error if it raises or returns anything but a number from 0 to 1."""
     from reval_core.verification.reports import write_report
 
     _seed()
@@ -155,15 +162,15 @@ def _graded(function: Callable[..., Any], values: list[str], settings: dict[str,
         returned = function(*values, **settings)
         outcome = None if returned is None else float(returned)
         if outcome is not None and (isinstance(returned, str) or not 0 <= outcome <= 1):
-            raise ValueError(f"{returned!r} is no number from 0 to 1")
+            raise ValueError(f"{returned!r} is not a number from 0 to 1")
     except Exception as error:
         message = f"{type(error).__name__}: {error}"[:_LONGEST_MESSAGE]
         return write_report({"verdict": "error", "message": message})
     return write_report({"outcome": outcome})
 
 
-def _apart(connection: socket.socket, work: Work, task: dict[str, Any]) -> bytes:
-    """What a process that is forked for this task alone reports, once all that it has started is gone as well."""
+def _in_own_process(connection: socket.socket, work: Work, task: dict[str, Any]) -> bytes:
+    """Run a task in a forked process and return its report after all processes that it started have ended."""
     from reval_core.verification.descendants import end_descendants, end_with_parent
     from reval_core.verification.reports import LONGEST_REPORT
 
@@ -180,20 +187,20 @@ def _apart(connection: socket.socket, work: Work, task: dict[str, Any]) -> bytes
     os.close(writing)
     os.waitpid(child, 0)
     end_descendants()
-    os.set_blocking(reading, False)  # on macOS something may be left that holds the other end
+    os.set_blocking(reading, False)  # on macOS a remaining process may still hold the other end
     with open(reading, "rb", buffering=0) as pipe:
         report = pipe.read(LONGEST_REPORT) or b""
     return report if report.endswith(b"\n") else b"\n"
 
 
 def _limit(memory_mb: int) -> None:
-    """Leave this process `memory_mb` MiB of address space."""
+    """Limit the address space of this process to `memory_mb` MiB, and disable core dumps."""
     resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _work(connection: socket.socket, work: Work, timeout_seconds: float, wall_seconds: float) -> None:
-    """Do tasks from the socket until it closes."""
+    """Process tasks from the socket until it closes."""
     from reval_core.verification.reports import READY
 
     try:
@@ -201,7 +208,7 @@ def _work(connection: socket.socket, work: Work, timeout_seconds: float, wall_se
         connection.sendall(READY)
         with connection.makefile("rb") as tasks:
             for task in tasks:
-                # No thread of this process would get a turn while a big integer is computed.
+                # Kernel timers, because no other thread runs while a big integer is computed.
                 signal.setitimer(signal.ITIMER_PROF, timeout_seconds + _GRACE_SECONDS)
                 signal.setitimer(signal.ITIMER_REAL, wall_seconds + _GRACE_SECONDS)
                 report = work(json.loads(task))

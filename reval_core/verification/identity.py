@@ -1,7 +1,8 @@
-"""Whether two formulas are the same function of their variables, by exact points and enough digits.
+"""Decides whether two formulas are the same function of their variables, by evaluation at fixed points.
 
-Formulas are evaluated at a few fixed points with mpmath: two formulas that agree there to forty digits, with digits
-added for every large or small number within them, are the same. No cache, no random numbers, no hash seed.
+Formulas are evaluated at a few fixed points with mpmath. They are equal if they agree there to forty digits, with
+digits added for every large or small number within them. Results do not depend on caches, random numbers or the
+hash seed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _CERTAIN = 40
 _MOST_DIGITS = 6000
 _MOST_VARIABLES = 20
 _LARGEST_EXPONENT = 10_000_000
-# Positive, negative and beyond 1, so that roots, bars and floors tell; none is a ratio of two others.
+# Positive, negative and beyond 1, so that roots, absolute values and floors differ; none is a ratio of two others.
 _POINTS = (
     ("0.7310585786", "1.3862943611", "2.2360679775", "0.5772156649", "3.1622776602", "1.2020569032"),
     ("-0.6180339887", "2.7182818285", "-1.7320508076", "3.3598856662", "-0.2614972128", "1.4513692349"),
@@ -30,25 +31,30 @@ _POINTS = (
     ("13.0117", "17.0231", "11.0591", "19.0373", "23.0147", "29.0219"),
 )
 _MORE = ("0.9159655942", "-2.5849817596", "4.6692016091", "-1.0986122887", "31.0371")
-"""A point's further coordinates are its own last ones and these, added up."""
+"""Added repeatedly to a point's coordinates to generate more of them."""
 
 
 class Undecided(Exception):
-    """The formulas cannot be evaluated, or not to enough digits."""
+    """The formulas cannot be evaluated with enough digits."""
 
 
 @lru_cache(maxsize=1024)
 def symbols_of(term: Term) -> frozenset[str]:
-    """The variables of a formula; functions that are applied count by their names."""
+    """The names of the variables in a formula."""
     own = {term.name} if term.op == "symbol" else set()
     return frozenset(own.union(*map(symbols_of, term.parts)))
 
 
 def same_function(one: Term, other: Term, renamed: bool = False) -> bool:
-    """Whether two formulas have equal values wherever both have one.
+    """Whether two formulas have equal values wherever both are defined.
 
-    With `renamed` the only variable of one may have another name in the other. Raises Undecided where they have
-    values together at no point.
+    Args:
+        one: A formula.
+        other: A formula.
+        renamed: Whether the only variable of one may have another name in the other.
+
+    Raises:
+        Undecided: At no point are both defined, or they need too many digits.
     """
     names, others = sorted(symbols_of(one)), sorted(symbols_of(other))
     rename = {others[0]: names[0]} if renamed and len(names) == len(others) == 1 else {}
@@ -72,7 +78,11 @@ def is_zero(term: Term) -> bool:
 
 
 def proportional(one: Term, other: Term) -> int:
-    """1 or -1 where one formula is the other times a constant of that sign, else 0. Raises Undecided."""
+    """The sign of the constant c in one = c · other, or 0 if there is none.
+
+    Raises:
+        Undecided: At no point are both defined, or they need too many digits.
+    """
     ratios = []
     for point in _points(set(symbols_of(one) | symbols_of(other))):
         found = _pair(one, point, other, point)
@@ -91,7 +101,11 @@ def proportional(one: Term, other: Term) -> int:
 
 
 def number(term: Term) -> Any:
-    """The value of a formula without variables to 30 digits. Raises Undecided."""
+    """The value of a formula without variables, to 30 digits.
+
+    Raises:
+        Undecided: It cannot be evaluated.
+    """
     with mp.workdps(30):
         return _evaluate(term, {}, _Sizes())
 
@@ -115,7 +129,7 @@ def _coordinates(place: int) -> list[Any]:
 def _close(one: Any, other: Any, digits: int, noise: Any) -> bool:
     with mp.workdps(digits):
         size = max(abs(one), abs(other))
-        # Half of the digits beyond the first ones may be lost to cancellation, and no more.
+        # Up to half of the additional digits may be lost to cancellation.
         certain = _CERTAIN + (digits - _DIGITS) // 2
         return bool(size <= noise or abs(one - other) <= size * mp.mpf(10) ** -certain)
 
@@ -123,7 +137,7 @@ def _close(one: Any, other: Any, digits: int, noise: Any) -> bool:
 def _pair(
     one: Term, point: Mapping[str, Any], other: Term, other_point: Mapping[str, Any]
 ) -> tuple[Any, Any, int, Any] | None:
-    """Both values, to how many digits, and below what size a value is noise; None where one has no value."""
+    """Both values, their number of digits, and the size below which values are noise; None if one is undefined."""
     sizes = _Sizes()
     try:
         with mp.workdps(30):
@@ -140,7 +154,7 @@ def _pair(
 
 
 class _Sizes:
-    """The largest power of ten, or of a tenth, among the numbers within a formula."""
+    """The largest absolute decimal exponent among the numbers within a formula."""
 
     def __init__(self) -> None:
         self.largest = 0
@@ -174,7 +188,7 @@ def _value(term: Term, point: Mapping[str, Any], sizes: _Sizes) -> Any:
     if term.op == "power" and values[0] and mp.im(values[0]) == 0 and values[0] < 0:
         degree = _odd_degree(term.parts[1])
         if degree:
-            # As the root is: x^{2/3} is the square of a real root of x.
+            # Consistent with roots: x^{2/3} is the square of the real cube root of x.
             return _root(values[0], degree) ** int(mp.nint(values[1] * degree))
     rule = _RULES.get(term.op)
     if rule is None:
@@ -183,7 +197,7 @@ def _value(term: Term, point: Mapping[str, Any], sizes: _Sizes) -> Any:
 
 
 def _odd_degree(exponent: Term) -> int:
-    """The denominator of an exponent such as 2/3 or -1/5, where it is odd; else 0."""
+    """The denominator of an exponent such as 2/3 or -1/5 if it is odd, otherwise 0."""
     while exponent.op in ("neg", "group"):
         exponent = exponent.parts[0]
     if exponent.op != "frac" or any(part.op != "number" or part.name != "integer" for part in exponent.parts):
@@ -228,7 +242,7 @@ def _call(name: str, values: Sequence[Any]) -> Any:
         return mp.mpf(getattr(math, name)(*whole))
     if len(values) != 1:
         raise Undecided
-    # A function that is only named: some smooth function of its own.
+    # An undefined function is replaced by a smooth function that depends on its name.
     return mp.sin(values[0] * (3 + sum(map(ord, name))) / 100) + mp.mpf(sum(map(ord, name))) / 7
 
 
@@ -247,7 +261,7 @@ def _natural(value: Any) -> Any:
 def _whole(value: Any, rounding: Callable[[Any], Any]) -> Any:
     if mp.im(value):
         raise Undecided
-    # A value that is whole but for its last digits is whole.
+    # A value that differs from an integer only in its last digits counts as that integer.
     nearest = mp.nint(mp.re(value))
     return nearest if abs(mp.re(value) - nearest) < mp.mpf(10) ** -25 else rounding(mp.re(value))
 

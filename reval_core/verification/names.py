@@ -1,4 +1,4 @@
-"""Words and names: what an answer calls its value, and answers that are words."""
+"""Compares the names that answers give to values, and answers that consist of words."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _SHOUTED = words_of("yes no true false odd even none neither both all never alwa
 
 
 def same_name(one: str, other: str) -> bool:
-    """Whether two names are the same; ``y`` and ``f(x)`` both name a function's value."""
+    """Whether two names are equivalent; ``y`` and ``f(x)`` both name the value of a function."""
     return one == other or (is_function_value(one) and is_function_value(other))
 
 
 def leaves_out_its_variable(gold: Reading, answer: Reading) -> bool:
-    """Whether only the gold's value depends on the variable of its name: ``f(x) = 2x`` and ``f(x) = 2t``."""
+    """Whether only the gold's value uses the variable in its name, as for ``f(x) = 2x`` and ``f(x) = 2t``."""
     for one in (gold, answer):
         if one.kind != "assignment" or not is_function_value(one.name) or one.parts[-1].term is None:
             return False
@@ -39,7 +39,7 @@ def is_function_value(name: str) -> bool:
 
 
 def same_words(one: str, other: str) -> bool:
-    """Whether words are the same; case does not count in words, but in names such as ``GMm``."""
+    """Whether two texts have the same words. Case is ignored in words, but not in names such as ``GMm``."""
     pieces = [_plain_words(text) for text in (one, other)]
     if pieces[0] == pieces[1]:
         return True
@@ -65,7 +65,7 @@ def _plain_words(text: str) -> list[str]:
 
 
 def names_differ(gold: Reading, answer: Reading) -> bool:
-    """Whether one list names its members by different letters, and the other does not name them."""
+    """Whether one list names its members with different letters and the other does not name them."""
     for one, other in ((gold, answer), (answer, gold)):
         if all(part.kind == "assignment" for part in one.parts) and not any(
             part.kind == "assignment" for part in other.parts

@@ -1,4 +1,4 @@
-"""Tasks for worker processes, each with a deadline, and none at the cost of the others."""
+"""A pool of worker processes in which each task has its own deadline and cannot affect other tasks."""
 
 from __future__ import annotations
 
@@ -12,152 +12,152 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from reval_core.verification.workers import ForkServer, VerifierUnavailable, Worker
 
-_STARTS_BEFORE_GIVING_UP = 3
-# sympy's caches grow by about 5 KB a task; a worker is renewed before they matter.
+_MAX_FAILED_STARTS = 3
+# sympy's caches grow by about 5 KB per task; workers are replaced before that matters.
 _TASKS_PER_WORKER = 5000
-_LOOK_AGAIN_SECONDS = 0.1
-# A step may start the process that workers are forked from and end all workers.
+_POLL_SECONDS = 0.1
+# A step may start the fork server and end all workers.
 _CLOSE_SECONDS = 600.0
 
 
 class Task(Protocol):
-    """A piece of work. Equal tasks are the same work."""
+    """A unit of work. Equal tasks are done once."""
 
     def message(self) -> dict[str, Any]:
-        """What a worker is told, as JSON takes it."""
+        """The message to a worker; serializable as JSON."""
         ...
 
     def __hash__(self) -> int: ...
 
 
 AnyTask = TypeVar("AnyTask", bound=Task)
-Found = tuple[AnyTask, dict[str, Any], float]
-"""A task, what its worker reported, and the milliseconds that it took."""
+TaskResult = tuple[AnyTask, dict[str, Any], float]
+"""A task, its worker's report, and its wall time in milliseconds."""
 
 
 class _Call(Generic[AnyTask]):
-    """One `run`: its tasks without a report, those of them that no worker has, and reports not yet taken."""
+    """One call of `run`: its unfinished tasks, those that are not assigned, and results not yet consumed."""
 
     def __init__(self, tasks: Sequence[AnyTask]) -> None:
         self.open = dict.fromkeys(tasks)
         self.waiting = deque(self.open)
-        self.found: deque[Found[AnyTask]] = deque()
-        self.listens = False
-        """Whether its caller waits for a report now. Nothing is handed out for one that does not."""
-        self.over = False
-        """Whether it was given up, or the pool was closed."""
+        self.results: deque[TaskResult[AnyTask]] = deque()
+        self.is_waiting = False
+        """Whether its caller is waiting for a result now. Tasks are only assigned for callers that wait."""
+        self.closed = False
+        """Whether it was abandoned or the pool was closed."""
 
-    def wait_again(self) -> None:
-        """The workers are gone: whatever has no report needs another."""
+    def requeue(self) -> None:
+        """Queue all unfinished tasks again, after the workers have been stopped."""
         self.waiting = deque(self.open)
 
 
 @dataclass(frozen=True)
-class _Errand(Generic[AnyTask]):
-    """What a worker is busy with: a task, and the call that asked for it."""
+class _Assignment(Generic[AnyTask]):
+    """What a worker is busy with: a task and the call that it belongs to."""
 
     call: _Call[AnyTask]
     task: AnyTask
 
 
 class Pool(Generic[AnyTask]):
-    """Worker processes that are started at the first task and kept warm.
+    """Worker processes that are started with the first task and kept alive.
 
-    Calls from several threads share the workers: one of the threads that wait leads, which means that it does the
-    pool's work for all of them, one step at a time. Between two reports a call holds nothing that others wait for.
-    A process that is forked from this one starts workers of its own.
+    Calls from several threads share the workers. One of the waiting threads is the leader: it does the pool's work
+    for all of them, one step at a time. Between two results a call holds no lock or worker that others wait for. A
+    process that is forked from this one starts workers of its own.
 
     Args:
-        job: what the workers are for (see `reval_core.verification.forkserver`).
-        workers: how many work at a time.
-        timeout_seconds: for one task, from the moment an idle worker is handed it (see `crew.Worker.late`).
-        memory_mb: address space of a worker in MiB.
+        job: The job of the workers (see `reval_core.verification.forkserver`).
+        workers: The maximum number of workers.
+        timeout_seconds: The deadline of a task, from the moment it is assigned to a worker (see `Worker.late`).
+        memory_mb: The address-space limit of a worker in MiB.
     """
 
     def __init__(self, job: dict[str, Any], workers: int, timeout_seconds: float, memory_mb: int) -> None:
         self._job = job
-        self._workers = workers
+        self._max_workers = workers
         self._timeout_seconds = timeout_seconds
         self._memory_mb = memory_mb
         self._begin()
 
     def _begin(self) -> None:
         self._owner = os.getpid()
-        # Reentrant: the garbage collector may end a forgotten call while its thread holds this for another.
+        # Reentrant: the garbage collector may finalize an abandoned call while its thread holds the lock.
         self._condition = threading.Condition(threading.RLock())
         self._leader: _Call[AnyTask] | None = None
         self._calls: list[_Call[AnyTask]] = []
         self._fork_server: ForkServer | None = None
-        self._crew: list[Worker[_Errand[AnyTask]]] = []
+        self._workers: list[Worker[_Assignment[AnyTask]]] = []
         self._failed_starts = 0
 
-    def run(self, tasks: Sequence[AnyTask]) -> Generator[Found[AnyTask], None, None]:
-        """Each task with what its worker reported and the milliseconds that it took, as they are done.
+    def run(self, tasks: Sequence[AnyTask]) -> Generator[TaskResult[AnyTask], None, None]:
+        """Yield the result of each task as it finishes.
 
-        A task that runs late is reported with the verdict ``timeout``. One that kills its worker, or whose worker
-        sends anything that is no report, is reported with ``error``.
+        A task that exceeds its deadline is reported with the verdict ``timeout``. A task that kills its worker, or
+        whose worker sends an invalid report, is reported with ``error``.
 
         Raises:
-            VerifierUnavailable: workers do not start, or the pool is closed meanwhile.
+            VerifierUnavailable: Workers cannot be started, or the pool was closed meanwhile.
         """
-        self._leave_to_parent()
+        self._detach_after_fork()
         call = _Call(tasks)
         self._calls.append(call)
         try:
-            while call.open or call.found:
+            while call.open or call.results:
                 yield self._next(call)
         finally:
             self._withdraw(call)
 
     def close(self) -> None:
-        """End the workers and wait until they are gone. A later `run` would start new ones.
+        """Stop the workers and wait until they have ended. A later `run` starts new ones.
 
-        Calls that wait in other threads raise VerifierUnavailable.
+        Calls that are waiting in other threads raise VerifierUnavailable.
         """
-        self._leave_to_parent()
+        self._detach_after_fork()
         with self._condition:
             for call in self._calls:
-                call.over = True
+                call.closed = True
             self._condition.wait_for(lambda: self._leader is None, _CLOSE_SECONDS)
-            self._disband()
+            self._stop_workers()
 
-    def _leave_to_parent(self) -> None:
-        """In a forked process: forget the workers and the calls, which are the other process's."""
+    def _detach_after_fork(self) -> None:
+        """In a forked process, drop the workers and the calls, which belong to the parent process."""
         if self._owner != os.getpid():
             for call in self._calls:
-                call.over = True
-            for worker in self._crew:
+                call.closed = True
+            for worker in self._workers:
                 worker.connection.close()
             if self._fork_server:
                 self._fork_server.abandon()
             self._begin()
 
-    def _next(self, call: _Call[AnyTask]) -> Found[AnyTask]:
-        """Wait for the next report on a task of this call."""
-        self._leave_to_parent()
-        call.listens = True
+    def _next(self, call: _Call[AnyTask]) -> TaskResult[AnyTask]:
+        """Wait for the next result of this call."""
+        self._detach_after_fork()
+        call.is_waiting = True
         try:
-            while not call.found:
-                if call.over:
-                    raise VerifierUnavailable("the verifier was closed before everything was judged")
-                self._lead(call)
+            while not call.results:
+                if call.closed:
+                    raise VerifierUnavailable("the verifier was closed before all responses were judged")
+                self._lead_or_wait(call)
         finally:
-            call.listens = False
-        return call.found.popleft()
+            call.is_waiting = False
+        return call.results.popleft()
 
-    def _lead(self, call: _Call[AnyTask]) -> None:
-        """Do one step of the pool's work; while another thread does, wait for what comes of it."""
+    def _lead_or_wait(self, call: _Call[AnyTask]) -> None:
+        """Do one step of the pool's work, or wait for the thread that is doing it."""
         try:
             with self._condition:
                 if self._leader is None:
                     self._leader = call
                 else:
-                    self._condition.wait(_LOOK_AGAIN_SECONDS)
+                    self._condition.wait(_POLL_SECONDS)
             if self._leader is call:
                 self._step()
         except BaseException:
-            if self._leader is call:  # interrupted anywhere: no worker's state is known
-                self._disband()
+            if self._leader is call:  # interrupted at an arbitrary point: the workers' state is unknown
+                self._stop_workers()
             raise
         finally:
             with self._condition:
@@ -166,102 +166,102 @@ class Pool(Generic[AnyTask]):
                     self._condition.notify_all()
 
     def _withdraw(self, call: _Call[AnyTask]) -> None:
-        """Forget a call that has ended. Workers that are busy for it end now, or in the leader's next step."""
-        self._leave_to_parent()
-        call.over = True
+        """Remove a call that has ended. Workers that are busy with it end now or in the leader's next step."""
+        self._detach_after_fork()
+        call.closed = True
         with self._condition:
             if call in self._calls:
                 self._calls.remove(call)
             if self._leader is None:
                 self._end_abandoned()
 
-    def _disband(self) -> None:
+    def _stop_workers(self) -> None:
         fork_server, self._fork_server = self._fork_server, None
-        crew, self._crew = self._crew, []
-        for worker in crew:
+        abandoned, self._workers = self._workers, []
+        for worker in abandoned:
             worker.connection.close()
         for call in self._calls:
-            call.wait_again()
+            call.requeue()
         if fork_server:
             fork_server.close()
 
     def _step(self) -> None:
-        """Hand out what waits, then see to the workers that have reported, have died or are late."""
+        """Assign queued tasks, then handle workers that have reported, have died or are late."""
         self._end_abandoned()
-        waiting = [call for call in list(self._calls) if call.listens and call.waiting and not call.over]
-        self._staff(sum(len(call.waiting) for call in waiting))
-        self._hand_out(waiting)
+        waiting = [call for call in list(self._calls) if call.is_waiting and call.waiting and not call.closed]
+        self._start_workers(sum(len(call.waiting) for call in waiting))
+        self._assign_tasks(waiting)
         self._collect()
 
     def _end_abandoned(self) -> None:
-        for worker in list(self._crew):
-            if worker.task is not None and worker.task.call.over:
-                self._dismiss(worker)
+        for worker in list(self._workers):
+            if worker.task is not None and worker.task.call.closed:
+                self._remove(worker)
 
-    def _staff(self, waiting: int) -> None:
-        """Start workers, as many as have something to do."""
-        busy = sum(worker.task is not None for worker in self._crew)
-        for _ in range(min(self._workers, busy + waiting) - len(self._crew)):
+    def _start_workers(self, waiting: int) -> None:
+        """Start as many workers as there is work for, up to the limit."""
+        busy = sum(worker.task is not None for worker in self._workers)
+        for _ in range(min(self._max_workers, busy + waiting) - len(self._workers)):
             if self._fork_server is None:
                 self._fork_server = ForkServer(self._job, self._memory_mb, self._timeout_seconds)
             try:
-                self._crew.append(Worker(self._fork_server, self._timeout_seconds))
-            except OSError:  # someone has killed it
+                self._workers.append(Worker(self._fork_server, self._timeout_seconds))
+            except OSError:  # the fork server was killed
                 self._fork_server.close()
                 self._fork_server = None
-                self._note_start(failed=True)
+                self._record_start(failed=True)
 
-    def _hand_out(self, waiting: Sequence[_Call[AnyTask]]) -> None:
-        """Give every idle worker a task, of the call that has the fewest workers."""
-        for worker in list(self._crew):
+    def _assign_tasks(self, waiting: Sequence[_Call[AnyTask]]) -> None:
+        """Assign a task to every idle worker, from the call with the fewest workers."""
+        for worker in list(self._workers):
             calls = [call for call in waiting if call.waiting]
             if calls and worker.ready and worker.task is None:
                 call = min(calls, key=self._workers_of)
                 task = call.waiting[0]
                 try:
-                    worker.take(_Errand(call, task), task.message())
-                except OSError:  # it died idle: no task is to blame
-                    self._dismiss(worker)
+                    worker.assign(_Assignment(call, task), task.message())
+                except OSError:  # it died while idle: no task is the cause
+                    self._remove(worker)
                 else:
                     call.waiting.popleft()
 
     def _workers_of(self, call: _Call[AnyTask]) -> int:
-        return sum(worker.task is not None and worker.task.call is call for worker in self._crew)
+        return sum(worker.task is not None and worker.task.call is call for worker in self._workers)
 
     def _collect(self) -> None:
-        """Wait a moment for reports, and note what became of each task that has ended."""
-        if not self._crew:
+        """Wait briefly for reports and record the result of each task that has finished."""
+        if not self._workers:
             return
-        patience = min(_LOOK_AGAIN_SECONDS, *(worker.patience for worker in self._crew))
-        reporting = wait([worker.connection for worker in self._crew], patience)
-        for worker in list(self._crew):
+        timeout = min(_POLL_SECONDS, *(worker.seconds_until_late for worker in self._workers))
+        reporting = wait([worker.connection for worker in self._workers], timeout)
+        for worker in list(self._workers):
             report = worker.report() if worker.connection in reporting else None
             if report is None and worker.late:
                 report = worker.report() or {"verdict": "timeout"}
             if report is not None:
-                self._note(worker, report)
+                self._record(worker, report)
 
-    def _note(self, worker: Worker[_Errand[AnyTask]], report: dict[str, Any]) -> None:
-        errand, milliseconds = worker.task, worker.milliseconds
+    def _record(self, worker: Worker[_Assignment[AnyTask]], report: dict[str, Any]) -> None:
+        assignment, milliseconds = worker.task, worker.milliseconds
         ended = report.get("verdict") in ("timeout", "error") and "message" not in report
         if not worker.ready:
-            self._note_start(failed=ended)
-        worker.rest()
-        if ended or worker.done >= _TASKS_PER_WORKER:
-            self._dismiss(worker)
-        if errand is not None and errand.task in errand.call.open:
-            errand.call.found.append((errand.task, report, milliseconds))
-            del errand.call.open[errand.task]
+            self._record_start(failed=ended)
+        worker.become_idle()
+        if ended or worker.tasks_done >= _TASKS_PER_WORKER:
+            self._remove(worker)
+        if assignment is not None and assignment.task in assignment.call.open:
+            assignment.call.results.append((assignment.task, report, milliseconds))
+            del assignment.call.open[assignment.task]
 
-    def _note_start(self, failed: bool) -> None:
+    def _record_start(self, failed: bool) -> None:
         self._failed_starts = self._failed_starts + 1 if failed else 0
-        if self._failed_starts == _STARTS_BEFORE_GIVING_UP:
+        if self._failed_starts == _MAX_FAILED_STARTS:
             self._failed_starts = 0
             raise VerifierUnavailable(
-                f"{_STARTS_BEFORE_GIVING_UP} verification workers in a row died or were not ready in time; "
+                f"{_MAX_FAILED_STARTS} consecutive verification workers died or were not ready in time; "
                 "raise memory_mb"
             )
 
-    def _dismiss(self, worker: Worker[_Errand[AnyTask]]) -> None:
-        self._crew.remove(worker)
+    def _remove(self, worker: Worker[_Assignment[AnyTask]]) -> None:
+        self._workers.remove(worker)
         worker.end()

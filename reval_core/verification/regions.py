@@ -1,4 +1,4 @@
-"""Sets of real numbers: intervals, unions, inequalities of one variable. Equal where no number tells them apart."""
+"""Compares sets of real numbers: intervals, unions and inequalities of one variable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SIDES = {"<", ">", r"\le", r"\ge", r"\ne", "="}
 
 
 class Place(NamedTuple):
-    """A number, or the gap after it (`after`) up to the next one."""
+    """A number, or with `after` the open interval between it and the next number."""
 
     value: Fraction | float
     exact: Constant | None
@@ -22,7 +22,7 @@ class Place(NamedTuple):
 
 
 class Region(NamedTuple):
-    """The ends of its intervals, and whether a place belongs to it."""
+    """A set of numbers: the endpoints of its intervals and a membership test."""
 
     ends: frozenset[Constant]
     holds: Callable[[Place], bool]
@@ -30,7 +30,7 @@ class Region(NamedTuple):
 
 
 def region_of(reading: Reading) -> Region | None:
-    """The numbers that are described; None where ends are no numbers."""
+    """The set of numbers that a reading describes; None if it is not a set with numbers as endpoints."""
     if reading.kind == "assignment" and reading.name in (r"\in", r"\notin"):
         inner = region_of(reading.parts[-1])
         if inner is None:
@@ -54,7 +54,7 @@ def region_of(reading: Reading) -> Region | None:
 
 
 def same_region(one: Region, other: Region) -> bool:
-    """Whether every number belongs to both or to neither."""
+    """Whether every number belongs to both sets or to neither."""
     if one.variable and other.variable and one.variable != other.variable:
         return False
     ends = sorted(one.ends | other.ends, key=_order)
@@ -144,7 +144,7 @@ def _combined(union: Reading) -> Region | None:
 
 
 def _inequality(relation: Reading) -> Region | None:
-    """``x > 5`` and ``-2 \\le x < 7``, with one name beside numbers."""
+    """The set of an inequality of one variable: ``x > 5``, ``-2 \\le x < 7``."""
     signs = relation.name.split()
     if not set(signs) <= _SIDES or len(signs) > 2 or signs == ["="]:
         return None
@@ -156,7 +156,7 @@ def _inequality(relation: Reading) -> Region | None:
     for place, sign in enumerate(signs):
         left, right = relation.parts[place], relation.parts[place + 1]
         limit = _limit(right if place == names[0] else left)
-        assert limit is not None, "only one side is a name"
+        assert limit is not None, "only one side is a variable"
         above = (sign in (">", r"\ge")) == (place == names[0])
         if sign == r"\ne":
             if isinstance(limit, float):

@@ -1,6 +1,6 @@
-"""What workers say: one line of JSON for each task.
+"""The reports of workers: one line of JSON per task.
 
-A process that runs a user's function may write anything, so nothing in a line is taken for granted.
+A process that runs a user's function may write anything, so every line is validated.
 """
 
 from __future__ import annotations
@@ -13,15 +13,21 @@ LONGEST_REPORT = 1 << 16
 
 
 def write_report(report: dict[str, Any]) -> bytes:
-    """A report as a line."""
+    """Serialize a report as a line."""
     return json.dumps(report).encode() + b"\n"
 
 
 def read_report(line: bytes, graded: bool) -> dict[str, Any] | None:
-    """The report that a line holds, or None if it is not one. `graded` tells those of a user's function.
+    """Parse and validate a report.
 
-    It is a verdict (``correct`` or ``wrong``), or of a user's function the ``outcome``, a number from 0 to 1
-    or None, or the verdict ``error`` with the ``message`` that says why.
+    Args:
+        line: The line that a worker has sent.
+        graded: Whether the worker runs a user's function.
+
+    Returns:
+        The report, or None if the line is invalid. A report has a ``verdict`` (``correct`` or ``wrong``). That of
+        a user's function has an ``outcome``, a number from 0 to 1 or None, or the verdict ``error`` with a
+        ``message``.
     """
     if not line.endswith(b"\n"):
         return None

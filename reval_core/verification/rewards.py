@@ -1,4 +1,4 @@
-"""From verdicts to rewards: r(τ) for the value objectives, and the group-normalised advantage for GRPO."""
+"""Maps verdicts to rewards r(τ) for the value-based objectives and to group-normalised advantages for GRPO."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ _EPSILON = 1e-6
 
 
 def outcomes(judgements: Sequence[Judgement], settings: Reward) -> np.ndarray:
-    """1 for correct, 0 for wrong, NaN for a response that must teach nothing or was not judged. [B]
+    """The outcomes of responses, from which rewards follow.
 
-    Where a user's function has judged, it is the number that it gave. A timeout or an error says nothing about the
-    answer, so it is not a wrong one.
+    Args:
+        judgements: The judgements of B responses.
+        settings: The reward section of the config.
+
+    Returns:
+        [B]: 1 for correct, 0 for wrong, or the number that a user's function returned. NaN for responses that were
+        not judged or are excluded from learning; a timeout or an error says nothing about the answer.
     """
     values = {
         "correct": 1.0,
@@ -31,21 +36,27 @@ def outcomes(judgements: Sequence[Judgement], settings: Reward) -> np.ndarray:
 
 
 def overlong_penalties(lengths: Sequence[int], settings: Overlong, max_tokens: int) -> np.ndarray:
-    """DAPO's soft overlong penalty of responses of these lengths in tokens (Eq. 13 of arXiv 2503.14476). [B]
+    """DAPO's soft overlong penalty (Eq. 13 of arXiv 2503.14476).
 
-    0 up to max_tokens − buffer, then linear down to −penalty at max_tokens.
+    Args:
+        lengths: The lengths of B responses in tokens.
+        settings: The overlong section of the config.
+        max_tokens: The maximum length of a response in tokens.
+
+    Returns:
+        [B]: 0 up to max_tokens − buffer, then decreasing linearly to −penalty at max_tokens.
     """
     over = np.asarray(lengths, dtype=float) - (max_tokens - settings.buffer)
     return 0.0 - settings.penalty * np.clip(over / settings.buffer, 0.0, 1.0)
 
 
 def penalised(outcome: np.ndarray, penalty: np.ndarray, settings: Reward) -> np.ndarray:
-    """The outcomes from which rewards follow that are `penalty` lower, whatever their kind. [B]"""
+    """The outcomes [B] with `penalty` (≤ 0) applied, scaled so that rewards of any kind change by exactly that."""
     return outcome + (penalty / 2 if settings.kind == "signed" else penalty)
 
 
 def without_signal(outcome: np.ndarray, groups: Sequence[str]) -> np.ndarray:
-    """Whether a response is of a group whose known outcomes are all equal, or that has none. [B] bool"""
+    """Whether the known outcomes of a response's group are all equal, or there are none. [B] bool"""
     names, group = np.unique(np.array(groups), return_inverse=True)
     least, most = np.full(len(names), np.inf), np.full(len(names), -np.inf)
     np.fmin.at(least, group, outcome)
@@ -54,7 +65,13 @@ def without_signal(outcome: np.ndarray, groups: Sequence[str]) -> np.ndarray:
 
 
 def rewards(outcome: np.ndarray, groups: Sequence[str], settings: Reward) -> np.ndarray:
-    """r(τ) [B]; NaN where the outcome is. Responses to one prompt have the same name in `groups`."""
+    """The rewards r(τ) [B]; NaN where the outcome is NaN.
+
+    Args:
+        outcome: The outcomes [B].
+        groups: The name of each response's group; responses to the same prompt form a group.
+        settings: The reward section of the config.
+    """
     if settings.kind == "signed":
         return 2 * outcome - 1
     if settings.kind == "centred":
@@ -64,18 +81,18 @@ def rewards(outcome: np.ndarray, groups: Sequence[str], settings: Reward) -> np.
 
 
 def advantages(outcome: np.ndarray, groups: Sequence[str]) -> np.ndarray:
-    """(r − mean) / (deviation + 1e-6) within each group [B]; NaN where the outcome is.
+    """The advantages (r − mean) / (standard deviation + 1e-6) within each group [B]; NaN where the outcome is NaN.
 
-    A group of which one response was asked for has mean 0 and deviation 1, as in verl: its advantage is the outcome
-    itself. Where more were asked for and only one was judged, there is nothing to compare it with, and it is 0.
+    For a group of size 1 the mean is 0 and the standard deviation 1, as in verl, so its advantage is the outcome.
+    If only one response of a larger group was judged, there is no baseline and its advantage is 0.
     """
-    mean, deviation, asked = _group_statistics(outcome, groups)
+    mean, deviation, size = _group_statistics(outcome, groups)
     normalised = (outcome - mean) / (deviation + _EPSILON)
-    return np.where(asked == 1, outcome, normalised)
+    return np.where(size == 1, outcome, normalised)
 
 
 def _group_statistics(outcome: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each response's group, the mean and the deviation (n − 1) without NaN, and the size with it. [B] each."""
+    """The mean and deviation (n − 1) of each response's group, ignoring NaN, and its size. [B] each."""
     names, group = np.unique(np.array(groups), return_inverse=True)
     judged = ~np.isnan(outcome)
     values = np.where(judged, outcome, 0.0)

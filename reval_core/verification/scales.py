@@ -1,4 +1,4 @@
-"""What numbers in different units are multiplied with before they are compared, and rounding."""
+"""Scale factors of numbers in different units, and rounding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PERCENT = (("percent", 1),)
 
 
 def scales(gold: Reading, answer: Reading, lenient: bool) -> list[tuple[Constant, Constant]]:
-    """What both values are to be multiplied with before they are compared; none where their units differ."""
+    """The pairs of factors to multiply gold and answer with before comparing them; empty if the units differ."""
     one = Constant(Fraction(1))
     kinds = [side.measure.kinds if side.measure else () for side in (gold, answer)]
     if sorted(kinds) == [_DEGREE, _RADIAN]:
@@ -63,7 +63,7 @@ def is_decimal(term: Term) -> bool:
 
 
 def rounds_to(one: Constant, other: Constant) -> bool:
-    """Whether two numbers are equal to six decimals and, if they are small, to four digits."""
+    """Whether two nonzero numbers are equal to six decimals and, if they are small, to four digits."""
     try:
         values = [float(one), float(other)]
     except OverflowError:

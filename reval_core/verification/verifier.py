@@ -1,9 +1,9 @@
-r"""Judge responses: find the answer, then compare it with the gold in processes that can be killed.
+r"""Judges responses: extracts the answer, then compares it with the gold in processes that can be killed.
 
-Answers come from a policy in training, and comparing them is computer algebra: ``\binom{10000000}{5000000}``
-runs for minutes and holds the interpreter lock, so that no thread or signal handler can stop it. Every comparison
-therefore happens in a worker process with an address-space limit and a deadline that this process keeps. A worker
-that is late is killed and replaced, and costs one verdict.
+Answers come from a policy in training, and comparing them can require computer algebra:
+``\binom{10000000}{5000000}`` runs for minutes and holds the interpreter lock, so that no thread or signal handler
+can stop it. Every such comparison therefore runs in a worker process with an address-space limit and a deadline
+that this process enforces. A worker that exceeds it is killed and replaced, at the cost of a single verdict.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from reval_core.verification.claims import (
 )
 from reval_core.verification.pool import Pool
 
-# For cache keys: the rules here and in `extraction` and `answers` (raise the number with them), and what decides
-# equality.
+# Part of cache keys. The number is incremented with each change of the rules here and in `reval_core.answers`; the
+# libraries decide equality.
 VERIFIER_VERSION = " ".join(
     ["4", *(f"{name}-{version(name)}" for name in ("math-verify", "latex2sympy2_extended", "sympy"))]
 )
 
 
 class Verifier:
-    """Judges claims with a pool of worker processes, started at the first claim that needs one and kept warm.
+    """Judges claims with a pool of worker processes that start with the first claim that needs one.
 
-    Safe to use from any thread or process; calls from several threads share the workers. Close it, or use it
-    as a context manager, to end the workers; they end by themselves when this process dies, however it dies.
+    Safe to use from any thread or process; calls from several threads share the workers. Close it, or use it as a
+    context manager, to stop the workers. They also end when this process dies, for any reason.
 
     Args:
-        workers: how many comparisons at a time.
-        timeout_seconds: processor time for one comparison; for a user's function also the time that it sleeps or
-            waits for others. Thirty times as much by the clock is too late as well.
-        memory_mb: address space of a worker in MiB, its own 60 included.
-        mode: ``strict``, what training pays for, or ``lenient``, for grading responses of others.
-        methods: how answers are extracted, in order (see `answers.extraction.extract`); the mode's if not given.
-        function: `package.module:function`, which judges in place of all that; it runs in the workers.
-        settings: what the function is given by name.
+        workers: The maximum number of concurrent comparisons.
+        timeout_seconds: The limit of processor time per comparison; for a user's function it includes time spent
+            sleeping or waiting for other processes. Wall time is limited to thirty times as much.
+        memory_mb: The address-space limit of a worker in MiB, including about 60 MiB of its own.
+        mode: ``strict``, for training rewards, or ``lenient``, for grading responses of other models.
+        methods: The extraction methods in order (see `answers.extraction.extract`); by default those of the mode.
+        function: A function `package.module:function` that judges responses instead. It runs in the workers.
+        settings: Keyword arguments of the function.
     """
 
     def __init__(
@@ -68,24 +68,27 @@ class Verifier:
         )
 
     def judge(self, claims: Sequence[Claim]) -> list[Judgement]:
-        """One judgement a claim, in order.
+        """Judge claims.
 
-        A claim whose comparison runs late or kills its worker is judged ``timeout`` or ``error``; the other
-        claims are not touched by it.
+        A claim whose comparison exceeds its deadline or kills its worker is judged ``timeout`` or ``error``. Other
+        claims are not affected.
+
+        Returns:
+            One judgement per claim, in order.
 
         Raises:
-            VerifierUnavailable: workers do not start, or the verifier is closed meanwhile.
+            VerifierUnavailable: Workers cannot be started, or the verifier was closed meanwhile.
         """
         return list(self.judge_each(claims))
 
     def judge_each(self, claims: Sequence[Claim]) -> Generator[Judgement, None, None]:
-        """The judgements in order, each as soon as it and those before it are known."""
-        looks = [self._look(claim) for claim in claims]
-        # A policy repeats itself: one hostile answer given 500 times must cost one deadline, not 500.
-        tasks = dict.fromkeys(found for _, found in looks if not isinstance(found, str))
+        """Like `judge`, but yield each judgement as soon as it and all earlier ones are known."""
+        decisions = [self._decide(claim) for claim in claims]
+        # Policies repeat themselves: a hostile answer that occurs 500 times must cost one deadline, not 500.
+        tasks = dict.fromkeys(found for _, found in decisions if not isinstance(found, str))
         known: dict[Comparison | Grading, Judgement] = {}
         with closing(self._pool.run(list(tasks))) as results:
-            for answer, found in looks:
+            for answer, found in decisions:
                 if isinstance(found, str):
                     yield Judgement(found, answer, 0.0)
                     continue
@@ -94,8 +97,8 @@ class Verifier:
                     known[task] = _judgement(report, milliseconds)
                 yield replace(known[found], extracted=answer)
 
-    def _look(self, claim: Claim) -> tuple[str | None, Verdict | Comparison | Grading]:
-        """The answer that a claim states, and the verdict at sight or the work that finds it."""
+    def _decide(self, claim: Claim) -> tuple[str | None, Verdict | Comparison | Grading]:
+        """The answer that a claim states, and its verdict or the task that determines it."""
         if not self._graded:
             answer = extracted_answer(claim, self._methods)
             return answer, verdict_at_sight(claim, answer, self._lenient)
@@ -104,7 +107,7 @@ class Verifier:
         return None, Grading(claim.problem, claim.gold, claim.response)
 
     def close(self) -> None:
-        """End the workers and wait until they are gone. A later `judge` would start new ones."""
+        """Stop the workers and wait until they have ended. A later `judge` starts new ones."""
         self._pool.close()
 
     def __enter__(self) -> Self:
@@ -115,7 +118,7 @@ class Verifier:
 
 
 def _judgement(report: dict[str, Any], milliseconds: float) -> Judgement:
-    """What a worker's report says: a verdict, or what a user's function has returned."""
+    """The judgement from a worker's report: a verdict, or the value that a user's function returned."""
     if "verdict" in report:
         return Judgement(report["verdict"], None, milliseconds)
     outcome = report["outcome"]

@@ -47,7 +47,7 @@ def verifier() -> Iterator[Verifier]:
 
 
 def worker_of(verifier: Verifier) -> int:
-    (worker,) = verifier._pool._crew
+    (worker,) = verifier._pool._workers
     return worker._process
 
 
@@ -161,7 +161,7 @@ def test_a_worker_that_gets_no_processor_is_not_late() -> None:
         worker = worker_of(verifier)
         os.kill(worker, signal.SIGSTOP)
         thread = in_thread(lambda: found.extend(one.verdict for one in verifier.judge(sums(0, 1))))
-        wait_until(lambda: (verifier._pool._crew or [None])[0].milliseconds > 600)  # type: ignore[union-attr]
+        wait_until(lambda: (verifier._pool._workers or [None])[0].milliseconds > 600)  # type: ignore[union-attr]
         os.kill(worker, signal.SIGCONT)
         thread.join()
     assert found == ["correct"]
