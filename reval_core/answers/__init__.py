@@ -1,6 +1,6 @@
-r"""Answers as text: the form in which they are compared, and what is written in them. No computer algebra.
+r"""Extraction, normalization and parsing of answers as text, without computer algebra.
 
-`reval_core.answers.extraction` finds answers; whether two mean the same is for `reval_core.verification`.
+`reval_core.answers.extraction` finds answers in responses; `reval_core.verification` compares them.
 """
 
 from reval_core.answers.text import alternatives, as_choice, as_integer, tidy

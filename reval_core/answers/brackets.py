@@ -1,4 +1,4 @@
-"""Lists of tokens: what stands outside their brackets, where they are parted, and their LaTeX."""
+"""Operations on lists of tokens: nesting of brackets, splitting, and conversion back to LaTeX."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONJUNCTIONS = frozenset(["and", "or"])
 
 
 def depth_of(signs: Sequence[Token]) -> int:
-    """How deep brackets are nested."""
+    """The maximum nesting depth of brackets."""
     depth = deepest = 0
     for token in signs:
         depth += (token.text in OPENING) - (token.text in CLOSING)
@@ -23,7 +23,7 @@ def depth_of(signs: Sequence[Token]) -> int:
 
 
 def unwrapped(signs: Sequence[Token]) -> Sequence[Token]:
-    """Without brackets around all of it that hold one answer: ``{5}``, ``(5)``, ``\\text{(A)}``."""
+    """Remove outer brackets that contain a single answer: ``{5}``, ``(5)``, ``\\text{(A)}``."""
     while (
         len(signs) > 2
         and signs[0].text in ("(", "{")
@@ -37,7 +37,7 @@ def unwrapped(signs: Sequence[Token]) -> Sequence[Token]:
 
 
 def outside(signs: Sequence[Token]) -> Iterator[tuple[int, Token]]:
-    """The tokens outside all brackets and environments."""
+    """The positions and tokens outside all brackets and environments."""
     depth = 0
     for place, token in enumerate(signs):
         if token.text in OPENING or token.text == r"\begin":
@@ -49,7 +49,7 @@ def outside(signs: Sequence[Token]) -> Iterator[tuple[int, Token]]:
 
 
 def partner(signs: Sequence[Token]) -> int:
-    """Where the bracket closes that opens first; -1 where it does not."""
+    """The position of the bracket that closes the first one; -1 if there is none."""
     depth = 0
     for place, token in enumerate(signs):
         depth += (token.text in OPENING) - (token.text in CLOSING)
@@ -59,9 +59,12 @@ def partner(signs: Sequence[Token]) -> int:
 
 
 def split(signs: Sequence[Token], within: bool = False) -> list[Sequence[Token]]:
-    """The members of a list: at commas, semicolons, "and" and "or" outside all brackets, but not within 1,657.
+    """Split a list into its members, at commas, semicolons, "and" and "or" outside all brackets.
 
-    `within` brackets only commas and semicolons part, and every comma does.
+    Args:
+        signs: The tokens.
+        within: Whether the list is inside brackets. Then it is only split at commas and semicolons, and at every
+            comma; otherwise not at those of numbers such as 1,657.
     """
     places = [
         place
@@ -73,7 +76,7 @@ def split(signs: Sequence[Token], within: bool = False) -> list[Sequence[Token]]
 
 
 def parts_thousands(signs: Sequence[Token], place: int) -> bool:
-    """Whether a comma stands within one number."""
+    """Whether a comma is a thousands separator."""
     if place == 0 or place + 1 >= len(signs) or signs[place].text != ",":
         return False
     before, after = signs[place - 1], signs[place + 1]
@@ -89,7 +92,7 @@ def parts_thousands(signs: Sequence[Token], place: int) -> bool:
 
 
 def _ends(signs: Sequence[Token], place: int) -> bool:
-    """Whether the groups of three digits go on to the end of the number."""
+    """Whether all remaining groups of the number have three digits."""
     while place + 2 < len(signs) and signs[place + 1].text == "," and not signs[place + 2].spaced:
         if re.fullmatch(r"[0-9]{3}(?:\.[0-9]*)?", signs[place + 2].text) is None:
             return False
@@ -103,7 +106,7 @@ def cut(signs: Sequence[Token], places: Sequence[int]) -> list[Sequence[Token]]:
 
 
 def as_text(signs: Sequence[Token]) -> str:
-    """The tokens as LaTeX again."""
+    """The tokens as LaTeX."""
     pieces: list[str] = []
     for token in signs:
         apart = bool(pieces) and (token.spaced or (pieces[-1][:1] == "\\" and pieces[-1][1:].isalpha()))
@@ -114,7 +117,7 @@ def as_text(signs: Sequence[Token]) -> str:
 
 
 def with_whole_numbers(signs: Sequence[Token]) -> list[Token]:
-    """The tokens with each number in one, though commas part its thousands: ``1,657``."""
+    """The tokens with numbers such as ``1,657`` joined into one token."""
     found: list[Token] = []
     joined = False
     commas = {place for place, token in outside(signs) if token.text == "," and parts_thousands(signs, place)}

@@ -1,4 +1,4 @@
-"""Unicode signs as LaTeX writes them, so that one grammar reads both."""
+"""Converts Unicode characters to LaTeX, so that one grammar covers both."""
 
 import re
 import unicodedata
@@ -67,10 +67,10 @@ _DASH = re.compile(r"[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]")
 
 
 def as_latex(text: str) -> str:
-    r"""`text` with its Unicode signs as LaTeX: ``x⁴`` is ``x^{4}``, ``√2`` ``\sqrt{2}``, ``½`` ``\frac{1}{2}``.
+    r"""Convert Unicode characters to LaTeX: ``x⁴`` to ``x^{4}``, ``√2`` to ``\sqrt{2}``, ``½`` to ``\frac{1}{2}``.
 
-    Dashes become minus signs, full-width and mathematical letters plain ones, and what is invisible goes. Letters
-    of other scripts stay.
+    Dashes become minus signs, full-width and mathematical letters become plain ones, and invisible characters are
+    removed. Letters of other scripts are kept.
     """
     if text.isascii():
         return text

@@ -1,8 +1,8 @@
-r"""Find the final answer in a response.
+r"""Extracts the final answer from a response.
 
-Everything here is text in, text out: no mathematics, no dependency, and time linear in the length of the
-response, since a policy in training writes every kind of degenerate text. `reval_core.answers` brings what is
-found into the form in which it is compared; whether two answers mean the same is for `reval_core.verification`.
+This module works on text only, without dependencies, in time linear in the length of the response, because a policy
+in training writes every kind of degenerate text. `reval_core.answers` normalizes the answers and
+`reval_core.verification` compares them.
 """
 
 import re
@@ -14,32 +14,32 @@ from reval_core.answers import tidy
 Method = Literal["final", "boxed", "phrase", "hashes", "choice", "tail", "whole"]
 
 Mode = Literal["strict", "lenient"]
-"""How forgiving a verifier is: `strict` is what training pays for, `lenient` grades responses of others."""
+"""How tolerant verification is: `strict` for training rewards, `lenient` for grading responses of other models."""
 
 METHODS: dict[Mode, tuple[Method, ...]] = {
     "strict": ("boxed", "phrase", "hashes"),
     "lenient": ("final", "boxed", "phrase", "hashes", "tail"),
 }
-"""Where each mode looks for an answer, in this order."""
+"""The extraction methods of each mode, in order."""
 
-# A final answer longer than this is no answer; its end is kept since statements put the result last.
+# Only the end of longer answers is kept, because statements put the result last.
 LONGEST_ANSWER = 2048
-# Between two boxes that are one answer stands no more than this.
+# The maximum number of characters between two boxes that form one answer.
 _LONGEST_JOINT = 80
 
-# A run of backslashes with what it governs, or a brace. Runs are taken whole: no text is scanned twice.
+# A run of backslashes with the command that follows, or a brace. Runs are matched whole: no text is scanned twice.
 _BOX_TOKEN = re.compile(
     r"(?P<run>\\+)(?:(?:boxed|fbox)\s*(?:(?P<box>\{)|(?=(?P<bare>[^\s$]{0,64})))|(?P<brace>[{}]))?|[{}]"
 )
-# What may stand between boxes that are one list: separators, delimiters, spaces, "and", "or", the name of what
-# follows (`y_2 =`) and one word for what came before ("3 apples and").
+# The text that may separate the boxes of one list: separators, delimiters, spaces, "and", "or", the name of the
+# next value (`y_2 =`) and one word that belongs to the previous one ("3 apples and").
 _JOINT = re.compile(
     r"(?:[\s$,;&*}~]|\\?%|\\\\|\\[()\[\],;:! ]|\\q?quad(?![a-z])|\\(?:text|mathrm|textbf)\s*\{|\^\{?\\circ"
     r"|(?<![A-Za-z\\])(?:and|or|maybe|perhaps|possibly|alternatively|either|else|also|could|might|may|be|it|is|not|for|part|case)(?![A-Za-z])|\([a-z0-9]\)"
     r"|(?<![A-Za-z\\])[A-Za-z]{2,20}(?=[\s,$]{1,4}(?:and|or)\b)"
     r"|(?<![A-Za-z\\])[A-Za-z](?:_\{?\w{1,3}\}?|\([a-z]\))?\s{0,3}=)*"
 )
-# Words before a number, within its clause, that make it another one or none.
+# Words before a number, in the same clause, that change or negate it.
 _DOUBT = re.compile(
     r"(?i:\b(?:not|never|no|nor|neither|hardly|half|third|quarter|twice|thrice|double|triple|times|minus|plus"
     r"|without|except|excluding|besides|anything|everything|nothing|other than|rather than|instead of|unlike|wrong"
@@ -58,12 +58,12 @@ _PHRASE = re.compile(r"(?:\b(?i:answer)\**(?:\s+is\b|\s*:)|^A:)[\s:*]*", re.MULT
 _FINAL_PHRASE = re.compile(r"(?i:final\s+answer)\**(?:\s+is\b|\s*:)[\s:*]*")
 _SENTENCE_END = re.compile(r"\.(?=[\s*]|$)|\n")
 _LED_BY_WORDS = re.compile(r"[A-Za-z].*\b(?:is|are)\s+", re.DOTALL)
-# An escaped dollar before a sum is no delimiter.
+# An escaped dollar before an amount is not a delimiter.
 _MATH = (
     r"(?:\$\$[^$]+\$\$|(?:(?<!\\)\$|\$(?!\s?[0-9.]))(?:[^$\\]|\\[^$]|\\\$(?=\s?[0-9.]))+\$|\\\(.+?\\\)|\\\[.+?\\\])"
 )
 _PERCENT = r"(?:\s{0,2}(?:\\?%|(?:percent|pct)\b))?"
-# Between members of a list: commas, "and", "or" with a few words such as "maybe", within emphasis or brackets.
+# Separators of list members: commas, "and", "or" with a few words such as "maybe", within emphasis or brackets.
 _OR = r"(?:and\b|or\b(?:\s{1,3}[a-z]{2,12}){0,3})"
 _LIST_JOINT = rf"[\])*\"']{{0,3}}\s{{0,9}}(?:[,;/]\s{{0,9}}{_OR}?|{_OR})\s{{0,9}}[\[(*\"']{{0,3}}"
 _MATH_LIST = re.compile(rf"{_MATH}(?:{_LIST_JOINT}{_MATH})*{_PERCENT}", re.DOTALL)
@@ -78,7 +78,7 @@ _CHOICE = re.compile(
 )
 _BARE_LETTER = re.compile(r"(?<![A-Za-z])[A-J](?![A-Za-z])")
 
-# A number in prose, with what is reckoned from it: 12, -1,000.99, 3/4, 2*(3+1), \frac{63}{400}.
+# A number in prose, or an arithmetic expression: 12, -1,000.99, 3/4, 2*(3+1), \frac{63}{400}.
 _NUMBER = (
     r"(?:\(\s?-?[\d.]{1,30}(?:\s?,\s?-?[\d.]{1,30}){1,9}\s?\)"
     r"|-?\\d?frac\{-?[\d.]{1,30}\}\{-?[\d.]{1,30}\}"
@@ -102,22 +102,25 @@ class _Box(NamedTuple):
 
 
 def extract(response: str, methods: Sequence[Method]) -> str | None:
-    r"""The final answer that a response states, tidied (see `tidy`), or None where no method finds one.
+    r"""Extract the final answer of a response.
 
-    `methods` are tried in order; the first that finds something non-empty decides. What stands before the last
-    ``</think>`` is no statement.
+    Methods are tried in order; the first that finds something non-empty decides. Text before the last ``</think>``
+    is ignored. The methods are:
 
     - ``boxed``: the last non-empty ``\boxed{...}`` or ``\fbox{...}`` with balanced braces; also ``\boxed 5``.
-      Boxes that stand together (``\boxed{1}, \boxed{2}``) are one list.
+      Adjacent boxes (``\boxed{1}, \boxed{2}``) are one list.
     - ``phrase``: the statement after the last "answer is" or "answer:", or "A:" at the start of a line.
-    - ``final``: the same after "final answer", if it comes after the last box.
+    - ``final``: like ``phrase``, after "final answer", if that comes after the last box.
     - ``hashes``: GSM8K's ``#### 18``, the last one.
     - ``choice``: the last choice letter A to J: ``(B)``, ``**B**``, ``\text{B}``, ``option B``, alone on its
-      line, or first of all (``B. Because …``). Letters that are listed together are one list.
-    - ``tail``: the last formula or number, or a list of them, whichever stands last; all of a short response.
+      line, or at the start (``B. Because …``). Letters that are listed together are one list.
+    - ``tail``: the last formula or number, or a list of them; all of a short response.
     - ``whole``: the response itself.
 
     At most the last 2,048 characters of an answer are kept. Never raises.
+
+    Returns:
+        The normalized answer (see `tidy`), or None if no method finds one.
     """
     statement = response.rpartition(_THOUGHTS_END)[2]
     for method in methods:
@@ -129,18 +132,17 @@ def extract(response: str, methods: Sequence[Method]) -> str | None:
 
 
 def prepare_gold(gold: str) -> str:
-    r"""The gold answer in the form in which answers are compared; empty where there is none.
+    r"""Normalize a gold for comparison; empty if there is none.
 
-    A gold that is a whole solution is reduced to the answer that it states. The rest is `tidy`, the same for gold
-    and response: what stands in ``$81\sqrt{3}$.`` can be handed to a parser as ``\boxed{81\sqrt{3}}``, and only so
-    is it read in full.
+    A gold that is a whole solution is reduced to the answer that it states. It is then normalized by `tidy`, as
+    answers are, so that a parser reads all of ``$81\sqrt{3}$.``
     """
     return extract(gold, ("boxed", "hashes", "phrase", "whole")) or ""
 
 
 def _boxes(response: str) -> list[_Box]:
     """The non-empty boxes, in the order in which they open."""
-    # One pass with a stack of open braces: thousands of empty or unclosed boxes cost what other text costs.
+    # One pass with a stack of open braces, so that thousands of empty or unclosed boxes take linear time.
     boxes: list[_Box] = []
     unclosed: list[int | None] = []
     for token in _BOX_TOKEN.finditer(response):
@@ -150,7 +152,7 @@ def _boxes(response: str) -> list[_Box]:
         elif token["bare"] is not None:
             boxes.append(_Box(token.start(), *token.span("bare"), token.end("bare")))
         elif token["run"] and (token["brace"] is None or len(token["run"]) % 2):
-            continue  # an escaped brace groups nothing
+            continue  # an escaped brace does not group
         elif token[0].endswith("{"):
             unclosed.append(None)
         elif unclosed:
@@ -158,12 +160,14 @@ def _boxes(response: str) -> list[_Box]:
             if opened is not None:
                 boxes[opened] = boxes[opened]._replace(content_end=token.end() - 1, end=token.end())
     if boxes and boxes[-1].end == boxes[-1].content and (end := response.rfind("\\}", boxes[-1].content)) > 0:
-        boxes[-1] = boxes[-1]._replace(content_end=end, end=end + 2)  # \boxed{5\}: its brace is escaped by mistake
+        boxes[-1] = boxes[-1]._replace(
+            content_end=end, end=end + 2
+        )  # \boxed{5\}: the closing brace is escaped by mistake
     return [box for box in boxes if response[box.content : box.content_end].strip()]
 
 
 def boxed_answers(response: str) -> list[str]:
-    """What stands in every box, tidied, in order; not what was only thought."""
+    """The normalized contents of all boxes after the last ``</think>``, in order."""
     statement = response.rpartition(_THOUGHTS_END)[2]
     contents = [statement[box.content : box.content_end][-LONGEST_ANSWER:] for box in _boxes(statement)]
     return [tidy(content) for content in contents]
@@ -182,7 +186,7 @@ def _last_boxes(response: str) -> str | None:
 
 
 def _outermost(boxes: list[_Box], response: str) -> _Box:
-    """The last box, taken from the list with those around it: what stands beside it there is of the answer."""
+    """Pop the last box and those around it. Other content of an outer box belongs to the answer."""
     last = boxes.pop()
     while boxes and boxes[-1].end > last.end:
         around = boxes.pop()
@@ -209,7 +213,7 @@ def _final_phrase(response: str) -> str | None:
 
 
 def _statement(response: str, start: int) -> str:
-    """What a sentence that begins at `start` states: its formula, else what follows "is", else its one number."""
+    """The answer in the sentence at `start`: its formula, else the words after "is", else its only number."""
     statement = response[start : start + LONGEST_ANSWER]
     opening = _MATH_LIST.match(statement)
     end = _SENTENCE_END.search(statement, opening.end() if opening else 0)
@@ -227,7 +231,7 @@ def _statement(response: str, start: int) -> str:
 
 
 def _is_doubted(sentence: str, found: re.Match[str]) -> bool:
-    """Whether the words beside a number or a formula deny it, doubt it or change it."""
+    """Whether the words next to a number or a formula negate, question or change it."""
     before = _CLAUSE.split(sentence[max(0, found.start() - 60) : found.start()])[-1]
     return _DOUBT.search(before) is not None or _CHANGE.match(sentence, found.end()) is not None
 
@@ -243,7 +247,7 @@ def _last_choice(response: str) -> str | None:
 
 
 def _tail(response: str) -> str | None:
-    """The last formula or number of the end of a response; all of it where it is one expression or a few words."""
+    """The last formula or number of a response; all of it if it is one expression or a few words."""
     end = response[-LONGEST_ANSWER:]
     end = end[: len(end) - len(_trailing_small_talk(end))].strip()
     formulas = list(_MATH_LIST.finditer(end))
@@ -259,7 +263,7 @@ def _tail(response: str) -> str | None:
 
 
 def _balanced(text: str) -> str:
-    """A text without its parentheses where they do not match: "(42" of "forty-two (42)"."""
+    """A text without its parentheses if they are unbalanced, as in "(42" of "forty-two (42)"."""
     return text if text.count("(") == text.count(")") else text.replace("(", "").replace(")", "")
 
 
@@ -269,7 +273,7 @@ def _trailing_small_talk(text: str) -> str:
 
 
 def _is_prose(text: str) -> bool:
-    """Whether words lead to a number, or there are several: "the ratio is 3", but not "28 percent"."""
+    """Whether a text has several words, or one that precedes a number: "the ratio is 3", but not "28 percent"."""
     words = [word for word in _WORD.finditer(text) if not _NO_PROSE.fullmatch(word[0].lower())]
     return len(words) > 1 or (len(words) == 1 and _LEADS_ON.match(text, words[0].start()) is not None)
 

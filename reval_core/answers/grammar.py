@@ -1,6 +1,6 @@
-r"""A small grammar of formulas: ``\frac{3\sqrt2}{4}`` as a tree. What it does not know it refuses.
+r"""A recursive-descent parser for formulas such as ``\frac{3\sqrt2}{4}``. Unknown notation is rejected.
 
-No computer algebra here: a formula is read as it is written, so that its form can be judged too.
+There is no computer algebra: formulas are parsed as written, so that their form can be judged too.
 """
 
 from __future__ import annotations
@@ -31,14 +31,18 @@ _PERIOD = re.compile(r"([0-9]*?)([0-9]{1,12}?)\2+")
 
 
 class Unread(Exception):
-    """These signs are no formula of this grammar."""
+    """The tokens are not a formula of this grammar."""
 
 
 class Term(NamedTuple):
-    """A part of a formula.
+    """A node of a formula's syntax tree.
 
-    `op` is number, symbol, constant (pi, e, i, oo), add, neg, mul, frac, power, root, call, factorial, plusminus,
-    mixed, scientific, abs, floor, ceil, binom, group or degrees; `name` tells which symbol, function or spelling.
+    Attributes:
+        op: number, symbol, constant (pi, e, i, oo), add, neg, mul, frac, power, root, call, factorial, plusminus,
+            mixed, scientific, abs, floor, ceil, binom, group or degrees.
+        parts: The operands.
+        name: The symbol, function or notation.
+        value: The value of a number.
     """
 
     op: str
@@ -48,7 +52,11 @@ class Term(NamedTuple):
 
 
 def read_formula(tokens: Sequence[Token]) -> Term:
-    """The tree of all the tokens. Raises Unread where they are no formula, or too many."""
+    """Parse tokens as a formula.
+
+    Raises:
+        Unread: They are not a formula, or too many.
+    """
     if not tokens or len(tokens) > _LONGEST:
         raise Unread
     reader = _Reader(tokens)
@@ -122,7 +130,7 @@ class _Reader:
         factors = [self.postfix()]
         while self.starts_factor():
             if self.tokens[self.place].kind == "number" and self.tokens[self.place - 1].text != ")":
-                raise Unread  # "5 6" is no product
+                raise Unread  # "5 6" is not a product
             factors.append(self.postfix())
         mixed = _mixed_number(factors[:2])
         if mixed is not None:
@@ -172,7 +180,7 @@ class _Reader:
         return True
 
     def argument(self) -> Term:
-        """What a command or ^ governs: a group, or one sign."""
+        """The argument of a command or ^: a group or a single token."""
         if self.peek() == "{":
             return self.group("{", "}")
         if self.peek() == "-":
@@ -181,7 +189,7 @@ class _Reader:
         return self.atom()
 
     def digit_or_group(self) -> Term:
-        """As `argument`, but of digits only the first: ``\\frac12``."""
+        """Like `argument`, but only the first of several digits: ``\\frac12``."""
         token = self.tokens[self.place] if self.place < len(self.tokens) else Token("sign", "")
         if token.kind == "number" and len(token.text) > 1:
             if not token.text.isdigit():
@@ -228,7 +236,7 @@ class _Reader:
         raise Unread
 
     def letter(self) -> Term:
-        """The first of some letters, which stand for a product of variables."""
+        """The first of adjacent letters, which are a product of variables."""
         text, spaced = self.tokens[self.place].text, self.tokens[self.place].spaced
         if len(text) > 8:
             raise Unread
@@ -336,7 +344,7 @@ _OPENING_COMMANDS = words_of("frac binom sqrt lfloor lceil pi infty")
 
 
 def _number(text: str) -> Term:
-    """Raises Unread for too many digits, or dots after digits that show no period."""
+    """Parse a number. Raises Unread for too many digits, or for dots after digits without a visible period."""
     if len(text) > _LONGEST_NUMBER:
         raise Unread
     if text.isdigit():
@@ -365,7 +373,7 @@ def _periodic(whole: str, fixed: str, period: str) -> Term:
 
 
 def _mixed_number(factors: Sequence[Term]) -> Term | None:
-    """``2\\frac{1}{2}``: an integer beside a proper fraction of integers."""
+    """A mixed number ``2\\frac{1}{2}``: an integer followed by a proper fraction of integers."""
     if len(factors) < 2 or not _is_integer(factors[0]) or factors[1].op != "frac":
         return None
     above, below = factors[1].parts
@@ -383,5 +391,5 @@ def _is_power_of_ten(term: Term) -> bool:
 
 
 def is_signed_integer(term: Term) -> bool:
-    """Whether an integer is written here, with or without a minus."""
+    """Whether a term is an integer literal, with or without a minus sign."""
     return _is_integer(term.parts[0] if term.op == "neg" else term)

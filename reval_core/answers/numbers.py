@@ -1,7 +1,7 @@
-"""Exact values of formulas, and whether a number is finished or still to be computed.
+"""Exact values of formulas, and whether a number is in finished form or still to be computed.
 
-A value is a fraction times a root times a power of π: enough to compare most numbers without algebra, and without
-rounding. Sizes are checked before anything is computed.
+A value is a fraction times a square root times a power of π, which suffices to compare most numbers exactly without
+algebra. Sizes are checked before anything is computed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LARGEST_FACTOR_TRIED = 10_000
 
 
 class Constant(NamedTuple):
-    """`fraction` · √`radicand` · π^`pi`, with a radicand that no square divides: equal values have equal fields."""
+    """`fraction` · √`radicand` · π^`pi` with a square-free radicand, so that equal values have equal fields."""
 
     fraction: Fraction
     radicand: int = 1
@@ -36,7 +36,7 @@ _SQUARE = Term("number", (), "integer", Fraction(2))
 
 
 def value_of(term: Term) -> Constant | None:
-    """The exact value, or None where it has another form, has no value, or is too large to be computed."""
+    """The exact value of a term, or None if it has another form, is undefined or is too large to compute."""
     try:
         return _value(term)
     except (ZeroDivisionError, OverflowError):
@@ -157,7 +157,7 @@ def _whole_root(number: int, degree: int) -> int | None:
 
 
 def _square_part(number: int) -> tuple[int, int] | None:
-    """a and b with a²·b = `number`, where no square divides b; None where that takes long to find."""
+    """a and b with a²·b = `number` and b square-free; None if the factorization would take too long."""
     root = math.isqrt(number)
     if root * root == number:
         return root, 1
@@ -169,7 +169,7 @@ def _square_part(number: int) -> tuple[int, int] | None:
             inside //= factor * factor
             outside *= factor
         factor += 1
-    # What is left has no squared factor below its cube root: it is a square, or none divides it but small ones.
+    # The remainder has no squared factor below its cube root: it is a square, or square-free except small factors.
     left, free = inside, 1
     for small in range(2, factor):
         if left % small == 0:
@@ -216,12 +216,12 @@ _RULES: dict[str, Callable[..., Constant | None]] = {
 
 
 def is_finished(term: Term) -> bool:
-    r"""Whether a number is written out, and not left to be computed.
+    r"""Whether a number is in finished form and not left to be computed.
 
-    Finished are an integer, a decimal (also a repeating one), a reduced fraction of integers, a mixed number, a
-    root that cannot be simplified, a multiple of π or e, a power with an exponent other than 0 and 1, and
-    scientific notation, each with a sign, and such a root or constant over or beside an integer or a reduced
-    fraction: ``\frac{3\sqrt{2}}{4}``. Not finished are ``\frac{4}{2}``, ``6\sqrt{49}``, ``13^1``, ``5 \cdot 2`` and
+    Finished forms are, with an optional sign: integers, decimals (also repeating ones), reduced fractions of
+    integers, mixed numbers, roots that cannot be simplified, multiples of π or e, powers with an exponent other
+    than 0 and 1, scientific notation, and such a root or constant multiplied with an integer or a reduced fraction:
+    ``\frac{3\sqrt{2}}{4}``. Not finished are ``\frac{4}{2}``, ``6\sqrt{49}``, ``13^1``, ``5 \cdot 2`` and
     ``37\frac{45}{1}``.
     """
     if term.op == "neg":
@@ -273,7 +273,7 @@ def _is_finished_power(base: Term, exponent: Term) -> bool:
         base = base.parts[0]
     if not is_signed_integer(exponent) or _signed_value(exponent) in (0, 1):
         return False
-    raised = _is_fractional(base) and _signed_value(exponent) > 0  # a reciprocal is still to be taken
+    raised = _is_fractional(base) and _signed_value(exponent) > 0  # otherwise a reciprocal is left to compute
     return (_is_plain(base) and abs(_signed_value(base)) > 1) or base.op == "constant" or raised
 
 
@@ -284,7 +284,7 @@ def _is_fractional(base: Term) -> bool:
 
 
 def _is_irrational(term: Term) -> bool:
-    """A root that cannot be simplified, π, e, i, or a power of those constants."""
+    """Whether a term is a root that cannot be simplified, π, e, i, or a power of those constants."""
     if term.op == "constant":
         return True
     if term.op == "power":
@@ -297,7 +297,7 @@ def _is_irrational(term: Term) -> bool:
 
 
 def _divided_by_power(number: int, degree: int) -> bool:
-    """Whether a number has a factor that its root of this degree frees; of large ones a small one, or it all."""
+    """Whether the root of a number can be simplified. For large numbers only small factors are tried."""
     if degree < 2 or number.bit_length() > _MOST_BITS_SPELLED:
         return True
     if degree == 2 and number <= _LARGEST_RADICAND:
@@ -312,7 +312,7 @@ def _is_power(number: int, degree: int) -> bool:
 
 
 def _is_multiple(term: Term, below: Term | None) -> bool:
-    """A multiple of roots and constants: ``2\\sqrt{3}\\pi``; over `below` in lowest terms."""
+    """Whether a term is a multiple of roots and constants: ``2\\sqrt{3}\\pi``, in lowest terms over `below`."""
     if term.op == "neg":
         term = term.parts[0]
     if _is_irrational(term):

@@ -1,4 +1,4 @@
-"""The tokens of a number and of the unit beside it, told from words and from products of variables."""
+"""Separates a number from its unit, and both from words and products of variables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BASE = re.compile(r"-?([0-9]{1,60})_\{?\(?([0-9]{1,2})\)?\}?")
 
 
 def is_wordy(signs: Sequence[Token]) -> bool:
-    """Whether text stands here that is no product of variables."""
+    """Whether the tokens contain text that is not a product of variables."""
     runs = [token.text for token in signs if token.kind in ("letters", "word")]
     names = {signs[place + 2].text for place, token in enumerate(signs[:-2]) if token.text in (r"\begin", r"\end")}
     letters = [run for run in runs if run not in names]
@@ -29,7 +29,7 @@ def is_wordy(signs: Sequence[Token]) -> bool:
 
 
 def without_unit(signs: Sequence[Token]) -> tuple[Sequence[Token], Measure | None]:
-    """A number's tokens without those of the unit beside it, and that unit."""
+    """The tokens of a number without its unit, and the unit; None if there is none."""
     if (len(signs) > 1 and signs[0].text in _MONEY) or (signs and signs[0].text in (r"\circ",)):
         inner, measure = without_unit(signs[1:])
         return (inner, measure) if measure is not None else (inner, read_measure(signs[:1]))
@@ -63,7 +63,7 @@ def without_unit(signs: Sequence[Token]) -> tuple[Sequence[Token], Measure | Non
 
 
 def _on_one_line(unit: Sequence[Token]) -> Sequence[Token]:
-    """A unit with a slash for its fraction: ``\\frac{\\text{m}}{\\text{s}}``."""
+    """A unit with a slash in place of a fraction: ``\\frac{\\text{m}}{\\text{s}}``."""
     if unit[0].text != r"\frac":
         return unit
     middle = partner(unit[1:]) + 2

@@ -1,6 +1,6 @@
-r"""What an answer is: a number with a unit, words, a time, a ratio, a list, an interval, a matrix, an equation.
+r"""Parses answers by type: numbers with units, words, times, ratios, lists, intervals, matrices, equations.
 
-What is not understood in full stays what it is, and is equal to nothing else: ``half of 42`` is words and no 42.
+An answer that is not understood completely counts as words and equals nothing else: ``half of 42`` is not 42.
 """
 
 from __future__ import annotations
@@ -60,12 +60,16 @@ _NAMING = words_of(r"\frac \angle \triangle \overline \bar \hat \tilde \vec \ove
 
 @dataclass(frozen=True)
 class Reading:
-    """An answer as it is understood.
+    """A parsed answer.
 
-    `text` is its LaTeX without layout. Of a formula `term` is its tree, None where the grammar does not know it,
-    and `measure` its unit; of the others `parts` are the members, the sides, the rows or the value, and `name` the
-    pair of brackets, the signs of relation between the sides, the word between the members of a list, or the name
-    that a value is assigned to.
+    Attributes:
+        kind: The type of the answer.
+        text: Its LaTeX without layout.
+        parts: The members, sides, rows or value; empty for a formula.
+        name: The pair of brackets, the relations between the sides, the conjunction of a list, or the name that a
+            value is assigned to.
+        term: The syntax tree of a formula; None if the grammar does not cover it.
+        measure: The unit of a formula.
     """
 
     kind: Kind
@@ -83,7 +87,7 @@ class Reading:
 
 @lru_cache(maxsize=512)
 def read_answer(text: str) -> Reading:
-    """What a tidied answer is."""
+    """Parse a normalized answer."""
     if _QUOTED_LIST.fullmatch(text):
         members = [one[1] or one[2] or "" for one in _QUOTED.finditer(text)]
         text = ", ".join(member.replace("\\\\", "\\") for member in members)
@@ -99,7 +103,7 @@ def read_answer(text: str) -> Reading:
 
 
 def read_gold(text: str) -> Reading:
-    """What a gold is. Its number counts, whatever words stand after it: ``14 \\text{ right triangles}``."""
+    """Parse a normalized gold. Words after its number are ignored: ``14 \\text{ right triangles}``."""
     found = read_answer(text)
     if found.kind != "words":
         return found
@@ -134,13 +138,13 @@ def _read(signs: Sequence[Token]) -> Reading:
 
 
 def _conjunction(signs: Sequence[Token]) -> str:
-    """The one word between the members of a list, if it is one."""
+    """The conjunction between the members of a list, if it is unique."""
     words = {token.text.lower() for _, token in outside(signs) if token.text.lower() in CONJUNCTIONS}
     return words.pop() if len(words) == 1 else ""
 
 
 def _groups(signs: Sequence[Token]) -> tuple[Reading, ...]:
-    """The tuples of ``p = 5, q = 2; p = 7, q = 2``: groups parted by semicolons, of members parted by commas."""
+    """The tuples of ``p = 5, q = 2; p = 7, q = 2``: members separated by commas, groups by semicolons."""
     stops = [place for place, token in outside(signs) if token.text == ";"]
     commas = [place for place, token in outside(signs) if token.text == "," and not parts_thousands(signs, place)]
     if not stops or not commas:
@@ -160,7 +164,7 @@ def _as_list(found: Sequence[Reading]) -> Reading:
 
 
 def _expanded(found: Reading) -> list[Reading]:
-    """The two answers that ± stands for."""
+    """Expand ± into two answers."""
     if found.kind == "assignment" and found.name != r"\notin":
         values = _expanded(found.parts[-1])
         if len(values) == 1:
@@ -183,7 +187,7 @@ def _signed(term: Term, plus: str) -> Term:
 
 
 def _shared_name(members: Sequence[Sequence[Token]]) -> list[Sequence[Token]]:
-    """``n = 2, 3, 4`` names each of its members."""
+    """The members of ``n = 2, 3, 4`` without the name that they share."""
     first = members[0]
     equals = [place for place, token in outside(first) if token.text == "="]
     bare = all(not any(token.text in _RELATIONS for _, token in outside(one)) for one in members[1:])
@@ -193,7 +197,7 @@ def _shared_name(members: Sequence[Sequence[Token]]) -> list[Sequence[Token]]:
 
 
 def _member(signs: Sequence[Token]) -> Reading:
-    """One answer, without separators outside its brackets."""
+    """Parse one answer, without separators outside its brackets."""
     signs = _without_leading_words(unwrapped(signs))
     matrix = _matrix(signs)
     if matrix is not None:
@@ -216,10 +220,10 @@ def _relation(signs: Sequence[Token], places: Sequence[int]) -> Reading:
         if len(names) == 1 and _is_name(sides[0]):
             names = ["="]
         else:
-            # What stands before ≈ is exact.
+            # The exact value precedes ≈.
             sides, names = sides[: first + 1], names[:first]
     if not all(sides):
-        # "= 5" states 5; "x >" states nothing that is known here.
+        # "= 5" states 5; "x >" is incomplete.
         stated = [side for side in sides if side]
         return _member(stated[0]) if len(stated) == 1 and set(names) == {"="} else Reading("words", as_text(signs))
     if not names:
@@ -234,7 +238,7 @@ def _relation(signs: Sequence[Token], places: Sequence[int]) -> Reading:
 
 
 def _is_name(signs: Sequence[Token]) -> bool:
-    """Whether these tokens only name what follows: ``x_1``, ``f(x)``, ``AB``, ``(p, q)``, ``\\text{Area}``."""
+    """Whether these tokens are only a name: ``x_1``, ``f(x)``, ``AB``, ``(p, q)``, ``\\text{Area}``."""
     if not signs or len(signs) > 24:
         return False
     texts = [token.text for token in signs]
@@ -261,7 +265,7 @@ def _is_doubt(word: str) -> bool:
 
 
 def _bracketed(signs: Sequence[Token]) -> Reading | None:
-    """A tuple, an interval or a set."""
+    """Parse a tuple, an interval or a set."""
     if len(signs) < 2 or signs[0].text not in OPENING or partner(signs) != len(signs) - 1:
         return None
     pair = signs[0].text + signs[-1].text
@@ -285,7 +289,7 @@ def _members(signs: Sequence[Token]) -> tuple[Reading, ...]:
 
 
 def _matrix(signs: Sequence[Token]) -> Reading | None:
-    """A matrix, or the equations of a system as a list."""
+    """Parse a matrix, or a system of equations as a list."""
     if signs and signs[0].text == "Matrix":
         inside = _bracketed(unwrapped(signs[1:]))
         return None if inside is None else _matrix_of(inside)
@@ -317,7 +321,7 @@ def _matrix(signs: Sequence[Token]) -> Reading | None:
 
 
 def _matrix_of(rows: Reading) -> Reading:
-    """``Matrix([[1, 2], [3, 4]])``; of a single row of numbers the column, as sympy has it."""
+    """The matrix ``Matrix([[1, 2], [3, 4]])``; a single row of numbers is a column, as in sympy."""
     if all(part.kind == "tuple" for part in rows.parts):
         return Reading("matrix", rows.text, tuple(replace(part, name="") for part in rows.parts))
     return Reading("matrix", rows.text, tuple(Reading("tuple", part.text, (part,)) for part in rows.parts))
@@ -340,7 +344,7 @@ def _clock_or_ratio(signs: Sequence[Token]) -> Reading | None:
 
 
 def _quantity(signs: Sequence[Token]) -> Reading:
-    """A formula with its unit, or words."""
+    """Parse a formula with its unit, or words."""
     signs, measure = without_unit(with_whole_numbers(signs))
     try:
         _refuse_words(signs)
@@ -353,13 +357,13 @@ def _quantity(signs: Sequence[Token]) -> Reading:
 
 
 def _refuse_words(signs: Sequence[Token]) -> None:
-    """Raises Unread for words that the grammar would take for products of variables."""
+    """Raise Unread for words that the grammar would parse as products of variables."""
     if _is_doubted(signs) or (not any(token.kind == "number" for token in signs) and is_wordy(signs)):
         raise Unread
 
 
 def _without_leading_words(signs: Sequence[Token]) -> Sequence[Token]:
-    """Without "the answer is" and the like before a number or a formula."""
+    """Remove "the answer is" and similar words before a number or a formula."""
     place = 0
     while (
         place < len(signs)
@@ -375,7 +379,7 @@ def _without_leading_words(signs: Sequence[Token]) -> Sequence[Token]:
 
 
 def _without_frame(signs: Sequence[Token]) -> Sequence[Token]:
-    """Without a final stop or exclamation after words, and quotation marks around all."""
+    """Remove a final stop or exclamation mark after words, and enclosing quotation marks."""
     if (
         len(signs) > 1
         and signs[-1].text in ("!", ".")

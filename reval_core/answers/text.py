@@ -1,4 +1,4 @@
-"""The form in which answers are compared: text in, text out, no mathematics."""
+"""Normalizes answers for comparison. Works on text only, without mathematics."""
 
 import re
 import string
@@ -31,7 +31,7 @@ DOUBTS = words_of(
     "not never no none half twice double except but without unless less more fewer than wrong incorrect "
     "false maybe perhaps possibly probably neither nor either anything other or and"
 )
-"""Words that leave open what they stand beside."""
+"""Words that negate or question an adjacent answer."""
 _MAY_GO_ON = re.compile(r"\s*(?:[)\]*.:,]|$|(?<=\s)(?:because|since|as|for|is)\b)")
 _DENIED = re.compile(
     r"[)\]}*\s]*(?:is|was|are|can|could|does|must|should|will|would|do)?(?:\s*not\b|n't\b|\s+(?:wrong|incorrect|false)\b)",
@@ -43,11 +43,11 @@ _MIXED_NUMBER = re.compile(r"([+-]?[0-9]{1,15})\s{1,3}([0-9]{1,15})/([0-9]{1,15}
 
 
 def tidy(text: str) -> str:
-    r"""`text` without what does not belong to an answer: math delimiters, emphasis, a final stop.
+    r"""Normalize an answer: remove math delimiters, emphasis and a final stop.
 
-    Unicode becomes LaTeX (`as_latex`), and so does Python's ``x**2``. Notations that its parser
-    misreads are rewritten: thousands grouped by a space (``1\,657`` is read as a sum), mixed numbers (``2 1/2`` as
-    21/2), Python floats (``8.7e8`` as 8.7·e·8) and a space that swallows a letter (``\quadx``).
+    Unicode and Python's ``x**2`` are converted to LaTeX (`as_latex`). Notations that parsers misread are rewritten:
+    thousands grouped by a space (``1\,657`` would be a sum), mixed numbers (``2 1/2`` would be 21/2), Python floats
+    (``8.7e8`` would be 8.7·e·8) and a space command that is joined with a letter (``\quadx``).
     """
     text = as_latex(text)
     text = _PYTHON_POWER.sub(lambda power: f"^{{{power[1]}}}" if power[1] else "^", text)
@@ -61,16 +61,20 @@ def tidy(text: str) -> str:
 
 
 def as_decimal(text: str) -> str | None:
-    """A Python float such as ``8.7e8`` as a decimal, None where the text is none."""
+    """A Python float such as ``8.7e8`` as a decimal; None for other texts."""
     found = _PYTHON_FLOAT.fullmatch(text)
     return _spell_out(found[1], int(found[2])) if found else None
 
 
 def as_integer(text: str) -> int | None:
-    r"""The integer that `text` plainly writes, or None.
+    r"""Parse an integer literal.
 
-    Understood: a sign, dollar signs, leading zeros (``025``), thousands written ``1,657``, ``1,\!657`` or
-    ``1{,}657``. Anything in doubt (``1, 657`` may be two answers) and more than 30 digits is None.
+    Signs, dollar signs, leading zeros (``025``) and thousands separators (``1,657``, ``1,\!657``, ``1{,}657``) are
+    accepted.
+
+    Returns:
+        The integer, or None for anything else, anything ambiguous (``1, 657`` may be two answers) and more than 30
+        digits.
     """
     match = _INTEGER.fullmatch(tidy(text))
     if match is None:
@@ -79,9 +83,10 @@ def as_integer(text: str) -> int | None:
 
 
 def as_choice(text: str) -> str | None:
-    r"""The letter A to J that `text` chooses, or None: ``B``, ``(B)``, ``\text{B}``, ``B. Since …``, ``option B``.
+    r"""The letter A to J that a text chooses: ``B``, ``(B)``, ``\text{B}``, ``B. Since …``, ``option B``.
 
-    Naming several letters chooses none of them.
+    Returns:
+        The letter, or None if there is none or several are named.
     """
     text = tidy(text)
     match = _CHOSEN.match(text)
@@ -95,9 +100,9 @@ def as_choice(text: str) -> str | None:
 
 
 def alternatives(gold: str) -> list[str]:
-    r"""The members of a prepared gold that lists several answers (``E_{1},E_{2}``); else the gold alone.
+    r"""The members of a normalized gold that lists several answers (``E_{1},E_{2}``); otherwise only the gold.
 
-    Separators are commas, semicolons, "and" and "or" outside all brackets; that of ``1,657`` is none.
+    Separators are commas, semicolons, "and" and "or" outside all brackets, but not thousands separators.
     """
     members: list[str] = []
     depth, start, position = 0, 0, 0
@@ -115,7 +120,7 @@ def alternatives(gold: str) -> list[str]:
 
 
 def _spell_out(mantissa: str, exponent: int) -> str:
-    # Plain decimals with a point compare best with whatever a response writes, up to the digits of a double.
+    # Plain decimals with a point compare best with other notations, up to the precision of a double.
     if exponent >= 15:
         return rf"{mantissa} \times 10^{{{exponent}}}"
     plain = format(Decimal(f"{mantissa}e{exponent}"), "f")

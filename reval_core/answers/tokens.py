@@ -1,6 +1,6 @@
-r"""The signs that an answer is made of, without its layout: ``\left(\dfrac12\right)\,\text{cm}``.
+r"""Tokenizes answers such as ``\left(\dfrac12\right)\,\text{cm}`` and drops their layout.
 
-Linear in the length of the text.
+Takes time linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import re
 from typing import Literal, NamedTuple
 
 Kind = Literal["number", "word", "letters", "command", "sign"]
-"""`word` is text, in ``\\text{}`` or of another script; `letters` are plain: a word or a product of variables."""
+"""`word`: text in ``\\text{}`` or in another script; `letters`: plain letters, a word or a product of variables."""
 
 
 class Token(NamedTuple):
-    """One sign, and whether white space stands before it."""
+    """A token, and whether white space precedes it."""
 
     kind: Kind
     text: str
@@ -21,7 +21,7 @@ class Token(NamedTuple):
 
 
 def words_of(text: str) -> frozenset[str]:
-    """The words of a table."""
+    """The set of words in a text."""
     return frozenset(text.split())
 
 
@@ -59,7 +59,7 @@ _SAME = (
     r"\Leftrightarrow \iff; \Rightarrow \implies; \wedge \land; \vee \lor; € \euro; £ \pounds; ¥ \yen; \permil "
     r"\permille; ' \prime; i \imath; \cdot \cdotp; R \R"
 )
-"""What is written in several ways: first as it is kept."""
+"""Groups of synonyms, each led by its canonical form."""
 _SYNONYMS = {other: first for first, *others in map(str.split, _SAME.split("; ")) for other in others}
 _ALIASES = {
     "sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln",
@@ -73,7 +73,7 @@ _BRACED_THOUSANDS = re.compile(r"(?<=[^\\]\{)-?[1-9][0-9]{0,2}(?:,[0-9]{3}){1,9}
 
 
 def tokens(text: str) -> list[Token]:
-    """The signs of `text` in order."""
+    """Tokenize a text."""
     found: list[Token] = []
     spaced = False
     text = _BRACED_THOUSANDS.sub(lambda number: number[0].replace(",", ""), _GROUPED.sub("", text))

@@ -1,6 +1,6 @@
-"""The words and signs that may stand beside a number without changing it: an allow list, by kinds.
+"""Units: an allow list of the words and symbols that may accompany a number, by kind.
 
-What is not listed is not ignored: ``42 million`` and ``42 is wrong`` are not 42.
+Other words are not ignored: ``42 million`` and ``42 is wrong`` are not 42.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from reval_core.answers.tokens import Token, words_of
 
 
 class Unit(NamedTuple):
-    """What is measured, and the size in the first unit of its kind. Size 0: not to be converted."""
+    """The kind of a unit and its size in the first unit of that kind. Size 0: not convertible."""
 
     kind: str
     size: Fraction
@@ -80,13 +80,13 @@ _CLASSIFIED = dict(zip(_MEASURED.split()[::2], _MEASURED.split()[1::2], strict=T
 _SYMBOLS_OF_MONEY = {"$": r"\$", "£": "£", "€": "€", "₹": "₹", "¥": "¥", "₩": "₩", "₽": "₽"}
 
 JOINING = words_of("per of a an each every the / in")
-"""Words within a unit (``dollars per hour``); none of them begins one."""
+"""Words that occur within a unit (``dollars per hour``) but cannot start one."""
 POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 FILLERS = words_of(
     "the a an answer is are final result equals equal to total altogether exactly approximately approx "
     "value of different distinct possible ordered positive real us unique"
 )
-"""Words that say nothing about a number: before it, or before its unit."""
+"""Words without meaning before a number or its unit."""
 _TRAILING_FILLERS = words_of("total altogether exactly away long old tall wide high each apart only left remaining")
 
 
@@ -109,7 +109,7 @@ COUNT = Unit("count", Fraction(1))
 
 
 def unit_named(name: str) -> Unit | None:
-    """The unit of a word or a sign, in the singular or the plural; None where it is none."""
+    """The unit with this name or symbol, in the singular or the plural; None if there is none."""
     word = name.strip().rstrip(".")
     if word in _SYMBOLS_OF_MONEY:
         return UNITS[_SYMBOLS_OF_MONEY[word]]
@@ -127,19 +127,19 @@ def unit_named(name: str) -> Unit | None:
 
 
 def is_trailing_filler(word: str) -> bool:
-    """Whether a word after a number or its unit says nothing about it: ``12 in total``, ``5 miles away``."""
+    """Whether a word has no meaning after a number or its unit: ``12 in total``, ``5 miles away``."""
     return word.lower() in _TRAILING_FILLERS
 
 
 class Measure(NamedTuple):
-    """A unit as it stands beside a number: its kinds with their powers, and its size."""
+    """The unit of a number: its kinds with their powers, and its size."""
 
     kinds: tuple[tuple[str, int], ...] = ()
     size: Fraction = Fraction(1)
 
 
 def read_measure(tokens: Sequence[Token]) -> Measure | None:
-    r"""The unit that all these tokens are: ``square feet``, ``\text{m/s}^2``, ``%``; None where they are more."""
+    r"""Parse all tokens as a unit: ``square feet``, ``\text{m/s}^2``, ``%``; None if they contain anything else."""
     powers: dict[str, int] = {}
     size = Fraction(1)
     place, sign, times = 0, 1, 1
@@ -189,7 +189,7 @@ def read_measure(tokens: Sequence[Token]) -> Measure | None:
 
 
 def _circle(tokens: Sequence[Token], place: int) -> tuple[Unit | None, int]:
-    """The degrees of ``^\\circ``, and the place after it."""
+    """The degrees of ``^\\circ``, and the position after it."""
     texts = [token.text for token in tokens[place : place + 3]]
     if texts[:1] == [r"\circ"]:
         return UNITS[r"\circ"], place + 1
@@ -197,7 +197,7 @@ def _circle(tokens: Sequence[Token], place: int) -> tuple[Unit | None, int]:
 
 
 def _exponent(tokens: Sequence[Token], place: int) -> tuple[int, int]:
-    """The exponent that stands at a place, 1 if none does, and the place after it."""
+    """The exponent at a position, 1 if there is none, and the position after it."""
     texts = [token.text for token in tokens[place : place + 5]]
     if texts[:1] != ["^"]:
         return 1, place
