@@ -1,4 +1,4 @@
-"""An evaluation that generates with vLLM: shards as responses end, and going on after a cut."""
+"""An evaluation that generates with vLLM: streamed shards, and resuming after an interruption."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from reval_core.stages.shards import Shards
 
 pytest.importorskip("vllm")
 
-ASKED = [
+OVERRIDES = [
     "benchmarks=[{arithmetic: {digits: 1}, limit: 9}, {arithmetic: {digits: 1, operators: '-'}, limit: 4}]",
     "prompt={}",
     "samples=3",
@@ -27,14 +27,14 @@ ASKED = [
 
 
 def evaluate(model, out):
-    source, protocol, directory = prepare_evaluation(str(model), None, ASKED, None, out)
+    source, protocol, directory = prepare_evaluation(str(model), None, OVERRIDES, None, out)
     with open_evaluation_context(directory, source, protocol) as context:
         benchmarks = list(examine(context, stages))
     return find_results(directory, source, protocol, benchmarks)
 
 
-def test_finished_shards_are_kept_and_every_response_is_there_once(tmp_path, monkeypatch):
-    # vLLM's attention on a CPU takes heads of 32 and more.
+def test_finished_shards_are_kept_and_no_response_is_missing_or_duplicated(tmp_path, monkeypatch):
+    # vLLM's CPU attention supports head sizes of 32 and more.
     settings = TinyModel(layers=2, width=64, heads=2, feed_forward=128)
     save_model(make_tiny_model(settings, seed=0), make_tiny_tokenizer(settings.characters), tmp_path / "model")
     publish, published = Shards.publish, []

@@ -1,4 +1,4 @@
-"""Whole runs that generate with vLLM: streamed shards, rounds that are cut off, the gap canary, going on."""
+"""Whole runs that generate with vLLM: streamed shards, interrupted rounds, the mismatch check, resuming."""
 
 import copy
 import json
@@ -26,7 +26,7 @@ pytest.importorskip("vllm")
 
 VLLM = {
     "engine": {"kind": "vllm", "dtype": "float32", "kv_cache_gib": 0.25, "max_num_seqs": 64},
-    # vLLM's attention on a CPU takes heads of 32 and more.
+    # vLLM's CPU attention supports head sizes of 32 and more.
     "model__tiny": {"layers": 2, "width": 64, "heads": 2, "feed_forward": 128},
 }
 
@@ -51,7 +51,7 @@ def finished(tmp_path_factory):
     return path, run(path, config())
 
 
-def test_a_run_generates_with_vllm_and_says_so(finished):
+def test_a_run_generates_with_vllm_and_records_it(finished):
     path, summary = finished
     assert summary["engine"] == "vllm"
     assert ask(path, "SELECT DISTINCT engine FROM trajectories") == [("vllm",)]
@@ -66,7 +66,7 @@ def test_a_run_generates_with_vllm_and_says_so(finished):
     assert json.loads((path / "machine.json").read_text())["engine"] == "vllm"
 
 
-def test_the_gap_is_on_record_and_small_in_float32(finished):
+def test_the_gap_is_recorded_and_small_in_float32(finished):
     path, _ = finished
     for gap, kl in ask(path, "SELECT engine_gap, engine_kl FROM rounds"):
         assert 0 <= gap < 1e-4
@@ -76,14 +76,14 @@ def test_the_gap_is_on_record_and_small_in_float32(finished):
     assert max(map(abs, later)) < 0.01
 
 
-def test_a_shard_holds_whole_groups_in_the_order_in_which_they_ended(finished):
+def test_a_shard_holds_whole_groups_in_the_order_in_which_they_finished(finished):
     path, _ = finished
     groups = ask(path, "SELECT round, prompt_id, count(*), count(DISTINCT shard) FROM trajectories GROUP BY 1, 2")
     assert {(count, shards) for _, _, count, shards in groups} == {(4, 1)}
     assert ask(path, "SELECT DISTINCT shard FROM trajectories ORDER BY shard") == [(0,), (1,)]
 
 
-def test_the_run_checks_out_and_its_weights_follow_from_its_draws(finished):
+def test_check_finds_no_problems_and_the_weights_follow_from_the_draws(finished):
     path, _ = finished
     assert problems(path, config()) == []
 
@@ -111,8 +111,8 @@ def test_shards_of_a_crashed_attempt_are_kept_and_the_rest_is_generated(run_path
     ) == [(64, 64, 63)]
 
 
-def test_a_round_that_is_cut_off_goes_on_with_the_next_policy(run_path, monkeypatch):
-    # 16 prompts of 4 responses, of which no 64 fit into 60 tokens. Shards of 3 prompts, so that the last is short.
+def test_an_interrupted_round_continues_with_the_next_policy(run_path, monkeypatch):
+    # 16 prompts × 4 responses do not fit into 60 tokens. Shards of 3 prompts, so that the last one is shorter.
     rollouts = {"prompts": 16, "samples": 4, "max_tokens": 4, "prompts_per_shard": 3, "budget_tokens": 60}
     settings = config(rounds=4, rollouts=rollouts, engine=VLLM["engine"] | {"max_num_seqs": 16})
     partials = Shards.publish_partials
@@ -130,13 +130,13 @@ def test_a_round_that_is_cut_off_goes_on_with_the_next_policy(run_path, monkeypa
     assert (
         ask(run_path, "SELECT max(trajectory_id % 10000000) - count(*) FROM trajectories GROUP BY round")
         == [(-1,)] * 4
-    ), "places without a gap: scores are found by them"
+    ), "indices without gaps, because scores are looked up by them"
     assert summary["rounds"] == 4
     counts = dict(ask(run_path, "SELECT round, count(*) FROM trajectories GROUP BY round"))
     assert all(0 < counts[round] < 64 for round in range(1, 5))
     assert ask(run_path, "SELECT count(*) FROM trajectories WHERE finish_reason = 'partial'") == [(0,)]
     assert ask(run_path, "SELECT count(*) > 0 FROM partials WHERE finish_reason = 'partial'") == [(True,)]
-    # Nothing that was begun is lost: each carried response begins with what there was of it.
+    # No partial response is lost: each continued response starts with the tokens that existed.
     carried = ask(
         run_path,
         """
@@ -156,13 +156,13 @@ def test_a_round_that_is_cut_off_goes_on_with_the_next_policy(run_path, monkeypa
         assert reason == "partial" or later_tokens == tokens
         mixed += len(set(later_writers)) > 1
     assert mixed > 0, "some responses were written by two policies"
-    # The gap is that of the tokens which the policy itself wrote.
+    # The gap only covers tokens that the current policy wrote.
     assert all(gap < 1e-4 for (gap,) in ask(run_path, "SELECT engine_gap FROM rounds"))
     assert problems(run_path, settings) == []
 
 
-def test_wrong_weights_stop_the_run_and_are_named(run_path, monkeypatch):
-    """The engine keeps the first policy's weights, as one whose sync does nothing."""
+def test_stale_weights_stop_the_run_and_are_named(run_path, monkeypatch):
+    """The engine keeps the first policy's weights, as if synchronization did nothing."""
     load = VllmEngine.load
 
     def stale(self, model, policy):
@@ -178,7 +178,7 @@ def test_wrong_weights_stop_the_run_and_are_named(run_path, monkeypatch):
     assert "stale weights: the engine still has the policy of round 0" in message
     assert (run_path / "rollouts/round=00002.damaged/shard-000.parquet").exists()
     monkeypatch.setattr(VllmEngine, "load", load)
-    assert run(run_path, settings)["rounds"] == 4, "with the right weights the run goes on"
+    assert run(run_path, settings)["rounds"] == 4, "with correct weights the run resumes"
     assert problems(run_path, settings) == []
 
 
@@ -193,7 +193,7 @@ def test_a_sync_that_is_one_round_late_stops_the_run_below_the_limit(run_path, m
     with pytest.raises(RunStopped, match=r"round 2: stale weights: engine vllm .* policy of round 0\."):
         run(run_path, config(learner={"updates": 2, "lr": 1e-4}))
     ((gap,),) = ask(run_path, "SELECT engine_gap FROM rounds")
-    assert gap < 1e-4, "in round 1 there was nothing to be late with"
+    assert gap < 1e-4, "in round 1 there are no earlier weights"
 
 
 def test_a_wrong_temperature_is_named(run_path, monkeypatch):
@@ -204,12 +204,12 @@ def test_a_wrong_temperature_is_named(run_path, monkeypatch):
 
     monkeypatch.setattr(VllmEngine, "generate", hot)
     rollouts = {"prompts": 16, "samples": 4, "max_tokens": 4, "temperature": 0.6}
-    with pytest.raises(RunStopped, match=r"temperature: the engine's figures are those at 1"):
+    with pytest.raises(RunStopped, match=r"temperature: the engine's log-probs match a temperature of 1, but"):
         run(run_path, config(rollouts=rollouts))
 
 
 def test_in_bfloat16_engine_and_trainer_hold_the_same_copy(run_path):
-    """Updates of 1e-5 are smaller than a step of bfloat16; a gap shows that one of the two does not see them."""
+    """Updates of 1e-5 are smaller than the spacing of bfloat16; a gap would show that one of the two loses them."""
     settings = config(
         rounds=3,
         learner={"updates": 8, "lr": 1e-5, "precision": "bfloat16"},
@@ -224,7 +224,7 @@ def test_in_bfloat16_engine_and_trainer_hold_the_same_copy(run_path):
 
 
 def test_grpo_corrects_by_the_engines_own_probabilities(run_path):
-    """In bfloat16 the engine is another policy than the trainer by a little, and the ratio says so."""
+    """In bfloat16 the engine's policy differs slightly from the trainer's, and the ratio corrects for it."""
     settings = config(
         rounds=1, objective={"kind": "grpo"}, learner={"updates": 1, "lr": 1e-3},
         engine=VLLM["engine"] | {"dtype": "bfloat16"},
@@ -239,14 +239,14 @@ def test_grpo_corrects_by_the_engines_own_probabilities(run_path):
         FROM trajectories t JOIN scores s USING (trajectory_id) JOIN verdicts v USING (trajectory_id)
         """,
     )
-    # In the first update the policy is still the one that wrote: all that is left of the loss is the correction.
+    # In the first update the policy is still the one that wrote the tokens, so the loss is only the correction.
     corrected = [
         -advantage * np.minimum(np.exp(np.array(trainer) - np.array(engine)), 2.0).mean()
         for engine, trainer, advantage in rows
     ]
     ((loss,),) = ask(run_path, "SELECT loss FROM updates")
     assert loss == pytest.approx(np.mean(corrected), abs=1e-6)
-    assert abs(loss) > 1e-5, "without it the loss is the mean advantage, which is 0"
+    assert abs(loss) > 1e-5, "without the correction the loss is the mean advantage, which is 0"
 
 
 def test_a_run_is_evaluated_by_the_engine_without_a_second_model(finished):
@@ -257,7 +257,7 @@ def test_a_run_is_evaluated_by_the_engine_without_a_second_model(finished):
     assert set(rows.column("finish_reason").to_pylist()) <= {"stop", "length"}
 
 
-def test_auto_keeps_to_the_engine_that_a_run_began_with(run_path, monkeypatch):
+def test_auto_keeps_the_engine_of_the_run(run_path, monkeypatch):
     settings = config(rounds=1, engine={"kind": "auto"})
     monkeypatch.setattr("reval_core.engines.choice.CROSSOVER", 0)
     run(run_path, settings)

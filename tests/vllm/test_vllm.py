@@ -1,4 +1,4 @@
-"""The engine that users run, for real on the CPU: start, generate, sync, changed outputs after it, close."""
+"""The real vLLM engine on the CPU: start, generate, update weights, close."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ from reval_core.model.token_batch import collate
 pytest.importorskip("vllm")
 
 EOS = 2
-# vLLM's attention on a CPU takes heads of 32 and more.
+# vLLM's CPU attention supports head sizes of 32 and more.
 TINY = TinyModel(layers=2, width=64, heads=2, feed_forward=128)
 SETTINGS = Settings(kind="vllm", dtype="float32", kv_cache_gib=0.25)
 
@@ -61,7 +61,7 @@ def tokens(found):
 
 
 def processes_of(parent):
-    """The processes of vLLM below one of ours, with all they started."""
+    """vLLM's processes among the descendants of a process."""
     children = psutil.Process(parent).children(recursive=True)
     return [
         one
@@ -83,7 +83,7 @@ def engine(tmp_path_factory):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_the_log_probs_are_those_that_the_trainer_computes(engine, temperature):
+def test_the_log_probs_equal_the_trainers(engine, temperature):
     model = make_tiny_model(TINY, 0)
     engine.load(model, "policy 0")
     found = dict(engine.generate(requests(48), Sampling(temperature, 12, (EOS,))))
@@ -95,7 +95,7 @@ def test_the_log_probs_are_those_that_the_trainer_computes(engine, temperature):
         assert EOS not in one.tokens[:-1]
 
 
-def test_new_weights_go_in_without_a_restart_and_change_what_comes_out(engine):
+def test_weights_are_updated_without_a_restart_and_change_the_responses(engine):
     first, second = make_tiny_model(TINY, 0), changed(make_tiny_model(TINY, 0), 1)
     sampling = Sampling(1.0, 8, (EOS,))
     engine.load(first, "policy 0")
@@ -158,7 +158,7 @@ def test_tokens_are_drawn_from_the_policy(engine):
     assert np.all(np.abs(shares - expected) <= 4 * np.sqrt(expected * (1 - expected) / count) + 1e-9)
 
 
-def test_what_is_cut_off_goes_on_where_it_was(engine):
+def test_interrupted_responses_continue_after_their_written_tokens(engine):
     model = make_tiny_model(TINY, 0)
     engine.load(model, "policy 0")
     sampling = Sampling(1.0, 40, (EOS,))
@@ -180,7 +180,7 @@ def test_what_is_cut_off_goes_on_where_it_was(engine):
     assert all(len(one.tokens) <= 40 for one in joined.values())
 
 
-def test_prompts_that_do_not_fit_into_one_step_are_answered(engine):
+def test_prompts_that_do_not_fit_into_one_step_are_processed(engine):
     model = make_tiny_model(TINY, 0)
     engine.load(model, "policy 0")
     long = [Request([3 + (one * place) % 9 for place in range(200)], one) for one in range(64)]
@@ -188,7 +188,7 @@ def test_prompts_that_do_not_fit_into_one_step_are_answered(engine):
     assert gap(model, long, found) < 1e-4
 
 
-def test_generation_that_is_abandoned_leaves_nothing_behind(engine):
+def test_abandoned_generation_leaves_no_state(engine):
     engine.load(make_tiny_model(TINY, 0), "policy 0")
     completions = engine.generate(requests(64), Sampling(1.0, 40, (EOS,)))
     next(completions)
@@ -199,31 +199,31 @@ def test_generation_that_is_abandoned_leaves_nothing_behind(engine):
     assert gap(model, requests(64), found) < 1e-4, "no keys and values of the old policy"
 
 
-def test_an_engine_whose_process_dies_says_so_and_starts_again(engine):
+def test_an_engine_whose_process_dies_raises_and_can_be_restarted(engine):
     model = make_tiny_model(TINY, 0)
     engine.load(model, "policy 0")
     completions = engine.generate(requests(64), Sampling(1.0, 100, (EOS,)))
     next(completions)
     for one in processes_of(os.getpid()):
         one.send_signal(signal.SIGKILL)
-    with pytest.raises(EngineDied, match="vLLM's process ended"):
+    with pytest.raises(EngineDied, match="vLLM's process died"):
         list(completions)
     engine.load(model, "policy 0")
     found = dict(engine.generate(requests(8), Sampling(1.0, 8, (EOS,))))
     assert gap(model, requests(8), found) < 1e-4
 
 
-def test_a_dead_engine_does_not_keep_a_sync_waiting(engine):
+def test_loading_weights_does_not_hang_when_the_engine_dies(engine):
     model = make_tiny_model(TINY, 0)
     engine.load(model, "policy 0")
     for one in processes_of(os.getpid()):
         one.send_signal(signal.SIGSTOP)
     threading.Timer(1, lambda: [one.kill() for one in processes_of(os.getpid())]).start()
-    with pytest.raises(EngineDied, match="vLLM's process ended"):
+    with pytest.raises(EngineDied, match="vLLM's process died"):
         engine.load(model, "policy 1")
 
 
-def test_closing_leaves_no_process_and_may_be_done_again(tmp_path):
+def test_closing_leaves_no_process_and_is_idempotent(tmp_path):
     engine = VllmEngine(SETTINGS, tmp_path / "engine.log")
     before = set(processes_of(os.getpid()))
     engine.load(make_tiny_model(TINY, 0), "policy 0")
@@ -236,17 +236,17 @@ def test_closing_leaves_no_process_and_may_be_done_again(tmp_path):
     assert not directory.exists()
 
 
-def test_an_engine_that_cannot_start_gives_vllms_own_reason(tmp_path, capfd):
+def test_an_engine_that_cannot_start_reports_vllms_reason(tmp_path, capfd):
     model = make_tiny_model(TINY, 0)
     settings = SETTINGS.model_copy(update={"max_model_len": 100_000})
     before = set(processes_of(os.getpid()))
     with pytest.raises(RunStopped, match=r"the engine vllm cannot start: .*100000.*engine\.log"):
         VllmEngine(settings, tmp_path / "engine.log").load(model, "policy 0")
     assert gone([one for one in processes_of(os.getpid()) if one not in before], 5)
-    assert capfd.readouterr() == ("", ""), "what vLLM prints is in the log"
+    assert capfd.readouterr() == ("", ""), "vLLM's output is in the log"
 
 
-def test_a_run_that_is_killed_takes_its_engine_along(tmp_path):
+def test_the_engine_of_a_killed_run_ends(tmp_path):
     script = (
         "import sys, time; from pathlib import Path; from tests.vllm.test_vllm import *\n"
         "if __name__ == '__main__':\n"
@@ -267,7 +267,7 @@ def test_a_run_that_is_killed_takes_its_engine_along(tmp_path):
     assert gone(started, 30)
 
 
-def test_an_idle_engine_leaves_the_cores_to_the_learner(engine):
+def test_an_idle_engine_uses_no_cpu(engine):
     engine.load(make_tiny_model(TINY, 0), "policy 0")
     dict(engine.generate(requests(8), Sampling(1.0, 8, (EOS,))))
     time.sleep(2)

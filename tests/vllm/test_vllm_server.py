@@ -1,6 +1,6 @@
-"""The engine of `vllm serve` endpoints against real ones, on the CPU: two servers of a tiny model.
+"""The engine of `vllm serve` endpoints with real servers on the CPU: two servers of a tiny model.
 
-What servers do when they fail in other ways is in tests/unit/engines/test_vllm_server.py, without vLLM.
+tests/unit/engines/test_vllm_server.py covers other failures of servers, without vLLM.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def model_of(seed: int) -> PreTrainedModel:
 
 
 class Served:
-    """A `vllm serve` of its own process group."""
+    """A `vllm serve` process in its own process group."""
 
     def __init__(self, directory: Path, log: Path) -> None:
         with socket.socket() as free:
@@ -88,7 +88,7 @@ class Served:
         )
 
     def wait(self) -> None:
-        """Until it answers."""
+        """Wait until it responds."""
         deadline = time.monotonic() + START_SECONDS
         while self.process.poll() is None and time.monotonic() < deadline:
             try:
@@ -100,7 +100,7 @@ class Served:
         raise AssertionError(f"vllm serve did not start:\n{self.log.read_text()[-3000:]}")
 
     def kill(self) -> None:
-        """End the server and all processes that it started, at once."""
+        """Kill the server and all processes that it started."""
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -144,7 +144,7 @@ def wanted(count: int, seed: int = 0) -> list[Request]:
 def check_logprobs(
     requests: list[Request], found: dict[int, Completion], model: PreTrainedModel, temperature: float
 ) -> None:
-    """The engine's log-probabilities are the trainer's."""
+    """The engine's log-probs equal the trainer's."""
     assert sorted(found) == list(range(len(requests)))
     places = [place for place in found if found[place].tokens]
     prompts = [np.array([*requests[place].prompt_tokens, *requests[place].written]) for place in places]
@@ -155,7 +155,7 @@ def check_logprobs(
 
 
 def check_ends(found: dict[int, Completion], longest: int) -> None:
-    """A response ends with its first stop token, or at its full length."""
+    """A response ends with its first stop token or at its maximum length."""
     for one in found.values():
         stops = [place for place, token in enumerate(one.tokens) if token in STOPS]
         if one.finish_reason == "stop":
@@ -168,7 +168,7 @@ def check_ends(found: dict[int, Completion], longest: int) -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("enough", [None, lambda tokens: False], ids=["whole", "streamed"])
-def test_the_log_probs_are_those_that_the_trainer_computes(engine, temperature, enough):
+def test_the_log_probs_equal_the_trainers(engine, temperature, enough):
     model = model_of(1)
     engine.load(model, f"{1:064x}")
     requests = wanted(24)
@@ -178,8 +178,8 @@ def test_the_log_probs_are_those_that_the_trainer_computes(engine, temperature, 
     assert {one.finish_reason for one in found.values()} == {"stop", "length"}
 
 
-def test_new_weights_are_what_generates(engine):
-    """Back and forth: neither old weights nor keys and values of theirs are left."""
+def test_responses_are_generated_with_the_current_weights(engine):
+    """Back and forth: neither old weights nor their KV cache are used."""
     requests = wanted(8)
     for seed in (1, 2, 1):
         model = model_of(seed)
@@ -188,7 +188,7 @@ def test_new_weights_are_what_generates(engine):
         check_logprobs(requests, found, model, 1.0)
 
 
-def test_a_response_goes_on_from_what_was_written(engine):
+def test_a_response_continues_after_its_written_tokens(engine):
     model = model_of(1)
     engine.load(model, f"{1:016x}" + "0" * 48)
     requests = [Request([4, 5], seed, written=[9, 10, 11]) for seed in range(6)]
@@ -197,7 +197,7 @@ def test_a_response_goes_on_from_what_was_written(engine):
     check_ends(found, 5)
 
 
-def test_what_is_cut_off_comes_as_far_as_it_is_and_the_servers_go_on(engine):
+def test_interrupted_responses_are_returned_as_partial_and_the_servers_keep_working(engine):
     model = model_of(1)
     engine.load(model, f"{1:016x}" + "0" * 48)
     requests = wanted(24)
@@ -206,12 +206,12 @@ def test_what_is_cut_off_comes_as_far_as_it_is_and_the_servers_go_on(engine):
     assert sum(one.finish_reason == "partial" for one in found.values()) >= 12
     assert 150 <= sum(len(one.tokens) for one in found.values()) < 24 * 100
     later = model_of(2)
-    engine.load(later, f"{2:016x}" + "0" * 48)  # while what was called off may be at work still
+    engine.load(later, f"{2:016x}" + "0" * 48)  # while aborted requests may still be running
     found = dict(engine.generate(requests, Sampling(1.0, 8, STOPS)))
     check_logprobs(requests, found, later, 1.0)
 
 
-def test_when_a_server_is_killed_the_other_makes_its_responses(engine, served, caplog):
+def test_responses_of_a_killed_server_are_regenerated_by_the_other(engine, served, caplog):
     model = model_of(1)
     engine.load(model, f"{1:016x}" + "0" * 48)
     requests, found = wanted(48), []

@@ -1,4 +1,4 @@
-"""Where answers are looked for beyond a single box: joined boxes, later statements, the end of a response."""
+"""Extraction of answers beyond a single box: adjacent boxes, later statements, the end of a response."""
 
 import pytest
 
@@ -24,7 +24,7 @@ from reval_core.answers.extraction import METHODS, Method, boxed_answers, extrac
         (r"\boxed{1} " + "and " * 30 + r"\boxed{2}", "2"),
     ],
 )
-def test_boxes_that_stand_together_are_one_list(response: str, answer: str) -> None:
+def test_adjacent_boxes_are_one_list(response: str, answer: str) -> None:
     assert extract(response, ("boxed",)) == answer
 
 
@@ -36,7 +36,7 @@ def test_boxes_that_stand_together_are_one_list(response: str, answer: str) -> N
         (r"<think> \boxed{1}", "1"),
     ],
 )
-def test_what_is_only_thought_is_not_stated(response: str, answer: str | None) -> None:
+def test_thoughts_are_ignored(response: str, answer: str | None) -> None:
     assert extract(response, METHODS["strict"]) == answer
 
 
@@ -87,7 +87,7 @@ def test_tail(response: str, answer: str | None) -> None:
     assert extract(response, ("tail",)) == answer
 
 
-def test_training_reads_no_tails() -> None:
+def test_strict_mode_does_not_extract_from_the_tail() -> None:
     assert "tail" not in METHODS["strict"]
     assert extract("it is 5", METHODS["strict"]) is None
 
@@ -153,23 +153,23 @@ def test_the_last_choice_of_a_text(response: str, answer: str | None) -> None:
         "The answer is twice $42$.",
     ],
 )
-def test_a_number_that_is_denied_or_changed_is_not_taken_alone(response: str) -> None:
+def test_a_negated_or_changed_number_is_not_extracted_alone(response: str) -> None:
     assert extract(response, METHODS["lenient"]) != "42"
     assert extract(response, METHODS["strict"]) != "42"
 
 
 @pytest.mark.parametrize("response", ["so it is not 42", "about half of 42", "it equals 42 thousand"])
-def test_no_tail_is_taken_from_a_number_that_is_denied_or_changed(response: str) -> None:
+def test_a_negated_or_changed_number_is_not_extracted_from_the_tail(response: str) -> None:
     assert extract(response, ("tail",)) != "42"
 
 
-def test_boxes_with_words_of_hedging_between_them_are_one_list() -> None:
+def test_boxes_separated_by_hedging_are_one_list() -> None:
     assert extract(r"\boxed{42} or maybe \boxed{43}", ("boxed",)) == "42, 43"
 
 
-def test_a_brace_that_is_escaped_by_mistake_closes_the_box() -> None:
+def test_a_mistakenly_escaped_brace_closes_the_box() -> None:
     assert extract(r"so $\boxed{5\}$", ("boxed",)) == "5"
 
 
-def test_all_boxes_are_told() -> None:
+def test_all_boxes_are_returned() -> None:
     assert boxed_answers(r"<think>\boxed{1}</think> \boxed{2}, \boxed{}, \boxed{$3$}") == ["2", "3"]

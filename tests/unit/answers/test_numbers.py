@@ -1,4 +1,4 @@
-"""Exact values of numbers, whatever they are written as."""
+"""Exact values of numbers in any notation."""
 
 import contextlib
 import time
@@ -53,7 +53,7 @@ def test_others_have_no_value(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["5 6", "3.14159...", "", "1+", r"\int x", "(1", "a(b", r"\text{six}", "x!!"])
-def test_what_is_no_formula_is_refused(text: str) -> None:
+def test_texts_that_are_not_formulas_are_rejected(text: str) -> None:
     with pytest.raises(Unread):
         read_formula(tokens(text))
 
@@ -71,7 +71,7 @@ def test_sizes_are_checked_before_anything_is_computed(text: str) -> None:
 @pytest.mark.parametrize(
     "piece", ["(", "{", r"\sqrt", r"\sin ", r"\frac", "-", "x^", "^-", "|", "[", r"\left(", "1+", "x!", "a_", "9,"]
 )
-def test_hostile_formulas_are_refused_in_no_time(piece: str) -> None:
+def test_hostile_formulas_are_rejected_quickly(piece: str) -> None:
     started = time.process_time()
     for count in (30, 300, 2000):
         with contextlib.suppress(Unread):
@@ -83,7 +83,7 @@ fractions = st.fractions(max_denominator=10**6)
 
 
 @given(fractions)
-def test_a_fraction_is_read_as_it_is_written(fraction: Fraction) -> None:
+def test_all_notations_of_a_fraction_have_the_same_value(fraction: Fraction) -> None:
     above, below = fraction.as_integer_ratio()
     sign = "-" if above < 0 else ""
     assert value(rf"\frac{{{above}}}{{{below}}}") == Constant(fraction)
@@ -92,7 +92,7 @@ def test_a_fraction_is_read_as_it_is_written(fraction: Fraction) -> None:
 
 
 @given(st.integers(1, 10**4), st.integers(1, 99), st.integers(1, 99))
-def test_roots_have_one_form(inside: int, outside: int, below: int) -> None:
+def test_roots_have_a_canonical_form(inside: int, outside: int, below: int) -> None:
     one = value(rf"\frac{{{outside}\sqrt{{{inside}}}}}{{{below}}}")
     other = value(rf"\sqrt{{\frac{{{inside * outside**2}}}{{{below**2}}}}}")
     assert one == other
