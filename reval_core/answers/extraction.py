@@ -179,7 +179,7 @@ def _last_boxes(response: str) -> str | None:
         return None
     last = _outermost(boxes, response)
     contents = {response[last.content : last.content_end].strip(): None}
-    while boxes and _stand_together(response, boxes[-1], last):
+    while boxes and _are_adjacent(response, boxes[-1], last):
         last = _outermost(boxes, response)
         contents.setdefault(response[last.content : last.content_end].strip())
     return ", ".join(reversed(contents))
@@ -195,7 +195,7 @@ def _outermost(boxes: list[_Box], response: str) -> _Box:
     return last
 
 
-def _stand_together(response: str, one: _Box, other: _Box) -> bool:
+def _are_adjacent(response: str, one: _Box, other: _Box) -> bool:
     between = other.start - one.end
     return 0 <= between <= _LONGEST_JOINT and _JOINT.fullmatch(response, one.end, other.start) is not None
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from reval_core.answers import alternatives, as_choice
 from reval_core.answers.extraction import Method, boxed_answers, extract, prepare_gold
 from reval_core.verification.agreement import agree
-from reval_core.verification.copied import is_copied, lacks_asked_form
+from reval_core.verification.copied import is_copied, lacks_requested_form
 
 _MOST_BOXES = 50
 
@@ -100,7 +100,7 @@ def verdict_at_sight(claim: Claim, answer: str | None, lenient: bool) -> Verdict
     """The verdict if it can be decided without algebra, otherwise the comparison for a worker.
 
     A worker would decide the same. The exception is strict mode, in which an unfinished answer (`is_copied`,
-    `lacks_asked_form`) is wrong although a worker would find it equal.
+    `lacks_requested_form`) is wrong although a worker would find it equal.
     """
     if claim.truncated:
         return "truncated"
@@ -115,7 +115,7 @@ def verdict_at_sight(claim: Claim, answer: str | None, lenient: bool) -> Verdict
         return "wrong"
     if answer in golds:
         return "correct"
-    if not lenient and (is_copied(answer, claim.problem, golds) or lacks_asked_form(answer, claim.problem, golds)):
+    if not lenient and (is_copied(answer, claim.problem, golds) or lacks_requested_form(answer, claim.problem, golds)):
         return "wrong"
     verdicts = {gold: agree(gold, answer, lenient) for gold in golds}
     if True in verdicts.values():

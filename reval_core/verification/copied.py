@@ -58,7 +58,7 @@ def is_copied(answer: str, problem: str, golds: tuple[str, ...]) -> bool:
     stated = _sides(answer)[-1:]
     if any(_signs(side)[0] == _signs(gold)[0] for side in (answer, *stated) for gold in golds):
         return False
-    return _stands_in(_signs(answer)[0], problem) or _is_rearranged(answer, problem, golds)
+    return _occurs_in(_signs(answer)[0], problem) or _is_rearranged(answer, problem, golds)
 
 
 def _is_rearranged(answer: str, problem: str, golds: tuple[str, ...]) -> bool:
@@ -82,7 +82,7 @@ def _sorted(term: Term) -> Term:
     return term._replace(parts=tuple(parts))
 
 
-def lacks_asked_form(answer: str, problem: str, golds: tuple[str, ...]) -> bool:
+def lacks_requested_form(answer: str, problem: str, golds: tuple[str, ...]) -> bool:
     """Whether a problem asks to factor or to expand, the golds have that form, and the answer does not."""
     terms = [_term(text) for text in (answer, *golds)]
     if not problem or any(term is None for term in terms):
@@ -123,7 +123,7 @@ def _plain(text: str) -> str:
     return _SCIENTIFIC.sub("1", _THIN_SPACE.sub(" ", text))
 
 
-def _stands_in(signs: str, problem: str) -> bool:
+def _occurs_in(signs: str, problem: str) -> bool:
     """Whether the problem contains these symbols as a separate formula, not as part of a longer one."""
     text, gaps = _signs(problem)
     start = text.find(signs)
