@@ -80,7 +80,7 @@ class Engine(Protocol):
             The index of a request and its completion, as responses finish.
         """
 
-    def rest(self) -> None:
+    def release_memory(self) -> None:
         """Release the memory of a GPU that is shared with the learner, until the next `load`."""
 
     def close(self) -> None:

@@ -67,7 +67,7 @@ class TransformersEngine:
         pairs = zip(responses, logprobs, strict=True)
         return enumerate([_completion(tokens, found, sampling.stop_ids) for tokens, found in pairs])
 
-    def rest(self) -> None:
+    def release_memory(self) -> None:
         """Does nothing: the weights are the learner's."""
 
     def close(self) -> None:

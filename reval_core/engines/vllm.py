@@ -121,7 +121,7 @@ class VllmEngine:
                     engine.abort_request([str(place) for place in parts])
         yield from ((place, part.completion("partial")) for place, part in parts.items())
 
-    def rest(self) -> None:
+    def release_memory(self) -> None:
         """Release GPU memory to the learner (`sleep`). The weights are dropped: the next round loads new ones."""
         if self._llm is not None and self._settings.sleep and torch.cuda.is_available() and not self._asleep:
             with self._alive():

@@ -131,7 +131,7 @@ class VllmServers:
                 work.result()
         yield from batch.remaining()
 
-    def rest(self) -> None:
+    def release_memory(self) -> None:
         """Does nothing: the servers do not share memory with the learner."""
 
     def close(self) -> None:

@@ -112,7 +112,7 @@ class EvaluationContext:
             self.engine.load(self._loaded(), self.source.identity)
             yield from in_batches(self.engine, requests, self.sampling, size)
         finally:
-            self.engine.rest()
+            self.engine.release_memory()
 
     def title(self, stage: str, number: int) -> str:
         """Return the displayed name of a stage of a benchmark run."""

@@ -181,7 +181,7 @@ class RunContext:
             engine.load(learner.model, policy.identity)
             yield from in_batches(engine, requests, sampling, batch or settings.batch, enough)
         finally:
-            engine.rest()
+            engine.release_memory()
 
     def title(self, stage: str, round: int) -> str:
         """The name of a stage in messages."""
