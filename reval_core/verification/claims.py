@@ -115,7 +115,9 @@ def verdict_at_sight(claim: Claim, answer: str | None, lenient: bool) -> Verdict
         return "wrong"
     if answer in golds:
         return "correct"
-    if not lenient and (is_copied(answer, claim.problem, golds) or lacks_requested_form(answer, claim.problem, golds)):
+    if not lenient and (
+        is_copied(answer, claim.problem, golds) or lacks_requested_form(answer, claim.problem, golds)
+    ):
         return "wrong"
     verdicts = {gold: agree(gold, answer, lenient) for gold in golds}
     if True in verdicts.values():
