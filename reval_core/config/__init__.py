@@ -185,7 +185,7 @@ class Config(Section):
             self._check_stored(self.rollouts)
         self._check_overlong()
         self._check_attention()
-        if self.objective.beta is None and not isinstance(self.objective, ResidualObjective):
+        if not self.objective.has_residual:
             self._check_without_residual()
         self._check_warm_start()
         if self.reference.ema is not None and self.model.lora is not None:

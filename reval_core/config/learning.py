@@ -37,6 +37,11 @@ class ResidualObjective(Section):
             raise ValueError("huber: has no effect at or beyond clip; give one of the two, or a smaller one")
         return self
 
+    @property
+    def has_residual(self) -> bool:
+        """Whether the objective has a residual Δ(τ): these do."""
+        return True
+
 
 class Reval(ResidualObjective):
     """The paper's Eq. 2: the residual carries V_θ(s_1) − V_ref(s_1)."""
@@ -73,8 +78,13 @@ class Grpo(Section):
 
     @property
     def beta(self) -> None:
-        """GRPO has no β, and no residual."""
+        """GRPO has no β."""
         return None
+
+    @property
+    def has_residual(self) -> bool:
+        """GRPO has no residual."""
+        return False
 
 
 class CustomObjective(Section):
@@ -103,6 +113,11 @@ class CustomObjective(Section):
         """β, if the function has one."""
         beta = self.settings.get("beta")
         return float(beta) if isinstance(beta, int | float) else None
+
+    @property
+    def has_residual(self) -> bool:
+        """Whether the objective has a residual Δ(τ): it does if it has a β."""
+        return self.beta is not None
 
 
 Objective = Annotated[Reval | Tbrm | Regression | Grpo | CustomObjective, Field(discriminator="kind")]

@@ -142,7 +142,7 @@ class Learner:
         self._settings = settings
         self._temperature = temperature
         self._objective = make_objective(**objective.model_dump())
-        self._has_residual = objective.beta is not None
+        self._has_residual = objective.has_residual
         self._noise = Noise(settings.noise, settings.noise) if settings.noise else LEAST[settings.precision]
         self._accelerator = accelerate.Accelerator(
             # Without it, processes that find no GPU would each train alone.

@@ -1,6 +1,6 @@
-"""The objectives: pure functions from what is known of a batch to a loss and a residual for each trajectory.
+"""The objectives: pure functions from the scores and rewards of a batch to a loss and a residual per trajectory.
 
-Each takes `Inputs` and its settings, and gives `Outputs`. docs/objectives.md shows how to add one.
+Each takes `Inputs` and its settings and returns `Outputs`. docs/objectives.md shows how to add one.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from reval_core.errors import InputError
 from reval_core.objectives.inputs import Inputs, Outputs
 from reval_core.objectives.policy_gradient import grpo
 from reval_core.objectives.residuals import (
+    Residual,
     regression,
-    residual_objective,
+    residual,
     reval,
     step_residuals,
     tbrm,
-    value_term,
 )
 from reval_core.user_code import code_digest, load_function
 
@@ -29,21 +29,21 @@ __all__ = [
     "Inputs",
     "Objective",
     "Outputs",
+    "Residual",
     "grpo",
     "make_objective",
     "objective_identity",
     "regression",
-    "residual_objective",
+    "residual",
     "reval",
     "step_residuals",
     "tbrm",
-    "value_term",
 ]
 
 _COLUMNS = ("loss", "delta", "value_term", "log_ratio")
 
 _RESERVED = {*_COLUMNS, "quiet", "pulls"}
-"""Names that the learner's own figures have."""
+"""Names that the learner's own metrics have."""
 
 Objective = Callable[[Inputs], Outputs]
 """An objective with its settings filled in."""
@@ -57,10 +57,17 @@ _BUILT_IN: Mapping[str, Callable[..., Outputs]] = {
 
 
 def make_objective(kind: str, mask_truncated: bool = False, **settings: Any) -> Objective:
-    """The objective that a config's section `objective` describes, with its settings filled in.
+    """Build the objective that the config section `objective` describes.
 
-    mask_truncated: a response that was cut at the length limit has no loss. Departs from the mean over the draw:
-        the mean is still over all of it, but nothing is learned from a response whose end nobody saw.
+    Args:
+        kind: The name of a built-in objective, or `custom`.
+        mask_truncated: The loss of a response that was cut at the length limit is 0. Departs from the mean over the
+            draw: the mean is still over all trajectories, but truncated responses contribute no gradient.
+        settings: The objective's own settings; for `custom`, `function` and `settings`.
+
+    Returns:
+        The objective, with its settings filled in. One of a custom function raises InputError when the outputs have
+        the wrong shape or a metric has a reserved name.
     """
     if kind == "custom":
         name = settings["function"]
@@ -71,7 +78,7 @@ def make_objective(kind: str, mask_truncated: bool = False, **settings: Any) -> 
 
 
 def objective_identity(kind: str, **settings: Any) -> list[Any]:
-    """What names an objective: its settings, and the code of one of a user's own."""
+    """What identifies an objective: its settings and, for a custom one, the digest of its code."""
     return [kind, settings, code_digest(settings["function"]) if kind == "custom" else None]
 
 
@@ -81,11 +88,13 @@ def _checked(name: str, objective: Objective, inputs: Inputs) -> Outputs:
     for one, column in [*columns.items(), *outputs.metrics.items()]:
         if column.shape != inputs.reward.shape:
             raise InputError(
-                f"objective.function: {name} gives {one} of shape {list(column.shape)}; "
-                f"it must be one number a trajectory, {list(inputs.reward.shape)}"
+                f"objective.function: {name} returns {one} of shape {list(column.shape)}; "
+                f"it must be one number per trajectory, {list(inputs.reward.shape)}"
             )
     if _RESERVED & outputs.metrics.keys():
-        raise InputError(f"objective.function: {name} names a metric like one of {', '.join(sorted(_RESERVED))}")
+        raise InputError(
+            f"objective.function: {name} returns a metric with a reserved name ({', '.join(sorted(_RESERVED))})"
+        )
     return outputs
 
 

@@ -19,7 +19,7 @@ from reval_core.engines.mismatch import Lag, Sample, engine_lag, token_gap, toke
 from reval_core.model.noise import spread_sample
 from reval_core.model.scoring import Scores, score
 from reval_core.model.token_batch import Rows, TokenBatch, collate, micro_batches, pad_rows, places_on
-from reval_core.objectives import step_residuals, value_term
+from reval_core.objectives import residual, step_residuals
 from reval_core.pipeline.run_context import Policy, RunContext
 from reval_core.replay_buffer.trajectories import list_rows, logprob_rows
 from reval_core.stages.mismatch import stop_if_apart
@@ -232,12 +232,17 @@ def _sampled_at(rows: pa.Table, written: np.ndarray, otherwise: float) -> float:
 def _columns(
     batch: TokenBatch, scores: Scores, scores_ref: Scores, reward: np.ndarray, objective: Objective
 ) -> dict[str, Any]:
-    of_value = value_term(objective.kind, scores.value, scores_ref.value)
-    log_ratio, beta = scores.log_policy - scores_ref.log_policy, objective.beta
-    rewards = torch.from_numpy(reward).to(of_value.device)
-    scaled = rewards / beta if beta is not None else torch.full_like(rewards, torch.nan)
+    found = residual(
+        objective.kind,
+        scores.log_policy,
+        scores_ref.log_policy,
+        scores.value,
+        scores_ref.value,
+        torch.from_numpy(reward).to(scores.value.device),
+        objective.beta,
+    )
     steps = step_residuals(
-        scores.values, scores_ref.values, scores.logprobs, scores_ref.logprobs, batch.mask, scaled
+        scores.values, scores_ref.values, scores.logprobs, scores_ref.logprobs, batch.mask, found.scaled_reward
     )
     tokens = batch.mask.sum(dim=1)
     assert scores.entropies is not None
@@ -246,10 +251,10 @@ def _columns(
         "value_ref": scores_ref.value.cpu().numpy(),
         "log_policy": scores.log_policy.cpu().numpy(),
         "value_policy": scores.value.cpu().numpy(),
-        "value_term": of_value.cpu().numpy(),
-        "log_ratio": log_ratio.cpu().numpy(),
-        "scaled_reward": scaled.cpu().numpy(),
-        "delta": (of_value + log_ratio - scaled).cpu().numpy(),
+        "value_term": found.value_term.cpu().numpy(),
+        "log_ratio": found.log_ratio.cpu().numpy(),
+        "scaled_reward": found.scaled_reward.cpu().numpy(),
+        "delta": found.delta.cpu().numpy(),
         "entropy": (scores.entropies.sum(dim=1) / tokens).cpu().numpy(),
         "step_deltas": _rows(steps, batch.mask),
         "policy_logprobs": _rows(scores.logprobs, batch.mask),

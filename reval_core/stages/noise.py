@@ -38,7 +38,7 @@ def measured_noise(
     """
     config = context.config
     learner = config.learner
-    if config.objective.beta is None or learner.noise is not None or known or not len(rows):
+    if not config.objective.has_residual or learner.noise is not None or known or not len(rows):
         return {}
     lengths = np.add(*(np.array([len(row) for row in list_rows(rows.column(name))]) for name in _TOKENS[:2]))
     chosen = spread_sample(lengths.tolist())

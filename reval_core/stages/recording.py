@@ -74,7 +74,7 @@ def recording(context: RunContext, round: int, manifests: Sequence[Manifest]) ->
     """Compute the metrics of a round. `manifests` are those of its stages."""
     row = context.store.query(_METRICS, round=round).to_pylist()[0]
     learner_tokens = row.pop("learner_tokens")
-    if context.config.objective.beta is None:  # what updates note as |Δ| is then no residual
+    if not context.config.objective.has_residual:  # what updates note as |Δ| is then no residual
         row["drawn_delta_abs"] = None
     seconds = {manifest.stage: manifest.seconds for manifest in manifests}
     info = {manifest.stage: manifest.info for manifest in manifests}

@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from reval_core.model.scoring import score
-from reval_core.objectives import value_term
+from reval_core.objectives import residual
 from reval_core.pipeline.run_context import Policy, RunContext
 from reval_core.stages.consistency import scoring_settings, token_batches
 from reval_core.stages.reference_reset import live_trajectories
@@ -31,7 +31,11 @@ def _inputs(context: RunContext, round: int, policy: Policy, reference: Policy, 
 def _work(context: RunContext, round: int, policy: Policy, reference: Policy, scores: Manifest) -> Outcome:
     """The residual of every live trajectory under `policy`; `info["delta_abs"]` is the mean of |Δ|."""
     rows = _as_scored(context) if round == 0 else _under(context, policy)
-    mean = np.abs(rows.column("delta").drop_null().to_numpy()).mean() if context.config.objective.beta else None
+    mean = (
+        np.abs(rows.column("delta").drop_null().to_numpy()).mean()
+        if context.config.objective.has_residual
+        else None
+    )
     count = len(rows)
     columns = {"round": pa.array([round] * count), "update": pa.nulls(count)}
     columns |= {name: rows.column(name) for name in rows.column_names} | {"writer_log_ratio": pa.nulls(count)}
@@ -65,15 +69,14 @@ def _under(context: RunContext, policy: Policy) -> pa.Table:
     log_ref, value_ref, reward = (
         torch.from_numpy(live.column(name).to_numpy().copy()) for name in ("log_ref", "value_ref", "reward")
     )
-    of_value, log_ratio = value_term(config.objective.kind, value, value_ref), log_policy - log_ref
-    beta = config.objective.beta
-    delta = pa.nulls(len(live)) if beta is None else (of_value + log_ratio - reward / beta).numpy()
+    objective = config.objective
+    found = residual(objective.kind, log_policy, log_ref, value, value_ref, reward, objective.beta)
     return pa.table(
         {
             "trajectory_id": live.column("trajectory_id"),
-            "delta": delta,
-            "value_term": of_value.numpy(),
-            "log_ratio": log_ratio.numpy(),
+            "delta": found.delta.numpy() if objective.has_residual else pa.nulls(len(live)),
+            "value_term": found.value_term.numpy(),
+            "log_ratio": found.log_ratio.numpy(),
         }
     )
 

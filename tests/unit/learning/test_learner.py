@@ -420,7 +420,7 @@ def test_an_objective_of_ones_own_is_learned_from_and_named_by_its_code():
 
 
 @pytest.mark.parametrize(
-    ("fault", "words"), [("shape", r"loss of shape \[8, 1\]"), ("name", "names a metric like")]
+    ("fault", "words"), [("shape", r"loss of shape \[8, 1\]"), ("name", "returns a metric with a reserved name")]
 )
 def test_what_an_objective_of_ones_own_gives_is_checked(fault, words):
     custom = CustomObjective(kind="custom", function="tests.models:broken_objective", settings={"fault": fault})

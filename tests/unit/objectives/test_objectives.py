@@ -1,4 +1,4 @@
-"""The objectives against their equations, and what the paper says must hold of them."""
+"""The objectives compared with their equations, and the properties that the paper states."""
 
 import dataclasses
 
@@ -7,11 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reval_core.config import CustomObjective, Grpo, Reval
 from reval_core.objectives import (
     Inputs,
     grpo,
     make_objective,
     regression,
+    residual,
     reval,
     step_residuals,
     tbrm,
@@ -45,7 +47,7 @@ def random_inputs(seed: int, rows: int = 6, steps: int = 5, dtype: torch.dtype =
 
 
 def at_the_reference(seed: int, reward: float) -> Inputs:
-    """θ = θ_ref, with one reward for all."""
+    """θ = θ_ref, with one reward for all trajectories."""
     inputs = random_inputs(seed)
     return dataclasses.replace(
         inputs,
@@ -86,15 +88,44 @@ def test_reval_is_the_square_of_equation_2():
     torch.testing.assert_close(out.delta, delta.detach())
 
 
-def test_tbrm_and_regression_differ_from_reval_in_the_value_term_alone():
+def test_tbrm_and_regression_differ_from_reval_only_in_the_value_term():
     inputs = random_inputs(2)
     for objective, value in ((tbrm, inputs.value), (regression, torch.zeros_like(inputs.value))):
         delta = value + inputs.logprobs.sum(1) - inputs.log_ref - inputs.reward / BETA
         torch.testing.assert_close(objective(inputs, BETA).loss, delta.square())
 
 
+@pytest.mark.parametrize("kind", ["reval", "tbrm", "regression"])
+def test_the_recorded_residual_equals_that_of_the_objective_bit_for_bit(kind):
+    inputs = random_inputs(17, dtype=torch.float32)
+    out = make_objective(kind, beta=BETA)(inputs)
+    log_policy = inputs.logprobs.sum(dim=1)
+    found = residual(kind, log_policy, inputs.log_ref, inputs.value, inputs.value_ref, inputs.reward, BETA)
+    for name in ("delta", "value_term", "log_ratio"):
+        assert torch.equal(getattr(found, name), getattr(out, name))
+    assert torch.equal(found.delta, found.value_term + found.log_ratio - found.scaled_reward)
+
+
+def test_without_beta_the_residual_is_nan_and_its_value_and_ratio_are_kept():
+    inputs = random_inputs(18)
+    scores = (inputs.logprobs.sum(dim=1), inputs.log_ref, inputs.value, inputs.value_ref, inputs.reward)
+    found, with_beta = residual("custom", *scores, None), residual("custom", *scores, BETA)
+    assert found.delta.isnan().all()
+    assert found.scaled_reward.isnan().all()
+    assert torch.equal(found.value_term, with_beta.value_term)
+    assert torch.equal(found.log_ratio, with_beta.log_ratio)
+
+
+def test_an_objective_has_a_residual_if_it_squares_one_or_has_a_beta():
+    own = {"kind": "custom", "function": "tests.models:margin_objective"}
+    assert Reval(kind="reval", beta_times_length=11).has_residual
+    assert CustomObjective(**own, settings={"beta": 0.5, "margin": 0.5}).has_residual
+    assert not CustomObjective(**own, settings={"beta": None, "margin": 0.5}).has_residual
+    assert not Grpo(kind="grpo").has_residual
+
+
 @pytest.mark.parametrize("objective", [reval, tbrm, regression])
-def test_gradients_are_those_of_finite_differences(objective):
+def test_gradients_equal_finite_differences(objective):
     inputs = random_inputs(3, rows=3, steps=3)
 
     def loss(logprobs, value):
@@ -110,7 +141,7 @@ def test_the_gradient_flows_through_the_value_of_the_prompt():
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10_000))
-def test_calibrated_initialisation_loss_and_gradient_are_exactly_zero(seed):
+def test_calibrated_initialisation_gives_exactly_zero_loss_and_gradient(seed):
     """Proposition 2: r = 0 and θ = θ_ref."""
     inputs = at_the_reference(seed, reward=0.0)
     assert not reval(inputs, BETA).loss.any()
@@ -134,7 +165,7 @@ def grpo_of(inputs: Inputs):
     return grpo(inputs, clip_low=0.2, clip_high=0.28, importance_cap=2.0)
 
 
-def test_grpo_is_its_formula_token_by_token():
+def test_grpo_equals_its_formula_token_by_token():
     inputs = random_inputs(7)
     inputs = dataclasses.replace(inputs, logprobs=inputs.logprobs.detach())
     for row in range(6):
@@ -175,7 +206,7 @@ def test_grpo_clips_higher_above_than_below():
     assert gradient[1] == 0
 
 
-def test_an_objective_is_found_by_its_name_and_keeps_its_settings():
+def test_make_objective_finds_an_objective_by_name_and_applies_its_settings():
     inputs = random_inputs(10)
     torch.testing.assert_close(make_objective("reval", beta=0.3)(inputs).loss, reval(inputs, 0.3).loss)
 
@@ -196,7 +227,7 @@ def test_beyond_the_huber_point_the_loss_is_the_tangent_of_the_square():
     torch.testing.assert_close(out.metrics["outliers"].mean(), (delta.abs() > bend).double().mean())
 
 
-def test_a_clipped_residual_teaches_nothing_and_is_reported_whole():
+def test_a_clipped_residual_has_no_gradient_and_is_reported_unclipped():
     inputs = random_inputs(12)
     delta = plain_delta(inputs).detach()
     limit = float(delta.abs().median())
@@ -214,7 +245,7 @@ def test_a_length_normalised_loss_is_a_loss_per_token():
     )
 
 
-def test_truncated_responses_have_no_loss_and_no_gradient_if_masked():
+def test_masked_truncated_responses_have_no_loss_and_no_gradient():
     inputs = random_inputs(14)
     inputs = dataclasses.replace(inputs, truncated=torch.tensor([True, False] * 3))
     for kind, chosen in (("reval", {"beta": BETA}), ("grpo", GRPO)):
