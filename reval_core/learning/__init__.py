@@ -1,1 +1,1 @@
-"""What turns drawn trajectories into the next policy."""
+"""The learner, its checkpoints and what supports them: from drawn trajectories to the next policy."""

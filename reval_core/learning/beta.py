@@ -1,4 +1,4 @@
-"""β set from how long responses are: what a config leaves open until the first of them are there."""
+"""β from the response length, for configs that leave it open until the first responses exist."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ from reval_core.storage.tables import Manifest, read_table
 
 
 def with_beta(config: Config, directory: RunDirectory) -> Config:
-    """The config with β in figures, as if it had been given, once the run has come so far; else as it is.
+    """Resolve `objective.beta_times_length` to a β once the first rollouts are published.
 
-    β = `objective.beta_times_length` / the mean tokens of a response, over the run's first rollouts: those of round
-    1, or all stored trajectories. They are facts and never change, so neither does β.
+    β = `objective.beta_times_length` / mean tokens per response, over the run's first rollouts: those of round 1, or
+    all stored trajectories. These records never change, so neither does β.
+
+    Args:
+        config: The config of the run.
+        directory: The run directory.
+
+    Returns:
+        The config as if β had been given, or `config` itself where β is given or the rollouts do not exist yet.
     """
     objective = config.objective
     if not isinstance(objective, ResidualObjective) or objective.beta_times_length is None:
@@ -28,9 +35,9 @@ def with_beta(config: Config, directory: RunDirectory) -> Config:
 
 
 def _response_lengths(directory: RunDirectory, rollouts: Manifest) -> Sequence[int]:
-    """The tokens of each response of a round."""
+    """The number of tokens of each response of a round."""
     lengths: list[int] = []
-    # Of a pruned run one file holds many rounds, and stands for several files of each.
+    # In a pruned run one file holds many rounds and replaces several files of each.
     for path in dict.fromkeys(file.path for file in rollouts.files_of("trajectories")):
         rows = read_table(directory.path / path, ("round", "response_length"))
         pairs = zip(rows.column("round").to_pylist(), rows.column("response_length").to_pylist(), strict=True)

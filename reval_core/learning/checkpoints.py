@@ -1,4 +1,4 @@
-"""Checkpoints: the weights, the optimizer and the identity of a policy, in one folder published whole."""
+"""Checkpoints: the weights, the optimizer state and the identity of a policy, published as one directory."""
 
 from __future__ import annotations
 
@@ -28,9 +28,12 @@ if TYPE_CHECKING:
 
 
 def save_checkpoint(directory: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Publish the learner's state to `folder`, weights in float32, and return the digest of these.
+    """Publish the learner's state to `directory`, with the weights in float32.
 
-    transformers loads the folder as a model; of a run with LoRA, as adapters of the model in `RunDirectory.base`.
+    transformers loads the directory as a model or, with LoRA, as adapters of the model in `RunDirectory.base`.
+
+    Returns:
+        The digest of the float32 weights.
     """
     content = learner.content()
     state = {
@@ -45,7 +48,7 @@ def save_checkpoint(directory: Path, learner: Learner, tokenizer: PreTrainedToke
 
 
 def save_first_checkpoint(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Publish policy 0, which no update has touched. Its identity is the digest of its weights, and is returned."""
+    """Publish the initial policy, and return its identity: the digest of its weights."""
     content = policy_digest(model)
     state = {"policy": content, "content": content, "updates_done": 0, "gradient_norms": []}
     _publish(directory, model, tokenizer, {}, state)
@@ -53,14 +56,20 @@ def save_first_checkpoint(directory: Path, model: PreTrainedModel, tokenizer: Pr
 
 
 def export_policy(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Publish a policy alone to `folder`: a model that transformers loads or, with LoRA, the adapters."""
+    """Publish only a policy to `directory`: a model that transformers loads or, with LoRA, the adapters."""
     publish_directory(directory, lambda partial: _save_policy(partial, model, tokenizer))
 
 
 def load_learner(checkpoint: Path, base: Path, run: Config) -> Learner:
-    """The learner that a checkpoint was saved from. `base` is the model that adapters belong to, if there are any.
+    """Load the learner that a checkpoint was saved from.
 
-    Raises Damaged, naming the file, if the checkpoint or the base is not what was saved.
+    Args:
+        checkpoint: The directory of the checkpoint.
+        base: The directory of the model that the adapters belong to; read only with LoRA.
+        run: The config of the run.
+
+    Raises:
+        CorruptData: The checkpoint or the base is not what was saved; the message names the file.
     """
     check_directory(checkpoint)
     settings = run.model
@@ -78,45 +87,47 @@ def load_learner(checkpoint: Path, base: Path, run: Config) -> Learner:
 
 
 def _check_weights(checkpoint: Path) -> None:
-    """Raise Damaged for files that hold no weights: nobody gave them, so what to do is not what a user is told."""
+    """Raise CorruptData for unreadable weights, without the advice for models that a user supplies."""
     try:
         stored_tensors(checkpoint)
     except InputError as error:
-        said, _, _ = str(error).replace(": model.path: ", ": ").rpartition("; ")
-        raise CorruptData(said) from error
+        reason, _, _ = str(error).replace(": model.path: ", ": ").rpartition("; ")
+        raise CorruptData(reason) from error
 
 
 def checkpoint_state(directory: Path) -> dict[str, Any]:
-    """The identity (`policy`), the weights' digest (`content`) and the counters of a checkpoint.
+    """Read the identity (`policy`), the digest of the weights (`content`) and the counters of a checkpoint.
 
-    Raises Damaged if `folder` is no checkpoint.
+    Raises:
+        CorruptData: `directory` is not a checkpoint.
     """
     return read_json(directory / "learner.json")
 
 
 def restore_optimizer(directory: Path, learner: Learner) -> None:
-    """Put the optimizer of a checkpoint back into a learner whose model has that checkpoint's weights.
+    """Restore the optimizer, counters and identity of a learner whose model has the checkpoint's weights.
 
-    Raises Damaged if the weights are not those that the checkpoint recorded.
+    Raises:
+        CorruptData: The weights are not those that the checkpoint recorded, or the optimizer state does not fit.
     """
     state = checkpoint_state(directory)
     if learner.content() != state["content"]:
         raise CorruptData(f"{directory}: the weights are not those that were saved")
-    tensors = _optimizer_state(directory / "optimizer.safetensors")
+    tensors = _read_optimizer(directory / "optimizer.safetensors")
     for name, parameter in learner.trained().items():
-        kept = {
+        saved = {
             key: tensors[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in tensors
         }
-        if any(value.shape not in (parameter.shape, ()) for value in kept.values()):
-            raise CorruptData(f"{directory}: the optimizer's state of {name} has another shape than the parameter")
-        if kept:
-            learner.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in kept.items()}
+        if any(value.shape not in (parameter.shape, ()) for value in saved.values()):
+            raise CorruptData(f"{directory}: the optimizer state of {name} differs in shape from the parameter")
+        if saved:
+            learner.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in saved.items()}
     learner.updates_done = state["updates_done"]
     learner.guard.norms.extend(state["gradient_norms"])
     learner.policy = state["policy"]
 
 
-def _optimizer_state(file: Path) -> dict[str, Tensor]:
+def _read_optimizer(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:
@@ -124,9 +135,10 @@ def _optimizer_state(file: Path) -> dict[str, Tensor]:
 
 
 def wanted_checkpoints(manifests: Sequence[Manifest], config: Config) -> set[int]:
-    """The rounds whose checkpoints should stand in a run with these manifests.
+    """The rounds whose checkpoints a run with these manifests keeps.
 
-    They are policy 0, the reference, the policy that was evaluated best, and the newest `checkpoints.keep`.
+    They are the initial policy, the reference, the policy with the best evaluation, and the newest
+    `checkpoints.keep`.
     """
     saved, best = [0], (-math.inf, 0)
     for manifest in manifests:
@@ -139,7 +151,7 @@ def wanted_checkpoints(manifests: Sequence[Manifest], config: Config) -> set[int
 
 
 def goodness(evaluation: Manifest) -> float:
-    """How good an evaluated policy is: its accuracy or, in a run without an engine, the closeness of its fit."""
+    """The quality of an evaluated policy, higher is better: its accuracy or, without an engine, −mean |Δ|."""
     if "accuracy" in evaluation.info:
         accuracy: float = evaluation.info["accuracy"]
         return accuracy
@@ -148,19 +160,19 @@ def goodness(evaluation: Manifest) -> float:
 
 
 def reference_round(manifests: Sequence[Manifest], config: Config) -> int:
-    """The round whose policy is the reference now. Its checkpoint is saved just before the reset."""
+    """The round whose policy is the current reference. Its checkpoint is saved just before the reset."""
     saved = [manifest.round for manifest in manifests if manifest.stage == "checkpoint"]
     left = residuals_left(manifests)
     return max((number for number in saved if config.reference.reset_after(number, left.get(number))), default=0)
 
 
 def residuals_left(manifests: Iterable[Manifest]) -> dict[int, float | None]:
-    """The share of the residual that each round began with, which resets may go by."""
+    """The share of the residual left at the start of each round, which resets may depend on."""
     return {one.round: one.info.get("residual_left") for one in manifests if one.stage == "sampling"}
 
 
 def checkpoint_rounds(directory: Path) -> list[int]:
-    """The rounds that have a checkpoint under `folder`."""
+    """The rounds that have a checkpoint under `directory`."""
     return [int(path.name.split("=")[1]) for path in directory.glob("round=?????") if path.is_dir()]
 
 
@@ -189,7 +201,7 @@ def _save_policy(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedT
 def _optimizer_tensors(learner: Learner) -> dict[str, Tensor]:
     names = {parameter: name for name, parameter in learner.trained().items()}
     return {
-        f"{names[parameter]}/{key}": value.detach().cpu().contiguous()  # a GPU has no room for them twice
+        f"{names[parameter]}/{key}": value.detach().cpu().contiguous()  # a GPU has no memory for a second copy
         for parameter, state in learner.optimizer.state.items()
         for key, value in state.items()
         if isinstance(value, torch.Tensor)

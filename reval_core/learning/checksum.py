@@ -1,8 +1,8 @@
-"""A checksum of weights that the device they lie on adds up: whether two learners hold the same bits.
+"""A checksum of weights, computed on their own device: whether two learners hold the same bits.
 
-Each number's bits are multiplied by a hash of its place and added up modulo 2^64. Addition of whole numbers has no
-order, so a CPU, a GPU and any number of threads give the same sum, and a change of any one bit changes it. It finds
-differences that nobody made on purpose; files are proved by sha256. This file needs torch alone.
+The bits of each element are multiplied by a hash of its index and summed modulo 2^64. Integer addition does not
+depend on the order, so a CPU, a GPU and any number of threads give the same sum, and a change of any one bit changes
+it. It detects accidental differences; files are verified by sha256. This module depends only on torch.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 _SLICE = {"cpu": 1 << 18, "cuda": 1 << 24}
-"""Numbers that are added up at once: on a CPU what its cache holds, on a GPU what is worth a kernel."""
+"""Elements summed at once: on a CPU as many as fit its cache, on a GPU enough for an efficient kernel."""
 
 _STEP = -0x61C8864680B583EB
-"""The step of splitmix64, as a signed number."""
+"""The increment of splitmix64, as a signed integer."""
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""By the bytes of a number, what its bits are read as."""
+"""The integer type that the bits are read as, by the size of an element in bytes."""
 
 
 @torch.no_grad()
 def weights_checksum(weights: Mapping[str, Tensor]) -> str:
-    """64 hexadecimal digits of tensors by name: the same for the same names, shapes and bits."""
+    """64 hexadecimal digits that are equal for tensors with equal names, types, shapes and bits."""
     sink = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         sink.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {int(_sum(tensor))}\n".encode())
@@ -38,11 +38,11 @@ def _sum(tensor: Tensor) -> Tensor:
     size = _SLICE.get(tensor.device.type, 1 << 18)
     for first in range(0, len(flat), size):
         bits = flat[first : first + size].long()
-        total += bits.mul_(_of_places(first, len(bits), tensor.device)).sum()
+        total += bits.mul_(_index_hashes(first, len(bits), tensor.device)).sum()
     return total
 
 
-def _of_places(start: int, count: int, device: torch.device) -> Tensor:
-    """[count] odd int64: a hash of each place. An odd factor lets no bit vanish."""
-    places = torch.arange(start, start + count, device=device).mul_(_STEP)
-    return places.bitwise_xor_(places >> 31).mul_(_STEP).bitwise_or_(1)
+def _index_hashes(start: int, count: int, device: torch.device) -> Tensor:
+    """[count] odd int64: a hash of each index. Multiplication by an odd factor loses no bit."""
+    hashes = torch.arange(start, start + count, device=device).mul_(_STEP)
+    return hashes.bitwise_xor_(hashes >> 31).mul_(_STEP).bitwise_or_(1)

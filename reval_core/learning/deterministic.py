@@ -10,17 +10,17 @@ import torch
 
 
 def announce_deterministic() -> None:
-    """Set what libraries read from the environment when they first compute: before any kernel of theirs runs."""
+    """Set the environment variables that libraries read at their first computation: call before any kernel runs."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")
 
 
 @contextmanager
 def deterministic_kernels() -> Iterator[None]:
-    """Let torch take deterministic kernels alone while the context lasts.
+    """Use only deterministic kernels inside the context.
 
-    An operation that has none raises RuntimeError, which names it. The transformers engine has one (a cumulative
-    sum on a GPU), so this is for updates and not for a whole process.
+    An operation without one raises RuntimeError, which names the operation. The transformers engine uses one (a
+    cumulative sum on a GPU), so this is for updates and not for the whole process.
     """
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()

@@ -1,7 +1,8 @@
-"""One run, several processes: the first runs the pipeline, the others hold the same learner and learn with it.
+"""Several processes in one run: the first runs the pipeline, the others hold the same learner and train with it.
 
-Under `accelerate launch` every process starts the same command. The first one opens the run; whenever its learner
-is about to do what takes all processes (to be made, or to learn), it tells the others first. They do nothing else.
+Under `accelerate launch` every process starts the same command. The first process opens the run. Before a collective
+operation of its learner (loading a checkpoint, or learning) it announces the operation to the others, which do
+nothing else.
 """
 
 from __future__ import annotations
@@ -21,26 +22,27 @@ if TYPE_CHECKING:
     from reval_core.storage.run_directory import RunDirectory
 
 _PATIENCE = timedelta(days=1)
-"""How long processes wait for each other: as long as a round of rollouts may take."""
+"""How long the processes wait for each other: longer than a round of rollouts may take."""
 
 _out_of_step = False
 
 
 def check_launch() -> None:
-    """Raise InputError if the processes were launched in a way that a run cannot use."""
+    """Raise InputError if the processes were launched in a way that a run does not support."""
     if _launched_with("ACCELERATE_USE_FSDP") or _launched_with("ACCELERATE_USE_DEEPSPEED"):
         raise InputError(
             "accelerate launch: generation and scoring need whole weights in the first process, and FSDP and "
-            "DeepSpeed leave it a part; launch with --multi_gpu (DDP)"
+            "DeepSpeed shard them; launch with --multi_gpu (DDP)"
         )
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
         raise InputError("accelerate launch: compiled models are not supported; launch with --dynamo_backend no")
 
 
 def tell(*message: Any) -> None:
-    """Say to the other processes what comes next; they are waiting in `follow`.
+    """Announce the next operation to the other processes, which wait in `follow`.
 
-    Raises RunStopped if an error has left them in the middle of something else.
+    Raises:
+        RunStopped: After an earlier error the other processes may still be in another operation.
     """
     if launch.count() == 1:
         return
@@ -51,25 +53,25 @@ def tell(*message: Any) -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What all processes do at once. After an error here the others may still be at it, and hear nothing more."""
+    """Run a collective operation. After an error here, the others may still be inside it and receive no message."""
     global _out_of_step
     try:
         yield
     except RunStopped:
-        raise  # from what all have seen, so all have stopped
+        raise  # all processes saw the same cause, so all have stopped
     except BaseException:
         _out_of_step = True
         raise
 
 
 def dismiss() -> None:
-    """Let the others end. After an error they do not hear it, and the launcher ends them with this process."""
+    """Let the other processes exit. After an error they receive nothing, and the launcher terminates them."""
     if not _out_of_step:
         tell("stop")
 
 
 def follow(directory: RunDirectory, run: Config) -> None:
-    """Do as the first process tells, until it is done."""
+    """Execute the operations that the first process announces, until it is done."""
     from reval_core.planning.gpu_memory import memory_advice
     from reval_core.planning.out_of_memory import explained_memory
 
@@ -88,14 +90,14 @@ def _follow(directory: RunDirectory, run: Config) -> None:
         match _broadcast(None):
             case "restore", checkpoint, threads:
                 torch.set_num_threads(threads)
-                learner = None  # before a second model is loaded
+                learner = None  # free its memory before a second model is loaded
                 learner = load_learner(checkpoint, directory.base, with_beta(run, directory))
             case "learn", draws:
-                assert learner is not None, "the first process learns with a learner that it has announced"
+                assert learner is not None, "the first process announces its learner before it learns"
                 try:
                     learner.learn(draws)
                 except RunStopped:
-                    learner = None  # the first process was stopped by the same, and says so
+                    learner = None  # the first process stopped for the same reason and reports it
             case _:
                 return
 
@@ -105,7 +107,7 @@ def _launched_with(name: str) -> bool:
 
 
 def _broadcast(message: tuple[Any, ...] | None) -> tuple[Any, ...]:
-    """The first process's message, in every process."""
+    """Send the message of the first process to every process."""
     import torch
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list

@@ -1,4 +1,4 @@
-"""Recorded draws with their tokens: what the learner is fed, the first time and at every replay."""
+"""Recorded draws with their tokens: the input of the learner, in training and in reconstruction."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from reval_core.replay_buffer.trajectories import IDS_PER_ROUND, RowReader, list
 from reval_core.storage.run_directory import RunDirectory
 from reval_core.storage.tables import read_table
 
-# What the identity of a policy depends on. The shard's digest and the row stand for the tokens, and for their
-# log-probs: a shard names the policy that wrote it.
+# The columns that the identity of a policy depends on. The shard's digest and the row identify the tokens and their
+# log-probs, since a shard names the policy that wrote it.
 _IDENTITY = (
     "shard_digest",
     "row",
@@ -41,7 +41,11 @@ class DrawReader:
         self._scores = RowReader(directory.path, ("policy_logprobs", "policy"))
 
     def read(self, round: int) -> list[Drawn]:
-        """The draws of a round, one an update, in order. Raises Damaged if a file cannot be read."""
+        """Read the draws of a round, one per update, in order.
+
+        Raises:
+            CorruptData: A file cannot be read.
+        """
         draws = read_table(Path(self._directory.path, self._directory.facts(round, "draws")))
         updates = pc.unique(draws.column("update")).to_pylist()
         return [self._drawn(draws.filter(pc.equal(draws.column("update"), update))) for update in updates]
@@ -55,7 +59,7 @@ class DrawReader:
             [self._directory.facts(round, "scores") for round in rounds], (ids % IDS_PER_ROUND).tolist()
         )
         responses = list_rows(tokens.column("response_tokens"))
-        # A stored trajectory was scored by a policy that did not write it: its writer's log-probs are not known.
+        # A stored trajectory was scored by a policy that did not write it: its writer's log-probs are unknown.
         written_by_scored = pc.equal(tokens.column("policy"), scores.column("policy"))
         old_logprobs = pc.if_else(written_by_scored, scores.column("policy_logprobs"), None)
         return Drawn(
@@ -77,7 +81,7 @@ class DrawReader:
 
 
 def _noise(draw: pa.Table) -> Noise | None:
-    """What the draw was recorded to go by, the same in all rows."""
+    """The noise recorded with the draw, the same in all rows."""
     found = [draw.column(name)[0].as_py() for name in ("noise_logprob", "noise_value")]
     return None if None in found else Noise(*found)
 

@@ -1,4 +1,4 @@
-"""What every objective is given and what it gives back. This folder needs torch alone."""
+"""The inputs and outputs of every objective. This package depends only on torch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class Inputs:
     """B trajectories with responses of up to H tokens. Only `logprobs` and `value` carry gradients."""
 
     logprobs: Tensor
-    """log π_θ(a_h|s_h) [B, H]; 0 on padding. At temperature 1, for GRPO at the one that was sampled at."""
+    """log π_θ(a_h|s_h) [B, H]; 0 on padding. At temperature 1; for GRPO, at the sampling temperature."""
     mask: Tensor
-    """[B, H] bool: true on the tokens that the policy wrote."""
+    """[B, H] bool: true on tokens written by the policy."""
     value: Tensor
     """V_θ(s_1) [B]."""
     log_ref: Tensor
@@ -26,13 +26,13 @@ class Inputs:
     advantage: Tensor
     """(r − mean) / deviation within the group [B]."""
     old_logprobs: Tensor
-    """log π(a_h|s_h) [B, H] of the policy that wrote the response, as the trainer computes it; NaN if not known."""
+    """log π(a_h|s_h) [B, H] of the policy that wrote the response, as computed by the trainer; NaN if unknown."""
     engine_logprobs: Tensor
-    """The same as the engine gave it [B, H], at the temperature that it sampled at; NaN if not known."""
+    """The same as reported by the engine [B, H], at its sampling temperature; NaN if unknown."""
     truncated: Tensor
     """[B] bool: true where the response was cut at the length limit."""
     mean_tokens: float
-    """Written tokens a trajectory, over all trajectories of the update, not only these B."""
+    """Mean written tokens per trajectory, over all trajectories of the update, not only these B."""
 
     @property
     def tokens(self) -> Tensor:
@@ -42,15 +42,15 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What an objective makes of each trajectory, [B] each. Only the loss carries a gradient."""
+    """The results of an objective, one per trajectory, [B] each. Only the loss carries a gradient."""
 
     loss: Tensor
-    """Its mean over the trajectories of an update, weighted by the draw, is what the update descends."""
+    """An update minimises its mean over the trajectories, weighted by the importance weights of the draw."""
     delta: Tensor
-    """Δ(τ), the residual, which prioritised sampling goes by; 0 for an objective that has none."""
+    """Δ(τ), the residual, which prioritised sampling uses; 0 for an objective without one."""
     value_term: Tensor
     """The part of Δ that comes from V."""
     log_ratio: Tensor
     """log π_θ(τ) − log π_ref(τ)."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
-    """What else is worth watching; the mean over an update goes to the table `updates` and to MLflow."""
+    """Further metrics; their means over an update are recorded in the table `updates` and in MLflow."""

@@ -19,25 +19,36 @@ def grpo(
     """GRPO (arXiv 2402.03300) with clip-higher (DAPO, arXiv 2503.14476), without a KL term.
 
     l_h = −c_h · min(ρ_h A, clip(ρ_h, 1 − clip_low, 1 + clip_high) A), with ρ_h = π_θ/π_old by the trainer and
-    c_h = min(π_old/π_engine, importance_cap), the truncated correction for an engine out of step.
+    c_h = min(π_old/π_engine, importance_cap), the truncated correction for the trainer–engine mismatch.
 
-    mean: `sequence` is the mean of l_h over a response's tokens, then over responses, as in GRPO; `token` is the
-        mean over all tokens of the update, as in DAPO, where a long response counts for more.
+    With one response per prompt, the advantage is the reward itself (mean 0, deviation 1), as in verl.
 
-    Where one response is asked for, the advantage is the reward itself (mean 0, deviation 1), as in verl.
-    Metrics, as shares or means over a response's tokens: `clipped`, `corrected` (c_h at its cap), and `kl`, the
-    estimate ρ − 1 − log ρ of KL(π_old ‖ π_θ).
+    Args:
+        inputs: The batch.
+        clip_low: The ratio ρ_h is clipped below at 1 − clip_low.
+        clip_high: The ratio ρ_h is clipped above at 1 + clip_high.
+        importance_cap: The cap of the engine correction c_h.
+        mean: `sequence` is the mean of l_h over a response's tokens, then over responses, as in GRPO; `token` is the
+            mean over all tokens of the update, as in DAPO, where long responses have more weight.
+
+    Returns:
+        The outputs, with the metrics, as shares or means over a response's tokens: `clipped`, `corrected` (c_h at
+        its cap), and `kl`, the estimate ρ − 1 − log ρ of KL(π_old ‖ π_θ).
     """
     log_ratio = (inputs.logprobs - inputs.old_logprobs) * inputs.mask
     ratio = torch.exp(log_ratio)
     correction = torch.exp(inputs.old_logprobs - inputs.engine_logprobs)
     advantage = inputs.advantage.unsqueeze(1)
-    free = ratio * advantage
-    held = ratio.clamp(1 - clip_low, 1 + clip_high) * advantage
-    each = -correction.clamp(max=importance_cap) * torch.minimum(free, held) * inputs.mask
-    loss = each.sum(dim=1) / (inputs.tokens if mean == "sequence" else inputs.mean_tokens)
+    unclipped = ratio * advantage
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantage
+    token_losses = -correction.clamp(max=importance_cap) * torch.minimum(unclipped, clipped) * inputs.mask
+    loss = token_losses.sum(dim=1) / (inputs.tokens if mean == "sequence" else inputs.mean_tokens)
     with torch.no_grad():
-        watched = {"clipped": held < free, "corrected": correction > importance_cap, "kl": ratio - 1 - log_ratio}
-        metrics = {name: (what * inputs.mask).sum(dim=1) / inputs.tokens for name, what in watched.items()}
+        by_token = {
+            "clipped": clipped < unclipped,
+            "corrected": correction > importance_cap,
+            "kl": ratio - 1 - log_ratio,
+        }
+        metrics = {name: (values * inputs.mask).sum(dim=1) / inputs.tokens for name, values in by_token.items()}
         zero = torch.zeros_like(inputs.value)
         return Outputs(loss, zero, zero, inputs.logprobs.sum(dim=1) - inputs.log_ref, metrics)
