@@ -12,8 +12,8 @@ from reval_core.storage.tables import Manifest, read_table
 def with_beta(config: Config, directory: RunDirectory) -> Config:
     """Resolve `objective.beta_times_length` to a β once the first rollouts are published.
 
-    β = `objective.beta_times_length` / mean tokens per response, over the run's first rollouts: those of round 1, or
-    all stored trajectories. These records never change, so neither does β.
+    β = `objective.beta_times_length` / mean tokens per response, over the run's first rollouts: those of round 1,
+    or all stored trajectories. These records never change, so neither does β.
 
     Args:
         config: The config of the run.

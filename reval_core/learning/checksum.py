@@ -1,8 +1,8 @@
 """A checksum of weights, computed on their own device: whether two learners hold the same bits.
 
 The bits of each element are multiplied by a hash of its index and summed modulo 2^64. Integer addition does not
-depend on the order, so a CPU, a GPU and any number of threads give the same sum, and a change of any one bit changes
-it. It detects accidental differences; files are verified by sha256. This module depends only on torch.
+depend on the order, so a CPU, a GPU and any number of threads give the same sum, and a change of any one bit
+changes it. It detects accidental differences; files are verified by sha256. This module depends only on torch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Several processes in one run: the first runs the pipeline, the others hold the same learner and train with it.
 
-Under `accelerate launch` every process starts the same command. The first process opens the run. Before a collective
-operation of its learner (loading a checkpoint, or learning) it announces the operation to the others, which do
-nothing else.
+Under `accelerate launch` every process starts the same command. The first process opens the run. Before a
+collective operation of its learner (loading a checkpoint, or learning) it announces the operation to the others,
+which do nothing else.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""The learner: K updates a round on drawn trajectories, and the identity of the policy that results.
+"""The learner: K updates per round on drawn trajectories, and the identity of the resulting policy.
 
-It holds one model. What the reference says of a trajectory (log π_ref, V_ref) comes with the draw, so no
-reference model is loaded, and memory is that of supervised fine-tuning. In bfloat16 the model is the copy of
-float32 weights that only the optimizer sees (`reval_core.model.low_precision`).
+It holds one model. The scores under the reference (log π_ref, V_ref) come with the draw, so no reference model is
+loaded, and memory is that of supervised fine-tuning. In bfloat16 the model is a copy of float32 weights that only
+the optimizer holds (`reval_core.model.low_precision`).
 
-A policy's identity is a chain: the next policy's is a digest of this policy's, of every drawn trajectory and of
-the learner's settings and versions. So a policy can be named before its weights exist, and made again from a
-checkpoint and the recorded draws.
+The identities of policies form a chain: the identity of the next policy is a digest of the identity of this one, of
+every drawn trajectory and of the learner's settings and versions. So a policy can be named before its weights
+exist, and reconstructed from a checkpoint and the recorded draws.
 
-Under `accelerate launch` every process holds a learner and calls `learn` with the same draws. Each takes its share
-of the micro-batches, gradients are averaged before the step, and every process returns the whole update.
+Under `accelerate launch` every process holds a learner and calls `learn` with the same draws. Each process takes
+its share of the micro-batches, gradients are averaged before the step, and every process returns the whole update.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ from reval_core.model.loading import model_identity, policy_digest
 from reval_core.model.low_precision import LowPrecisionCopy
 from reval_core.model.noise import LEAST, Noise, is_noise, within_noise
 from reval_core.model.scoring import Scorer, Scores
-from reval_core.model.token_batch import Rows, collate, micro_batches, pad_rows, places_on
+from reval_core.model.token_batch import Rows, collate, micro_batch_limit, micro_batches, pad_rows
 from reval_core.objectives import Inputs, Outputs, make_objective, objective_identity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Tick = Callable[[int, int], None]
-"""Told how many of how many pieces of a long piece of work are done."""
+"""A progress callback, called with the units of work done and their total."""
 
 Part = tuple[list[int], dict[str, np.ndarray]]
-"""Rows of a draw, and what the objective made of them by name, an array each."""
+"""Rows of a draw, and the objective's outputs for them: one array per name."""
 
 LEARNER_VERSION = "4"
-"""Raised when a change of this code changes the weights that come out."""
+"""Increment this when a change to the code changes the resulting weights."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The B trajectories of one update. Rows are arrays of a response's or a prompt's length."""
+    """The B trajectories of one update. `Rows` hold one array per trajectory, as long as its prompt or response."""
 
     ids: np.ndarray
     prompts: Rows
@@ -67,7 +67,7 @@ class Drawn:
     written: Rows
     engine_logprobs: Rows
     old_logprobs: Rows
-    """log π(a_h|s_h) of the policy that wrote the response, by the trainer; like the engine's, NaN if not known."""
+    """log π(a_h|s_h) of the policy that wrote the response, by the trainer; NaN if unknown, like the engine's."""
     truncated: np.ndarray
     """[B] bool: the response was cut at the length limit."""
     weight: np.ndarray
@@ -77,27 +77,27 @@ class Drawn:
     log_ref: np.ndarray
     value_ref: np.ndarray
     identity: str
-    """The digest of all that the learner is fed."""
+    """The digest of everything that the learner reads from the draw."""
     noise: Noise | None = None
-    """What was measured of the noise of scores; None for the least of the learner's precision."""
+    """The measured noise of scores; None for the minimum of the learner's precision."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @cached_property
     def tokens(self) -> np.ndarray:
-        """[B] the tokens that the policy wrote."""
+        """The number of tokens written by the policy [B]."""
         return np.array([int(one.sum()) for one in self.written])
 
     @cached_property
     def mean_tokens(self) -> float:
-        """The tokens that the policy wrote, a trajectory."""
+        """Mean tokens written by the policy per trajectory."""
         return int(self.tokens.sum()) / len(self)
 
 
 @dataclass(frozen=True)
 class Update:
-    """What one update did. Arrays are [B], in the order of the draw, and as of just before the step."""
+    """The result of one update. Arrays are [B], in the order of the draw, with values from before the step."""
 
     loss: float
     grad_norm: float
@@ -108,13 +108,13 @@ class Update:
     value_term: np.ndarray
     log_ratio: np.ndarray
     metrics: dict[str, float]
-    """The objective's own, as means over the trajectories."""
+    """The objective's own metrics, as means over the trajectories."""
     skipped: bool
-    """Whether no step was taken, since all residuals may be noise."""
+    """Whether the optimizer step was skipped because all residuals may be noise."""
 
 
 class Learner:
-    """The policy's weights, their optimizer, and the chain that names them."""
+    """The weights of the policy, their optimizer, and the chain of identities."""
 
     def __init__(
         self,
@@ -125,18 +125,27 @@ class Learner:
         temperature: float = 1.0,
         seed: int = 0,
     ) -> None:
-        """Take up `model`, which is float32. With `precision: bfloat16` its parameters become their copy.
+        """Create a learner for a float32 model.
 
-        seed: of the thresholds that the copy is rounded by; the same for all policies that are compared.
+        Args:
+            model: The model. With `precision: bfloat16` its parameters are replaced by their bfloat16 copy.
+            objective: The config section `objective`, with β resolved.
+            settings: The config section `learner`.
+            policy: The identity of the weights of `model`.
+            temperature: The temperature at which trajectories are scored.
+            seed: The seed of the rounding thresholds of the copy; the same for all policies that are compared.
+
+        Raises:
+            InputError: bfloat16 under FSDP.
         """
         settings = settled_learner(settings)
         if settings.deterministic:
             announce_deterministic()
         self.model = model
         self.policy: str | None = policy
-        """The identity of the weights, or None while updates are under way."""
+        """The identity of the weights, or None while updates are in progress."""
         self.before: Snapshot | None = None
-        """The weights before the last call of `learn`, if it was to keep them."""
+        """The weights before the last call of `learn`, if it was called with `keep_before`."""
         self.updates_done = 0
         self.guard = Guard(settings.spike_limit)
         self._settings = settings
@@ -145,7 +154,7 @@ class Learner:
         self._has_residual = objective.has_residual
         self._noise = Noise(settings.noise, settings.noise) if settings.noise else LEAST[settings.precision]
         self._accelerator = accelerate.Accelerator(
-            # Without it, processes that find no GPU would each train alone.
+            # Otherwise processes that find no GPU would each train alone.
             cpu=not torch.cuda.is_available(),
             mixed_precision="no",
         )
@@ -175,35 +184,43 @@ class Learner:
 
     @classmethod
     def of(cls, model: PreTrainedModel, run: config.Config, policy: str) -> Learner:
-        """A learner with a run's settings."""
+        """Create a learner with the settings of a run."""
         return cls(model, run.objective, run.learner, policy, run.scoring_temperature, run.seed)
 
     def next_policy(self, policy: str, draws: Iterable[Drawn]) -> str:
-        """The identity of the policy that these draws make of `policy`."""
+        """The identity of the policy that results from `policy` and these draws."""
         return digest(policy, [drawn.identity for drawn in draws], self._identity)
 
     def learn(
         self, draws: Iterable[Drawn], tick: Tick = lambda done, total: None, keep_before: bool = False
     ) -> list[Update]:
-        """Take one step for each draw, in order; afterwards `policy` names the result.
+        """Take one optimizer step per draw, in order; afterwards `policy` is the identity of the result.
 
-        `tick` is told how many of how many updates are done. `keep_before` leaves the weights from before them in
-        `before`, in the CPU's memory. An interruption leaves `policy` None: the weights have no name then and must
-        be rebuilt.
-        Raises RunStopped, naming trajectories, if a loss or the gradient is not finite or is a spike.
+        An interruption leaves `policy` None: the weights then have no identity and must be reconstructed.
+
+        Args:
+            draws: One per update.
+            tick: Called with the updates done and their total.
+            keep_before: Keep the weights from before the updates in `before`, in CPU memory.
+
+        Returns:
+            One `Update` per draw.
+
+        Raises:
+            RunStopped: A loss or the gradient is not finite, or the gradient is a spike; names the trajectories.
         """
-        assert self.policy is not None, "weights without a name cannot be trained further"
+        assert self.policy is not None, "weights without an identity cannot be trained further"
         batches = list(draws)
         after = self.next_policy(self.policy, batches)
         self.policy = None
-        self.before = None  # not two at once
+        self.before = None  # free the old snapshot before taking another
         self.before = Snapshot(self.model) if keep_before else None
         updates = []
         with self.as_in_updates(), deterministic_kernels() if self._settings.deterministic else nullcontext():
             for drawn in batches:
                 updates.append(self._update(drawn))
                 tick(len(updates), len(batches))
-        self.optimizer.zero_grad(set_to_none=True)  # no memory for gradients while rollouts are generated
+        self.optimizer.zero_grad(set_to_none=True)  # hold no gradient memory while rollouts are generated
         self.policy = after
         return updates
 
@@ -240,32 +257,32 @@ class Learner:
 
     @property
     def processes(self) -> int:
-        """How many processes learn together."""
+        """The number of processes that train together."""
         count: int = self._accelerator.num_processes
         return count
 
     def state(self) -> dict[str, Tensor]:
-        """The float32 weights by name, whole, also where processes hold a part each. Every process must ask."""
+        """The whole float32 weights by name, also where they are sharded. Every process must call it."""
         with self.masters():
             state = self._accelerator.get_state_dict(self._scorer)
         return {name.removeprefix("model."): tensor for name, tensor in state.items()}
 
     @contextmanager
     def masters(self) -> Iterator[PreTrainedModel]:
-        """The model with the weights that the optimizer holds, in float32, for as long as the context lasts.
+        """The model with the float32 weights that the optimizer holds, inside the context.
 
-        They are the model's own, unless that is a copy. It is for saving and digests, not to compute with.
+        They are the model's own parameters unless these are a copy. For saving and digests, not for computing.
         """
         with self._copy.replaced_by_masters() if self._copy else nullcontext():
             yield self.model
 
     @contextmanager
     def as_before(self) -> Iterator[PreTrainedModel]:
-        """The model with the weights in `before`, to score with, for as long as the context lasts.
+        """The model with the weights in `before`, for scoring, inside the context.
 
-        An interruption leaves `policy` None, as one of `learn` does.
+        An interruption leaves `policy` None, as in `learn`.
         """
-        assert self.before is not None, "learn() was not told to keep the weights from before"
+        assert self.before is not None, "learn() was not called with keep_before"
         policy, self.policy = self.policy, None
         with self.before.swapped_in(self.model):
             yield self.model
@@ -277,15 +294,15 @@ class Learner:
             return policy_digest(model)
 
     def checksum(self) -> str:
-        """The checksum of the float32 weights that are trained, added up where they lie."""
+        """The checksum of the trained float32 weights, computed on their device."""
         return weights_checksum({name: one for name, one in self.trained().items() if one.requires_grad})
 
     def trained(self) -> Mapping[str, Tensor]:
-        """What the optimizer holds, by the names of the model's parameters."""
+        """The tensors that the optimizer holds, by the names of the model's parameters."""
         return self._copy.masters if self._copy else dict(self.model.named_parameters())
 
     def as_in_updates(self) -> AbstractContextManager[None]:
-        """The model's forward pass as updates run it, with gradients enabled."""
+        """Inside the context, run the forward pass as updates do: with gradient checkpointing where it is set."""
         return checkpointed_layers(self.model) if self._settings.gradient_checkpointing else nullcontext()
 
     def _stepped(self) -> Iterable[Tensor]:
@@ -297,46 +314,46 @@ class Learner:
             self._copy.refresh()
 
     def _gradients(self, drawn: Drawn) -> list[Part]:
-        """Add up the gradients of this process's micro-batches, and average them over the processes at the last."""
+        """Accumulate the gradients of this process's micro-batches; average over processes at the last one."""
         parts = []
-        mine = self._share(drawn)
-        for number, rows in enumerate(mine, start=1):
-            with nullcontext() if number == len(mine) else self._accelerator.no_sync(self._scorer):
+        own = self._share(drawn)
+        for number, rows in enumerate(own, start=1):
+            with nullcontext() if number == len(own) else self._accelerator.no_sync(self._scorer):
                 if rows:
                     parts.append((rows, self._backward(drawn, rows, share=1.0)))
-                else:  # this process has one micro-batch less, and the others wait for it
+                else:  # this process has one micro-batch fewer, but must take part in the reduction
                     self._backward(drawn, [0], share=0.0)
         if self._copy is not None and self.processes > 1:
             self._copy.average_gradients()
         return parts
 
     def _share(self, drawn: Drawn) -> list[list[int]]:
-        """The micro-batches of this process; as many as every other has, for which one may be empty."""
+        """The micro-batches of this process: as many as any other process has, so one may be empty."""
         lengths = [
             len(prompt) + len(response) for prompt, response in zip(drawn.prompts, drawn.responses, strict=True)
         ]
-        places = places_on(self._accelerator.device, self._settings.micro_batch_tokens)
-        groups = list(micro_batches(lengths, places, self._settings.packed))
+        max_tokens = micro_batch_limit(self._accelerator.device, self._settings.micro_batch_tokens)
+        groups = list(micro_batches(lengths, max_tokens, self._settings.packed))
         processes = self._accelerator.num_processes
         groups += [[]] * (-len(groups) % processes)
         return groups[self._accelerator.process_index :: processes]
 
     def _backward(self, drawn: Drawn, rows: list[int], share: float) -> dict[str, np.ndarray]:
-        """Add the gradient of `share` of these rows' part of the loss, mean_τ weight(τ) · loss(τ)."""
+        """Add the gradient of these rows' part of the loss mean_τ weight(τ) · loss(τ), times `share`."""
         device = self._accelerator.device
         sources = (drawn.prompts, drawn.responses, drawn.written)
         batch = collate(*([source[row] for row in rows] for source in sources), packed=self._settings.packed)
         scores = self._scorer(batch.to(device), self._temperature)
-        # The objective is cut off from the model, to see which trajectories its loss has a gradient for.
-        seen = Scores(scores.logprobs.detach().requires_grad_(), scores.values.detach().requires_grad_(), None)
-        outputs = self._objective(self._inputs(drawn, rows, seen))
+        # Detach the objective from the model, to see for which trajectories its loss has a gradient.
+        detached = Scores(scores.logprobs.detach().requires_grad_(), scores.values.detach().requires_grad_(), None)
+        outputs = self._objective(self._inputs(drawn, rows, detached))
         weight = torch.from_numpy(drawn.weight[rows]).to(device)
         # Gradients are averaged over the processes, and the loss is a mean over the draw.
         share *= self._accelerator.num_processes / len(drawn)
         slopes = torch.autograd.grad(
-            (outputs.loss * weight).sum() * share, (seen.logprobs, seen.values), materialize_grads=True
+            (outputs.loss * weight).sum() * share, (detached.logprobs, detached.values), materialize_grads=True
         )
-        # Not accelerator.backward: it divides by what the launcher was told of gradient accumulation.
+        # Not accelerator.backward, which divides by the gradient accumulation steps set at launch.
         torch.autograd.backward((scores.logprobs, scores.values), slopes)
         pulls = slopes[0].any(dim=1) | slopes[1].any(dim=1)
         return {name: column.detach().cpu().numpy() for name, column in _columns(outputs, pulls).items()}
@@ -384,13 +401,13 @@ def _adamw(parameters: Iterable[Tensor], settings: config.Learner) -> torch.opti
 
 
 def learning_rate(settings: config.Learner, updates_done: int) -> float:
-    """The learning rate of the next update: a linear rise, then constant, or a line or cosine to lr_end · lr."""
-    rise = min(1.0, (updates_done + 1) / (settings.warmup_updates + 1))
+    """The learning rate of the next update: linear warmup, then constant, linear or cosine decay to lr_end · lr."""
+    warmup = min(1.0, (updates_done + 1) / (settings.warmup_updates + 1))
     if settings.decay_updates is None:
-        return settings.lr * rise
-    way = min(1.0, max(0, updates_done - settings.warmup_updates) / settings.decay_updates)
-    left = 1 - way if settings.schedule == "linear" else (1 + math.cos(math.pi * way)) / 2
-    return settings.lr * rise * (settings.lr_end + (1 - settings.lr_end) * left)
+        return settings.lr * warmup
+    progress = min(1.0, max(0, updates_done - settings.warmup_updates) / settings.decay_updates)
+    left = 1 - progress if settings.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return settings.lr * warmup * (settings.lr_end + (1 - settings.lr_end) * left)
 
 
 def _columns(outputs: Outputs, pulls: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What a learner computes in where its settings leave that open."""
+"""The precision that a learner computes in, where its settings leave it open."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ if TYPE_CHECKING:
 
 
 def default_precision() -> Literal["float32", "bfloat16"]:
-    """bfloat16 on a GPU that computes in it, float32 elsewhere."""
-    # Without emulation: that would be slower than float32.
+    """bfloat16 on a GPU that supports it, float32 elsewhere."""
+    # Emulated bfloat16 would be slower than float32.
     on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bfloat16" if on_gpu else "float32"
 
 
 def with_precision(config: Config) -> Config:
-    """The config with `learner.precision` as it is on this machine, where it is `auto`.
+    """The config with `learner.precision: auto` resolved for this machine.
 
-    Raises InputError if the model's attention cannot compute in that.
+    Raises:
+        InputError: The model's attention does not support that precision.
     """
     settled, attention = settled_learner(config.learner), config.model.attention or ""
     if attention.startswith("flash") and settled.precision == "float32":
@@ -34,9 +35,9 @@ def with_precision(config: Config) -> Config:
 
 
 def settled_learner(settings: Learner) -> Learner:
-    """The settings with `precision` as it is on this machine, where it is `auto`.
+    """The settings with `precision: auto` resolved for this machine, and gradient checkpointing off if not given.
 
-    Gradients are checkpointed where the settings say so: a run decides it by its memory (`planning.gpu_memory`).
+    A run decides on gradient checkpointing before, from its memory estimate (`planning.gpu_memory`).
     """
     settled: dict[str, str | bool] = {}
     if settings.precision == "auto":

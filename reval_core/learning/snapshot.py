@@ -1,4 +1,4 @@
-"""The weights that a model had before an update, kept on the CPU, to compute with again for a moment."""
+"""The weights of a model before an update, kept on the CPU, to compute with them once more."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Snapshot:
-    """The trained parameters of a model as they were when this was made; of a low-precision copy, the copy."""
+    """The trained parameters of a model at the time of creation; for a low-precision copy, the copy itself."""
 
     def __init__(self, model: nn.Module) -> None:
         self._weights: dict[str, Tensor] = {
@@ -19,9 +19,9 @@ class Snapshot:
 
     @contextmanager
     def swapped_in(self, model: nn.Module) -> Iterator[None]:
-        """Let `model` hold these weights while the context lasts; afterwards its own are back, to the bit.
+        """Load these weights into `model` inside the context; afterwards its own are restored bit for bit.
 
-        The two change places tensor by tensor, so the device never holds both models.
+        They are exchanged tensor by tensor, so the device never holds both models.
         """
         self._exchange(model)
         try:
@@ -32,7 +32,7 @@ class Snapshot:
     @torch.no_grad()
     def _exchange(self, model: nn.Module) -> None:
         parameters = dict(model.named_parameters())
-        for name, kept in self._weights.items():
+        for name, saved in self._weights.items():
             own = parameters[name].detach().to("cpu", copy=True)
-            parameters[name].copy_(kept)
+            parameters[name].copy_(saved)
             self._weights[name] = own

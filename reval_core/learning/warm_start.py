@@ -1,4 +1,4 @@
-"""The warm start: supervised fitting of a model to demonstrations, before reinforcement learning begins."""
+"""The warm start: supervised fine-tuning on demonstrations, before reinforcement learning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WARM_START_VERSION = "3"
-"""Raised when a change of this code or of the demonstrations changes the weights that come out."""
+"""Increment this when a change to the code or the demonstrations changes the resulting weights."""
 
 
 def fit(
@@ -31,9 +31,18 @@ def fit(
     seed: int,
     tick: Tick = lambda done, total: None,
 ) -> None:
-    """Fit `model` in place to demonstrations of arithmetic problems; `prompts` has each one's tokens by its text.
+    """Fit `model` in place to demonstrations of arithmetic problems.
 
-    The loss is the mean of −log π(a_h|s_h) over the tokens of the answers, the end of sequence included.
+    The loss is the mean of −log π(a_h|s_h) over the tokens of the answers, including the end of sequence.
+
+    Args:
+        model: The model to train, in float32.
+        tokenizer: Its tokenizer.
+        problems: The problems that demonstrations are made of.
+        prompts: The prompt tokens of each problem, by its text.
+        settings: The config section `model.warm_start`.
+        seed: The seed of the demonstrations.
+        tick: Called with the steps done and their total.
     """
     rng = np.random.default_rng(seed)
     pairs = [(problem.problem, problem.answer) for problem in problems]
@@ -58,8 +67,8 @@ def fit(
 
 
 def _schedule(step: int, steps: int) -> float:
-    """A linear rise over the first 15%, then a cosine to a fiftieth."""
-    rise = max(1, round(0.15 * steps))
-    if step < rise:
-        return (step + 1) / rise
-    return max(0.02, 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))))
+    """Linear warmup over the first 15% of the steps, then cosine decay to 1/50."""
+    warmup = max(1, round(0.15 * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return max(0.02, 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))

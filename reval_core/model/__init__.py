@@ -1,1 +1,1 @@
-"""A model's files: what they hold, and whether that is a causal language model that can be trained."""
+"""Causal language models: loading and validation, scoring, and their low-precision copy."""

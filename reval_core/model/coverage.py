@@ -1,7 +1,7 @@
-"""Whether stored weights are those of an architecture: every parameter once, in its shape, and nothing else.
+"""Check that stored weights match an architecture: every parameter exactly once, in its shape, and nothing else.
 
-transformers itself is asked, since it renames keys, fuses layers and ties heads: it loads tensors without content
-into a model without content, and says what it did not find, could not place or could not fit.
+The check runs transformers' own loader, since it renames keys, fuses layers and ties heads: the loader loads meta
+tensors into a model on the meta device and reports missing, unexpected and mismatched keys.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ _FLOATS = {"F64", "F32", "F16", "BF16"}
 def bare_model(
     config: PreTrainedConfig, trust_remote_code: bool = False, attention: str | None = None
 ) -> PreTrainedModel:
-    """A model of this architecture on the meta device: shapes without weights. Raises what transformers raises."""
+    """Build a model of this architecture on the meta device: shapes without weights.
+
+    Raises:
+        ImportError, ValueError: From transformers, or any exception of the model's own code.
+    """
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -34,15 +38,21 @@ def bare_model(
 
 
 def check_coverage(place: str, model: PreTrainedModel, stored: Mapping[str, StoredTensor]) -> None:
-    """See that `stored` are the weights of a model like `model`. Raises InputError, naming parameters.
+    """Check that `stored` are the weights of a model like `model`.
 
-    `place` is the model's folder or name.
+    Args:
+        place: The model's directory or name, for messages.
+        model: A model on the meta device.
+        stored: The stored tensors by name.
+
+    Raises:
+        InputError: Parameters are quantized, missing, unexpected or of another shape; names them.
     """
     for name, tensor in stored.items():
         if tensor.dtype not in _FLOATS and name.endswith("weight"):
             raise InputError(
                 f"{tensor.file}: model.path: {name} is stored as {tensor.dtype}: the weights are quantized, and "
-                "training needs all of their digits; take the model as it was before"
+                "training needs full precision; use the unquantized model"
             )
     tensors = {name: torch.empty(one.shape, device="meta") for name, one in stored.items()}
     with quiet_transformers():
@@ -54,7 +64,7 @@ def check_coverage(place: str, model: PreTrainedModel, stored: Mapping[str, Stor
                 device_map={"": "meta"},
                 dtype=torch.float32,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are in the loading information, all of them
+                ignore_mismatched_sizes=True,  # the loading information lists all of them
             )
         except RuntimeError as error:
             refuse_unjoined(place, error)
@@ -63,19 +73,19 @@ def check_coverage(place: str, model: PreTrainedModel, stored: Mapping[str, Stor
 
 
 def refuse_unjoined(place: str, error: RuntimeError) -> None:
-    """Raise InputError if transformers could not join weights into larger ones. It does not say which."""
+    """Raise InputError if transformers could not merge weights into larger ones. It does not say which."""
     if "automatic conversion of the weights" not in str(error):
         return
     raise InputError(
-        f"{place}: model.path: some of the weights cannot be joined as config.json says: one of several experts is "
-        "missing or of another shape; save the whole model again, or take the config.json that belongs to it"
+        f"{place}: model.path: some of the weights cannot be merged as config.json describes: one of several "
+        "experts is missing or of another shape; save the whole model again, or use the right config.json"
     ) from error
 
 
 def refuse_gaps(place: str, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
-    """Raise InputError if transformers' loading information tells of parameters that the weights do not give.
+    """Raise InputError if transformers' loading information reports parameters that the weights do not match.
 
-    What it would do is to draw them at random, without a word that stops a run.
+    transformers itself would initialise them at random and only log it.
     """
     faults = []
     if info["missing_keys"]:
@@ -95,7 +105,7 @@ def refuse_gaps(place: str, model: PreTrainedModel, info: Mapping[str, Any]) -> 
     remedy = (
         "save the causal language model itself, whole, with save_pretrained"
         if info["missing_keys"] or info["unexpected_keys"]
-        else "take the config.json that belongs to the weights"
+        else "use the config.json that belongs to the weights"
     )
     raise InputError(
         f"{place}: model.path: the weights are not those of {type(model).__name__}{saved_as}: "
@@ -105,7 +115,7 @@ def refuse_gaps(place: str, model: PreTrainedModel, info: Mapping[str, Any]) -> 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' tables and progress bars off the terminal: what they tell is refused in one line."""
+    """Silence transformers' tables and progress bars: what they report is refused in one line."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""NaN and infinity in a model's weights: the one check that reads them, once in a process."""
+"""Check the weights of a model for NaN and infinity: the only check that reads them, once per process."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ _CHECKED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def check_finite(files: Iterable[Path]) -> None:
-    """Raise InputError naming the first parameter that holds NaN or infinity, and its file.
+    """Check that weight files hold no NaN or infinity.
 
-    A file is read again only when its size or its time of writing has changed.
+    A file is read again only when its size or modification time has changed.
+
+    Raises:
+        InputError: Names the first such parameter and its file.
     """
     for file in files:
         status = file.stat()
@@ -25,19 +28,19 @@ def check_finite(files: Iterable[Path]) -> None:
         if found is not None:
             name, value = found
             raise InputError(
-                f"{file}: model.path: the weights hold {value}, first in {name}; a model that gives {value} learns "
-                "nothing: take an earlier checkpoint of it"
+                f"{file}: model.path: the weights hold {value}, first in {name}; a model with {value} cannot be "
+                "trained: use an earlier checkpoint of it"
             )
 
 
 @cache
 def _first_fault(file: Path, size: int, written: int) -> tuple[str, str] | None:
-    """The first tensor that is not finite, and what it holds."""
+    """The name of the first tensor that is not finite, and the value it holds."""
     with safe_open(file, framework="pt") as opened:
         for name in opened.offset_keys():
             tensor = opened.get_tensor(name)
             if tensor.dtype in _CHECKED and tensor.numel():
-                # NaN passes through minimum and maximum, and nothing as large as the tensor is made.
+                # Minimum and maximum propagate NaN and allocate nothing as large as the tensor.
                 lowest, highest = torch.aminmax(tensor)
                 if lowest.isnan():
                     return name, "NaN"

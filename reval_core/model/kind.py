@@ -1,4 +1,4 @@
-"""What kind of checkpoint a config.json describes: a causal language model in full precision, or another."""
+"""Check that config.json describes an unquantized causal language model."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def check_unquantized(place: str, config: PreTrainedConfig) -> None:
             if settings:
                 raise InputError(
                     f"{place}: model.path: config.json: {key}: the checkpoint is quantized by {_method(settings)}, "
-                    "and training needs its full weights; take the model as it was before"
+                    "and training needs full precision; use the unquantized model"
                 )
 
 
 def check_causal(place: str, config: PreTrainedConfig) -> None:
-    """Raise InputError for what transformers knows as something else than a causal language model.
+    """Raise InputError for an architecture that transformers does not list as a causal language model.
 
-    An encoder would load as one all the same, and see the tokens that it is asked to predict.
+    An encoder would load as one nevertheless, and would attend to the tokens that it is to predict.
     """
     import transformers
     from transformers.models.auto.modeling_auto import (
@@ -39,10 +39,10 @@ def check_causal(place: str, config: PreTrainedConfig) -> None:
     other = named and not set(named) & set(CAUSAL.values())
     both_ways = config.model_type in CAUSAL and config.model_type in MASKED
     if other or config.is_encoder_decoder or (both_ways and not getattr(config, "is_decoder", False)):
-        what = ", ".join(named) or config.model_type
+        names = ", ".join(named) or config.model_type
         raise InputError(
-            f"{place}: model.path: config.json: architectures: {what} is no causal language model, "
-            "which reads from left to right and has a head over the vocabulary; take one, such as a …ForCausalLM"
+            f"{place}: model.path: config.json: architectures: {names} is not a causal language model, "
+            "which attends only to earlier tokens and has a head over the vocabulary; use a …ForCausalLM"
         )
 
 

@@ -1,4 +1,4 @@
-"""A model's decoder layers: checkpointed, compiled, or as they are. Needs torch and transformers alone."""
+"""The decoder layers of a model: gradient checkpointing and compilation. Depends only on torch and transformers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger("reval")
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers that are checkpointed and compiled one by one."""
+    """The layers that are checkpointed and compiled individually."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -28,10 +28,10 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def checkpointed_layers(model: PreTrainedModel) -> Iterator[None]:
-    """Keep no activations inside the layers; the backward pass computes them again.
+    """Enable gradient checkpointing of the layers inside the context.
 
-    transformers checkpoints only layers in training mode. Here the mode is set on the layers alone, not on what is
-    inside them, so dropout stays off; `check_scoring` refuses models whose layers apply it themselves.
+    transformers checkpoints only layers in training mode. Here the mode is set on the layers but not on their
+    submodules, so dropout stays off; `check_scoring` refuses models whose layers apply dropout themselves.
     """
     layers = decoder_layers(model)
     model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -46,30 +46,30 @@ def checkpointed_layers(model: PreTrainedModel) -> Iterator[None]:
 
 
 def set_up(model: PreTrainedModel, packed: bool, compiled: bool) -> None:
-    """Let a loaded model read packed rows and compile its layers, as a learner's settings say.
+    """Prepare a loaded model for packed rows and compile its layers, as the learner's settings require.
 
-    Compiled layers read padded rows end to end too: as [1, places, width] they round alike for one row and several.
+    Compiled layers read padded rows end to end as well: as [1, tokens, width], one row and several round alike.
     """
     if packed or (compiled and model.config._attn_implementation == "sdpa" and fault_of(model) is None):
         read_packed_rows(model)
     if compiled:
-        _announce()
+        _warn_of_compilation()
         compile_layers(decoder_layers(model))
 
 
 @cache
-def _announce() -> None:
-    """Once a process."""
+def _warn_of_compilation() -> None:
+    """Warn once per process."""
     log.warning(
-        "the model's layers are compiled: the first micro-batches take up to a minute longer each (learner.compile)"
+        "the model's layers are compiled: the first micro-batches each take up to a minute longer (learner.compile)"
     )
 
 
 @contextmanager
 def as_loaded(model: nn.Module) -> Iterator[None]:
-    """Run the model without compiled layers and with the attention that it was loaded with.
+    """Run the model uncompiled and with the attention that it was loaded with.
 
-    Generation with its cache has another shape at every token, and masks.
+    Generation with a cache has another shape at every token, and needs masks.
     """
     config: Any = model.config
     compiled = {layer: layer._compiled_call_impl for layer in decoder_layers(model)}

@@ -1,4 +1,4 @@
-"""Causal language models on disk: load, save, and the digest that proves two sets of weights equal."""
+"""Load, save, validate and digest causal language models."""
 
 from __future__ import annotations
 
@@ -27,10 +27,14 @@ if TYPE_CHECKING:
 
 
 def load_model(directory: Path | str, settings: Model | None = None) -> PreTrainedModel:
-    """A causal language model in float32, without dropout, from safetensors.
+    """Load a causal language model in float32, without dropout, from safetensors. No pickle is read.
 
-    `settings` says whether its own code may run and which attention it uses. No pickle is read.
-    Raises InputError if the folder holds no model, or not all of its weights.
+    Args:
+        directory: The model directory, or a name on the Hugging Face Hub.
+        settings: The config section `model`, for `trust_remote_code` and `attention`.
+
+    Raises:
+        InputError: The directory holds no model, or not all of its weights.
     """
     from transformers import AutoModelForCausalLM
 
@@ -58,9 +62,10 @@ def load_model(directory: Path | str, settings: Model | None = None) -> PreTrain
 
 
 def load_tokenizer(directory: Path | str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """A model folder's tokenizer.
+    """Load the tokenizer of a model directory.
 
-    Raises InputError if there is none, or if it has no token to pad with or to end with.
+    Raises:
+        InputError: There is none, or it has no padding or end-of-sequence token.
     """
     from transformers import AutoTokenizer
 
@@ -69,7 +74,7 @@ def load_tokenizer(directory: Path | str, trust_remote_code: bool = False) -> Pr
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{directory}: model.path: no tokenizer to load ({first_line(error)}); "
-            "save the model's tokenizer into that folder"
+            "save the model's tokenizer into that directory"
         ) from error
     for token, name in ((tokenizer.eos_token_id, "eos_token"), (tokenizer.pad_token_id, "pad_token")):
         if token is None:
@@ -81,7 +86,7 @@ def load_tokenizer(directory: Path | str, trust_remote_code: bool = False) -> Pr
 
 
 def tokenizer_of(settings: Model) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model by its settings. Raises InputError if there is none that can be used."""
+    """Load the tokenizer of the configured model. Raises InputError if there is no usable one."""
     if settings.tiny is not None:
         return make_tiny_tokenizer(settings.tiny.characters)
     assert settings.path is not None
@@ -89,53 +94,55 @@ def tokenizer_of(settings: Model) -> PreTrainedTokenizerBase:
 
 
 def stop_ids(settings: Model, tokenizer: PreTrainedTokenizerBase, more: Sequence[str] = ()) -> tuple[int, ...]:
-    """The tokens that end a response: the tokenizer's, those of the model's own files (config.json and
-    generation_config.json), and `more`.
+    """The tokens that end a response: those of the tokenizer, of the model's own files, and `more`.
 
-    Raises InputError for one of `more` that is not one token.
+    The model's own files are config.json and generation_config.json.
+
+    Raises:
+        InputError: One of `more` is not a single token.
     """
     found = {tokenizer.eos_token_id, *(model_ends(settings.path) if settings.path else ())}
     for text in more:
         ids = tokenizer.encode(text, add_special_tokens=False)
         if len(ids) != 1:
             raise InputError(
-                f"rollouts.stop: {text!r} is {len(ids)} tokens of this model, and a response ends at one token"
+                f"rollouts.stop: {text!r} is {len(ids)} tokens of this model; a stop must be a single token"
             )
         found.add(ids[0])
     return tuple(sorted(found))
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The digest of what a tokenizer's ids stand for: the same for two that read the same tokens alike."""
+    """The digest of a tokenizer's vocabulary: equal for tokenizers that map ids to the same tokens."""
     return digest(sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id)
 
 
 def reading_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The digest of all by which a tokenizer makes tokens of turns and texts."""
+    """The digest of everything that determines how a tokenizer encodes texts and chat turns."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if tokenizer.is_fast and backend is not None else {}
-    rules |= {"padding": None, "truncation": None}  # how it was called last
+    rules |= {"padding": None, "truncation": None}  # state of the most recent call
     return digest(tokenizer_digest(tokenizer), rules, tokenizer.chat_template, list(tokenizer.all_special_tokens))
 
 
 def context_length(settings: Model) -> int | None:
-    """The most tokens that a model reads, prompt and response together, if its config says so."""
+    """The context length of a model, in tokens of prompt and response together; None if its config has none."""
     config = architecture(settings)
     limit = getattr(config, "max_position_embeddings", None)
     if not isinstance(limit, int):
         return None
     rope = getattr(config, "rope_parameters", None) or {}
-    stretched = rope.get("rope_type") in ("linear", "dynamic")  # others have stretched the limit already
-    return int(limit * rope["factor"]) if stretched and rope.get("factor") else limit
+    scaled = rope.get("rope_type") in ("linear", "dynamic")  # the limit of other types is already scaled
+    return int(limit * rope["factor"]) if scaled and rope.get("factor") else limit
 
 
 def architecture(settings: Model) -> PreTrainedConfig:
-    """The sizes of a model's language part, as transformers names them. Raises InputError if there is no model."""
+    """transformers' config of a model's language part. Raises InputError if there is no model."""
     return _config(settings).get_text_config()
 
 
 def head_size(settings: Model) -> int | None:
-    """The width of an attention head; None for a model without attention."""
+    """The size of an attention head; None for a model without attention."""
     config = architecture(settings)
     if not getattr(config, "num_attention_heads", None):
         return None
@@ -143,7 +150,7 @@ def head_size(settings: Model) -> int | None:
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write weights and tokenizer so that transformers loads them from `folder`."""
+    """Write weights and tokenizer so that transformers loads them from `directory`."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -152,7 +159,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
 
 
 def model_identity(model: PreTrainedModel) -> list[Any]:
-    """What the same weights may compute differently by: versions, types, attention, adapters."""
+    """What may change the results of equal weights: version, dtype, attention, adapters."""
     import transformers
 
     adapters = model.peft_config["default"] if has_adapters(model) else None
@@ -165,7 +172,7 @@ def model_identity(model: PreTrainedModel) -> list[Any]:
 
 
 def policy_digest(model: nn.Module) -> str:
-    """The sha256 (hex) of the weights' bytes, by name: equal digests mean equal policies."""
+    """The sha256 (hex) of the weights by name: equal digests mean equal policies."""
     sink = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         sink.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -174,7 +181,7 @@ def policy_digest(model: nn.Module) -> str:
 
 
 def make_tiny_tokenizer(characters: str) -> PreTrainedTokenizerBase:
-    """A tokenizer with one token a character, and tokens to pad, to begin and to end with."""
+    """A tokenizer with one token per character, and padding, beginning and end tokens."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -189,7 +196,7 @@ def make_tiny_tokenizer(characters: str) -> PreTrainedTokenizerBase:
 
 
 def make_tiny_model(settings: TinyModel, seed: int) -> PreTrainedModel:
-    """A small Llama with weights drawn from `seed`."""
+    """A small Llama with random weights drawn from `seed`."""
     from transformers import LlamaForCausalLM
 
     with torch.random.fork_rng(devices=[]):
@@ -217,10 +224,13 @@ def _tiny_config(settings: TinyModel) -> LlamaConfig:
 
 
 def check_model(settings: Model) -> None:
-    """See that the model is a whole causal language model with a tokenizer that fits it.
+    """Check that the model is a complete causal language model with a matching tokenizer.
 
-    Raises InputError for the first thing that is wrong. Weights are read only to find NaN and infinity in them,
-    once in a process. Those of a model on the hub that is not in the cache are left to `load_model`.
+    Weights are read only to find NaN and infinity in them, once per process. The weights of a model on the Hub that
+    is not in the cache are checked by `load_model`.
+
+    Raises:
+        InputError: Names the first fault.
     """
     if settings.lora is not None:
         check_peft()
@@ -241,13 +251,13 @@ def check_model(settings: Model) -> None:
 
 
 def check_attention(settings: Model, learner: Learner) -> None:
-    """Raise InputError if the model's attention cannot be what the learner wants of it."""
+    """Raise InputError if the model's attention does not support the learner's settings."""
     if learner.packed and settings.attention is None:
         check_packed(_bare_model(settings))
 
 
 def _weights_directory(path: str) -> Path | None:
-    """A model's folder; of one on the hub the cached one, if its weights are there already."""
+    """The directory of a model; for one on the Hub the cached one, or None if its weights are not cached."""
     if Path(path).is_dir():
         return Path(path)
     from huggingface_hub import snapshot_download
@@ -261,29 +271,30 @@ def _weights_directory(path: str) -> Path | None:
 
 
 def count_parameters(settings: Model) -> tuple[int, int]:
-    """How many parameters the model has, and how many of them are trained, without reading or making weights.
+    """The number of parameters and of trained parameters, without reading or allocating weights.
 
-    Raises InputError if there is no such model, no such attention for it, or no layer for its adapters.
+    Raises:
+        InputError: There is no such model, it does not support the attention, or no layer matches the adapters.
     """
     try:
         model = bare_model(_config(settings), settings.trust_remote_code, settings.attention)
     except (ImportError, ValueError) as error:
         key = "model.attention" if settings.attention else "model.path"
         raise InputError(f"{key}: {getattr(settings, key[6:])} cannot be used ({first_line(error)})") from error
-    whole = sum(parameter.numel() for parameter in model.parameters())
+    total = sum(parameter.numel() for parameter in model.parameters())
     if settings.lora is not None:
         with torch.device("meta"):
             add_adapters(model, settings.lora, seed=0)
-    return whole, sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return total, sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _bare_model(settings: Model) -> PreTrainedModel:
     try:
         return bare_model(_config(settings), settings.trust_remote_code)
-    except Exception as error:  # whatever a model's code makes of a config.json that is none of its own
+    except Exception as error:  # a model's code may raise anything for a config.json of another model
         raise InputError(
             f"{settings.path}: model.path: config.json describes no causal language model that transformers can "
-            f"make ({type(error).__name__}: {first_line(error)}); give a folder that it can load"
+            f"build ({type(error).__name__}: {first_line(error)}); give a directory that it can load"
         ) from error
 
 
@@ -295,8 +306,8 @@ def _config(settings: Model) -> PreTrainedConfig:
     assert settings.path is not None
     try:
         return AutoConfig.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
-    except Exception as error:  # a config.json may hold anything, and each of its keys has an error of its own
+    except Exception as error:  # config.json may hold anything, and each of its keys raises an error of its own
         raise InputError(
             f"{settings.path}: model.path: no model to load ({first_line(error)}); "
-            "give a folder that transformers can load"
+            "give a directory that transformers can load"
         ) from error

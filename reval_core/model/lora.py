@@ -1,7 +1,7 @@
-"""LoRA: small matrices beside the frozen weights of a model, made, saved and swapped.
+"""LoRA adapters: add them to a model with frozen weights, save, load and swap them.
 
-Fresh adapters add exactly nothing, so the base model is policy 0 and its own reference. Another reference is
-another set of adapters in the same model: there is never a second copy of the base.
+Newly added adapters change nothing, so the base model is the initial policy and its own reference. Another
+reference is another set of adapters in the same model: there is never a second copy of the base.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ def check_peft() -> None:
 
 
 def add_adapters(model: PreTrainedModel, settings: Lora, seed: int) -> None:
-    """Give `model` fresh adapters, drawn from `seed`, and freeze all else. What it computes stays the same.
+    """Add new adapters, initialised from `seed`, and freeze everything else. The model's outputs do not change.
 
-    Raises InputError if no layer has a name in `settings.targets`.
+    Raises:
+        InputError: No layer matches `settings.targets`, or the head does.
     """
     from peft import LoraConfig
 
@@ -51,20 +52,25 @@ def add_adapters(model: PreTrainedModel, settings: Lora, seed: int) -> None:
         except ValueError as error:
             raise InputError(f"model.lora.targets: {str(error).splitlines()[0]}") from error
     if hasattr(model.get_output_embeddings(), "base_layer"):
-        raise InputError("model.lora.targets: the head cannot have adapters: values are read off its own weights")
+        raise InputError(
+            "model.lora.targets: the head cannot have adapters: values are computed from its own weights"
+        )
     model.eval()
 
 
 def save_adapters(model: PreTrainedModel, directory: Path) -> None:
-    """Write the adapters as peft does, so that peft, transformers and vLLM load them beside the base."""
+    """Write the adapters in peft's format, so that peft, transformers and vLLM load them on top of the base."""
     model.peft_config["default"].save_pretrained(directory)
     save_file({_public(name): tensor.contiguous() for name, tensor in _adapters(model).items()}, directory / _FILE)
 
 
 def load_adapters(model: PreTrainedModel, directory: Path, seed: int) -> None:
-    """Put the adapters of a checkpoint, or their copy, into a model that has adapters of the same shape.
+    """Load the adapters of a checkpoint into a model that has adapters of the same shape.
 
-    seed: of the thresholds that the copy is rounded by.
+    Args:
+        model: The model. If it is a bfloat16 copy, it receives the copy of the adapters.
+        directory: The checkpoint.
+        seed: The seed of the rounding thresholds of the copy.
     """
     saved = load_file(directory / _FILE)
     for name, tensor in _adapters(model).items():
@@ -73,7 +79,7 @@ def load_adapters(model: PreTrainedModel, directory: Path, seed: int) -> None:
 
 @contextmanager
 def swapped_adapters(model: PreTrainedModel, directory: Path, seed: int) -> Iterator[PreTrainedModel]:
-    """`model` with the adapters of another checkpoint, for as long as the context lasts."""
+    """`model` with the adapters of another checkpoint, inside the context."""
     own = {name: tensor.clone() for name, tensor in _adapters(model).items()}
     try:
         load_adapters(model, directory, seed)
@@ -85,7 +91,7 @@ def swapped_adapters(model: PreTrainedModel, directory: Path, seed: int) -> Iter
 
 
 def has_adapters(model: PreTrainedModel) -> bool:
-    """Whether adapters are trained rather than the weights."""
+    """Whether adapters are trained rather than the full weights."""
     return getattr(model, "_hf_peft_config_loaded", False)
 
 
@@ -94,5 +100,5 @@ def _adapters(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _public(name: str) -> str:
-    """peft's name for a tensor on disk: without the adapter's own name."""
+    """peft's name of a tensor on disk: without the name of the adapter."""
     return "base_model.model." + name.replace(".default.", ".")

@@ -1,12 +1,12 @@
-"""The bfloat16 copy of float32 weights that a policy is: what runs forward and backward, is scored and generates.
+"""The bfloat16 copy of float32 weights: the policy that computes forward and backward passes, scores and rollouts.
 
-An update is mostly smaller than the step to the next bfloat16 number. Rounded to the nearest, most of it would be
-lost for the forward pass. Here each weight is rounded away from zero where its fraction between two neighbours
-exceeds a threshold of its own, so that the mean over many weights is right. A threshold is a hash of (run seed,
-parameter name, index in the whole tensor): it never changes, so unchanged weights give an unchanged copy, rounding
-cancels between two policies of a run, and shards and other devices give the same bits.
+An update is usually smaller than the distance to the next bfloat16 number. With rounding to nearest, most of it
+would be lost for the forward pass. Here each weight is rounded away from zero where its fraction between two
+neighbours exceeds a threshold of its own, so the mean over many weights is unbiased. The threshold is a hash of
+(run seed, parameter name, index in the whole tensor). It never changes, so unchanged weights give an unchanged
+copy, rounding cancels between two policies of a run, and shards and other devices give the same bits.
 
-The optimizer holds the float32 weights, here called masters. This file needs torch alone.
+The optimizer holds the float32 weights, called masters here. This module depends only on torch.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, distributed, nn
 
 _SLICE = 1 << 18
-"""Weights that a CPU rounds at once: what its cache holds. A GPU rounds a whole tensor in one fused kernel."""
+"""Weights that a CPU rounds at once, to fit its cache. A GPU rounds a whole tensor in one fused kernel."""
 
 _STEP, _MIX_1, _MIX_2 = (-0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
-"""The constants of splitmix64, as signed numbers."""
+"""The constants of splitmix64, as signed integers."""
 
 
 def thresholds(key: int | Tensor, start: int, count: int, device: torch.device) -> Tensor:
-    """[count] int64 from 0 to 65,535 for the elements from `start` on of the tensor that `key` names."""
+    """The thresholds, [count] int64 from 0 to 65,535, of the elements from `start` of the tensor with this key."""
     # splitmix64 of element ^ key. Not element * _STEP + key: torch.compile loses its top bits.
     mixed = torch.arange(start, start + count, device=device)
     mixed.bitwise_xor_(key).mul_(_STEP)
@@ -38,13 +38,13 @@ def thresholds(key: int | Tensor, start: int, count: int, device: torch.device) 
 
 
 def key_of(seed: int, name: str) -> int:
-    """The key of the parameter `name` in a run of this seed, a signed number of 64 bits."""
+    """The key of the parameter `name` in a run with this seed, a signed 64-bit integer."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big", signed=True)
 
 
 def rounded(weights: Tensor, key: int | Tensor, start: int = 0) -> Tensor:
-    """Float32 `weights` [n] as bfloat16: away from zero where the fraction, in 2^-16, exceeds its threshold."""
-    # bfloat16 is float32 without its last 16 bits: adding 0xFFFF − t carries where they exceed t.
+    """Round float32 weights [n] to bfloat16: away from zero where the fraction, in 2^-16, exceeds its threshold."""
+    # bfloat16 is float32 without its last 16 bits, so adding 0xFFFF − t carries where they exceed t.
     below = thresholds(key, start, len(weights), weights.device).neg_().add_(0xFFFF).to(torch.int32)
     bits = weights.view(torch.int32).add(below).bitwise_and_(-(1 << 16))
     return bits.view(torch.float32).to(torch.bfloat16)
@@ -52,37 +52,41 @@ def rounded(weights: Tensor, key: int | Tensor, start: int = 0) -> Tensor:
 
 @cache
 def _fused() -> Callable[[Tensor, Tensor, int], Tensor]:
-    """`rounded` as one kernel for tensors of all sizes: 6 bytes a weight are moved instead of about 150."""
+    """`rounded` as one kernel for all tensor sizes: it moves 6 bytes per weight instead of about 150."""
     return torch.compile(rounded, dynamic=True)
 
 
 @cache
 def _key_on(device: torch.device, seed: int, name: str) -> Tensor:
-    """The key as a tensor: a number would be compiled into the kernel. Kept: making one waits for the GPU."""
+    """The key as a tensor, since an int would be compiled into the kernel. Cached: creating it syncs the GPU."""
     return torch.tensor(key_of(seed, name), device=device)
 
 
 @torch.no_grad()
 def low_precision(weights: Tensor, seed: int, name: str, start: int = 0) -> Tensor:
-    """The copy of the float32 parameter `name`, of the same shape, in a run of this seed.
+    """The bfloat16 copy of a float32 parameter, of the same shape.
 
-    Of a shard, `start` is the index of its first element in the whole tensor; a shard holds consecutive elements.
+    Args:
+        weights: The parameter, or a shard of consecutive elements.
+        seed: The seed of the run.
+        name: The name of the parameter.
+        start: The index of the first element of a shard in the whole tensor.
     """
     flat = weights.detach().contiguous().flatten()
     if flat.is_cuda:
         return _fused()(flat, _key_on(flat.device, seed, name), start).view(weights.shape)
     key = key_of(seed, name)
-    found = torch.empty_like(flat, dtype=torch.bfloat16)
+    copy = torch.empty_like(flat, dtype=torch.bfloat16)
     for first in range(0, len(flat), _SLICE):
         part = flat[first : first + _SLICE]
-        found[first : first + _SLICE] = rounded(part, key, start + first)
-    return found.view(weights.shape)
+        copy[first : first + _SLICE] = rounded(part, key, start + first)
+    return copy.view(weights.shape)
 
 
 def round_weights(model: nn.Module, seed: int, device: torch.device | None = None) -> None:
-    """Make the parameters of a float32 model their copy, on `device` if given; it never holds all in float32.
+    """Replace the parameters of a float32 model by their copy, on `device` if given.
 
-    Buffers stay as they are: positions need float32.
+    The device never holds all parameters in float32. Buffers stay as they are, since positions need float32.
     """
     for name, parameter in model.named_parameters():
         parameter.data = low_precision(parameter.to(device), seed, name)
@@ -90,7 +94,7 @@ def round_weights(model: nn.Module, seed: int, device: torch.device | None = Non
 
 @contextmanager
 def in_float32(module: nn.Module) -> Iterator[None]:
-    """The parameters of a small part of a model in float32, for as long as the context lasts."""
+    """Convert the parameters of a small module to float32 inside the context."""
     before = {one: one.data for one in module.parameters()}
     for parameter in before:
         parameter.data = parameter.data.float()
@@ -102,7 +106,7 @@ def in_float32(module: nn.Module) -> Iterator[None]:
 
 
 def compute_in(model: nn.Module, precision: str, seed: int) -> None:
-    """Let a model compute in `float32` or `bfloat16`: as what it is, or as its copy."""
+    """Convert a model to `float32`, or replace float32 parameters by their `bfloat16` copy."""
     if precision == "float32":
         for parameter in model.parameters():
             parameter.data = parameter.data.float()
@@ -112,16 +116,16 @@ def compute_in(model: nn.Module, precision: str, seed: int) -> None:
 
 @torch.no_grad()
 def assign(parameter: Tensor, name: str, weights: Tensor, seed: int) -> None:
-    """Give `parameter` these float32 numbers or, where it is part of a copy, their copy."""
+    """Assign float32 weights to `parameter` or, if it belongs to a bfloat16 copy, their copy."""
     if parameter.dtype == torch.bfloat16 and weights.dtype == torch.float32:
         weights = low_precision(weights.to(parameter.device), seed, name)
     parameter.copy_(weights)
 
 
 class LowPrecisionCopy:
-    """Makes a float32 model the copy of its weights, and keeps those of what is trained as `masters`.
+    """Turns a float32 model into the bfloat16 copy of its weights, and keeps the trained ones as `masters`.
 
-    Gradients of the copy are added to the masters' in float32 as each of its parameters gets one, and do not stay.
+    When a parameter of the copy receives a gradient, it is added to that of its master in float32 and released.
     """
 
     def __init__(self, model: nn.Module, seed: int) -> None:
@@ -129,18 +133,18 @@ class LowPrecisionCopy:
         self._seed = seed
         self._parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
         self.masters = {name: nn.Parameter(one.data) for name, one in self._parameters.items()}
-        """The float32 weights by the name of their parameter, for an optimizer."""
+        """The trained float32 weights by parameter name, for an optimizer."""
         round_weights(model, seed)
         for name, parameter in self._parameters.items():
             parameter.register_post_accumulate_grad_hook(_adding_to(self.masters[name]))
 
     def refresh(self) -> None:
-        """Round again, after the masters have changed."""
+        """Recompute the copy after the masters have changed."""
         for name, parameter in self._parameters.items():
             parameter.data.copy_(low_precision(self.masters[name], self._seed, name))
 
     def average_gradients(self) -> None:
-        """Average the masters' gradients over the processes, in float32. Every process must ask."""
+        """Average the masters' gradients over the processes, in float32. Collective: every process must call it."""
         for master in self.masters.values():
             if master.grad is None:
                 master.grad = torch.zeros_like(master)
@@ -149,7 +153,7 @@ class LowPrecisionCopy:
 
     @contextmanager
     def replaced_by_masters(self) -> Iterator[None]:
-        """Let the model hold the masters themselves, to save or digest them. Nothing is copied."""
+        """The model holds the masters inside the context, to save or digest them. Nothing is copied."""
         copies = {name: one.data for name, one in self._parameters.items()}
         for name, parameter in self._parameters.items():
             parameter.data = self.masters[name].data

@@ -1,8 +1,8 @@
-"""How far a score may be from the same model's score of the same text in another batch, and draws of nothing else.
+"""The numerical noise of scores across batch shapes, and the test for draws whose residuals are only noise.
 
 log π_ref(τ) and V_ref(s_1) are stored once and used in batches of other shapes, where the same weights give other
-last digits. AdamW divides by the gradient's own size, so a draw whose residuals are such digits would move the
-policy as far as any other. The standard deviation of a residual that is noise alone is estimated by
+last digits. AdamW normalises by the gradient's magnitude, so a draw whose residuals are only such differences would
+move the policy as far as any other. The standard deviation of a residual that is only noise is estimated as
 
     σ(τ) = c · √|τ| + c_V
 
@@ -21,36 +21,36 @@ from reval_core.model.scoring import score
 from reval_core.model.token_batch import Rows, TokenBatch, collate, micro_batches
 
 SIGNAL = 9.0
-"""The least mean of (Δ/σ)² over a draw that is stepped on: residuals of three standard deviations."""
+"""The minimum mean of (Δ/σ)² over a draw for an optimizer step: residuals of three standard deviations."""
 
 SAMPLE = 16
-"""The trajectories that are scored again to measure the noise."""
+"""The number of trajectories that are rescored to measure the noise."""
 
 
 @dataclass(frozen=True)
 class Noise:
-    """The standard deviation of what batches change in a score."""
+    """The standard deviation of scores of the same text in different batches."""
 
     logprob: float
-    """c: of log π(τ), in nats per √token."""
+    """c, for log π(τ), in nats per √token."""
     value: float
-    """c_V: of V(s_1), in nats."""
+    """c_V, for V(s_1), in nats."""
 
     def at_least(self, other: Noise) -> Noise:
-        """The larger of each."""
+        """The larger value of each."""
         return Noise(max(self.logprob, other.logprob), max(self.value, other.value))
 
     def sigma(self, tokens: np.ndarray) -> np.ndarray:
-        """σ [B] of residuals of so many tokens [B]."""
+        """σ [B] of residuals by the number of tokens [B]."""
         return self.logprob * np.sqrt(tokens) + self.value
 
 
 LEAST: Mapping[str, Noise] = {"float32": Noise(2e-6, 1e-5), "bfloat16": Noise(1e-4, 1e-3)}
-"""By precision, what is assumed where less is measured: a sample of equal lengths may happen to show none."""
+"""The minimum by precision: a sample of equal lengths may happen to show no noise."""
 
 
 def within_noise(delta: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """[B] bool: the residuals that noise alone may have made."""
+    """[B] bool: the residuals that may be only noise."""
     return np.asarray(np.square(delta / sigma) < SIGNAL)
 
 
@@ -67,30 +67,39 @@ def measure(
     max_tokens: int,
     packed: bool,
 ) -> Noise:
-    """The noise between `stored` log π(τ) and V(s_1), [B] each, and `model`'s scores in batches of other shapes.
+    """Measure the noise between stored scores and scores in batches of other shapes.
 
-    trajectories: prompts, responses, and which tokens the policy wrote; some of those that were scored together.
-    They are scored each alone, and then with one another, as training does it: with gradients enabled. The larger
-    rms of the two ways counts.
+    The trajectories are scored one by one, and then together, as in training: with gradients enabled. The larger
+    rms difference of the two is used.
+
+    Args:
+        model: The model that gave the stored scores.
+        trajectories: Prompts, responses, and masks of the tokens written by the policy: a sample of trajectories
+            that were scored together.
+        stored: log π(τ) and V(s_1), [B] each.
+        temperature: The temperature of the stored scores.
+        max_tokens: The maximum tokens per micro-batch.
+        packed: Whether batches are packed.
     """
     prompts, responses, _ = trajectories
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
-    ways = [[row] for row in range(len(lengths))], list(micro_batches(lengths, max_tokens, packed))
-    found = Noise(0.0, 0.0)
-    for batches in ways:
+    one_by_one = [[row] for row in range(len(lengths))]
+    together = list(micro_batches(lengths, max_tokens, packed))
+    noise = Noise(0.0, 0.0)
+    for batches in (one_by_one, together):
         differences = []
         for rows in batches:
             batch = collate(*([source[row] for row in rows] for source in trajectories), packed=packed)
             differences.append(_difference(model, batch, [one[rows] for one in stored], temperature))
         c, c_value = np.sqrt(np.mean(np.square(np.concatenate(differences, axis=1), dtype=np.float64), axis=1))
-        found = found.at_least(Noise(float(c), float(c_value)))
-    return found
+        noise = noise.at_least(Noise(float(c), float(c_value)))
+    return noise
 
 
 def _difference(
     model: nn.Module, batch: TokenBatch, stored: Sequence[np.ndarray], temperature: float
 ) -> np.ndarray:
-    """[2, B]: what a batch changes in log π(τ), by √|τ|, and in V(s_1)."""
+    """[2, B]: the differences of a batch from the stored scores, in log π(τ) / √|τ| and in V(s_1)."""
     scores = score(model, batch.to(next(model.parameters()).device), temperature)
     tokens = batch.written.sum(dim=1).clamp(min=1).numpy()
     log_policy, value = (one.detach().cpu().numpy() for one in (scores.log_policy, scores.value))
@@ -98,7 +107,7 @@ def _difference(
 
 
 def spread_sample(lengths: Sequence[int]) -> list[int]:
-    """Up to `SAMPLE` rows whose lengths are spread over all that occur."""
+    """Up to `SAMPLE` rows whose lengths are spread over the whole range."""
     by_length = np.argsort(lengths, kind="stable")
-    places = np.unique(np.linspace(0, len(lengths) - 1, SAMPLE).round().astype(int))
-    return [int(row) for row in by_length[places]]
+    ranks = np.unique(np.linspace(0, len(lengths) - 1, SAMPLE).round().astype(int))
+    return [int(row) for row in by_length[ranks]]

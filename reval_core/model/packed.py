@@ -1,8 +1,8 @@
-"""Attention over packed rows: texts end to end in one row, of which each token sees its own text's earlier ones.
+"""Attention over packed rows: texts end to end in one row, where tokens attend only within their own text.
 
-transformers' sdpa and eager attention would take a mask of all pairs of places for them. Here no such mask exists:
-torch's kernel for texts of unequal length runs on CUDA in half precision, elsewhere one text after the other.
-Needs torch and transformers alone.
+For such rows transformers' sdpa and eager attention would need a mask of all pairs of positions. Here no such mask
+exists: on CUDA in half precision torch's kernel for variable-length texts runs, elsewhere one text after the other.
+Depends only on torch and transformers.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PREFIX = "packed|"
-"""This attention's name in transformers begins so and ends with the attention that it takes the place of. It has no
-mask function, so transformers makes no mask for it."""
+"""The name of this attention in transformers is this prefix and the name of the attention that it replaces. It has
+no mask function, so transformers builds no mask for it."""
 
 _WITH_MASK = ("sdpa", "eager")
-"""Those of transformers' implementations that keep packed texts apart by a mask of all pairs of places."""
+"""The implementations of transformers that separate packed texts by a mask of all pairs of positions."""
 
 _HALF = (torch.bfloat16, torch.float16)
 
 _UNKNOWN = ("softcap", "s_aux", "position_bias")
-"""What some families ask of attention beside scaling and a window."""
+"""Unsupported arguments that some model families pass to attention."""
 
-# torch 2.11 takes fewer heads for keys than for queries without being told.
+# torch 2.11 accepts fewer key than query heads without a flag.
 _GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 _WIDEST = 256
-"""The largest head of torch's kernel."""
+"""The largest head size of torch's kernel."""
 
 
 def read_packed_rows(model: nn.Module) -> None:
-    """Let a transformers model read packed rows without a mask from now on.
+    """Switch a transformers model to attention over packed rows, without a mask.
 
-    It generates only within `layers.as_loaded`.
+    It can then generate only inside `layers.as_loaded`.
     """
     from transformers import AttentionInterface
 
@@ -53,28 +53,28 @@ def read_packed_rows(model: nn.Module) -> None:
 
 
 def reads_packed_rows(model: nn.Module) -> bool:
-    """Whether a model's attention is this one."""
+    """Whether a model uses this attention."""
     config: Any = model.config
     return str(config._attn_implementation).startswith(PREFIX)
 
 
 def fault_of(model: PreTrainedModel) -> str | None:
-    """What a model's architecture needs of attention that packed rows cannot have, if anything."""
+    """The feature of a model's architecture that attention over packed rows does not support, or None."""
     cap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
     if not model._supports_attention_backend:
-        return "does not leave its attention to transformers' interface"
+        return "does not use the attention interface of transformers"
     if cap:
-        return f"caps its attention scores (attn_logit_softcapping: {cap})"
+        return f"caps its attention logits (attn_logit_softcapping: {cap})"
     if any(name.endswith(".sinks") for name, _ in model.named_parameters()):
         return "has attention sinks"
     return None
 
 
 def check_packed(model: PreTrainedModel) -> None:
-    """Raise InputError if a model's architecture needs what attention over packed rows cannot do, naming that."""
+    """Raise InputError, naming the feature, if attention over packed rows does not support the architecture."""
     if (fault := fault_of(model)) is not None:
         raise InputError(
-            f"learner.packed: {type(model).__name__} {fault}, which packed rows cannot have; "
+            f"learner.packed: {type(model).__name__} {fault}, which packed rows do not support; "
             "set learner.packed: false"
         )
 
@@ -93,19 +93,34 @@ def attend(
     is_causal: bool = True,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers' models call it: query [1, heads, T, size] to [1, T, heads, size].
+    """Attention with the signature that transformers' models call, from [1, heads, T, size] to [1, T, heads, size].
 
-    Texts lie end to end in one row: of unequal lengths, with cu_seq_lens_q [B + 1] where they begin and end, or as
-    many as `rows` [R + 1] says, each padded to one length. `longest` [L] is as long as the longest. Of both only
-    the sizes count, which torch.compile takes for dynamic, where it would make a graph for every number.
-    Without either, each row of [R, heads, L, size] is a text. Raises InputError for what this attention cannot do.
+    Texts lie end to end in one row: either of unequal lengths, with their bounds in `cu_seq_lens_q`, or padded to
+    one length, with their number given by `rows`. Without either, each row of [R, heads, L, size] is a text.
+
+    Args:
+        module: The attention layer.
+        query: [1, heads, T, size], or [R, heads, L, size].
+        key: As `query`; may have fewer heads.
+        value: As `key`.
+        attention_mask: Ignored.
+        scaling: The factor of the attention logits.
+        sliding_window: The number of tokens that a token attends to, itself included.
+        cu_seq_lens_q: [B + 1]: the bounds of the texts.
+        rows: [R + 1]. Only its size is used: to torch.compile sizes are dynamic, but each int is another graph.
+        longest: [L], where L is the length of the longest text. Only its size is used.
+        is_causal: Must be true.
+        others: Further arguments of the model.
+
+    Raises:
+        InputError: An argument is not supported.
     """
-    _refuse(module, others, is_causal)
+    _refuse_unsupported(module, others, is_causal)
     if cu_seq_lens_q is None:
         if rows is not None and longest is not None:
             query, key, value = (_as_rows(one, len(rows) - 1, len(longest)) for one in (query, key, value))
-            found = _one_text(query, key, value, scaling, sliding_window).transpose(1, 2)
-            return found.reshape(1, -1, *found.shape[2:]), None
+            output = _one_text(query, key, value, scaling, sliding_window).transpose(1, 2)
+            return output.reshape(1, -1, *output.shape[2:]), None
         return _one_text(query, key, value, scaling, sliding_window).transpose(1, 2), None
     if query.is_cuda and query.dtype in _HALF and query.shape[-1] == value.shape[-1] <= _WIDEST:
         flat: Any = [one[0].transpose(0, 1) for one in (query, key, value)]
@@ -127,23 +142,23 @@ def _as_rows(flat: Tensor, rows: int, length: int) -> Tensor:
 
 def _one_text(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
     length = query.shape[2]
-    assert key.shape[2] == length, "generation with a cache takes the attention that the model was loaded with"
+    assert key.shape[2] == length, "generation with a cache needs the attention that the model was loaded with"
     grouped = query.shape[1] != key.shape[1]
     if window is None or length <= window:
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
-    places = torch.arange(length, device=query.device)
-    back = places[:, None] - places
+    positions = torch.arange(length, device=query.device)
+    distance = positions[:, None] - positions
     return scaled_dot_product_attention(
-        query, key, value, attn_mask=(back >= 0) & (back < window), scale=scaling, enable_gqa=grouped
+        query, key, value, attn_mask=(distance >= 0) & (distance < window), scale=scaling, enable_gqa=grouped
     )
 
 
-def _refuse(module: nn.Module, others: dict[str, Any], is_causal: bool) -> None:
+def _refuse_unsupported(module: nn.Module, others: dict[str, Any], is_causal: bool) -> None:
     found = [name for name in _UNKNOWN if others.get(name) is not None]
     if not is_causal:
-        found.append("tokens after a token")
+        found.append("non-causal attention")
     if found:
         raise InputError(
-            f"learner.packed: {type(module).__name__} takes {', '.join(found)}, which packed rows cannot have; set "
-            "learner.packed: false"
+            f"learner.packed: {type(module).__name__} uses {', '.join(found)}, which packed rows do not support; "
+            "set learner.packed: false"
         )

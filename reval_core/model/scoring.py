@@ -1,7 +1,7 @@
-"""Log-probabilities and values of responses under a model: what learning, consistency and warm start read off it.
+"""Log-probabilities and values of responses under a model, for learning, consistency and warm start.
 
 log π_θ(a_h|s_h) and V_θ(s_h) for every response token, with gradient, and the entropy without. The logits of a
-whole sequence never exist (see `reval_core.model.lm_head`). It needs torch and a transformers language model.
+whole sequence never exist (see `reval_core.model.lm_head`). Requires torch and a transformers language model.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from reval_core.model.token_batch import TokenBatch
 
 
 class Scores(NamedTuple):
-    """What a model says of a batch. All are [B, H], float32 at least, and 0 on padding."""
+    """The scores of a batch under a model. All are [B, H], at least float32, and 0 on padding."""
 
     logprobs: Tensor
     """log π(a_h | s_h); 0 where the policy did not write the token."""
     values: Tensor
     """V(s_h). The first column is V(s_1), the value of the prompt."""
     entropies: Tensor | None
-    """The entropy of π(· | s_h) in nats, without gradient; None unless asked for."""
+    """The entropy of π(· | s_h) in nats, without gradient; None unless requested."""
 
     @property
     def log_policy(self) -> Tensor:
@@ -38,9 +38,13 @@ class Scores(NamedTuple):
 
 
 def score(model: nn.Module, batch: TokenBatch, temperature: float = 1.0, entropy: bool = False) -> Scores:
-    """Score a batch under `model`, a transformers causal language model, with gradient where it is enabled.
+    """Score a batch under a model, with gradient where it is enabled.
 
-    At a temperature T the logits are divided by T first, as an engine that samples at T does.
+    Args:
+        model: A transformers causal language model.
+        batch: The tokens.
+        temperature: The logits are divided by it first, as an engine does that samples at this temperature.
+        entropy: Compute the entropies as well.
     """
     states = _hidden(model, batch).flatten(0, 1)[batch.states[batch.mask]]  # [N, width], N response tokens
     found = token_scores(Head.of(model), states, batch.actions[batch.mask], temperature, entropy)
@@ -52,7 +56,7 @@ def score(model: nn.Module, batch: TokenBatch, temperature: float = 1.0, entropy
 
 
 class Scorer(nn.Module):
-    """A model as the module whose forward pass is `score`, for wrappers that act on forward passes (DDP, FSDP2)."""
+    """A module whose forward pass is `score`, for wrappers that act on forward passes (DDP, FSDP2)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -64,7 +68,7 @@ class Scorer(nn.Module):
 
 
 def _hidden(model: nn.Module, batch: TokenBatch) -> Tensor:
-    """The hidden states [R, L, width]. There is no mask: padding is on the right, where no text looks."""
+    """The hidden states [R, L, width]. No mask is needed: padding is on the right, where no token attends."""
     causal: Any = model
     tokens, more = batch.tokens, {}
     if batch.bounds is not None:
@@ -86,5 +90,5 @@ def _hidden(model: nn.Module, batch: TokenBatch) -> Tensor:
 
 
 def _spread(flat: Tensor, mask: Tensor) -> Tensor:
-    """[N] values to their places in [B, H]; 0 elsewhere."""
+    """Scatter [N] values into [B, H] where `mask` is true; 0 elsewhere."""
     return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)

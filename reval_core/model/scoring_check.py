@@ -1,4 +1,4 @@
-"""Whether reval reads off a model what the model itself says of a text."""
+"""Check that reval's log-probabilities agree with those of the model's own logits."""
 
 from __future__ import annotations
 
@@ -18,22 +18,28 @@ from reval_core.model.scoring import score
 from reval_core.model.token_batch import TokenBatch, collate
 
 _TOLERANCE = 1e-3
-"""Nats. In float32 2e-5 were seen, with logits of 60."""
+"""In nats. The largest difference measured in float32 was 2e-5, with logits of 60."""
 
 _NOISE = 0.05
-"""What bfloat16 adds to the tolerance, as a share of the logits' deviation. Between the layers' results in bfloat16
-and in float32 it was 0.01 to 0.056 for up to 48 layers; on a CPU two batch shapes give the same to 1e-5."""
+"""The share of the logits' standard deviation that bfloat16 adds to the tolerance. Measured between layers in
+bfloat16 and in float32: 0.01 to 0.056 for up to 48 layers; on a CPU two batch shapes agree to 1e-5."""
 
 
 @torch.no_grad()
 def check_scoring(model: PreTrainedModel, settings: Learner) -> None:
-    """See that `scoring.score` gives what a log-softmax of the model's own logits gives, for two short texts.
+    """Check that `scoring.score` agrees with a log-softmax of the model's own logits, for two short texts.
 
-    It would not where a family of models does to its logits what `head.Head` does not know of, where packed
-    trajectories can see each other, where gradient checkpointing brings dropout back, where a token sees those
-    after it, or where padding on the right needs a mask. `model` is in the precision that the learner uses, and is
-    set up to score as it does; its own logits come from the layers as they were loaded. Logits are float32 on both
-    sides, since rounding them to bfloat16 moves a logit of 30 by up to 0.06. Raises InputError.
+    They differ if a model family transforms its logits in a way that `lm_head.Head` does not know, if packed
+    trajectories attend to each other, if gradient checkpointing enables dropout, if a token attends to later
+    tokens, or if padding on the right needs a mask. The model's own logits come from the layers as they were
+    loaded. Logits are float32 on both sides, since rounding to bfloat16 moves a logit of 30 by up to 0.06.
+
+    Args:
+        model: The model in the learner's precision. It is set up to score as the learner does.
+        settings: The config section `learner`.
+
+    Raises:
+        InputError: The log-probabilities differ or are NaN, or the layers cannot be compiled.
     """
     half = settings.precision == "bfloat16"
     vocabulary = model.get_output_embeddings().weight.shape[0]
@@ -43,25 +49,25 @@ def check_scoring(model: PreTrainedModel, settings: Learner) -> None:
     set_up(model, settings.packed, settings.compiles_on(model.device.type))
     with _exact_head(model):
         with checkpointed_layers(model) if settings.gradient_checkpointing else nullcontext():
-            found = _our_logprobs(model, batch)
-        for row, text in zip(found, texts, strict=True):
-            expected, spread = _own_logprobs(model, text)
-            tolerance = _TOLERANCE + (_NOISE * spread if half else 0)
+            logprobs = _our_logprobs(model, batch)
+        for row, text in zip(logprobs, texts, strict=True):
+            expected, deviation = _own_logprobs(model, text)
+            tolerance = _TOLERANCE + (_NOISE * deviation if half else 0)
             shorter, _ = _own_logprobs(model, text[:-2])
             error = float((shorter - expected[:-2]).abs().max())
             if error >= tolerance:
                 raise InputError(
-                    f"model.path: {type(model).__name__} is no causal language model: the tokens after a token "
-                    f"change its log-probability by {error:.2g} nats"
+                    f"model.path: {type(model).__name__} is not a causal language model: later tokens change the "
+                    f"log-probability of a token by {error:.2g} nats"
                 )
             ours = row[: len(text) - 2]
-            _refuse(model, settings, float((ours - expected[1:]).abs().max()), tolerance)
+            _check_error(model, settings, float((ours - expected[1:]).abs().max()), tolerance)
 
 
-def _refuse(model: PreTrainedModel, settings: Learner, error: float, tolerance: float) -> None:
+def _check_error(model: PreTrainedModel, settings: Learner, error: float, tolerance: float) -> None:
     if np.isnan(error):
         raise InputError(
-            f"model.path: {type(model).__name__} gives NaN as log-probabilities; its weights are broken"
+            f"model.path: {type(model).__name__} computes NaN as log-probabilities; its weights are corrupt"
         )
     if error < tolerance:
         return
@@ -70,7 +76,7 @@ def _refuse(model: PreTrainedModel, settings: Learner, error: float, tolerance: 
     remedy = "".join(f"; try learner.{name}: false" for name in switches)
     raise InputError(
         f"model.path: reval's log-probabilities differ from the model's own by {error:.2g} nats: "
-        f"{type(model).__name__} makes its logits in a way that reval does not know{remedy}"
+        f"{type(model).__name__} computes its logits in a way that reval does not know{remedy}"
     )
 
 
@@ -84,7 +90,7 @@ def _own_logprobs(model: PreTrainedModel, text: np.ndarray) -> tuple[Tensor, flo
 
 
 def _our_logprobs(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
-    """What `score` says. Raises InputError where torch cannot compile the layers."""
+    """The log-probabilities of `score`. Raises InputError where torch cannot compile the layers."""
     try:
         return score(model, batch.to(model.device)).logprobs.cpu()
     except torch._dynamo.exc.TorchDynamoException as error:
@@ -96,12 +102,12 @@ def _our_logprobs(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
 
 @contextmanager
 def _exact_head(model: PreTrainedModel) -> Iterator[None]:
-    """Let the model's own head compute in float32, as `head.Head` does, where its layers compute in bfloat16."""
+    """Run the model's own head in float32 inside the context, as `lm_head.Head` does."""
     head = model.get_output_embeddings()
     forward = head.forward
 
     def exact(states: Tensor) -> Tensor:
-        with in_float32(head):  # of tied weights the embedding is done by now
+        with in_float32(head):  # with tied weights, the embedding has been computed by now
             return forward(states.float())
 
     head.forward = exact

@@ -1,4 +1,4 @@
-"""Batches of trajectories for a model: padded in rows of like length, or packed end to end in one row."""
+"""Batches of trajectories for a model: padded in rows of similar length, or packed end to end in one row."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ import torch
 from torch import Tensor
 
 Rows = Sequence[np.ndarray]
-"""One array of numbers a trajectory, of unequal lengths."""
+"""One array per trajectory, of unequal lengths."""
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """B prompts with their responses of up to H tokens, laid out in R rows of L places.
+    """B prompts with their responses of up to H tokens, laid out in R rows of L positions.
 
-    Padded, each trajectory is a row (R = B) with padding on the right. No token before it sees it, so a causal
+    Padded, each trajectory is a row (R = B) with padding on the right. No earlier token attends to it, so a causal
     model needs no mask. Packed, all are in one row, end to end; attention does not cross from one to the next.
     """
 
     tokens: Tensor
     """[R, L] int64: prompts, each followed by its response."""
     positions: Tensor | None
-    """[R, L] int64: a token's place in its own trajectory. None when padded."""
+    """[R, L] int64: the position of a token in its own trajectory. None when padded."""
     bounds: Tensor | None
-    """[B + 1] int32: where trajectories begin and end in the row. None when padded."""
+    """[B + 1] int32: the bounds of the trajectories in the row. None when padded."""
     states: Tensor
-    """[B, H] int64: where the state s_h ends, the place before response token a_h, counted through all R · L."""
+    """[B, H] int64: the flat index in [R · L] of the last token of state s_h, which precedes response token a_h."""
     actions: Tensor
     """[B, H] int64: the response tokens a_h; 0 on padding."""
     mask: Tensor
     """[B, H] bool: true on response tokens."""
     written: Tensor
-    """[B, H] bool: true on response tokens that the policy wrote itself (the trajectory's loss_mask)."""
+    """[B, H] bool: true on response tokens written by the policy (the trajectory's loss_mask)."""
     longest: int
-    """The tokens of the longest trajectory."""
+    """The number of tokens of the longest trajectory."""
 
     def __len__(self) -> int:
         return self.actions.shape[0]
 
     def to(self, device: torch.device) -> TokenBatch:
-        """The same batch on a device."""
+        """Copy the batch to a device."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         moved: dict[str, Any] = {
             name: one.to(device) if isinstance(one, Tensor) else one for name, one in values.items()
@@ -52,10 +52,15 @@ class TokenBatch:
 
 
 def collate(prompts: Rows, responses: Rows, written: Rows | None = None, *, packed: bool = False) -> TokenBatch:
-    """A batch of prompts and responses (int); `written` says of each response token if the policy wrote it (bool).
+    """Build a batch.
 
-    Every prompt and response holds at least one token. A response's last token is left out of `tokens`: nothing is
-    scored after it.
+    The last token of a response is left out of `tokens`, since nothing is scored after it.
+
+    Args:
+        prompts: The prompt tokens (int), at least one per trajectory.
+        responses: The response tokens (int), at least one per trajectory.
+        written: Whether the policy wrote each response token (bool); all of them if not given.
+        packed: Pack the trajectories into one row instead of padding them.
     """
     whole = [np.concatenate((prompt, response[:-1])) for prompt, response in zip(prompts, responses, strict=True)]
     lengths = np.array([len(row) for row in whole])
@@ -84,7 +89,7 @@ def collate(prompts: Rows, responses: Rows, written: Rows | None = None, *, pack
 
 
 def pad_rows(rows: Rows, width: int, kind: type) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of unequal length as an array [B, width] with zeros on the right, and where they stand in it (bool)."""
+    """Pad rows with zeros on the right to [B, width]; also returns the mask of the values (bool)."""
     lengths = np.array([len(row) for row in rows])
     mask = np.arange(width) < lengths[:, None]
     padded: np.ndarray = np.zeros(mask.shape, dtype=kind)
@@ -92,26 +97,34 @@ def pad_rows(rows: Rows, width: int, kind: type) -> tuple[np.ndarray, np.ndarray
     return padded, mask
 
 
-CPU_PLACES = 2048
-"""The most places of a forward pass on a CPU: with more, what layers pass on does not stay in the cache."""
+CPU_TOKENS = 2048
+"""The maximum tokens per micro-batch on a CPU: with more, activations do not stay in the cache."""
 
 
-def places_on(device: torch.device, max_tokens: int) -> int:
-    """The most places of a micro-batch where `max_tokens` are allowed."""
-    return min(max_tokens, CPU_PLACES) if device.type == "cpu" else max_tokens
+def micro_batch_limit(device: torch.device, max_tokens: int) -> int:
+    """The maximum tokens per micro-batch on a device, padding included, where the config allows `max_tokens`."""
+    return min(max_tokens, CPU_TOKENS) if device.type == "cpu" else max_tokens
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int, packed: bool = False) -> Iterator[list[int]]:
-    """Split rows into groups of at most `max_tokens` places (or a single row), the longest first.
+    """Split rows into groups of at most `max_tokens` tokens (or a single row), the longest rows first.
 
-    Padded, a group's places are its longest row times its rows, so that rows of like length go together; packed,
-    they are its tokens.
+    Padded, the tokens of a group include its padding: its number of rows times its longest row, so rows of similar
+    length are grouped. Packed, there is no padding.
+
+    Args:
+        lengths: The tokens of each row.
+        max_tokens: The maximum tokens per group.
+        packed: Whether batches are packed.
+
+    Yields:
+        The indices of the rows of each group.
     """
     group: list[int] = []
     tokens = 0
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        places = tokens + lengths[row] if packed else lengths[group[0] if group else row] * (len(group) + 1)
-        if group and places > max_tokens:
+        size = tokens + lengths[row] if packed else lengths[group[0] if group else row] * (len(group) + 1)
+        if group and size > max_tokens:
             yield group
             group, tokens = [], 0
         group.append(row)

@@ -1,4 +1,4 @@
-"""Token ids: which of them end a text, and whether the model has a row for each that its tokenizer can give."""
+"""Token ids: which of them end a text, and whether the embeddings have a row for each id of the tokenizer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ _NAMED = ("pad_token", "eos_token", "bos_token", "unk_token")
 
 
 def model_ends(path: str) -> dict[int, str]:
-    """The tokens that end a text by a model's own files, and the file that names each.
+    """The tokens that end a text according to the model's own files, and the file that names each.
 
-    What a file does not say is left out: transformers' defaults belong to no tokenizer in particular.
-    Raises InputError if a file is no JSON object, or if an id is no number.
+    Defaults of transformers are not included, since they belong to no particular tokenizer.
+
+    Raises:
+        InputError: A file is not a JSON object, or an id is not an integer.
     """
     found: dict[int, str] = {}
     for file in ("config.json", "generation_config.json"):
@@ -30,7 +32,17 @@ def model_ends(path: str) -> dict[int, str]:
 
 
 def check_vocabulary(place: str, tokenizer: PreTrainedTokenizerBase, rows: int, ends: Mapping[int, str]) -> None:
-    """See that every token has a row in the embeddings. Raises InputError naming the token, its id and the rows."""
+    """Check that every token has a row in the embeddings.
+
+    Args:
+        place: The model's directory or name, for messages.
+        tokenizer: The tokenizer.
+        rows: The number of rows of the embeddings.
+        ends: The result of `model_ends`.
+
+    Raises:
+        InputError: Names the token, its id and the number of rows.
+    """
     vocabulary = tokenizer.get_vocab()
     named = {one: getattr(tokenizer, f"{one}_id") for one in _NAMED}
     ids = {f"the tokenizer's {one} {getattr(tokenizer, one)!r}": token for one, token in named.items()}
@@ -41,13 +53,13 @@ def check_vocabulary(place: str, tokenizer: PreTrainedTokenizerBase, rows: int, 
     for what, token in ids.items():
         if token is not None and not 0 <= token < rows:
             raise InputError(
-                f"{place}: model.path: {what} has the id {token}, and the embeddings have {rows} rows; take the "
+                f"{place}: model.path: {what} has the id {token}, but the embeddings have {rows} rows; use the "
                 "tokenizer that belongs to the model, or add rows (resize_token_embeddings) and save both"
             )
 
 
 def _json(path: str, file: str) -> dict[str, Any]:
-    """A file of a model's folder or of the hub; nothing where there is none, since models need not have both."""
+    """Read a file of a model; empty where it does not exist, since models need not have both."""
     from transformers.utils import cached_file
 
     try:
@@ -57,9 +69,9 @@ def _json(path: str, file: str) -> dict[str, Any]:
     try:
         values = json.loads(Path(found).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{found}: model.path: is no JSON ({error}); download it again") from error
+        raise InputError(f"{found}: model.path: is not valid JSON ({error}); download it again") from error
     if not isinstance(values, dict):
-        raise InputError(f"{found}: model.path: holds no JSON object; download it again")
+        raise InputError(f"{found}: model.path: does not hold a JSON object; download it again")
     return values
 
 
@@ -67,5 +79,5 @@ def _ids(path: str, file: str, section: Any) -> list[int]:
     value = section.get("eos_token_id") if isinstance(section, dict) else None
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(one) is int for one in ids):
-        raise InputError(f"{path}: model.path: {file}: eos_token_id: {value!r} is no id and no list of ids")
+        raise InputError(f"{path}: model.path: {file}: eos_token_id: {value!r} is neither an id nor a list of ids")
     return ids

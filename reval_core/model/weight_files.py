@@ -1,4 +1,4 @@
-"""What the weight files of a model folder hold, by their headers alone: milliseconds, also for 100 GB."""
+"""The contents of a model's weight files, read from their headers only: milliseconds, even for 100 GB."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INDEX = "model.safetensors.index.json"
 _ADAPTERS = "adapter_config.json"
 _LFS_POINTER = b"version https://git-lfs"
 _LONGEST_HEADER = 100_000_000
-"""The bytes of the longest header that safetensors reads."""
+"""The size in bytes of the longest header that safetensors reads."""
 _OTHER_FORMATS = {".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth"}
 
 
@@ -26,18 +26,19 @@ class StoredTensor:
 
     file: Path
     dtype: str
-    """As safetensors names it: F32, BF16, I8."""
+    """As safetensors names it: F32, BF16, I8, …"""
     shape: tuple[int, ...]
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """The tensors that transformers would load from a folder, by name.
+    """The tensors that transformers would load from a directory, by name.
 
-    Raises InputError naming the file if there are none, or if a file is not what its header or the index says.
+    Raises:
+        InputError: There are none, or a file does not match its header or the index; names the file.
     """
     if (directory / _ADAPTERS).exists():
         raise InputError(
-            f"{directory / _ADAPTERS}: model.path: the folder holds adapters; merge them into their base "
+            f"{directory / _ADAPTERS}: model.path: the directory holds adapters; merge them into their base "
             "(peft: merge_and_unload), save that, and train it"
         )
     try:
@@ -55,7 +56,7 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
 
 
 def is_complete(directory: Path) -> bool:
-    """Whether the weight files are all there, which those of a model in the hub's cache need not be."""
+    """Whether all weight files exist, which is not certain for a model in the Hub's cache."""
     if (directory / WHOLE).is_file():
         return True
     index = directory / INDEX
@@ -69,7 +70,7 @@ def _sharded_tensors(index: Path) -> dict[str, StoredTensor]:
     if absent:
         more = f" and {len(absent) - 1} more" if absent[1:] else ""
         raise InputError(
-            f"{index}: model.path: names {absent[0]}{more}, which is not in the folder; download the model again"
+            f"{index}: model.path: names {absent[0]}{more}, which is not in the directory; download the model again"
         )
     found: dict[str, StoredTensor] = {}
     for file in files:
@@ -77,8 +78,8 @@ def _sharded_tensors(index: Path) -> dict[str, StoredTensor]:
     for name, file in places.items():
         if name not in found:
             raise InputError(
-                f"{index}: model.path: says that {file} holds {name}, which it does not; the files are not of one "
-                "model: download it again"
+                f"{index}: model.path: says that {file} holds {name}, which it does not; the files belong to "
+                "different models: download it again"
             )
     return found
 
@@ -90,7 +91,7 @@ def _weight_map(index: Path) -> dict[str, str]:
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{index}: model.path: is no index, which is a JSON object whose weight_map names each tensor's file; "
+            f"{index}: model.path: is not an index, a JSON object whose weight_map names the file of each tensor; "
             "download the model again"
         ) from error
     return dict(places)
@@ -106,12 +107,12 @@ def _tensors(file: Path) -> dict[str, StoredTensor]:
             }
     except SafetensorError as error:
         raise InputError(
-            f"{file}: model.path: is no safetensors file ({error}); download it or save the model again"
+            f"{file}: model.path: is not a safetensors file ({error}); download it or save the model again"
         ) from error
 
 
 def _check_size(file: Path) -> None:
-    """Raise InputError for what is no weights at all, or has not the bytes that its header describes."""
+    """Raise InputError for a file that holds no weights, or fewer bytes than its header describes."""
     size = file.stat().st_size
     if not size:
         raise InputError(f"{file}: model.path: is empty; download it again")
@@ -126,13 +127,13 @@ def _check_size(file: Path) -> None:
     described = 8 + length + _data_bytes(header) if len(header) == length else 8 + length
     if size < described and length <= _LONGEST_HEADER:
         raise InputError(
-            f"{file}: model.path: is cut off: it has {size:,} bytes, and its header describes {described:,}; "
+            f"{file}: model.path: is truncated: it has {size:,} bytes, but its header describes {described:,}; "
             "download it again"
         )
 
 
 def _data_bytes(header: bytes) -> int:
-    """The bytes after a header, as far as it can be read: safetensors itself says what is wrong with one."""
+    """The bytes that a header describes; 0 if it cannot be read, since safetensors reports the fault."""
     try:
         entries = json.loads(header)
         return max(

@@ -28,8 +28,8 @@ def grpo(
         clip_low: The ratio ρ_h is clipped below at 1 − clip_low.
         clip_high: The ratio ρ_h is clipped above at 1 + clip_high.
         importance_cap: The cap of the engine correction c_h.
-        mean: `sequence` is the mean of l_h over a response's tokens, then over responses, as in GRPO; `token` is the
-            mean over all tokens of the update, as in DAPO, where long responses have more weight.
+        mean: `sequence` is the mean of l_h over a response's tokens, then over responses, as in GRPO; `token` is
+            the mean over all tokens of the update, as in DAPO, where long responses have more weight.
 
     Returns:
         The outputs, with the metrics, as shares or means over a response's tokens: `clipped`, `corrected` (c_h at

@@ -18,7 +18,7 @@ from reval_core.config import Config, Objective
 from reval_core.engines.mismatch import Lag, Sample, engine_lag, token_gap, token_kl
 from reval_core.model.noise import spread_sample
 from reval_core.model.scoring import Scores, score
-from reval_core.model.token_batch import Rows, TokenBatch, collate, micro_batches, pad_rows, places_on
+from reval_core.model.token_batch import Rows, TokenBatch, collate, micro_batch_limit, micro_batches, pad_rows
 from reval_core.objectives import residual, step_residuals
 from reval_core.pipeline.run_context import Policy, RunContext
 from reval_core.replay_buffer.trajectories import list_rows, logprob_rows
@@ -217,8 +217,8 @@ def token_batches(context: RunContext, rows: pa.Table) -> Iterator[tuple[list[in
     sources = [list_rows(rows.column(name)) for name in ("prompt_tokens", "response_tokens", "loss_mask")]
     lengths = [len(prompt) + len(response) for prompt, response, _ in zip(*sources, strict=True)]
     settings = context.config.learner
-    places = places_on(context.device, settings.micro_batch_tokens)
-    for chosen in micro_batches(lengths, places, settings.packed):
+    max_tokens = micro_batch_limit(context.device, settings.micro_batch_tokens)
+    for chosen in micro_batches(lengths, max_tokens, settings.packed):
         batch = collate(*([source[row] for row in chosen] for source in sources), packed=settings.packed)
         yield chosen, batch.to(context.device)
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from reval_core.model.noise import LEAST, Noise, measure, spread_sample
-from reval_core.model.token_batch import places_on
+from reval_core.model.token_batch import micro_batch_limit
 from reval_core.pipeline.run_context import Policy, RunContext
 from reval_core.replay_buffer.trajectories import list_rows
 
@@ -51,7 +51,7 @@ def measured_noise(
             (prompts, responses, written),
             (log_policy, value),
             config.scoring_temperature,
-            places_on(context.device, learner.micro_batch_tokens),
+            micro_batch_limit(context.device, learner.micro_batch_tokens),
             learner.packed,
         ).at_least(LEAST[learner.precision])
     return {"noise": {"logprob": found.logprob, "value": found.value, "device": device_name()}}

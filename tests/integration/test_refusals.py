@@ -295,7 +295,7 @@ LEARNERS: dict[str, tuple[Callable[[Place], None], str]] = {
     ),
     "packed rows under a soft cap": (
         all_of(a_soft_cap, setting("learner.packed", True)),
-        r"learner\.packed: Gemma2ForCausalLM caps its attention scores \(attn_logit_softcapping: 50\.0\)",
+        r"learner\.packed: Gemma2ForCausalLM caps its attention logits \(attn_logit_softcapping: 50\.0\)",
     ),
 }
 

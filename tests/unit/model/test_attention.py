@@ -162,10 +162,10 @@ def test_a_model_that_reads_packed_rows_generates_as_before():
         (
             transformers.Gemma2Config,
             {},
-            "caps its attention scores (attn_logit_softcapping: 50.0)",
-            "takes softcap",
+            "caps its attention logits (attn_logit_softcapping: 50.0)",
+            "uses softcap",
         ),
-        (transformers.GptOssConfig, {"num_local_experts": 2}, "has attention sinks", "takes s_aux"),
+        (transformers.GptOssConfig, {"num_local_experts": 2}, "has attention sinks", "uses s_aux"),
     ],
 )
 def test_attention_that_packed_rows_cannot_have_is_refused(kind, settings, by_architecture, by_its_call):

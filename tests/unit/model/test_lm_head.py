@@ -211,7 +211,7 @@ UNKNOWN = {
 def test_a_model_whose_logits_are_bent_in_an_unknown_way_is_refused_in_either_precision(bend, precision):
     model = tiny_model()
     model.lm_head.register_forward_hook(UNKNOWN[bend])
-    with pytest.raises(InputError, match="makes its logits in a way that reval does not know"):
+    with pytest.raises(InputError, match="computes its logits in a way that reval does not know"):
         check_scoring(model, Learner(updates=1, lr=1.0, precision=precision))
 
 
@@ -229,7 +229,7 @@ def test_large_logits_are_no_reason_to_refuse_a_model(precision, packed):
 def test_a_model_that_sees_what_comes_after_a_token_is_refused(precision):
     model = tiny_model()
     model.model.norm.register_forward_hook(lambda module, inputs, output: output + output.mean(1, keepdim=True))
-    with pytest.raises(InputError, match="is no causal language model: the tokens after a token change"):
+    with pytest.raises(InputError, match="is not a causal language model: later tokens change"):
         check_scoring(model, Learner(updates=1, lr=1.0, precision=precision))
 
 
@@ -237,7 +237,7 @@ def test_a_model_that_gives_nan_is_refused_as_that():
     model = tiny_model()
     with torch.no_grad():
         model.model.norm.weight[0] = torch.nan
-    with pytest.raises(InputError, match="gives NaN as log-probabilities"):
+    with pytest.raises(InputError, match="computes NaN as log-probabilities"):
         check_scoring(model, Learner(updates=1, lr=1.0))
 
 

@@ -71,20 +71,20 @@ def test_a_token_without_a_row_is_refused_by_its_name(directory, name):
     tokenizer = AutoTokenizer.from_pretrained(directory)
     tokenizer.add_special_tokens({name: "[NEW]"})
     tokenizer.save_pretrained(directory)
-    assert f"the tokenizer's {name} '[NEW]' has the id 18, and the embeddings have 18 rows" in refused(directory)
+    assert f"the tokenizer's {name} '[NEW]' has the id 18, but the embeddings have 18 rows" in refused(directory)
 
 
 def test_an_added_token_without_a_row_is_refused(directory):
     tokenizer = AutoTokenizer.from_pretrained(directory)
     tokenizer.add_tokens(["<think>", "</think>"])
     tokenizer.save_pretrained(directory)
-    assert "the tokenizer's token '</think>' has the id 19, and the embeddings have 18 rows" in refused(directory)
+    assert "the tokenizer's token '</think>' has the id 19, but the embeddings have 18 rows" in refused(directory)
 
 
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
 def test_an_end_without_a_row_is_refused_by_its_file(directory, file):
     write(directory, file, eos_token_id=[2, 151643])
-    assert f"eos_token_id in {file} has the id 151643, and the embeddings have 18 rows" in refused(directory)
+    assert f"eos_token_id in {file} has the id 151643, but the embeddings have 18 rows" in refused(directory)
 
 
 @pytest.mark.parametrize("text", ["{", "[2]"])
