@@ -310,7 +310,7 @@ class _Fused:
             self._function(*empty[:2], bias, empty[2], *settings)
         except TorchDynamoException as error:  # for example, no C compiler
             reason = str(getattr(error, "inner_exception", error)).strip().splitlines()[0]
-            log.warning("the head's element-wise operations run uncompiled, which is slower: %s", reason)
+            log.warning("the head's element-wise operations are not compiled, which is slower: %s", reason)
             self._function = self._eager
 
 
