@@ -111,7 +111,7 @@ def test_a_head_that_cannot_be_compiled_says_so_and_is_right(compiled, caplog):
     compiled(refuse)
     for one, other in agreement(*random_head(0), 1.0):
         torch.testing.assert_close(one, other)
-    assert "is not compiled, and slower for it: Failed to find C compiler." in caplog.text
+    assert "are not compiled, which is slower: Failed to find C compiler." in caplog.text
 
 
 def test_a_frozen_head_gets_no_gradient():

@@ -95,4 +95,4 @@ def test_generation_settings_that_are_no_json_object_are_refused(directory, text
 
 def test_an_end_that_is_no_number_is_refused(directory):
     write(directory, "generation_config.json", eos_token_id="</s>")
-    assert "generation_config.json: eos_token_id: '</s>' is no id" in refused(directory)
+    assert "generation_config.json: eos_token_id: '</s>' is neither an id" in refused(directory)
