@@ -1,4 +1,4 @@
-"""The checksum of weights sees every bit and every place, and not in what pieces it is added up."""
+"""The checksum of weights depends on every bit and every index, and not on how the sum is sliced."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_any_one_bit_changes_it(place: int, bit: int) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(pair=st.lists(st.integers(0, 999), min_size=2, max_size=2, unique=True))
-def test_two_numbers_that_change_places_change_it(pair: list[int]) -> None:
+def test_swapping_two_elements_changes_it(pair: list[int]) -> None:
     changed = weights()
     changed[pair] = changed[pair[::-1]]
     assert weights_checksum({"a": changed}) != weights_checksum({"a": weights()})
@@ -43,11 +43,11 @@ def test_two_numbers_that_change_places_change_it(pair: list[int]) -> None:
         {"a": -weights()},
     ],
 )
-def test_names_shapes_and_types_count(other: dict[str, torch.Tensor]) -> None:
+def test_names_shapes_and_types_change_it(other: dict[str, torch.Tensor]) -> None:
     assert weights_checksum(other) != weights_checksum({"a": weights()})
 
 
-def test_neither_the_order_of_names_nor_the_layout_nor_the_pieces_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_order_of_names_layout_and_slice_size_do_not_change_it(monkeypatch: pytest.MonkeyPatch) -> None:
     square = weights(900).view(30, 30)
     expected = weights_checksum({"a": square, "b": weights()})
     assert weights_checksum({"b": weights(), "a": square.t().contiguous().t()}) == expected
@@ -56,7 +56,7 @@ def test_neither_the_order_of_names_nor_the_layout_nor_the_pieces_count(monkeypa
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_learners_is_of_its_float32_weights_and_leaves_them_alone(precision: str) -> None:
+def test_the_checksum_of_a_learner_covers_its_float32_weights_and_does_not_change_them(precision: str) -> None:
     one = learner(precision=precision)
     before = one.checksum()
     assert before == weights_checksum(dict(tiny_model().named_parameters())) == one.checksum()

@@ -1,4 +1,4 @@
-"""The learner: the same result however the batch is cut, names that can be trusted, and no walk on noise."""
+"""The learner: results do not depend on micro-batches, identities are reliable, and noise causes no steps."""
 
 import copy
 import dataclasses
@@ -40,7 +40,7 @@ def learner(model=None, objective=OBJECTIVES[0], **settings) -> Learner:
 
 
 def gradients(one: Learner, batch: Drawn) -> list[torch.Tensor]:
-    """The gradient that an update steps by."""
+    """The gradient that an update applies."""
     seen: list[torch.Tensor] = []
 
     def look(optimizer, *_):
@@ -65,7 +65,7 @@ def test_the_loss_falls_over_updates():
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_a_policy_is_named_by_what_it_was_fed():
+def test_the_identity_of_a_policy_depends_on_its_draws():
     model = tiny_model()
     batches = [drawn(model, seed=0), drawn(model, seed=1)]
     one, same, other, slower = (
@@ -82,7 +82,7 @@ def test_a_policy_is_named_by_what_it_was_fed():
     assert slower.next_policy("start", batches) != one.policy
 
 
-def test_adam_eps_is_adamws_and_only_another_one_makes_another_policy():
+def test_adam_eps_reaches_adamw_and_only_a_changed_value_changes_the_identity():
     model = tiny_model()
     usual, given, larger = (
         learner(copy.deepcopy(model), **changes) for changes in ({}, {"adam_eps": 1e-8}, {"adam_eps": 1e-3})
@@ -91,10 +91,10 @@ def test_adam_eps_is_adamws_and_only_another_one_makes_another_policy():
     assert [one.optimizer.param_groups[0]["eps"] for one in (usual, given, larger)] == [1e-8, 1e-8, 1e-3]
     names = [one.next_policy("start", [batch]) for one in (usual, given, larger)]
     assert names[0] == names[1] != names[2]
-    assert "adam_eps" not in Settings(updates=1, lr=1e-3).model_dump()  # older configs lack it
+    assert "adam_eps" not in Settings(updates=1, lr=1e-3).model_dump()  # older configs do not have it
 
 
-def test_weights_that_are_interrupted_lose_their_name():
+def test_interrupted_weights_have_no_identity():
     model = tiny_model()
     one = learner(model)
     broken = drawn(model, seed=1)
@@ -112,7 +112,7 @@ def test_the_learning_rate_warms_up_over_the_updates_of_all_rounds():
 
 
 @pytest.mark.parametrize("rounds_before", [0, 2])
-def test_a_restored_learner_goes_on_bit_for_bit(tmp_path, rounds_before):
+def test_a_restored_learner_continues_bit_for_bit(tmp_path, rounds_before):
     model, tokenizer = tiny_model(), make_tiny_tokenizer(TINY.characters)
     batches = [drawn(model, seed=seed) for seed in range(5)]
     one = learner(model)
@@ -128,7 +128,7 @@ def test_a_restored_learner_goes_on_bit_for_bit(tmp_path, rounds_before):
     assert (one.policy, one.updates_done) == (other.policy, other.updates_done)
 
 
-def test_weights_that_were_changed_on_disk_are_refused(tmp_path):
+def test_weights_changed_on_disk_are_refused(tmp_path):
     one = learner()
     save_checkpoint(tmp_path / "saved", one, make_tiny_tokenizer(TINY.characters))
     path = tmp_path / "saved" / "model.safetensors"
@@ -139,7 +139,7 @@ def test_weights_that_were_changed_on_disk_are_refused(tmp_path):
         restore_optimizer(tmp_path / "saved", learner(load_model(tmp_path / "saved")))
 
 
-def test_the_checkpoints_that_are_wanted():
+def test_which_checkpoints_are_kept():
     def manifest(stage, round, **info):
         return Manifest(stage, round, key="", info=info)
 
@@ -158,7 +158,7 @@ def test_neither_micro_batches_nor_packing_change_the_loss_or_the_gradient(objec
     batch = dataclasses.replace(batch, log_ref=batch.log_ref + 0.3)
     ways = [{"micro_batch_tokens": 10_000}, {"micro_batch_tokens": 30}, {"micro_batch_tokens": 1}]
     ways += [{"packed": True}, {"packed": True, "micro_batch_tokens": 30}, {"gradient_checkpointing": True}]
-    # In float64, since what float32 rounds differs from processor to processor.
+    # In float64, since float32 rounding differs between processors.
     whole, *others = (learner(tiny_model().double(), objective, grad_clip=1e9, **way) for way in ways)
     expected = gradients(whole, batch)
     for other in others:
@@ -169,7 +169,7 @@ def test_neither_micro_batches_nor_packing_change_the_loss_or_the_gradient(objec
         np.testing.assert_allclose(other.update.delta, whole.update.delta, rtol=1e-4, atol=1e-5)
 
 
-def test_an_update_is_the_mean_of_what_each_trajectory_gives_alone():
+def test_an_update_is_the_mean_over_single_trajectories():
     batch = drawn(tiny_model(), count=5)
     batch = dataclasses.replace(batch, log_ref=batch.log_ref + 0.3)
     together = gradients(learner(grad_clip=1e9), batch)
@@ -193,7 +193,7 @@ def pick(batch: Drawn, rows: list[int]) -> Drawn:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.kind)
-def test_gradients_of_the_weights_are_those_of_dense_logits_in_float64(objective):
+def test_weight_gradients_equal_those_of_dense_logits_in_float64(objective):
     model = tiny_model().double()
     batch = drawn(model, count=6)
     batch = dataclasses.replace(batch, log_ref=batch.log_ref + 0.3)
@@ -213,8 +213,8 @@ def test_gradients_of_the_weights_are_those_of_dense_logits_in_float64(objective
         assert (ours - theirs).norm() <= 1e-7 * theirs.norm() + 1e-10
 
 
-def test_bfloat16_moves_the_weights_about_as_float32_does():
-    """Gradients in bfloat16 point the same way, and are added up in float32 for weights in float32."""
+def test_bfloat16_updates_are_close_to_float32_updates():
+    """Gradients in bfloat16 have the same direction, and are accumulated in float32 for float32 weights."""
     batch = drawn(tiny_model(), count=12)
     exact = torch.cat([one.flatten() for one in gradients(learner(grad_clip=1e9), batch)])
     half = learner(precision="bfloat16", grad_clip=1e9, micro_batch_tokens=30)
@@ -229,10 +229,8 @@ def test_bfloat16_moves_the_weights_about_as_float32_does():
 @pytest.mark.parametrize("sharpness", [1.0, 8.0], ids=["unsure", "confident"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("objective", [OBJECTIVES[0], OBJECTIVES[2]], ids=lambda objective: objective.kind)
-def test_without_reward_a_policy_scored_in_other_batches_stays_where_it_was(
-    objective, precision, sharpness, packed
-):
-    """AdamW turns residuals of rounding into full steps; a draw of nothing else is not stepped on (decision 30)."""
+def test_without_reward_a_policy_scored_in_other_batches_does_not_change(objective, precision, sharpness, packed):
+    """AdamW turns rounding residuals into full steps; a draw of only such residuals is skipped (decision 30)."""
     model = tiny_model()
     with torch.no_grad():
         model.lm_head.weight *= sharpness
@@ -259,7 +257,7 @@ def test_without_reward_a_policy_scored_in_other_batches_stays_where_it_was(
     assert one.content() == before
 
 
-def test_noise_in_a_draw_with_one_true_residual_is_stepped_on_as_it_is():
+def test_a_draw_with_one_true_residual_is_stepped_on_without_filtering_noise():
     model = tiny_model()
     batch = drawn(model, count=8, reward=0.0)
     batch.reward[3] = 1.0
@@ -270,7 +268,7 @@ def test_noise_in_a_draw_with_one_true_residual_is_stepped_on_as_it_is():
 
 
 def test_a_draw_whose_every_true_residual_is_clipped_is_not_stepped_on():
-    """Beyond the clip the loss has no slope: noise is all that AdamW would see."""
+    """Beyond the clip the loss has no gradient: AdamW would step on noise alone."""
     model = tiny_model()
     batch = drawn(model, count=8, reward=0.0)
     batch.reward[:4] = 100.0
@@ -295,15 +293,15 @@ def test_a_skipped_update_leaves_the_moments_and_counts():
 
 
 @pytest.mark.parametrize("tokens", [16, 4096])
-def test_tbrms_value_term_is_signal_at_any_length(tokens):
-    """At 4,096 tokens the floor on each residual was 152 nats in bfloat16, and V is some 10."""
+def test_the_value_term_of_tbrm_is_signal_at_any_length(tokens):
+    """At 4,096 tokens the former floor on each residual was 152 nats in bfloat16, and V is about 10."""
     sigma = LEAST["bfloat16"].sigma(np.full(8, tokens))
     assert not is_noise(np.full(8, 10.0), sigma)
     assert is_noise(np.full(8, 1e-4), sigma)
 
 
 def test_without_reward_tbrm_moves_the_policy_and_reval_does_not():
-    """§4.3: TBRM's residual holds V_θ(s_1) itself, which is not 0 at the reference."""
+    """§4.3: TBRM's residual contains V_θ(s_1) itself, which is not 0 at the reference."""
     moved = {}
     for objective in OBJECTIVES[:2]:
         model = tiny_model()
@@ -321,7 +319,7 @@ def test_grpo_has_no_gradient_for_a_group_of_equal_rewards():
 
 
 @pytest.mark.parametrize("wanted", [False, True])
-def test_updates_alone_take_deterministic_kernels_if_so_wished(wanted: bool, monkeypatch):
+def test_deterministic_kernels_are_used_only_in_updates_and_only_if_set(wanted: bool, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     one, seen = learner(deterministic=wanted), []
@@ -334,7 +332,7 @@ def test_updates_alone_take_deterministic_kernels_if_so_wished(wanted: bool, mon
     assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == wanted, "cuBLAS reads it when it starts"
 
 
-def test_the_learning_rate_falls_over_the_updates_it_is_given():
+def test_the_learning_rate_decays_over_decay_updates():
     settings = {"updates": 1, "lr": 1.0, "warmup_updates": 1, "decay_updates": 4, "lr_end": 0.2}
     line = [learning_rate(Settings(schedule="linear", **settings), done) for done in range(8)]
     assert line == pytest.approx([0.5, 1.0, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2])
@@ -365,7 +363,7 @@ def test_updates_without_a_gradient_do_not_make_the_first_one_a_spike():
     assert len(one.guard.norms) == 12
 
 
-def test_gradients_of_before_a_restart_still_tell_what_a_spike_is(tmp_path):
+def test_gradient_norms_from_before_a_restart_still_define_a_spike(tmp_path):
     model = tiny_model()
     one = learner(model, spike_limit=5.0, lr=1e-5)
     one.learn([drawn(model)] * 12)
@@ -376,7 +374,7 @@ def test_gradients_of_before_a_restart_still_tell_what_a_spike_is(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{"rank": 2, "alpha": 4}, {"rank": 2, "alpha": 32}], ids=str)
-def test_adapters_of_another_scale_make_another_policy(settings):
+def test_adapters_of_another_scale_change_the_identity(settings):
     plain, adapted = tiny_model(), tiny_model()
     add_adapters(adapted, Lora(**settings), seed=0)
     other = tiny_model()
@@ -386,7 +384,7 @@ def test_adapters_of_another_scale_make_another_policy(settings):
     assert len(names) == 3
 
 
-def test_what_the_launcher_says_of_accumulation_does_not_scale_the_gradient(monkeypatch):
+def test_accumulation_steps_set_at_launch_do_not_scale_the_gradient(monkeypatch):
     batch = drawn(tiny_model())
     expected = gradients(learner(grad_clip=1e9), batch)
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
@@ -395,7 +393,7 @@ def test_what_the_launcher_says_of_accumulation_does_not_scale_the_gradient(monk
         assert torch.equal(one, two)
 
 
-def test_truncated_responses_teach_nothing_if_so_wished():
+def test_masked_truncated_responses_contribute_no_gradient():
     batch = drawn(tiny_model(), count=6)
     batch.truncated[:] = [True, False] * 3
     masked = gradients(learner(objective=Reval(kind="reval", beta=0.5, mask_truncated=True), grad_clip=1e9), batch)
@@ -404,7 +402,7 @@ def test_truncated_responses_teach_nothing_if_so_wished():
         assert (one - other / 2).norm() <= 1e-5 * other.norm() + 1e-9
 
 
-def test_an_objective_of_ones_own_is_learned_from_and_named_by_its_code():
+def test_a_custom_objective_is_trained_with_and_identified_by_its_settings():
     function = "tests.models:margin_objective"
     custom = CustomObjective(kind="custom", function=function, settings={"beta": 0.5, "margin": 0.5})
     wider = CustomObjective(kind="custom", function=function, settings={"beta": 0.5, "margin": 1.0})
@@ -422,7 +420,7 @@ def test_an_objective_of_ones_own_is_learned_from_and_named_by_its_code():
 @pytest.mark.parametrize(
     ("fault", "words"), [("shape", r"loss of shape \[8, 1\]"), ("name", "returns a metric with a reserved name")]
 )
-def test_what_an_objective_of_ones_own_gives_is_checked(fault, words):
+def test_the_outputs_of_a_custom_objective_are_checked(fault, words):
     custom = CustomObjective(kind="custom", function="tests.models:broken_objective", settings={"fault": fault})
     model = tiny_model()
     with pytest.raises(InputError, match=words):

@@ -1,4 +1,4 @@
-"""What a run computes in where its config leaves that open, and that it is settled once."""
+"""The precision of a run whose config leaves it open is resolved once, when the run begins."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.runs import run, small_config
 DEFAULT = "reval_core.learning.precision.default_precision"
 
 
-def test_without_a_gpu_it_is_float32_and_the_settings_are_those_of_before() -> None:
+def test_without_a_gpu_it_is_float32_and_the_settings_are_unchanged() -> None:
     settings = Learner(updates=1, lr=1)
     assert settled_learner(settings) == Learner(updates=1, lr=1, precision="float32", gradient_checkpointing=False)
     assert "deterministic" not in settings.model_dump(), "a setting that is off changes no identity"
 
 
 @pytest.mark.parametrize(("supported", "expected"), [(True, "bfloat16"), (False, "float32")])
-def test_on_a_gpu_it_is_what_the_gpu_computes_in_by_itself(
+def test_on_a_gpu_it_is_bfloat16_if_supported_without_emulation(
     supported: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -39,12 +39,12 @@ def test_on_a_gpu_it_is_what_the_gpu_computes_in_by_itself(
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_what_a_config_says_stays(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_precision_in_the_config_is_kept(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config(learner__precision=precision, learner__gradient_checkpointing=False)
     assert with_precision(config) is config
 
 
-def test_a_run_records_what_it_began_with_and_keeps_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_records_its_precision_and_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = RunDirectory(tmp_path / "run")
     with monkeypatch.context() as on_gpu:
         on_gpu.setattr(DEFAULT, lambda: "bfloat16")

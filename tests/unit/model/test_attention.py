@@ -1,4 +1,4 @@
-"""Attention without masks: padded on the right, packed end to end, and what generation keeps; compiled layers."""
+"""Attention without masks for padded and packed rows, unchanged generation, and compiled layers."""
 
 import copy
 import functools
@@ -61,7 +61,7 @@ def trajectories():
 
 
 def scored(model, batch):
-    """Log-probs and values, and the gradient of a function of both, flat."""
+    """Log-probs and values, and the gradient of a function of both, flattened."""
     model.zero_grad()
     scores = score(model, batch)
     (scores.log_policy.square().mean() + scores.value.sum()).backward()
@@ -76,7 +76,7 @@ def assert_same(found, expected):
 
 
 def masks_seen(model, batch):
-    """The attention masks that the layers are given."""
+    """The attention masks that the layers receive."""
     seen = []
     hooks = [
         layer.register_forward_pre_hook(
@@ -105,14 +105,14 @@ def test_padding_on_the_right_needs_no_mask(name, attention):
     assert_same(without, scored(model, batch))
 
 
-def test_padded_rows_are_given_no_mask():
+def test_padded_rows_get_no_mask():
     assert masks_seen(family("grouped heads"), collate(*trajectories())) == [None, None]
 
 
 @ATTENTION
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_packed_rows_are_scored_as_padded_ones_without_a_mask(name, checkpointed, attention):
+def test_packed_rows_get_the_scores_of_padded_rows_without_a_mask(name, checkpointed, attention):
     model = family(name, attention)
     expected = scored(model, collate(*trajectories()))
     packed = collate(*trajectories(), packed=True)
@@ -126,7 +126,7 @@ def test_packed_rows_are_scored_as_padded_ones_without_a_mask(name, checkpointed
     assert_same(scored(model, collate(*trajectories())), expected)
 
 
-def test_a_learner_sets_its_model_up():
+def test_a_learner_prepares_its_model():
     model = tiny_model()
     one = Trainer(
         model, Reval(kind="reval", beta=0.1), Learner(updates=1, lr=1.0, packed=True, compile=True), "start"
@@ -168,7 +168,7 @@ def test_a_model_that_reads_packed_rows_generates_as_before():
         (transformers.GptOssConfig, {"num_local_experts": 2}, "has attention sinks", "uses s_aux"),
     ],
 )
-def test_attention_that_packed_rows_cannot_have_is_refused(kind, settings, by_architecture, by_its_call):
+def test_attention_that_packed_rows_do_not_support_is_refused(kind, settings, by_architecture, by_its_call):
     model = AutoModelForCausalLM.from_config(kind(**(SMALL | settings))).eval()
     with pytest.raises(InputError, match=re.escape(by_architecture) + r".*; set learner\.packed: false"):
         check_packed(model)
@@ -177,15 +177,15 @@ def test_attention_that_packed_rows_cannot_have_is_refused(kind, settings, by_ar
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU by g++")
-def test_compiled_layers_score_and_learn_as_they_are():
+def test_compiled_layers_score_and_learn_like_uncompiled_ones():
     model, batch = tiny_model(), collate(*trajectories())
     expected = scored(model, batch)
     compile_layers(decoder_layers(model))
     assert_same(scored(model, batch), expected)
 
 
-def test_layers_have_a_graph_for_one_row_and_one_for_all_other_shapes(monkeypatch):
-    """The same for gradients and without, and for layers that are computed again."""
+def test_layers_have_one_graph_for_single_rows_and_one_for_all_other_shapes(monkeypatch):
+    """The same graphs with and without gradients, and for checkpointed layers."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))  # without g++
     torch._dynamo.reset()
     counts, plain = torch._dynamo.utils.counters["stats"], tiny_model()

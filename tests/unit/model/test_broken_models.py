@@ -1,4 +1,4 @@
-"""Model folders that are broken in one way each are refused in one line before any work."""
+"""Model directories with one fault each are refused in one line before any work."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def change_config(directory: Path, **changes: object) -> None:
 
 
 def shard(directory: Path) -> dict[str, str]:
-    """Spread the weights over two files with an index. Gives the index's map."""
+    """Shard the weights into two files with an index. Returns the weight map of the index."""
     tensors = load_file(directory / WEIGHTS)
     (directory / WEIGHTS).unlink()
     files = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
@@ -197,11 +197,11 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ("promise", promised_tensor, r"says that model-00001-of-00002\.safetensors holds model\.layers\.2\.mlp"),
     ("index", index_of_another_kind, r"index\.json: model\.path: is not an index"),
 ]
-"""What the headers tell. Loading refuses it too: it reads them before it reads weights."""
+"""Faults visible in the headers. Loading refuses them as well: it reads headers before weights."""
 
 
 @pytest.mark.parametrize(("spoil", "words"), [one[1:] for one in BROKEN], ids=[one[0] for one in BROKEN])
-def test_what_is_broken_is_refused_by_the_check_and_by_loading(directory, spoil, words):
+def test_a_broken_model_is_refused_by_the_check_and_by_loading(directory, spoil, words):
     spoil(directory)
     for check in (lambda: check_model(settings(directory)), lambda: load_model(directory)):
         assert re.search(words, refusal(check))
@@ -220,7 +220,7 @@ def spoilt(value: float, dtype: torch.dtype) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("value", "words"), [(float("nan"), "NaN"), (float("inf"), "infinity"), (float("-inf"), "infinity")]
 )
-def test_weights_that_are_not_finite_are_refused_as_that(directory, value, words, dtype):
+def test_weights_that_are_not_finite_are_refused(directory, value, words, dtype):
     spoilt(value, dtype)(directory)
     said = refusal(lambda: check_model(settings(directory)))
     assert f"{WEIGHTS}: model.path: the weights hold {words}, first in model.layers.1.mlp.down_proj.weight" in said
@@ -264,7 +264,7 @@ def test_a_config_that_describes_another_kind_of_model_is_refused(directory, cha
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", '{"a": 1}', "\ufeff{}"], ids=repr)
-def test_a_config_that_is_no_config_is_refused(directory, text):
+def test_an_invalid_config_file_is_refused(directory, text):
     (directory / "config.json").write_text(text)
     assert "model.path: no model to load" in refusal(lambda: check_model(settings(directory)))
 
@@ -275,7 +275,7 @@ def test_weights_stored_as_integers_are_refused_as_quantized(directory):
     assert "model.layers.0.mlp.up_proj.weight is stored as I8: the weights are quantized" in said
 
 
-def test_an_encoder_is_refused_though_it_loads(tmp_path):
+def test_an_encoder_is_refused_although_it_loads(tmp_path):
     torch.manual_seed(0)
     sizes = {"vocab_size": 18, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
     for kind in (transformers.BertLMHeadModel, transformers.BertForMaskedLM):
@@ -285,16 +285,16 @@ def test_an_encoder_is_refused_though_it_loads(tmp_path):
         assert f"{kind.__name__} is not a causal language model" in said
 
 
-def test_a_path_that_is_a_file_or_nothing_is_refused(directory):
+def test_a_path_that_is_not_a_directory_is_refused(directory):
     for path in (directory / WEIGHTS, directory / "tokenizer.json", directory / "nowhere"):
         assert "model.path:" in refusal(lambda: check_model(settings(path)))  # noqa: B023
 
 
-def test_a_model_of_the_hub_that_is_not_here_is_refused_without_a_network():
+def test_an_uncached_model_on_the_hub_is_refused_without_a_network():
     assert "model.path: no model to load" in refusal(lambda: check_model(Model(path="someone/some-model")))
 
 
-def test_of_a_model_of_the_hub_what_the_cache_holds_is_checked(directory, tmp_path, monkeypatch):
+def test_the_cached_files_of_a_model_on_the_hub_are_checked(directory, tmp_path, monkeypatch):
     without("lm_head")(directory)
     cached = tmp_path / "hub" / "models--someone--some-model"
     (cached / "refs").mkdir(parents=True)
@@ -304,7 +304,7 @@ def test_of_a_model_of_the_hub_what_the_cache_holds_is_checked(directory, tmp_pa
     model = Model(path="someone/some-model")
     assert "someone/some-model: model.path: the weights are not those" in refusal(lambda: check_model(model))
     (cached / "snapshots" / ("1" * 40) / WEIGHTS).unlink()
-    check_model(model)  # they are fetched, and checked, when they are loaded
+    check_model(model)  # the weights are downloaded and checked when they are loaded
 
 
 def tied(directory: Path) -> None:
@@ -327,7 +327,7 @@ def halved(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [lambda directory: None, tied, more_rows, old_rotary_buffers, halved, shard])
-def test_what_is_only_unusual_is_trained(directory, change):
+def test_an_unusual_but_valid_model_is_accepted(directory, change):
     change(directory)
     check_model(settings(directory))
     model = load_model(directory)
@@ -361,9 +361,9 @@ def family(name: str, directory: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_whose_stored_names_are_not_its_own_is_whole(tmp_path, name):
+def test_a_family_with_other_parameter_names_on_disk_is_accepted(tmp_path, name):
     family(name, tmp_path)
-    if name == "keys without a prefix":  # as the original GPT-2 was published, with masks beside the weights
+    if name == "keys without a prefix":  # as the original GPT-2 was published, with masks stored among the weights
         change_weights(
             tmp_path, lambda given: {key.removeprefix("transformer."): one for key, one in given.items()}
         )
@@ -372,7 +372,7 @@ def test_a_family_whose_stored_names_are_not_its_own_is_whole(tmp_path, name):
     load_model(tmp_path)
 
 
-def test_one_lost_expert_of_several_is_missed(tmp_path):
+def test_a_missing_expert_is_reported(tmp_path):
     family("fused experts", tmp_path)
     without("layers.1.block_sparse_moe.experts.2.w1")(tmp_path)
     for check in (lambda: check_model(settings(tmp_path)), lambda: load_model(tmp_path)):
@@ -415,7 +415,7 @@ def test_every_shared_case_is_known_here(shared_cases):
 
 @NEEDS_CASES
 @pytest.mark.parametrize("name", sorted(REFUSED.keys() | TRAINED))
-def test_a_shared_case_is_refused_or_trained_everywhere_alike(shared_cases, tmp_path, name):
+def test_train_eval_and_import_refuse_or_accept_the_same_shared_cases(shared_cases, tmp_path, name):
     module, base = shared_cases
     directory = Path(shutil.copytree(base, tmp_path / name))
     if name != "base":

@@ -1,4 +1,4 @@
-"""The sliced head against a softmax over all logits at once, and the families of models that bend their logits."""
+"""The sliced head compared with a softmax over whole logits, and model families that transform their logits."""
 
 from functools import partial
 
@@ -46,7 +46,7 @@ def random_head(seed, rows=5, width=4, vocabulary=11, bias=True, scale=1.0, soft
     st.sampled_from([None, 2.0]),
     st.sampled_from([1.0, 0.6]),
 )
-def test_scores_and_gradients_are_those_of_whole_logits(seed, size, bias, scale, softcap, temperature):
+def test_scores_and_gradients_equal_those_of_whole_logits(seed, size, bias, scale, softcap, temperature):
     head, states, actions = random_head(seed, bias=bias, scale=scale, softcap=softcap)
     leaves = [one for one in (states, head.weight, head.bias) if one is not None]
     mixed = torch.randn(2, len(actions), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -81,7 +81,7 @@ def compiled(monkeypatch):
 
 
 def agreement(head, states, actions, temperature):
-    """Scores and gradients beside those of whole logits."""
+    """Scores and gradients, paired with those of whole logits."""
     leaves = [one for one in (states, head.weight, head.bias) if one is not None]
     pairs = []
     for found in (
@@ -95,7 +95,7 @@ def agreement(head, states, actions, temperature):
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("bias", [False, True])
-def test_compiled_work_gives_what_whole_logits_give(bias, softcap, compiled):
+def test_compiled_operations_equal_whole_logits(bias, softcap, compiled):
     graphs = []
     compiled(lambda graph, inputs: graphs.append(graph) or graph.forward)
     head, states, actions = random_head(0, bias=bias, scale=0.5, softcap=softcap)
@@ -104,7 +104,7 @@ def test_compiled_work_gives_what_whole_logits_give(bias, softcap, compiled):
     assert len(graphs) >= 2  # forward and backward
 
 
-def test_a_head_that_cannot_be_compiled_says_so_and_is_right(compiled, caplog):
+def test_a_head_that_cannot_be_compiled_warns_and_is_correct(compiled, caplog):
     def refuse(graph, inputs):
         raise RuntimeError("Failed to find C compiler.")
 
@@ -129,7 +129,7 @@ def test_logits_of_any_size_neither_overflow_nor_vanish():
         torch.testing.assert_close(one, other)
 
 
-def test_under_autocast_the_logits_keep_float32():
+def test_logits_stay_float32_under_autocast():
     head, states, actions = random_head(2, width=64, vocabulary=500, dtype=torch.float32)
     expected = token_scores(head, states, actions, entropy=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -180,7 +180,7 @@ def family(name):
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(kind(**(SMALL | settings))).eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # far enough from uniform for a cap or a bias to show
+        for parameter in model.parameters():  # far enough from uniform that a cap or a bias matters
             parameter.add_(torch.randn_like(parameter) * 0.3)
     return model
 
@@ -188,11 +188,11 @@ def family(name):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_of_models_is_scored_as_it_scores_itself(name, packed, precision):
+def test_the_scores_of_a_model_family_equal_its_own(name, packed, precision):
     check_scoring(family(name), Learner(updates=1, lr=1.0, packed=packed, precision=precision))
 
 
-def test_the_tied_and_the_untied_model_are_what_they_say():
+def test_the_tied_and_the_untied_model_are_tied_and_untied():
     tied, untied = family("tied"), family("untied")
     assert tied.lm_head.weight is tied.model.embed_tokens.weight
     assert untied.lm_head.weight is not untied.model.embed_tokens.weight
@@ -208,7 +208,7 @@ UNKNOWN = {
 
 @PRECISIONS
 @pytest.mark.parametrize("bend", UNKNOWN)
-def test_a_model_whose_logits_are_bent_in_an_unknown_way_is_refused_in_either_precision(bend, precision):
+def test_a_model_with_an_unknown_logit_transform_is_refused_in_either_precision(bend, precision):
     model = tiny_model()
     model.lm_head.register_forward_hook(UNKNOWN[bend])
     with pytest.raises(InputError, match="computes its logits in a way that reval does not know"):
@@ -226,14 +226,14 @@ def test_large_logits_are_no_reason_to_refuse_a_model(precision, packed):
 
 
 @PRECISIONS
-def test_a_model_that_sees_what_comes_after_a_token_is_refused(precision):
+def test_a_model_that_attends_to_later_tokens_is_refused(precision):
     model = tiny_model()
     model.model.norm.register_forward_hook(lambda module, inputs, output: output + output.mean(1, keepdim=True))
     with pytest.raises(InputError, match="is not a causal language model: later tokens change"):
         check_scoring(model, Learner(updates=1, lr=1.0, precision=precision))
 
 
-def test_a_model_that_gives_nan_is_refused_as_that():
+def test_a_model_that_computes_nan_is_refused():
     model = tiny_model()
     with torch.no_grad():
         model.model.norm.weight[0] = torch.nan
@@ -241,7 +241,7 @@ def test_a_model_that_gives_nan_is_refused_as_that():
         check_scoring(model, Learner(updates=1, lr=1.0))
 
 
-def test_a_model_in_which_packed_trajectories_see_each_other_is_refused():
+def test_a_model_in_which_packed_trajectories_attend_to_each_other_is_refused():
     torch.manual_seed(0)
     settings = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "vocab_size": 40, "pad_token_id": 0}
     recurrent = transformers.AutoModelForCausalLM.from_config(transformers.MambaConfig(**settings)).eval()
@@ -251,7 +251,7 @@ def test_a_model_in_which_packed_trajectories_see_each_other_is_refused():
         check_scoring(recurrent, Learner(updates=1, lr=1.0, packed=True))
 
 
-def test_a_model_whose_layers_drop_out_by_themselves_is_refused_with_checkpointing():
+def test_a_model_whose_layers_apply_dropout_themselves_is_refused_with_checkpointing():
     torch.manual_seed(0)
     settings = {
         "vocab_size": 40,
@@ -273,7 +273,7 @@ def test_a_model_whose_layers_drop_out_by_themselves_is_refused_with_checkpointi
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("rounded", [False, True], ids=["float32", "bfloat16"])
-def test_on_a_gpu_scores_and_gradients_are_those_of_whole_logits(rounded):
+def test_on_a_gpu_scores_and_gradients_equal_those_of_whole_logits(rounded):
     head, states, actions = random_head(4, rows=300, width=64, vocabulary=5000, bias=False, dtype=torch.float32)
     expected = dense(head, states, actions)
     wanted = torch.autograd.grad((expected[0] + expected[1]).sum(), [states, head.weight])

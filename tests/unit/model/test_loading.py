@@ -1,4 +1,4 @@
-"""Models on disk: what cannot be trained is refused by name, and digests tell weights apart."""
+"""Models on disk: faults are refused by name, and digests distinguish weights."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def directory(tmp_path):
     return tmp_path / "model"
 
 
-def test_a_saved_model_comes_back_to_the_bit(directory):
+def test_a_saved_model_loads_bit_for_bit(directory):
     assert policy_digest(load_model(directory)) == policy_digest(tiny_model())
     assert policy_digest(load_model(directory)) != policy_digest(tiny_model(seed=1))
 
 
-def test_attention_is_as_asked_for(directory):
+def test_attention_is_the_configured_one(directory):
     assert (
         load_model(directory, Model(path=str(directory), attention="eager")).config._attn_implementation == "eager"
     )
@@ -54,14 +54,14 @@ def test_one_changed_bit_changes_the_digest():
     assert policy_digest(model) != before
 
 
-def test_the_tokenizer_has_one_token_a_character(directory):
+def test_the_tokenizer_has_one_token_per_character(directory):
     tokenizer = load_tokenizer(directory)
     tokens = tokenizer.encode("12+34=")
     assert len(tokens) == 6
     assert tokenizer.decode([*tokens, tokenizer.eos_token_id], skip_special_tokens=True) == "12+34="
 
 
-def test_a_folder_without_a_tokenizer_is_refused(directory):
+def test_a_directory_without_a_tokenizer_is_refused(directory):
     for file in directory.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(
@@ -80,7 +80,7 @@ def test_a_tokenizer_without_a_needed_token_is_refused(directory, name):
         check_model(Model(path=str(directory)))
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path):
+def test_a_directory_without_a_model_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"model\.path: no model to load"):
         check_model(Model(path=str(tmp_path)))
 
@@ -106,7 +106,7 @@ def test_parameters_are_counted_without_weights(directory):
 @pytest.mark.parametrize(
     ("target", "words"), [("nowhere", "nowhere"), ("lm_head", "the head cannot have adapters")]
 )
-def test_adapters_that_cannot_be_are_refused_before_work_begins(target, words):
+def test_invalid_adapter_targets_are_refused_before_work_begins(target, words):
     with pytest.raises(InputError, match=rf"model\.lora\.targets: .*{words}"):
         count_parameters(Model(tiny=TINY, lora=Lora(targets=(target,))))
 
@@ -120,6 +120,6 @@ def test_a_response_ends_at_the_tokenizers_the_models_and_the_runs_own_tokens(di
     assert stop_ids(settings, tokenizer, ("+",)) == tuple(sorted((tokenizer.eos_token_id, equals, plus)))
 
 
-def test_what_is_no_single_token_cannot_end_a_response(directory):
+def test_a_stop_of_several_tokens_is_refused(directory):
     with pytest.raises(InputError, match=r"rollouts\.stop: '1\+' is 2 tokens"):
         stop_ids(Model(path=str(directory)), load_tokenizer(directory), ("1+",))

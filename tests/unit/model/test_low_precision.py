@@ -1,4 +1,4 @@
-"""The bfloat16 copy: which bits it has, that an update is seen by it at once, and that it is all that computes."""
+"""The bfloat16 copy: its bits, that updates reach it immediately, and that only the copy computes."""
 
 import dataclasses
 import shutil
@@ -40,7 +40,7 @@ def weights(count: int = 5000) -> torch.Tensor:
     return 0.02 * torch.randn(count, generator=torch.Generator().manual_seed(3))
 
 
-def test_a_weight_becomes_one_of_its_two_neighbours_and_the_mean_stays():
+def test_a_weight_is_rounded_to_a_neighbour_and_the_mean_is_unbiased():
     exact = weights(200_000)
     found = low_precision(exact, 0, "a").float()
     step = torch.exp2(exact.abs().log2().floor() - 7)  # bfloat16 has 8 significant bits
@@ -49,7 +49,7 @@ def test_a_weight_becomes_one_of_its_two_neighbours_and_the_mean_stays():
     assert abs(float((found - exact).mean())) < 4 * deviation
 
 
-def test_what_bfloat16_holds_is_left_alone_under_every_seed():
+def test_bfloat16_numbers_are_unchanged_under_every_seed():
     held = torch.cat([weights().bfloat16().float(), torch.tensor([0.0, -0.0, 1.0, -torch.inf])])
     for seed in range(5):
         assert torch.equal(low_precision(held, seed, "a").float(), held)
@@ -76,7 +76,7 @@ def test_the_fused_kernel_gives_the_same_bits():
         assert torch.equal(fused(exact, torch.tensor(key), start), rounded(exact, key, start))
 
 
-def test_a_shard_has_the_bits_that_it_has_in_the_whole(monkeypatch):
+def test_a_shard_has_the_bits_of_the_whole_tensor(monkeypatch):
     exact = weights()
     whole = low_precision(exact, 7, "layer.weight")
     assert torch.equal(low_precision(exact[1234:], 7, "layer.weight", start=1234), whole[1234:])
@@ -85,7 +85,7 @@ def test_a_shard_has_the_bits_that_it_has_in_the_whole(monkeypatch):
 
 
 @pytest.mark.parametrize(("seed", "name"), [(8, "layer.weight"), (7, "other.weight")])
-def test_another_seed_or_name_rounds_otherwise(seed, name):
+def test_another_seed_or_name_rounds_differently(seed, name):
     assert not torch.equal(low_precision(weights(), 7, "layer.weight"), low_precision(weights(), seed, name))
 
 
@@ -122,7 +122,7 @@ def test_a_learner_saves_its_masters_and_computes_with_their_copy(tmp_path):
     assert policy_digest(one.model) == policy_digest(other.model)
 
 
-def test_a_policy_is_named_by_the_seed_of_its_copy():
+def test_the_identity_of_a_policy_depends_on_the_seed_of_its_copy():
     batch = drawn(tiny_model())
     names = {learner(tiny_model(), seed=seed).next_policy("start", [batch]) for seed in (0, 0, 1)}
     assert len(names) == 2
@@ -137,7 +137,7 @@ VOCABULARY = 1024
 
 
 def small_model(on_grid: bool) -> PreTrainedModel:
-    """1.3M weights of the size that language models have; on the grid, such as bfloat16 holds."""
+    """A model of 1.3M weights of the magnitude found in language models; on the grid: bfloat16 numbers."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=192,
@@ -166,8 +166,8 @@ def texts(length: int, count: int) -> tuple[Rows, Rows]:
 
 
 @pytest.mark.parametrize("on_grid", [True, False], ids=["on the grid", "off the grid"])
-def test_a_small_update_is_seen_whole_and_at_once(on_grid):
-    """At lr 1e-6 a weight of 0.02 takes 60 aligned steps to the next bfloat16 number; autocast saw 3% of one."""
+def test_a_small_update_reaches_the_copy_completely_and_immediately(on_grid):
+    """At lr 1e-6 a weight of 0.02 needs 60 aligned steps to the next bfloat16 number; autocast kept 3% of one."""
     found = seen(small_model(on_grid), *texts(length=48, count=16), draws={1: 16, 4: 6, 16: 3})
     print(found)
     for update in (1, 4, 16):
@@ -179,7 +179,7 @@ def test_a_small_update_is_seen_whole_and_at_once(on_grid):
     assert found["arithmetic_16"] < 0.005
 
 
-def test_rounded_to_the_nearest_it_would_not_be_seen(monkeypatch):
+def test_with_rounding_to_nearest_a_small_update_would_be_lost(monkeypatch):
     def halves(key, start, count, device):
         return torch.full((count,), 0x7FFF, device=device)
 
@@ -189,8 +189,8 @@ def test_rounded_to_the_nearest_it_would_not_be_seen(monkeypatch):
     assert found["copied_1"] < 0.1
 
 
-def test_centred_rewards_of_an_eighth_teach_a_thousand_tokens():
-    """r/β is 1.25 there, and the floor on each residual was some 140."""
+def test_centred_rewards_of_an_eighth_are_signal_at_a_thousand_tokens():
+    """r/β is 1.25 here; the former floor on each residual was about 140."""
     model = small_model(on_grid=True)
     one = learner(model, Reval(kind="reval", beta=0.1), lr=3e-6)
     wanted_and_not = np.array([1, -1], dtype=np.float32)
@@ -201,8 +201,8 @@ def test_centred_rewards_of_an_eighth_teach_a_thousand_tokens():
     assert sizes[-1] < 0.6 * sizes[0], sizes
 
 
-def test_tbrms_delta_keeps_its_value_at_a_thousand_tokens():
-    """A floor on each residual, which grew with log π(τ), took V for noise there."""
+def test_the_delta_of_tbrm_keeps_its_value_term_at_a_thousand_tokens():
+    """The former floor on each residual, which grew with log π(τ), treated V as noise here."""
     model = small_model(on_grid=False)
     drawn = draw(model, *texts(length=1000, count=2), np.zeros(2, dtype=np.float32))
     (update,) = learner(model, Tbrm(kind="tbrm", beta=0.1), lr=1e-6).learn([drawn])
@@ -211,8 +211,8 @@ def test_tbrms_delta_keeps_its_value_at_a_thousand_tokens():
     assert (drawn.value_ref > 5).all(), "V of 1,024 tokens that are as good as equal is their logarithm, 6.9"
 
 
-def test_adapters_merged_for_an_engine_are_what_the_learner_computes_with():
-    """The base is bfloat16 already: merged weights are on no grid, and are rounded by the copy's thresholds."""
+def test_adapters_merged_for_an_engine_equal_those_of_the_learner():
+    """The base is bfloat16 already: merged weights are off the grid, and rounded by the copy's thresholds."""
     model = small_model(on_grid=True)
     add_adapters(model, Lora(rank=8, alpha=16), seed=0)
     one = learner(model, Grpo(kind="grpo"), lr=1e-4)
@@ -222,7 +222,7 @@ def test_adapters_merged_for_an_engine_are_what_the_learner_computes_with():
     def by_both() -> tuple[np.ndarray, np.ndarray]:
         merged = small_model(on_grid=True)
         merged.load_state_dict(dict(policy_tensors(model, 0, torch.bfloat16)), strict=False)
-        round_weights(merged, seed=1)  # what bfloat16 holds stays, under any seed
+        round_weights(merged, seed=1)  # bfloat16 numbers are unchanged, under any seed
         return tuple(token_logprobs(of, batch).reshape(8, -1) for of in (merged, model))
 
     before = by_both()
@@ -236,7 +236,7 @@ def test_adapters_merged_for_an_engine_are_what_the_learner_computes_with():
     assert gap < 0.005
 
 
-def test_under_fsdp_it_is_refused_before_the_model_is_touched(monkeypatch):
+def test_bfloat16_under_fsdp_is_refused_before_the_model_is_changed(monkeypatch):
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
     model = tiny_model()
     with pytest.raises(InputError, match=r"learner\.precision: bfloat16 is not supported under FSDP; use float32"):
@@ -244,15 +244,15 @@ def test_under_fsdp_it_is_refused_before_the_model_is_touched(monkeypatch):
     assert {one.dtype for one in model.parameters()} == {torch.float32}
 
 
-def test_policies_of_one_seed_share_their_rounding():
-    """The noise of rounding cancels between two policies: the copy of equal weights is equal to the bit."""
+def test_policies_with_one_seed_share_their_rounding():
+    """Rounding noise cancels between two policies: the copies of equal weights are equal bit for bit."""
     one, two = tiny_model(), tiny_model()
     round_weights(one, seed=5)
     LowPrecisionCopy(two, seed=5)
     assert policy_digest(one) == policy_digest(two)
 
 
-def test_a_draw_of_noise_leaves_masters_that_bfloat16_does_not_hold():
+def test_a_draw_of_noise_does_not_change_masters_off_the_bfloat16_grid():
     one = learner(tiny_model())
     draw = drawn(one.model, reward=0.0)
     before = one.content()

@@ -1,4 +1,4 @@
-"""Scoring against the plain computation on whole logits."""
+"""Scoring compared with the direct computation on whole logits."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def dense(model, prompt, response, temperature=1.0):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_scores_are_those_of_the_whole_logits(temperature):
+def test_scores_equal_those_of_whole_logits(temperature):
     model, prompts, responses = tiny_model(), random_rows(6, 1, 5), random_rows(6, 1, 7, seed=1)
     with torch.no_grad():
         scores = score(model, collate(prompts, responses), temperature, entropy=True)
@@ -74,7 +74,7 @@ def test_a_token_that_the_policy_did_not_write_has_no_log_probability():
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 200), st.booleans())
-def test_micro_batches_hold_every_row_once_within_the_budget(lengths, budget, packed):
+def test_micro_batches_hold_every_row_once_within_the_limit(lengths, budget, packed):
     groups = list(micro_batches(lengths, budget, packed))
     assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
     for group in groups:

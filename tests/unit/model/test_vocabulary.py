@@ -1,4 +1,4 @@
-"""Ends of text, and token ids that the embeddings have no row for."""
+"""Ends of text, and token ids without a row in the embeddings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def refused(directory: Path) -> str:
     return str(caught.value)
 
 
-def test_a_text_ends_at_what_the_tokenizer_and_either_file_say(directory):
+def test_the_ends_are_those_of_the_tokenizer_and_of_both_files(directory):
     assert ends(directory) == (2,)
     write(directory, "config.json", eos_token_id=[2, 5])
     assert ends(directory) == (2, 5)
@@ -49,8 +49,8 @@ def test_a_text_ends_at_what_the_tokenizer_and_either_file_say(directory):
     assert ends(directory) == (2, 7)
 
 
-def test_an_end_that_no_file_names_is_not_taken_from_a_default(directory):
-    """LlamaConfig's own default is 2, which is a letter to many tokenizers."""
+def test_a_default_end_of_transformers_is_not_used(directory):
+    """LlamaConfig's default is 2, which is a letter in many tokenizers."""
     values = json.loads((directory / "config.json").read_text())
     del values["eos_token_id"]
     (directory / "config.json").write_text(json.dumps(values))
@@ -61,13 +61,13 @@ def test_an_end_that_no_file_names_is_not_taken_from_a_default(directory):
     assert ends(directory) == (tokenizer.convert_tokens_to_ids("9"),)
 
 
-def test_the_language_part_of_a_composite_model_says_where_texts_end(directory):
+def test_the_ends_of_a_composite_model_are_those_of_its_language_part(directory):
     write(directory, "config.json", text_config={"eos_token_id": [4]})
     assert 4 in ends(directory)
 
 
 @pytest.mark.parametrize("name", ["pad_token", "eos_token", "bos_token"])
-def test_a_token_without_a_row_is_refused_by_its_name(directory, name):
+def test_a_token_without_a_row_is_refused_by_name(directory, name):
     tokenizer = AutoTokenizer.from_pretrained(directory)
     tokenizer.add_special_tokens({name: "[NEW]"})
     tokenizer.save_pretrained(directory)
@@ -82,17 +82,17 @@ def test_an_added_token_without_a_row_is_refused(directory):
 
 
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
-def test_an_end_without_a_row_is_refused_by_its_file(directory, file):
+def test_an_end_without_a_row_is_refused_naming_its_file(directory, file):
     write(directory, file, eos_token_id=[2, 151643])
     assert f"eos_token_id in {file} has the id 151643, but the embeddings have 18 rows" in refused(directory)
 
 
 @pytest.mark.parametrize("text", ["{", "[2]"])
-def test_generation_settings_that_are_no_json_object_are_refused(directory, text):
+def test_a_generation_config_that_is_not_a_json_object_is_refused(directory, text):
     (directory / "generation_config.json").write_text(text)
     assert "generation_config.json: model.path:" in refused(directory)
 
 
-def test_an_end_that_is_no_number_is_refused(directory):
+def test_an_end_that_is_not_an_integer_is_refused(directory):
     write(directory, "generation_config.json", eos_token_id="</s>")
     assert "generation_config.json: eos_token_id: '</s>' is neither an id" in refused(directory)
