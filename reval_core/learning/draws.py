@@ -53,7 +53,7 @@ class DrawReader:
     def _drawn(self, draw: pa.Table) -> Drawn:
         ids = draw.column("trajectory_id").to_numpy()
         rounds, shards = draw.column("trajectory_round").to_pylist(), draw.column("shard").to_pylist()
-        paths = [self._directory.shard(*place) for place in zip(rounds, shards, strict=True)]
+        paths = [self._directory.shard(*key) for key in zip(rounds, shards, strict=True)]
         tokens = self._shards.take(paths, draw.column("row").to_pylist())
         scores = self._scores.take(
             [self._directory.facts(round, "scores") for round in rounds], (ids % IDS_PER_ROUND).tolist()

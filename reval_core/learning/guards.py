@@ -38,7 +38,7 @@ class Guard:
         if not np.isfinite(loss).all():
             raise RunStopped(
                 f"the loss is not finite for trajectories {_first(ids[~np.isfinite(loss)])}; "
-                "look at them with reval sql; the weights are those before this update"
+                "inspect them with reval sql; the weights are those before this update"
             )
         largest = _first(ids[np.argsort(-np.abs(loss))])
         if not np.isfinite(norm):

@@ -129,7 +129,7 @@ class Learner:
 
         Args:
             model: The model. With `precision: bfloat16` its parameters are replaced by their bfloat16 copy.
-            objective: The config section `objective`, with β resolved.
+            objective: The config section `objective`.
             settings: The config section `learner`.
             policy: The identity of the weights of `model`.
             temperature: The temperature at which trajectories are scored.

@@ -37,11 +37,11 @@ def bare_model(
         )
 
 
-def check_coverage(place: str, model: PreTrainedModel, stored: Mapping[str, StoredTensor]) -> None:
+def check_coverage(source: str, model: PreTrainedModel, stored: Mapping[str, StoredTensor]) -> None:
     """Check that `stored` are the weights of a model like `model`.
 
     Args:
-        place: The model's directory or name, for messages.
+        source: The model's directory or name, for messages.
         model: A model on the meta device.
         stored: The stored tensors by name.
 
@@ -67,38 +67,38 @@ def check_coverage(place: str, model: PreTrainedModel, stored: Mapping[str, Stor
                 ignore_mismatched_sizes=True,  # the loading information lists all of them
             )
         except RuntimeError as error:
-            refuse_unjoined(place, error)
+            refuse_unmerged(source, error)
             raise
-    refuse_gaps(place, model, info)
+    refuse_mismatches(source, model, info)
 
 
-def refuse_unjoined(place: str, error: RuntimeError) -> None:
+def refuse_unmerged(source: str, error: RuntimeError) -> None:
     """Raise InputError if transformers could not merge weights into larger ones. It does not say which."""
     if "automatic conversion of the weights" not in str(error):
         return
     raise InputError(
-        f"{place}: model.path: some of the weights cannot be merged as config.json describes: one of several "
+        f"{source}: model.path: some of the weights cannot be merged as config.json describes: one of several "
         "experts is missing or of another shape; save the whole model again, or use the right config.json"
     ) from error
 
 
-def refuse_gaps(place: str, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
+def refuse_mismatches(source: str, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
     """Raise InputError if transformers' loading information reports parameters that the weights do not match.
 
     transformers itself would initialise them at random and only log it.
     """
-    faults = []
+    mismatches = []
     if info["missing_keys"]:
-        faults.append(f"missing {_some(info['missing_keys'])}")
+        mismatches.append(f"missing {_some(info['missing_keys'])}")
     if info["unexpected_keys"]:
-        faults.append(f"unexpected {_some(info['unexpected_keys'])}")
+        mismatches.append(f"unexpected {_some(info['unexpected_keys'])}")
     if info["mismatched_keys"]:
         shapes = [
             f"{name} ({_shape(found)} in the weights, {_shape(wanted)} by config.json)"
             for name, found, wanted in info["mismatched_keys"]
         ]
-        faults.append(f"of another shape {_some(shapes)}")
-    if not faults:
+        mismatches.append(f"of another shape {_some(shapes)}")
+    if not mismatches:
         return
     named = [one for one in model.config.architectures or [] if one != type(model).__name__]
     saved_as = f" (config.json says {', '.join(named)})" if named else ""
@@ -108,8 +108,8 @@ def refuse_gaps(place: str, model: PreTrainedModel, info: Mapping[str, Any]) -> 
         else "use the config.json that belongs to the weights"
     )
     raise InputError(
-        f"{place}: model.path: the weights are not those of {type(model).__name__}{saved_as}: "
-        f"{'; '.join(faults)}; {remedy}"
+        f"{source}: model.path: the weights are not those of {type(model).__name__}{saved_as}: "
+        f"{'; '.join(mismatches)}; {remedy}"
     )
 
 

@@ -10,19 +10,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
-def check_unquantized(place: str, config: PreTrainedConfig) -> None:
+def check_unquantized(source: str, config: PreTrainedConfig) -> None:
     """Raise InputError, naming the method, for a quantized checkpoint."""
     for part in (config, config.get_text_config()):
         for key in ("quantization_config", "compression_config"):
             settings = getattr(part, key, None)
             if settings:
                 raise InputError(
-                    f"{place}: model.path: config.json: {key}: the checkpoint is quantized by {_method(settings)}, "
-                    "and training needs full precision; use the unquantized model"
+                    f"{source}: model.path: config.json: {key}: the checkpoint is quantized by "
+                    f"{_method(settings)}, and training needs full precision; use the unquantized model"
                 )
 
 
-def check_causal(place: str, config: PreTrainedConfig) -> None:
+def check_causal(source: str, config: PreTrainedConfig) -> None:
     """Raise InputError for an architecture that transformers does not list as a causal language model.
 
     An encoder would load as one nevertheless, and would attend to the tokens that it is to predict.
@@ -41,7 +41,7 @@ def check_causal(place: str, config: PreTrainedConfig) -> None:
     if other or config.is_encoder_decoder or (both_ways and not getattr(config, "is_decoder", False)):
         names = ", ".join(named) or config.model_type
         raise InputError(
-            f"{place}: model.path: config.json: architectures: {names} is not a causal language model, "
+            f"{source}: model.path: config.json: architectures: {names} is not a causal language model, "
             "which attends only to earlier tokens and has a head over the vocabulary; use a …ForCausalLM"
         )
 

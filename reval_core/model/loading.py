@@ -14,7 +14,13 @@ from torch import nn
 from reval_core.atomic_files import digest
 from reval_core.config import Learner, Model, TinyModel
 from reval_core.errors import InputError, first_line
-from reval_core.model.coverage import bare_model, check_coverage, quiet_transformers, refuse_gaps, refuse_unjoined
+from reval_core.model.coverage import (
+    bare_model,
+    check_coverage,
+    quiet_transformers,
+    refuse_mismatches,
+    refuse_unmerged,
+)
 from reval_core.model.finite import check_finite
 from reval_core.model.kind import check_causal, check_unquantized
 from reval_core.model.lora import add_adapters, check_peft, has_adapters
@@ -54,9 +60,9 @@ def load_model(directory: Path | str, settings: Model | None = None) -> PreTrain
         except (OSError, ValueError, ImportError) as error:
             raise InputError(f"{directory}: no model to load ({first_line(error)})") from error
         except RuntimeError as error:
-            refuse_unjoined(str(directory), error)
+            refuse_unmerged(str(directory), error)
             raise
-    refuse_gaps(str(directory), model, info)
+    refuse_mismatches(str(directory), model, info)
     # Dropout would make log π_θ(τ) differ from the stored log π_ref(τ) at θ = θ_ref.
     return model.eval()
 

@@ -31,11 +31,11 @@ def model_ends(path: str) -> dict[int, str]:
     return found
 
 
-def check_vocabulary(place: str, tokenizer: PreTrainedTokenizerBase, rows: int, ends: Mapping[int, str]) -> None:
+def check_vocabulary(source: str, tokenizer: PreTrainedTokenizerBase, rows: int, ends: Mapping[int, str]) -> None:
     """Check that every token has a row in the embeddings.
 
     Args:
-        place: The model's directory or name, for messages.
+        source: The model's directory or name, for messages.
         tokenizer: The tokenizer.
         rows: The number of rows of the embeddings.
         ends: The result of `model_ends`.
@@ -53,7 +53,7 @@ def check_vocabulary(place: str, tokenizer: PreTrainedTokenizerBase, rows: int, 
     for what, token in ids.items():
         if token is not None and not 0 <= token < rows:
             raise InputError(
-                f"{place}: model.path: {what} has the id {token}, but the embeddings have {rows} rows; use the "
+                f"{source}: model.path: {what} has the id {token}, but the embeddings have {rows} rows; use the "
                 "tokenizer that belongs to the model, or add rows (resize_token_embeddings) and save both"
             )
 

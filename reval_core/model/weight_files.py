@@ -64,8 +64,8 @@ def is_complete(directory: Path) -> bool:
 
 
 def _sharded_tensors(index: Path) -> dict[str, StoredTensor]:
-    places = _weight_map(index)
-    files = sorted(set(places.values()))
+    weight_map = _weight_map(index)
+    files = sorted(set(weight_map.values()))
     absent = [file for file in files if not (index.parent / file).is_file()]
     if absent:
         more = f" and {len(absent) - 1} more" if absent[1:] else ""
@@ -75,7 +75,7 @@ def _sharded_tensors(index: Path) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
     for file in files:
         found |= _tensors(index.parent / file)
-    for name, file in places.items():
+    for name, file in weight_map.items():
         if name not in found:
             raise InputError(
                 f"{index}: model.path: says that {file} holds {name}, which it does not; the files belong to "
@@ -86,15 +86,15 @@ def _sharded_tensors(index: Path) -> dict[str, StoredTensor]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        if not places or not all(isinstance(file, str) for file in places.values()):
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{index}: model.path: is not an index, a JSON object whose weight_map names the file of each tensor; "
             "download the model again"
         ) from error
-    return dict(places)
+    return dict(weight_map)
 
 
 def _tensors(file: Path) -> dict[str, StoredTensor]:

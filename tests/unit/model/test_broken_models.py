@@ -171,7 +171,7 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ("head lost", without("lm_head"), r"missing lm_head\.weight; save the causal language model itself"),
     ("reward model", reward_model, r"missing lm_head\.weight; unexpected score\.weight"),
     ("layer too many", one_layer_more, r"unexpected model\.layers\.2\.\S+, model\.layers\.2\.\S+ and 7 more"),
-    ("rows", fewer_rows, r"lm_head\.weight \(17 × 32 in the weights, 18 × 32 by config\.json\); take the config"),
+    ("rows", fewer_rows, r"lm_head\.weight \(17 × 32 in the weights, 18 × 32 by config\.json\); use the config"),
     ("pointer", pointer, r"model\.safetensors: model\.path: is a git-lfs pointer of \d+ bytes, not weights"),
     ("empty", resized(lambda given: b""), r"model\.safetensors: model\.path: is empty; download it again"),
     ("few bytes", resized(lambda given: given[:5]), r"model\.safetensors: model\.path: is "),
