@@ -87,7 +87,7 @@ class Drawn:
     @cached_property
     def tokens(self) -> np.ndarray:
         """The number of tokens written by the policy [B]."""
-        return np.array([int(one.sum()) for one in self.written])
+        return np.array([int(mask.sum()) for mask in self.written])
 
     @cached_property
     def mean_tokens(self) -> float:
@@ -295,7 +295,7 @@ class Learner:
 
     def checksum(self) -> str:
         """The checksum of the trained float32 weights, computed on their device."""
-        return weights_checksum({name: one for name, one in self.trained().items() if one.requires_grad})
+        return weights_checksum({name: tensor for name, tensor in self.trained().items() if tensor.requires_grad})
 
     def trained(self) -> Mapping[str, Tensor]:
         """The tensors that the optimizer holds, by the names of the model's parameters."""

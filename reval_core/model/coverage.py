@@ -54,7 +54,7 @@ def check_coverage(source: str, model: PreTrainedModel, stored: Mapping[str, Sto
                 f"{tensor.file}: model.path: {name} is stored as {tensor.dtype}: the weights are quantized, and "
                 "training needs full precision; use the unquantized model"
             )
-    tensors = {name: torch.empty(one.shape, device="meta") for name, one in stored.items()}
+    tensors = {name: torch.empty(tensor.shape, device="meta") for name, tensor in stored.items()}
     with quiet_transformers():
         try:
             _, info = type(model).from_pretrained(
@@ -94,13 +94,13 @@ def refuse_mismatches(source: str, model: PreTrainedModel, info: Mapping[str, An
         mismatches.append(f"unexpected {_some(info['unexpected_keys'])}")
     if info["mismatched_keys"]:
         shapes = [
-            f"{name} ({_shape(found)} in the weights, {_shape(wanted)} by config.json)"
-            for name, found, wanted in info["mismatched_keys"]
+            f"{name} ({_shape(found)} in the weights, {_shape(expected)} by config.json)"
+            for name, found, expected in info["mismatched_keys"]
         ]
         mismatches.append(f"of another shape {_some(shapes)}")
     if not mismatches:
         return
-    named = [one for one in model.config.architectures or [] if one != type(model).__name__]
+    named = [name for name in model.config.architectures or [] if name != type(model).__name__]
     saved_as = f" (config.json says {', '.join(named)})" if named else ""
     remedy = (
         "save the causal language model itself, whole, with save_pretrained"

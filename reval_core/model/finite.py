@@ -24,9 +24,9 @@ def check_finite(files: Iterable[Path]) -> None:
     """
     for file in files:
         status = file.stat()
-        found = _first_fault(file, status.st_size, status.st_mtime_ns)
-        if found is not None:
-            name, value = found
+        fault = _first_fault(file, status.st_size, status.st_mtime_ns)
+        if fault is not None:
+            name, value = fault
             raise InputError(
                 f"{file}: model.path: the weights hold {value}, first in {name}; a model with {value} cannot be "
                 "trained: use an earlier checkpoint of it"

@@ -35,7 +35,7 @@ def check_causal(source: str, config: PreTrainedConfig) -> None:
         MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED,
     )
 
-    named = [one for one in config.architectures or [] if hasattr(transformers, one)]
+    named = [name for name in config.architectures or [] if hasattr(transformers, name)]
     other = named and not set(named) & set(CAUSAL.values())
     both_ways = config.model_type in CAUSAL and config.model_type in MASKED
     if other or config.is_encoder_decoder or (both_ways and not getattr(config, "is_decoder", False)):

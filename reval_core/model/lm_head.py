@@ -147,13 +147,13 @@ class _SlicedHead(torch.autograd.Function):
             for rows, of_rows in zip(blocks.rows, sums, strict=True):
                 product = blocks.product(inputs[rows], part)
                 blocks.add_logits(of_rows, product, part_bias, actions[rows] - span.start, shape, entropy)
-        highest, total, moment, chosen = torch.cat(sums, dim=1).unbind()
+        highest, total, moment, action_logit = torch.cat(sums, dim=1).unbind()
         log_total = total.log()
         values, entropies = highest + log_total, log_total - moment / total
         ctx.save_for_backward(states, weight, bias, actions, values)
         ctx.shape = shape
         ctx.mark_non_differentiable(entropies)
-        return chosen - values, values, entropies
+        return action_logit - values, values, entropies
 
     @staticmethod
     @once_differentiable
@@ -174,7 +174,7 @@ class _SlicedHead(torch.autograd.Function):
         for span in blocks.spans:
             part, part_bias = weight[span].to(inputs.dtype), None if bias is None else bias[span]
             of_part, of_bias = (
-                torch.zeros(one.shape, dtype=exact, device=one.device) for one in (part, part[:, 0])
+                torch.zeros(tensor.shape, dtype=exact, device=tensor.device) for tensor in (part, part[:, 0])
             )
             for rows, of_rows in zip(blocks.rows, known_parts, strict=True):
                 product = blocks.product(inputs[rows], part)
@@ -242,9 +242,9 @@ def _add_logits(
     """
     out = _output_buffer(product)
     logits = shape.logits(product, bias, out)
-    highest, total, moment, chosen = sums.unbind()
+    highest, total, moment, action_logit = sums.unbind()
     column = target.clamp(0, logits.shape[1] - 1)
-    chosen = torch.where(target == column, logits.gather(1, column.unsqueeze(1)).squeeze(1), chosen)
+    action_logit = torch.where(target == column, logits.gather(1, column.unsqueeze(1)).squeeze(1), action_logit)
     higher = torch.maximum(highest, logits.amax(dim=1))
     rise = highest - higher
     below = torch.sub(logits, higher.unsqueeze(1), out=out)
@@ -252,13 +252,13 @@ def _add_logits(
     if entropy:
         moment = rise.exp() * (moment + total * rise) + torch.mul(weights, below, out=out).sum(dim=1)
     total = rise.exp() * total + weights.sum(dim=1)
-    sums.copy_(torch.stack((higher, total, moment, chosen)))
+    sums.copy_(torch.stack((higher, total, moment, action_logit)))
 
 
 def _slopes(known: Tensor, product: Tensor, bias: Tensor | None, target: Tensor, shape: _Shape) -> Tensor:
     """The gradient of the loss by a block of W x + b [n, m], in the type of the products, from `known` [3, n]."""
     out = _output_buffer(product)
-    values, onto_action, onto_policy = (one.unsqueeze(1) for one in known.unbind())
+    values, onto_action, onto_policy = (row.unsqueeze(1) for row in known.unbind())
     logits = shape.logits(product, bias, out)
     cap_slope = shape.cap_slope(logits)
     policy = torch.exp(torch.sub(logits, values, out=out), out=out)
@@ -305,7 +305,7 @@ class _Fused:
         from torch._dynamo.exc import TorchDynamoException  # takes a second to import
 
         sizes = (len(numbers), whole), (whole, product.shape[1]), (whole,)
-        empty = [one.new_zeros(size) for one, size in zip((numbers, product, target), sizes, strict=True)]
+        empty = [tensor.new_zeros(size) for tensor, size in zip((numbers, product, target), sizes, strict=True)]
         try:
             self._function(*empty[:2], bias, empty[2], *settings)
         except TorchDynamoException as error:  # for example, no C compiler

@@ -107,15 +107,15 @@ def stop_ids(settings: Model, tokenizer: PreTrainedTokenizerBase, more: Sequence
     Raises:
         InputError: One of `more` is not a single token.
     """
-    found = {tokenizer.eos_token_id, *(model_ends(settings.path) if settings.path else ())}
+    ids = {tokenizer.eos_token_id, *(model_ends(settings.path) if settings.path else ())}
     for text in more:
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        if len(ids) != 1:
+        encoded = tokenizer.encode(text, add_special_tokens=False)
+        if len(encoded) != 1:
             raise InputError(
-                f"rollouts.stop: {text!r} is {len(ids)} tokens of this model; a stop must be a single token"
+                f"rollouts.stop: {text!r} is {len(encoded)} tokens of this model; a stop must be a single token"
             )
-        found.add(ids[0])
-    return tuple(sorted(found))
+        ids.add(encoded[0])
+    return tuple(sorted(ids))
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

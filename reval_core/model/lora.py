@@ -42,13 +42,13 @@ def add_adapters(model: PreTrainedModel, settings: Lora, seed: int) -> None:
     from peft import LoraConfig
 
     targets = settings.targets[0] if settings.targets == ("all-linear",) else list(settings.targets)
-    chosen = LoraConfig(
+    lora_config = LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model.add_adapter(chosen)
+            model.add_adapter(lora_config)
         except ValueError as error:
             raise InputError(f"model.lora.targets: {str(error).splitlines()[0]}") from error
     if hasattr(model.get_output_embeddings(), "base_layer"):

@@ -95,7 +95,7 @@ def round_weights(model: nn.Module, seed: int, device: torch.device | None = Non
 @contextmanager
 def in_float32(module: nn.Module) -> Iterator[None]:
     """Convert the parameters of a small module to float32 inside the context."""
-    before = {one: one.data for one in module.parameters()}
+    before = {parameter: parameter.data for parameter in module.parameters()}
     for parameter in before:
         parameter.data = parameter.data.float()
     try:
@@ -131,8 +131,10 @@ class LowPrecisionCopy:
     def __init__(self, model: nn.Module, seed: int) -> None:
         self._model = model
         self._seed = seed
-        self._parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
-        self.masters = {name: nn.Parameter(one.data) for name, one in self._parameters.items()}
+        self._parameters = {
+            name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+        }
+        self.masters = {name: nn.Parameter(parameter.data) for name, parameter in self._parameters.items()}
         """The trained float32 weights by parameter name, for an optimizer."""
         round_weights(model, seed)
         for name, parameter in self._parameters.items():
@@ -154,7 +156,7 @@ class LowPrecisionCopy:
     @contextmanager
     def replaced_by_masters(self) -> Iterator[None]:
         """The model holds the masters inside the context, to save or digest them. Nothing is copied."""
-        copies = {name: one.data for name, one in self._parameters.items()}
+        copies = {name: parameter.data for name, parameter in self._parameters.items()}
         for name, parameter in self._parameters.items():
             parameter.data = self.masters[name].data
         try:

@@ -90,7 +90,7 @@ def measure(
         differences = []
         for rows in batches:
             batch = collate(*([source[row] for row in rows] for source in trajectories), packed=packed)
-            differences.append(_difference(model, batch, [one[rows] for one in stored], temperature))
+            differences.append(_difference(model, batch, [scores[rows] for scores in stored], temperature))
         c, c_value = np.sqrt(np.mean(np.square(np.concatenate(differences, axis=1), dtype=np.float64), axis=1))
         noise = noise.at_least(Noise(float(c), float(c_value)))
     return noise
@@ -102,7 +102,7 @@ def _difference(
     """[2, B]: the differences of a batch from the stored scores, in log π(τ) / √|τ| and in V(s_1)."""
     scores = score(model, batch.to(next(model.parameters()).device), temperature)
     tokens = batch.written.sum(dim=1).clamp(min=1).numpy()
-    log_policy, value = (one.detach().cpu().numpy() for one in (scores.log_policy, scores.value))
+    log_policy, value = (tensor.detach().cpu().numpy() for tensor in (scores.log_policy, scores.value))
     return np.stack([(log_policy - stored[0]) / np.sqrt(tokens), value - stored[1]])
 
 

@@ -29,13 +29,13 @@ _WITH_MASK = ("sdpa", "eager")
 
 _HALF = (torch.bfloat16, torch.float16)
 
-_UNKNOWN = ("softcap", "s_aux", "position_bias")
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 """Unsupported arguments that some model families pass to attention."""
 
 # torch 2.11 accepts fewer key than query heads without a flag.
 _GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
-_WIDEST = 256
+_MAX_HEAD_SIZE = 256
 """The largest head size of torch's kernel."""
 
 
@@ -91,7 +91,7 @@ def attend(
     rows: Tensor | None = None,
     longest: Tensor | None = None,
     is_causal: bool = True,
-    **others: Any,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention with the signature that transformers' models call, from [1, heads, T, size] to [1, T, heads, size].
 
@@ -110,27 +110,27 @@ def attend(
         rows: [R + 1]. Only its size is used: to torch.compile sizes are dynamic, but each int is another graph.
         longest: [L], where L is the length of the longest text. Only its size is used.
         is_causal: Must be true.
-        others: Further arguments of the model.
+        kwargs: Further arguments of the model.
 
     Raises:
         InputError: An argument is not supported.
     """
-    _refuse_unsupported(module, others, is_causal)
+    _refuse_unsupported(module, kwargs, is_causal)
     if cu_seq_lens_q is None:
         if rows is not None and longest is not None:
-            query, key, value = (_as_rows(one, len(rows) - 1, len(longest)) for one in (query, key, value))
+            query, key, value = (_as_rows(tensor, len(rows) - 1, len(longest)) for tensor in (query, key, value))
             output = _one_text(query, key, value, scaling, sliding_window).transpose(1, 2)
             return output.reshape(1, -1, *output.shape[2:]), None
         return _one_text(query, key, value, scaling, sliding_window).transpose(1, 2), None
-    if query.is_cuda and query.dtype in _HALF and query.shape[-1] == value.shape[-1] <= _WIDEST:
-        flat: Any = [one[0].transpose(0, 1) for one in (query, key, value)]
+    if query.is_cuda and query.dtype in _HALF and query.shape[-1] == value.shape[-1] <= _MAX_HEAD_SIZE:
+        flat: Any = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
         assert longest is not None
         bounds: Any = (cu_seq_lens_q, cu_seq_lens_q, len(longest), len(longest))
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
         packed: Any = varlen_attn(*flat, *bounds, scale=scaling, window_size=window, **_GROUPED)
         return packed.unsqueeze(0), None
     lengths = cu_seq_lens_q.diff().tolist()
-    texts = zip(*(one.split(lengths, dim=2) for one in (query, key, value)), strict=True)
+    texts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     outputs = [_one_text(q, k, v, scaling, sliding_window) for q, k, v in texts]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
@@ -153,12 +153,12 @@ def _one_text(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, 
     )
 
 
-def _refuse_unsupported(module: nn.Module, others: dict[str, Any], is_causal: bool) -> None:
-    found = [name for name in _UNKNOWN if others.get(name) is not None]
+def _refuse_unsupported(module: nn.Module, kwargs: dict[str, Any], is_causal: bool) -> None:
+    unsupported = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
     if not is_causal:
-        found.append("non-causal attention")
-    if found:
+        unsupported.append("non-causal attention")
+    if unsupported:
         raise InputError(
-            f"learner.packed: {type(module).__name__} uses {', '.join(found)}, which packed rows do not support; "
-            "set learner.packed: false"
+            f"learner.packed: {type(module).__name__} uses {', '.join(unsupported)}, which packed rows do not "
+            "support; set learner.packed: false"
         )

@@ -47,11 +47,11 @@ def score(model: nn.Module, batch: TokenBatch, temperature: float = 1.0, entropy
         entropy: Compute the entropies as well.
     """
     states = _hidden(model, batch).flatten(0, 1)[batch.states[batch.mask]]  # [N, width], N response tokens
-    found = token_scores(Head.of(model), states, batch.actions[batch.mask], temperature, entropy)
+    scores = token_scores(Head.of(model), states, batch.actions[batch.mask], temperature, entropy)
     return Scores(
-        _spread(found.logprobs, batch.mask) * batch.written,
-        _spread(found.values, batch.mask),
-        None if found.entropies is None else _spread(found.entropies, batch.mask),
+        _spread(scores.logprobs, batch.mask) * batch.written,
+        _spread(scores.values, batch.mask),
+        None if scores.entropies is None else _spread(scores.entropies, batch.mask),
     )
 
 
@@ -70,9 +70,9 @@ class Scorer(nn.Module):
 def _hidden(model: nn.Module, batch: TokenBatch) -> Tensor:
     """The hidden states [R, L, width]. No mask is needed: padding is on the right, where no token attends."""
     causal: Any = model
-    tokens, more = batch.tokens, {}
+    tokens, kwargs = batch.tokens, {}
     if batch.bounds is not None:
-        more = {
+        kwargs = {
             "position_ids": batch.positions,
             "cu_seq_lens_q": batch.bounds,
             "cu_seq_lens_k": batch.bounds,
@@ -83,9 +83,13 @@ def _hidden(model: nn.Module, batch: TokenBatch) -> Tensor:
     elif reads_packed_rows(model):
         rows, length = tokens.shape
         positions = torch.arange(length, device=tokens.device).repeat(rows)[None]
-        more = {"position_ids": positions, "rows": tokens.new_empty(rows + 1), "longest": tokens.new_empty(length)}
+        kwargs = {
+            "position_ids": positions,
+            "rows": tokens.new_empty(rows + 1),
+            "longest": tokens.new_empty(length),
+        }
         tokens = tokens.reshape(1, -1)
-    hidden: Tensor = causal.base_model(input_ids=tokens, use_cache=False, **more).last_hidden_state
+    hidden: Tensor = causal.base_model(input_ids=tokens, use_cache=False, **kwargs).last_hidden_state
     return hidden.reshape(*batch.tokens.shape, -1)
 
 

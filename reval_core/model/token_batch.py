@@ -46,7 +46,7 @@ class TokenBatch:
         """Copy the batch to a device."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         moved: dict[str, Any] = {
-            name: one.to(device) if isinstance(one, Tensor) else one for name, one in values.items()
+            name: value.to(device) if isinstance(value, Tensor) else value for name, value in values.items()
         }
         return TokenBatch(**moved)
 
@@ -62,19 +62,19 @@ def collate(prompts: Rows, responses: Rows, written: Rows | None = None, *, pack
         written: Whether the policy wrote each response token (bool); all of them if not given.
         packed: Pack the trajectories into one row instead of padding them.
     """
-    whole = [np.concatenate((prompt, response[:-1])) for prompt, response in zip(prompts, responses, strict=True)]
-    lengths = np.array([len(row) for row in whole])
+    texts = [np.concatenate((prompt, response[:-1])) for prompt, response in zip(prompts, responses, strict=True)]
+    lengths = np.array([len(row) for row in texts])
     actions, mask = pad_rows(responses, max(len(response) for response in responses), np.int64)
     own = mask if written is None else pad_rows(written, mask.shape[1], np.bool_)[0]
     positions = bounds = None
     if packed:
-        tokens = np.concatenate(whole)[None]
+        tokens = np.concatenate(texts)[None]
         positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])[None])
         bounds = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
         starts = np.cumsum(lengths) - lengths
     else:
-        tokens, _ = pad_rows(whole, lengths.max(), np.int64)
-        starts = np.arange(len(whole)) * tokens.shape[1]
+        tokens, _ = pad_rows(texts, lengths.max(), np.int64)
+        starts = np.arange(len(texts)) * tokens.shape[1]
     first = starts + [len(prompt) - 1 for prompt in prompts]
     return TokenBatch(
         tokens=torch.from_numpy(tokens),

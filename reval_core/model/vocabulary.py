@@ -50,11 +50,11 @@ def check_vocabulary(source: str, tokenizer: PreTrainedTokenizerBase, rows: int,
         last = max(vocabulary, key=vocabulary.__getitem__)
         ids[f"the tokenizer's token {last!r}"] = vocabulary[last]
     ids |= {f"eos_token_id in {file}": token for token, file in ends.items()}
-    for what, token in ids.items():
+    for description, token in ids.items():
         if token is not None and not 0 <= token < rows:
             raise InputError(
-                f"{source}: model.path: {what} has the id {token}, but the embeddings have {rows} rows; use the "
-                "tokenizer that belongs to the model, or add rows (resize_token_embeddings) and save both"
+                f"{source}: model.path: {description} has the id {token}, but the embeddings have {rows} rows; "
+                "use the tokenizer that belongs to the model, or add rows (resize_token_embeddings) and save both"
             )
 
 

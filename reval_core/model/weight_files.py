@@ -103,7 +103,8 @@ def _tensors(file: Path) -> dict[str, StoredTensor]:
         with safe_open(file, framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.offset_keys()}
             return {
-                name: StoredTensor(file, one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()
+                name: StoredTensor(file, tensor.get_dtype(), tuple(tensor.get_shape()))
+                for name, tensor in slices.items()
             }
     except SafetensorError as error:
         raise InputError(
