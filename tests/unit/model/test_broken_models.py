@@ -252,7 +252,7 @@ def test_a_weight_file_is_read_once_and_again_when_it_changes(directory):
             {"architectures": ["LlamaForSequenceClassification"]},
             "ForSequenceClassification is not a causal language",
         ),
-        ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "not a causal language model"),
+        ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "no causal language model"),
     ],
     ids=str,
 )
