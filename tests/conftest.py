@@ -69,5 +69,5 @@ def _own_accelerator() -> Iterator[None]:
 
 @pytest.fixture
 def run_path(tmp_path: Path) -> Path:
-    """Where a test's run folder may be made."""
+    """The path of a run directory for a test."""
     return tmp_path / "runs" / "small"

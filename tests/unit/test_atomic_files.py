@@ -48,7 +48,7 @@ def half_a_directory(partial: Path) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_published_file_is_all_that_is_left(tmp_path: Path) -> None:
+def test_publishing_leaves_no_temporary_files(tmp_path: Path) -> None:
     publish_file(tmp_path / "deep/down/file", lambda partial: partial.write_text("whole"))
     assert everything(tmp_path) == {"deep/down/file": b"whole"}
 
@@ -67,7 +67,7 @@ def test_a_writer_never_sees_the_place_of_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("before", [{}, {"file": b"old"}])
-def test_a_writer_that_raises_leaves_what_was_there(tmp_path: Path, before: dict[str, bytes]) -> None:
+def test_a_writer_that_raises_leaves_the_old_file(tmp_path: Path, before: dict[str, bytes]) -> None:
     for name, content in before.items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises(RuntimeError, match="the disk is full"):
@@ -81,28 +81,30 @@ def test_a_writer_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
     assert everything(tmp_path) == {}
 
 
-@pytest.mark.parametrize("before", [{}, {"folder/one": b"old", "folder/inner/two": b"old"}])
-def test_a_writer_of_a_folder_that_raises_leaves_what_was_there(tmp_path: Path, before: dict[str, bytes]) -> None:
+@pytest.mark.parametrize("before", [{}, {"target/one": b"old", "target/inner/two": b"old"}])
+def test_a_writer_of_a_directory_that_raises_leaves_the_old_directory(
+    tmp_path: Path, before: dict[str, bytes]
+) -> None:
     for name, content in before.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
     with pytest.raises(KeyboardInterrupt):
-        publish_directory(tmp_path / "folder", half_a_directory)
+        publish_directory(tmp_path / "target", half_a_directory)
     assert everything(tmp_path) == before
-    assert not (tmp_path / "folder.partial").exists()
+    assert not (tmp_path / "target.partial").exists()
 
 
-def test_a_published_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
+def test_a_published_directory_replaces_the_old_one(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        publish_directory(tmp_path / "folder", lambda partial, name=name: (partial / name).write_text(name))
-    assert everything(tmp_path) == {"folder/two": b"two"}
+        publish_directory(tmp_path / "target", lambda partial, name=name: (partial / name).write_text(name))
+    assert everything(tmp_path) == {"target/two": b"two"}
 
 
-def test_what_a_killed_attempt_left_does_not_get_into_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "folder.partial/inner").mkdir(parents=True)
-    (tmp_path / "folder.partial/inner/one").write_text("half")
-    publish_directory(tmp_path / "folder", lambda partial: (partial / "two").write_text("whole"))
-    assert everything(tmp_path) == {"folder/two": b"whole"}
+def test_leftovers_of_a_killed_attempt_are_not_published(tmp_path: Path) -> None:
+    (tmp_path / "target.partial/inner").mkdir(parents=True)
+    (tmp_path / "target.partial/inner/one").write_text("half")
+    publish_directory(tmp_path / "target", lambda partial: (partial / "two").write_text("whole"))
+    assert everything(tmp_path) == {"target/two": b"whole"}
 
 
 @pytest.mark.parametrize("publish", ["publish_file", "publish_directory"])
@@ -160,7 +162,7 @@ def sorted_keys(value: Any) -> Any:
     return [sorted_keys(one) for one in value] if isinstance(value, list) else value
 
 
-def test_the_borders_between_parts_count() -> None:
+def test_a_digest_depends_on_how_parts_are_separated() -> None:
     parts = [("ab", "c"), ("a", "bc"), ("abc",), (["ab", "c"],), (), ("",), (None,), ("1",), (1,), (True,)]
     assert len({digest(*one) for one in parts}) == len(parts)
 

@@ -1,4 +1,4 @@
-"""Which rooms need which packages: arrows go down only, and the learner can be lifted out."""
+"""Which modules need which packages: losses need torch alone, and the learner works without the pipeline."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ TRAINING = {"pydantic", "accelerate", "peft", "safetensors", "transformers"}
     ],
     ids=["losses and scoring need torch alone", "the learner needs nothing of the pipeline"],
 )
-def test_a_room_needs_no_more_than_it_should(modules, blocked):
+def test_modules_import_without_packages_that_they_do_not_need(modules, blocked):
     program = BLOCK.format(blocked=blocked, modules=modules)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-500:]
