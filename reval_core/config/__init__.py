@@ -1,6 +1,6 @@
-"""A run's settings: what each key means, what it may be, and what is refused at load.
+"""The settings of a run: the meaning and the allowed values of each key, and the checks at load.
 
-`reval_core.config.loader` reads them from YAML. Symbols of the paper (arXiv 2603.23355) stand beside the names.
+`reval_core.config.loader` reads them from YAML. Docstrings name the symbols of the paper (arXiv 2603.23355).
 """
 
 from __future__ import annotations
@@ -88,71 +88,75 @@ __all__ = [
 
 
 class Evaluation(Section):
-    """Sampled accuracy on the held-out problems; of a run of stored trajectories, the mean |Δ| over all of them."""
+    """Sampled accuracy on the held-out problems. In a run on stored trajectories: the mean |Δ| over all of them."""
 
     every: int = Field(10, ge=1)
-    """Rounds between two evaluations. Policy 0 and the last policy are always evaluated."""
+    """Rounds between two evaluations. The initial and the final policy are always evaluated."""
     samples: int = Field(8, ge=1)
-    """Responses a problem. Over stored trajectories nothing is sampled."""
+    """Responses per problem. Not used in a run on stored trajectories, which samples nothing."""
     batch: int | None = Field(None, ge=1)
-    """Responses that the transformers engine generates together; as many as in a shard if not given."""
+    """Responses per batch of the transformers engine; by default as many as in a shard of rollouts. Lower it if an
+    evaluation runs out of GPU memory."""
     target: float | None = Field(None, gt=0, le=1)
-    """The run ends at the first evaluation that reaches this accuracy. An evaluation asks for `rollouts.samples`
-    responses a problem first, and for twice as many, up to `samples`, while those do not rule the target out (by
-    three standard errors)."""
+    """Accuracy at which the run stops: it ends at the first evaluation that reaches this value. Such an evaluation
+    starts with `rollouts.samples` responses per problem and doubles them, up to `samples`, until the target is
+    ruled out (by three standard errors)."""
     near: float = Field(0.2, ge=0, le=1)
-    """With a target: rounds whose own rollouts come so near to it are evaluated, whatever `every` says."""
+    """With a target: a round whose rollout accuracy is within this distance of it is evaluated, regardless of
+    `every`."""
 
 
 class Checkpoints(Section):
-    """Full checkpoints; in between, a policy is rebuilt by replaying recorded draws."""
+    """Full checkpoints. Policies in between are reconstructed from the recorded draws."""
 
     every: int = Field(10, ge=1)
-    """Rounds between two checkpoints."""
+    """Rounds between two checkpoints. Lower it to resume faster, raise it to save disk."""
     keep: int = Field(3, ge=1)
-    """How many of the newest stay. Round 0, the reference and the best evaluated stay as well."""
+    """Number of newest checkpoints to keep. Those of round 0, of the reference and of the best evaluated policy are
+    kept in addition."""
 
 
 class Collapse(Section):
-    """When a run gives up."""
+    """Early stopping when training collapses."""
 
     below: float = Field(0.1, ge=0, le=1)
-    """A round has collapsed if its accuracy is below this share of the best round's."""
+    """A round has collapsed if its accuracy is below this fraction of the best round's. 0 disables the check."""
     rounds: int = Field(10, ge=1)
-    """So many collapsed rounds one after the other stop the run."""
+    """Number of consecutive collapsed rounds after which the run stops."""
 
 
 class Tracking(Section):
-    """Where MLflow keeps the metrics."""
+    """Where MLflow stores the metrics."""
 
     uri: str | None = None
-    """An MLflow tracking URI; `mlflow.db` beside the run folder if not given."""
+    """MLflow tracking URI; by default `mlflow.db` next to the run directory."""
     experiment: str = "reval"
-    """The MLflow experiment that runs are filed under."""
+    """Name of the MLflow experiment."""
 
 
 class Config(Section):
-    """A whole run."""
+    """The settings of a run."""
 
     seed: int = Field(0, ge=0)
-    """Everything random in the run follows from this number."""
+    """Seed of everything random in the run."""
     rounds: int = Field(ge=1)
-    """How long the run is. The one setting that may change later: a finished run can go on."""
+    """Number of rounds: generate, judge, K updates. May be raised later, which continues a finished run."""
     threads: int | None = Field(None, ge=1, le=MOST_THREADS)
-    """torch's CPU threads. Results are the same bit for bit only under the same number."""
+    """torch's CPU threads; by default torch's own choice. Results are bit-identical only for the same number."""
     model: Model
     problems: Problems = Problems()
     engine: EngineSettings = TransformersEngine()
-    """What generates responses."""
+    """The engine that generates responses."""
     rollouts: RolloutSource
-    """Where trajectories come from: generated, or stored."""
+    """Source of trajectories: generated by an engine, or stored."""
     verification: Verification = Verification()
     reward: Reward = Reward()
     objective: Objective
     replay: Replay
     learner: Learner
     memory_check: Literal["refuse", "warn"] = "refuse"
-    """What to do if a stage is estimated to need more memory than the GPU has. May change while a run lasts."""
+    """What to do if a stage is estimated to need more memory than the GPU has: refuse to start, or warn. May be
+    changed when a run is resumed."""
     reference: Reference = Reference()
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
@@ -161,7 +165,7 @@ class Config(Section):
 
     @property
     def generation(self) -> Rollouts:
-        """The settings of generation, which only a run with an engine has."""
+        """The settings of generation. Only a run with an engine has them."""
         assert isinstance(self.rollouts, Rollouts), "nothing is generated in this run"
         return self.rollouts
 
@@ -172,7 +176,8 @@ class Config(Section):
 
     @property
     def scoring_temperature(self) -> float:
-        """What the learner divides logits by: 1 for Q-values; GRPO's ratios are at what was sampled."""
+        """The temperature by which the learner divides logits: 1 for Q-values, the sampling temperature for
+        GRPO."""
         objective = self.objective
         sampled = objective.kind == "grpo" or (objective.kind == "custom" and objective.at_sampling_temperature)
         return self.generation.temperature if sampled else 1.0
@@ -190,8 +195,8 @@ class Config(Section):
         self._check_warm_start()
         if self.reference.ema is not None and self.model.lora is not None:
             raise ValueError(
-                "reference.ema: the average of two adapters is not the average of what they add to the weights; "
-                "leave it out, or model.lora"
+                "reference.ema: averaging two adapters does not average their contributions to the weights; "
+                "remove it, or model.lora"
             )
         return self
 
@@ -200,33 +205,33 @@ class Config(Section):
         shown = warm_start and (warm_start.problems or (self.problems.train,))
         if shown and any(one is None or one.arithmetic is None for one in shown):
             raise ValueError(
-                "model.warm_start: demonstrations are made for arithmetic problems only; say of which in "
-                "model.warm_start.problems"
+                "model.warm_start: demonstrations are supported for arithmetic problems only; name a set of them "
+                "in model.warm_start.problems"
             )
 
     def _check_without_residual(self) -> None:
         kind = self.objective.kind
         if self.replay.sampling == "prioritised":
             raise ValueError(
-                f"replay.sampling: {kind} without a beta has no residual to prioritise by; take uniform or fresh"
+                f"replay.sampling: {kind} without a beta has no residual to prioritise by; use uniform or fresh"
             )
         if self.learner.least_updates is not None:
             raise ValueError(
-                f"learner.least_updates: {kind} without a beta has no residual for K to follow; leave it out"
+                f"learner.least_updates: {kind} without a beta has no residual to adapt K to; remove it"
             )
         if self.reference.reset_below is not None:
             raise ValueError(
-                f"reference.reset_below: {kind} without a beta has no residual that could fade; take reset_every"
+                f"reference.reset_below: {kind} without a beta has no residual to compare with; use reset_every"
             )
 
     def _check_generation(self, rollouts: Rollouts) -> None:
         for name in ("train", "held_out"):
             if not getattr(self.problems, name):
-                raise ValueError(f"problems.{name}: is missing; a run that generates asks problems")
+                raise ValueError(f"problems.{name}: is missing; a run that generates responses needs problems")
         if self.reward.kind == "centred" and rollouts.samples == 1:
             raise ValueError(
                 "reward.kind: centred rewards are all 0 with rollouts.samples: 1; "
-                "take binary rewards or at least 2 samples"
+                "use binary rewards or at least 2 samples"
             )
         if self.replay.capacity < rollouts.trajectories:
             raise ValueError(
@@ -236,15 +241,15 @@ class Config(Section):
         for name in ("budget_tokens", "budget_seconds"):
             if getattr(rollouts, name) is not None and not self.engine.kind.startswith("vllm"):
                 raise ValueError(
-                    f"rollouts.{name}: a round can be cut off by engine.kind vllm or vllm-server only, "
-                    f"not by {self.engine.kind}"
+                    f"rollouts.{name}: only engine.kind vllm and vllm-server can cut off a round, "
+                    f"not {self.engine.kind}"
                 )
         if rollouts.dynamic_sampling is not None:
             self._check_dynamic_sampling(rollouts)
         room = self.engine.max_model_len if isinstance(self.engine, VllmEngine) else None
         if room is not None and room <= rollouts.max_tokens:
             raise ValueError(
-                f"engine.max_model_len: {room} leaves no room for a prompt beside rollouts.max_tokens "
+                f"engine.max_model_len: {room} leaves no room for a prompt in addition to rollouts.max_tokens "
                 f"({rollouts.max_tokens})"
             )
         shard = rollouts.prompts_per_shard
@@ -255,36 +260,36 @@ class Config(Section):
     def _check_dynamic_sampling(rollouts: Rollouts) -> None:
         if rollouts.samples == 1:
             raise ValueError(
-                "rollouts.dynamic_sampling: a single response is never better or worse than its group; "
-                "take at least 2 rollouts.samples, or leave it out"
+                "rollouts.dynamic_sampling: a group of one response never has a signal; "
+                "set rollouts.samples to at least 2, or remove it"
             )
         if rollouts.cut_off:
             raise ValueError(
-                "rollouts.dynamic_sampling: what lacks signal is not known of groups that a budget cuts off; "
-                "leave out dynamic_sampling, or budget_tokens and budget_seconds"
+                "rollouts.dynamic_sampling: whether a group has a signal is unknown if a budget cuts it off; "
+                "remove dynamic_sampling, or budget_tokens and budget_seconds"
             )
 
     def _check_stored(self, rollouts: StoredRollouts | ImportedRollouts) -> None:
         objective, replay = self.objective, self.replay
         if self.evaluation.target is not None:
-            raise ValueError("evaluation.target: no accuracy is measured over stored trajectories")
+            raise ValueError("evaluation.target: a run on stored trajectories measures no accuracy")
         if objective.kind == "grpo":
             raise ValueError(
-                "objective.kind: grpo weighs by the probabilities of the policy that wrote a response, which are "
-                "not known of stored trajectories; take reval, tbrm or regression"
+                "objective.kind: grpo needs the probabilities under the behaviour policy, which are unknown for "
+                "stored trajectories; use reval, tbrm or regression"
             )
         if objective.kind == "custom" and objective.at_sampling_temperature:
             raise ValueError(
-                "objective.at_sampling_temperature: stored trajectories have no sampling temperature that is known"
+                "objective.at_sampling_temperature: the sampling temperature of stored trajectories is unknown"
             )
         if replay.first == "fresh":
-            raise ValueError("replay.first: a round over stored trajectories has no fresh batch; set buffer")
+            raise ValueError("replay.first: a round on stored trajectories has no fresh batch; set buffer")
         if replay.max_age is not None:
-            raise ValueError("replay.max_age: stored trajectories are drawn in all rounds; leave it out")
+            raise ValueError("replay.max_age: stored trajectories do not age; remove it")
         if replay.sampling == "fresh":
             raise ValueError(
-                "replay.sampling: fresh draws by age, and stored trajectories are all of one age; "
-                "take uniform or prioritised"
+                "replay.sampling: fresh draws by age, and all stored trajectories have the same age; "
+                "use uniform or prioritised"
             )
         if replay.capacity < rollouts.trajectories:
             raise ValueError(
@@ -298,8 +303,8 @@ class Config(Section):
             return
         if longest is None:
             raise ValueError(
-                "reward.overlong: the limit that responses were written under is not known; "
-                "set rollouts.max_tokens, or leave the penalty out"
+                "reward.overlong: the length limit of the stored responses is unknown; "
+                "set rollouts.max_tokens, or remove the penalty"
             )
         if overlong.buffer >= longest:
             raise ValueError(
@@ -313,6 +318,6 @@ class Config(Section):
             raise ValueError(f"model.attention: {attention} computes in bfloat16; set learner.precision: bfloat16")
         if learner.packed and attention in ("eager", "sdpa"):
             raise ValueError(
-                f"learner.packed: model.attention: {attention} takes a mask of all pairs of tokens for this; "
-                "leave model.attention out, take flex_attention, or set learner.packed: false"
+                f"learner.packed: model.attention: {attention} needs a dense mask over all pairs of tokens; "
+                "remove model.attention, use flex_attention, or set learner.packed: false"
             )

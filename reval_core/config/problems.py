@@ -1,4 +1,4 @@
-"""The settings of problems: which are practised on, which are held out, and how they become prompts."""
+"""The settings of problems: training and held-out sets, and the prompt template."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from reval_core.config.section import LocalPath, Section
 
 GoldMode = Literal["all", "any", "choice"]
-"""What a gold answer asks for: all that it lists, any one of them, or the letter of a choice."""
+"""What a gold answer requires: all values that it lists, any one of them, or the letter of a choice."""
 
 SetName = Literal[
     "deepscaler", "gsm8k_train", "gsm8k", "aime24", "aime25", "amc", "math500", "minerva", "olympiadbench", "gpqa"
@@ -17,90 +17,92 @@ SetName = Literal[
 """The registered problem sets; `reval_core.problems.registered` describes them."""
 
 ProblemField = Literal["problem", "answer", "prompt_id", "options"]
-"""What a column of a problem file may hold."""
+"""The fields that a column of a problem file may contain."""
 
 
 class Arithmetic(Section):
-    """All problems of two operands with `digits` digits, parted into two splits by a fixed hash."""
+    """All problems of two operands with `digits` digits, divided into two splits by a fixed hash."""
 
     digits: int = Field(2, ge=1, le=3)
-    """The digits of each operand: 2 is from 10 to 99, 1 is from 0 to 9."""
+    """Digits of each operand: 2 means 10 to 99, 1 means 0 to 9."""
     operators: str = Field("+", pattern=r"^[-+*]+$")
-    """Which of `+`, `-` and `*` stand between the operands; each makes problems of its own."""
+    """Operators, a subset of `+`, `-` and `*`; every pair of operands occurs with each of them."""
     split: Literal["train", "held_out"] = "train"
-    """One problem in ten is held out."""
+    """The split; about one problem in ten is held out."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if len(set(self.operators)) != len(self.operators):
-            raise ValueError("operators: holds one twice")
+            raise ValueError("operators: contains a duplicate")
         return self
 
 
 class Hub(Section):
-    """A dataset of the Hugging Face hub; needs the extra `hub` and a network."""
+    """A dataset of the Hugging Face hub; needs the extra `hub` and network access."""
 
     name: str
-    """Its name there, such as `openai/gsm8k`."""
+    """Name of the dataset, such as `openai/gsm8k`."""
     config: str | None = None
-    """Which of its configs."""
+    """Configuration (subset) of the dataset."""
     split: str = "train"
-    """Which of its splits."""
+    """Split of the dataset."""
     revision: str | None = None
-    """The commit to take; the newest if not given."""
+    """Commit to load; by default the newest. Set it for reproducible runs."""
 
 
 class ProblemSet(Section):
-    """Problems with known answers: a registered set, a file, a dataset of the hub, or arithmetic."""
+    """Problems with gold answers: a registered set, a file, a hub dataset, or arithmetic."""
 
     set: SetName | None = None
-    """A registered set (docs/problems.md). Without `path` or `hub` it is looked for as a file, then on the hub."""
+    """Name of a registered set (docs/problems.md). Without `path` or `hub` it is searched as a file, then on the
+    hub."""
     path: LocalPath | None = None
-    """A JSONL, JSON, CSV, Parquet or Arrow file (docs/problems.md)."""
+    """Path of a JSONL, JSON, CSV, Parquet or Arrow file (docs/problems.md)."""
     hub: Hub | None = None
     arithmetic: Arithmetic | None = None
     columns: dict[ProblemField, str] = Field(default_factory=dict)
-    """What the file calls problem, answer, prompt_id or options; dots reach into nested columns."""
+    """Column names of the file for problem, answer, prompt_id or options; dots select nested columns. By default
+    common names are recognised."""
     gold_mode: GoldMode | None = None
-    """What its golds ask for; the registered set's if not given, else `all`."""
+    """What a gold answer that lists several values requires; by default that of the registered set, else `all`."""
     unusable: Literal["refuse", "drop"] = "refuse"
-    """Rows without a problem or without an answer that can be judged, and problems that the model cannot be asked
-    (docs/problems.md): refused, or left out."""
+    """What to do with rows without a problem or a gradable answer, and with problems that cannot be rendered for
+    the model (docs/problems.md): refuse the set, or drop those rows."""
     limit: int | None = Field(None, ge=1)
-    """Use only this many, chosen by the run's seed."""
+    """Maximum number of problems, chosen by the run's seed; by default all."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         places = [name for name in ("path", "hub", "arithmetic") if getattr(self, name) is not None]
         if len(places) > 1 or not (places or self.set):
-            raise ValueError("give one of set, path, hub and arithmetic")
+            raise ValueError("set exactly one of set, path, hub and arithmetic")
         if self.arithmetic is not None:
             for name in ("set", "columns", "gold_mode"):
                 if getattr(self, name):
-                    raise ValueError(f"{name}: is nothing that arithmetic has")
+                    raise ValueError(f"{name}: does not apply to arithmetic")
         return self
 
 
 class Example(Section):
-    """A turn of a user with its answer."""
+    """A few-shot example: a user turn with its answer."""
 
     problem: str
-    """What the user's turn says in place of `{problem}`."""
+    """Text that replaces `{problem}` in the user turn."""
     answer: str
-    """What a good response says, as the model's own turn."""
+    """Text of the assistant turn."""
 
 
 class Prompt(Section):
-    """How a problem becomes a prompt. `deepseek` or `qwen` in place of the section is the paper's prompt."""
+    """The prompt template. `deepseek` or `qwen` instead of the section selects the paper's prompt."""
 
     user: str = "{problem}"
-    """The user's turn; `{problem}` stands for the problem's text."""
+    """The user turn; `{problem}` is replaced by the text of the problem."""
     system: str | None = None
-    """The system turn, in a chat."""
+    """The system turn; requires `chat`."""
     examples: tuple[Example, ...] = ()
-    """Turns before the problem's own, in a chat: they show a base model the form of an answer."""
+    """Few-shot examples before the problem, which show a base model the format of an answer; require `chat`."""
     chat: bool = False
-    """Wrap the turns in the tokenizer's chat template."""
+    """Apply the tokenizer's chat template."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -108,7 +110,7 @@ class Prompt(Section):
             raise ValueError("user: must contain {problem}")
         for name in ("system", "examples"):
             if getattr(self, name) and not self.chat:
-                raise ValueError(f"{name}: turns need chat: true")
+                raise ValueError(f"{name}: requires chat: true")
         return self
 
 
@@ -122,23 +124,23 @@ PROMPTS: dict[str, Prompt] = {
         chat=True,
     ),
 }
-"""The paper's prompts (arXiv 2603.23355), by the family of models that it asks with them."""
+"""The paper's prompts (arXiv 2603.23355), by model family."""
 
 
 def _named_prompt(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if value not in PROMPTS:
-        raise ValueError(f"no prompt is called {value!r}; known are {', '.join(PROMPTS)}")
+        raise ValueError(f"unknown prompt {value!r}; known prompts are {', '.join(PROMPTS)}")
     return PROMPTS[value]
 
 
 PromptSetting = Annotated[Prompt, BeforeValidator(_named_prompt)]
-"""A prompt, or the name of one of the paper's."""
+"""A prompt template, or the name of one of the paper's."""
 
 
 def _one_or_several(value: Any) -> Any:
-    """One problem set in place of a list of them."""
+    """Accept a single problem set instead of a list."""
     if value is None:
         return ()
     return (value,) if isinstance(value, dict | ProblemSet) else value
@@ -148,16 +150,16 @@ ProblemSets = Annotated[tuple[ProblemSet, ...], BeforeValidator(_one_or_several)
 
 
 class Problems(Section):
-    """What is practised on, and what accuracy is measured on."""
+    """The training problems, and the problems that accuracy is measured on."""
 
     train: ProblemSet | None = None
-    """What rollouts answer and updates learn from. A run of stored trajectories needs none."""
+    """The training problems. A run on stored trajectories needs none."""
     held_out: ProblemSets = ()
-    """What accuracy is measured on, one set or a list; nothing is learned from it. A run of stored trajectories
+    """The problems that accuracy is measured on, one set or a list; never trained on. A run on stored trajectories
     needs none."""
     never_train_on: ProblemSets = ()
-    """Further test sets that the training problems are compared with."""
+    """Further test sets for the contamination check of the training problems."""
     contaminated: Literal["refuse", "drop", "keep"] = "refuse"
-    """Training problems that stand in `held_out` or `never_train_on` too (docs/problems.md): refused, left out of
-    training, or kept knowingly."""
+    """What to do with training problems that also occur in `held_out` or `never_train_on` (docs/problems.md):
+    refuse to start, drop them from training, or keep them."""
     prompt: PromptSetting = Prompt()

@@ -1,4 +1,4 @@
-"""The settings of an evaluation: what is asked, how responses are drawn, and how they are judged."""
+"""The settings of an evaluation: the benchmarks, the decoding parameters and the verification of responses."""
 
 from __future__ import annotations
 
@@ -20,46 +20,49 @@ from reval_core.config.problems import PROMPTS, ProblemSets, PromptSetting
 
 
 class Protocol(Section):
-    """How policies are evaluated. Two evaluations under one protocol can be compared."""
+    """How policies are evaluated. Evaluations with the same protocol are comparable."""
 
     seed: int = Field(0, ge=0)
-    """Everything random follows from this number: which problems, and every response."""
+    """Seed of everything random: the choice of problems, and every response."""
     benchmarks: ProblemSets = Field(min_length=1)
-    """The problem sets that are asked."""
+    """The problem sets to evaluate on."""
     limit: int | None = Field(None, ge=1)
-    """At most so many problems of a set, chosen by the seed; a set's own `limit` may be lower."""
+    """Maximum number of problems per set, chosen by the seed; a set's own `limit` may be lower."""
     threads: int | None = Field(None, ge=1, le=MOST_THREADS)
-    """torch's CPU threads."""
+    """torch's CPU threads; by default torch's own choice."""
     samples: int = Field(16, ge=1)
-    """Responses a problem (k)."""
+    """k, the number of responses per problem."""
     prompt: PromptSetting = PROMPTS["deepseek"]
-    """How a problem becomes a prompt; `deepseek`, taken if not given, and `qwen` are the paper's."""
+    """The prompt template; `deepseek` (the default) and `qwen` are the paper's prompts."""
     temperature: float = Field(1.0, gt=0)
-    """Of the distribution that responses are drawn from."""
+    """Sampling temperature."""
     max_tokens: int = Field(2048, ge=1)
-    """The longest response, in tokens, the end-of-sequence token included."""
+    """Maximum tokens per response, including the end-of-sequence token."""
     stop: tuple[str, ...] = ()
-    """Tokens that end a response beside those that the model names itself; each must be one token."""
+    """Stop tokens in addition to the model's own; each must be a single token."""
     problems_per_shard: int = Field(8, ge=1)
-    """The problems whose responses are a shard: one unit of recovery, and one batch of the transformers engine."""
+    """Problems per shard. A shard of responses is the unit of recovery, and one batch of the transformers
+    engine."""
     engine: EngineSettings = AutoEngine(kind="auto")
-    """What generates responses; `auto` if not given."""
+    """The engine that generates responses."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What the transformers engine computes in; vLLM has `engine.dtype`."""
+    """Precision of the transformers engine; for vLLM set `engine.dtype`."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model folder."""
+    """Execute Python code from the model directory. Set it only for models that you trust."""
     verification: Verification = Verification()
     reward: Reward = Reward()
-    """Its `function` judges here as well, in place of the comparison with the gold; the rest is for training."""
+    """Only `function` and its settings apply: a function that judges responses instead of the comparison with the
+    gold answer."""
     tracking: Tracking = Tracking()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.reward.overlong is not None:
-            raise ValueError("reward.overlong: is for training; an evaluation has no penalty, so leave it out")
+            raise ValueError("reward.overlong: applies to training only; remove it")
         room = self.engine.max_model_len if isinstance(self.engine, VllmEngine) else None
         if room is not None and room <= self.max_tokens:
             raise ValueError(
-                f"engine.max_model_len: {room} leaves no room for a prompt beside max_tokens ({self.max_tokens})"
+                f"engine.max_model_len: {room} leaves no room for a prompt in addition to max_tokens "
+                f"({self.max_tokens})"
             )
         return self

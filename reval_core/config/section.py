@@ -1,4 +1,4 @@
-"""What every part of the settings has in common."""
+"""The base of all sections of the settings."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 from reval_core.config.places import local
 
 MOST_THREADS = 1024
-"""torch starts as many as it is told to."""
+"""Limit of `threads`: torch itself sets none."""
 
 
 class Section(BaseModel):
-    """A part of the settings. Unknown keys are errors, and true is not 1."""
+    """A section of the settings. Rejects unknown keys, and booleans where a number is expected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -25,8 +25,8 @@ class Section(BaseModel):
             inner = value if isinstance(value, list) else [value]
             switch = field is not None and bool in (field.annotation, *get_args(field.annotation))
             if field is not None and not switch and any(isinstance(one, bool) for one in inner):
-                raise ValueError(f"{name}: true and false are no values here")
-            # torch, DuckDB and Parquet hold 64 bits.
+                raise ValueError(f"{name}: must not be true or false")
+            # torch, DuckDB and Parquet store 64 bits.
             if any(isinstance(one, int) and abs(one) >= 2**63 for one in inner):
                 raise ValueError(f"{name}: must be less than 2^63")
         return values
@@ -37,5 +37,6 @@ LocalPath = Annotated[str, AfterValidator(local)]
 
 
 def not_given(value: Any) -> bool:
-    """Leaves an optional key out of what is written and digested, so that runs without it keep their keys."""
+    """Exclude an unset optional key from dumps and digests, so that the digests of runs without it do not
+    change."""
     return value is None

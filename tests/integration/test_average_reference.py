@@ -127,7 +127,7 @@ def test_its_name_follows_from_those_that_it_is_made_of():
 
 
 def test_adapters_are_refused():
-    with pytest.raises(ValueError, match=r"reference\.ema: the average of two adapters is not"):
+    with pytest.raises(ValueError, match=r"reference\.ema: averaging two adapters does not"):
         small_config(**CHANGES, model__lora={"rank": 4, "alpha": 8})
 
 

@@ -301,7 +301,7 @@ def test_what_the_module_starts_is_there_for_all_calls(
         ("{module}:g", {}, "has no function g"),
         ("{module}:without_values", {}, "does not take these settings"),
         ("{module}:matches", {"case": 1}, "does not take these settings"),
-        (None, {"case": 1}, "settings: belong to a function"),
+        (None, {"case": 1}, "settings: require a function"),
     ],
 )
 def test_functions_that_cannot_be_called_are_refused_early(

@@ -127,7 +127,7 @@ def test_judging_again_by_the_same_rules_gives_the_same_rewards_and_marks(finish
 def test_an_evaluation_of_the_run_has_no_penalty_and_refuses_one(finished, tmp_path):
     _, protocol, _ = prepare_evaluation(str(finished.path), None, [], None, tmp_path / "e")
     assert protocol.reward.overlong is None
-    with pytest.raises(InputError, match=r"reward\.overlong: is for training; an evaluation has no penalty"):
+    with pytest.raises(InputError, match=r"reward\.overlong: applies to training only"):
         prepare_evaluation(str(finished.path), None, ["reward.overlong.buffer=1"], None, tmp_path / "e")
 
 

@@ -291,7 +291,7 @@ def a_soft_cap(place: Place) -> None:
 LEARNERS: dict[str, tuple[Callable[[Place], None], str]] = {
     "packed rows under a mask of all pairs": (
         all_of(setting("learner.packed", True), setting("model.attention", "sdpa")),
-        r"config\.yaml:\d+: learner\.packed: model\.attention: sdpa takes a mask of all pairs",
+        r"config\.yaml:\d+: learner\.packed: model\.attention: sdpa needs a dense mask over all pairs",
     ),
     "packed rows under a soft cap": (
         all_of(a_soft_cap, setting("learner.packed", True)),

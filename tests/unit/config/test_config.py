@@ -161,14 +161,14 @@ def out_of_range(field: FieldInfo) -> list[float]:
         ("rounds: 2", "rounds: [2]", "run.yaml:2: rounds: ", "not [2]"),
         ("rounds: 2", "rounds: 2\n7: 1", "run.yaml:3: 7: ", "keys should be strings"),
         ("seed: 0", "sede: 0", "run.yaml:1: sede: ", "unknown key; did you mean 'seed'?"),
-        ("  tiny:", "  path: a-model\n  tiny:", "run.yaml:3: model: ", "give either path or tiny"),
+        ("  tiny:", "  path: a-model\n  tiny:", "run.yaml:3: model: ", "set either path or tiny"),
         ("layers: 1, ", "layrs: 1, ", "run.yaml:4: model.tiny.layrs: ", "did you mean 'layers'?"),
         ("width: 16", "width: 18", "run.yaml:4: model.tiny", "width must be a multiple of 2 × heads"),
-        ("width: 16", "width: 16, characters: aba", "run.yaml:4: model.tiny", "holds one twice"),
+        ("width: 16", "width: 16, characters: aba", "run.yaml:4: model.tiny", "contains a duplicate"),
         ("  tiny:", "  warm_start: {steps: 0}\n  tiny:", "run.yaml:4: model.warm_start.steps: ", "not 0"),
         ("problems:", "problems:\n  prompt: {user: hi}", "run.yaml:6: problems.prompt", "must contain {problem}"),
         ("problems:", "problems:\n  prompt: {system: hi}", "run.yaml:6: problems.prompt", "chat: true"),
-        ("{arithmetic: {digits: 1}}", "{}", "run.yaml:6: problems.train: ", "give one of set, path, hub"),
+        ("{arithmetic: {digits: 1}}", "{}", "run.yaml:6: problems.train: ", "set exactly one of set, path, hub"),
         ("{arithmetic: {digits: 1}}", "{set: gsm9k}", "run.yaml:6: problems.train.set: ", "'gsm8k_train', 'gsm8k'"),
         (
             "{arithmetic: {digits: 1}}",
@@ -264,10 +264,10 @@ def test_a_check_of_a_whole_section_names_the_key_at_fault(
 @pytest.mark.parametrize(
     ("text", "place"),
     [
-        (RUN + "seed: 1\n", "run.yaml:20: seed: stands twice"),
-        (RUN.replace("lr: 1.0e-4", "lr: 1\n  lr: 2"), "run.yaml:20: learner.lr: stands twice"),
-        (RUN.replace("width: 16", "width: 16, width: 32"), "run.yaml:4: model.tiny.width: stands twice"),
-        (RUN + "learner: {updates: 1, lr: 1}\n", "run.yaml:20: learner: stands twice"),
+        (RUN + "seed: 1\n", "run.yaml:20: seed: is a duplicate key"),
+        (RUN.replace("lr: 1.0e-4", "lr: 1\n  lr: 2"), "run.yaml:20: learner.lr: is a duplicate key"),
+        (RUN.replace("width: 16", "width: 16, width: 32"), "run.yaml:4: model.tiny.width: is a duplicate key"),
+        (RUN + "learner: {updates: 1, lr: 1}\n", "run.yaml:20: learner: is a duplicate key"),
     ],
 )
 def test_a_key_that_stands_twice_is_refused_where_it_stands_again(refused: Refused, text: str, place: str) -> None:
@@ -276,7 +276,7 @@ def test_a_key_that_stands_twice_is_refused_where_it_stands_again(refused: Refus
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "- seed\n- rounds\n", "seed", "3"])
 def test_a_file_without_settings_is_refused(refused: Refused, text: str) -> None:
-    assert refused(text) == "run.yaml: holds no settings; see configs/demo.yaml for an example"
+    assert refused(text) == "run.yaml: contains no settings; see configs/demo.yaml for an example"
 
 
 @pytest.mark.parametrize(
@@ -334,8 +334,8 @@ def test_grpo_cannot_draw_by_a_residual(refused: Refused) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("learner.schedule=cosine", "learner.decay_updates: belongs to schedule"),
-        ("learner.decay_updates=10", "learner.decay_updates: belongs to schedule"),
+        ("learner.schedule=cosine", "learner.decay_updates: is required by schedule"),
+        ("learner.decay_updates=10", "learner.decay_updates: is required by schedule"),
         ("objective={kind: reval, beta: 1, huber: 2, clip: 1}", "objective.huber: has no effect"),
         ("reward={overlong: {buffer: 8}}", "reward.overlong.buffer: 8 leaves no length without a penalty"),
         ("reward={overlong: {buffer: 0}}", "reward.overlong.buffer: "),
@@ -343,14 +343,14 @@ def test_grpo_cannot_draw_by_a_residual(refused: Refused) -> None:
         ("learner.adam_eps=0", "learner.adam_eps: "),
         (
             "rollouts={prompts: 4, samples: 1, max_tokens: 8, dynamic_sampling: {}}",
-            "dynamic_sampling: a single resp",
+            "dynamic_sampling: a group of one",
         ),
         (
             "rollouts={prompts: 4, samples: 2, max_tokens: 8, dynamic_sampling: {waves: 0}}",
             "rollouts.dynamic_sampling.waves: ",
         ),
-        ("reference.ema=0.9", "reference.ema: says how far the reference moves every reset_every rounds"),
-        ("reference={ema: 0.9, reset_below: 0.3}", "reference.ema: says how far"),
+        ("reference.ema=0.9", "reference.ema: is applied every reset_every rounds"),
+        ("reference={ema: 0.9, reset_below: 0.3}", "reference.ema: is applied every"),
         ("reference={ema: 1.0, reset_every: 1}", "reference.ema: "),
         ("reference={ema: 0, reset_every: 1}", "reference.ema: "),
         ("objective={kind: custom, function: nowhere}", "objective.function: 'nowhere' is not of the form"),
@@ -383,8 +383,8 @@ def test_packed_rows_are_refused_where_attention_would_take_a_mask_of_all_pairs(
     refused: Refused, attention: str
 ) -> None:
     message = refused(RUN, "learner.packed=true", f"model.attention={attention}")
-    assert f"learner.packed: model.attention: {attention} takes a mask of all pairs of tokens for this; " in message
-    assert "leave model.attention out" in message
+    assert f"learner.packed: model.attention: {attention} needs a dense mask over all pairs of tokens; " in message
+    assert "remove model.attention" in message
 
 
 OFFLINE = """\
@@ -416,16 +416,16 @@ def test_a_run_of_stored_trajectories_needs_no_problems_and_no_engine(
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("objective={kind: grpo}", "objective.kind: grpo weighs by the probabilities of the policy that wrote"),
+        ("objective={kind: grpo}", "objective.kind: grpo needs the probabilities under the behaviour policy"),
         (
             f"objective={{kind: custom, function: '{CUSTOM}', at_sampling_temperature: true}}",
-            "objective.at_sampling_temperature: stored trajectories have no sampling temperature",
+            "objective.at_sampling_temperature: the sampling temperature of stored trajectories",
         ),
-        ("replay.first=fresh", "replay.first: a round over stored trajectories has no fresh batch; set buffer"),
+        ("replay.first=fresh", "replay.first: a round on stored trajectories has no fresh batch; set buffer"),
         ("replay.sampling=fresh", "replay.sampling: fresh draws by age"),
-        ("replay.max_age=3", "replay.max_age: stored trajectories are drawn in all rounds"),
+        ("replay.max_age=3", "replay.max_age: stored trajectories do not age"),
         ("replay.capacity=7", "replay.capacity: 7 is less than rollouts.batch (8)"),
-        ("reward={overlong: {buffer: 4}}", "reward.overlong: the limit that responses were written under is not"),
+        ("reward={overlong: {buffer: 4}}", "reward.overlong: the length limit of the stored responses is unknown"),
         ("rollouts.dynamic_sampling={waves: 1}", "rollouts.dynamic_sampling: unknown key"),
         ("rollouts.samples=4", "rollouts.samples: unknown key; known here: source, run, batch, max_tokens"),
         ("rollouts.source=dream", "rollouts.source: must be one of 'engine', 'stored', 'import', not 'dream'"),
@@ -449,10 +449,10 @@ def test_what_a_run_of_stored_trajectories_cannot_do_is_refused(
         ),
         ("engine={kind: vllm-server, urls: []}", "engine.urls: "),
         ("engine={kind: vllm-server, urls: ['localhost:8000']}", "engine.urls: must look like http://host:8000"),
-        ("engine={kind: vllm-server, urls: ['http://me:secret@host:1']}", "engine.urls: may hold no password"),
-        ("engine={kind: vllm-server, urls: ['http://a:1', 'http://a:1']}", "engine.urls: names a server twice"),
-        ("rollouts.budget_tokens=9", "rollouts.budget_tokens: a round can be cut off by engine.kind vllm or"),
-        ("rollouts.budget_seconds=9", "rollouts.budget_seconds: a round can be cut off by engine.kind vllm or"),
+        ("engine={kind: vllm-server, urls: ['http://me:secret@host:1']}", "engine.urls: must not contain a password"),
+        ("engine={kind: vllm-server, urls: ['http://a:1', 'http://a:1']}", "engine.urls: lists a server twice"),
+        ("rollouts.budget_tokens=9", "rollouts.budget_tokens: only engine.kind vllm and vllm-server can cut off"),
+        ("rollouts.budget_seconds=9", "rollouts.budget_seconds: only engine.kind vllm and vllm-server can cut off"),
     ],
 )
 def test_what_an_engine_cannot_do_is_refused(refused: Refused, override: str, words: str) -> None:
@@ -463,7 +463,7 @@ def test_what_an_engine_cannot_do_is_refused(refused: Refused, override: str, wo
 
 def test_a_password_in_an_address_is_not_repeated(refused: Refused) -> None:
     message = refused(RUN + "engine: {kind: vllm-server, urls: ['http://me:secret@host:1']}")
-    assert message.startswith("run.yaml:20: engine.urls: may hold no password")
+    assert message.startswith("run.yaml:20: engine.urls: must not contain a password")
     assert "secret" not in message
 
 
@@ -690,13 +690,13 @@ def test_files_extend_each_other_in_a_row_and_each_from_its_own_folder(tmp_path:
         (RUN.replace("seed", "sede"), "rounds: 1", "base.yaml:1: sede: unknown key"),
         (RUN, "seed: 1\nobjective: {kind: tbrm}", "run.yaml:3: objective.beta: is missing"),
         (RUN, "seed: 1\nrollouts: {samples: 5}", "base.yaml:16: replay.capacity: 16 is less than one round"),
-        (RUN, "extends: base.yaml", "run.yaml:2: extends: stands twice"),
-        ("extends: run.yaml", "seed: 1", "base.yaml:1: extends: run.yaml comes back to itself"),
-        ("extends: no.yaml", "seed: 1", "base.yaml:1: extends: there is no file no.yaml"),
+        (RUN, "extends: base.yaml", "run.yaml:2: extends: is a duplicate key"),
+        ("extends: run.yaml", "seed: 1", "base.yaml:1: extends: run.yaml extends itself"),
+        ("extends: no.yaml", "seed: 1", "base.yaml:1: extends: no such file: no.yaml"),
         (
             "extends: [a]",
             "seed: 1",
-            "base.yaml:1: extends: must be a file, named from this one's folder, not ['a']",
+            "base.yaml:1: extends: must be a path relative to this file's directory, not ['a']",
         ),
         ("seed: [", "seed: 1", "base.yaml:1: is not YAML"),
     ],

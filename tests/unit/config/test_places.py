@@ -96,7 +96,7 @@ def test_names_that_something_below_cannot_take_are_refused(tmp_path: Path, name
 def test_a_directory_that_is_no_run_is_refused_with_what_is_in_it(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"photo{number}.jpg").touch()
-    assert "holds photo0.jpg, photo1.jpg, photo2.jpg and 2 more, which reval did not make" in refusal(tmp_path)
+    assert "contains photo0.jpg, photo1.jpg, photo2.jpg and 2 more, not created by reval" in refusal(tmp_path)
     (tmp_path / "lock").touch()
     check_directory(tmp_path, "--run-dir", OWN)
 
@@ -116,7 +116,7 @@ def test_files_links_and_places_under_files_are_refused(tmp_path: Path) -> None:
     assert "is a file; give a directory" in refusal(tmp_path / "link")
     assert "Not a directory" in refusal(tmp_path / "file" / "run")
     assert "Too many levels of symbolic links" in refusal(tmp_path / "loop")
-    assert f"is a link to {tmp_path / 'nowhere'}, which is not there" in refusal(tmp_path / "broken")
+    assert f"is a link to {tmp_path / 'nowhere'}, which does not exist" in refusal(tmp_path / "broken")
     (tmp_path / "good").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").mkdir()
     check_directory(tmp_path / "good", "--run-dir", OWN)
@@ -132,8 +132,8 @@ def test_a_place_without_permission_is_refused() -> None:
         for inner in ("closed", "own"):
             (root / inner).chmod(0o555)
         new, old = as_nobody([root / "closed" / "runs" / "run", root / "own"])
-        assert new.endswith(f"nothing can be written in {root}/closed (no permission, or a read-only disk)")
-        assert old.endswith("own: nothing can be written (no permission, or a read-only disk)")
+        assert new.endswith(f"is not writable: {root}/closed (no permission, or a read-only file system)")
+        assert old.endswith("own: is not writable (no permission, or a read-only file system)")
 
 
 def as_nobody(paths: list[Path]) -> list[str]:
@@ -181,21 +181,21 @@ def test_an_earlier_attempt_is_resumed_whatever_it_has_left(tmp_path: Path) -> N
     ("arguments", "words"),
     [
         ("import a.jsonl --config a.yaml --run-dir s3://bucket/run", "s3://bucket/run: is a URL"),
-        ("import a.jsonl --config a.yaml --run-dir photos", "photos: holds a.jpg, which reval did not make"),
+        ("import a.jsonl --config a.yaml --run-dir photos", "photos: contains a.jpg, not created by reval"),
         ("import a.jsonl --config a.yaml --run-dir a.yaml/run", "a.yaml/run: cannot be used (Not a directory)"),
         ("import s3://bucket/a.jsonl --config a.yaml", "s3://bucket/a.jsonl: is a URL"),
         ("import a.jsonl --config gs://bucket/a.yaml", "gs://bucket/a.yaml: is a URL"),
-        ("eval model --benchmarks a.jsonl --out photos", "photos: holds a.jpg, which reval did not make"),
-        ("eval model --benchmarks a.jsonl --out photos --dry-run", "photos: holds a.jpg, which reval did not make"),
+        ("eval model --benchmarks a.jsonl --out photos", "photos: contains a.jpg, not created by reval"),
+        ("eval model --benchmarks a.jsonl --out photos --dry-run", "photos: contains a.jpg, not created by reval"),
         ("eval model --benchmarks a.jsonl --out a?b", "has a ? in its path"),
         ("eval model --benchmarks s3://bucket/a.jsonl", "must look like gsm8k, gsm8k:50 or problems.jsonl:50"),
         ("eval s3://bucket/model --benchmarks a.jsonl", "s3://bucket/model: is a URL"),
         ("eval model --benchmarks gsm8k --data hdfs://node/data", "--data hdfs://node/data: is a URL"),
         ("eval " + "x" * 300 + " --benchmarks a.jsonl", "is neither a directory nor a model on the hub"),
-        ("reproduce fig7 --out photos", "photos: holds a.jpg, which reval did not make"),
+        ("reproduce fig7 --out photos", "photos: contains a.jpg, not created by reval"),
         ("reproduce fig7 --out s3://bucket/out", "--out s3://bucket/out: is a URL"),
         ("compare one two --out photos", "--out photos: is a directory; give the name of a page"),
-        ("compare one two --out a.yaml/page.html", "a.yaml is no directory"),
+        ("compare one two --out a.yaml/page.html", "a.yaml is not a directory"),
         ("sql s3://bucket/run select", "s3://bucket/run: is a URL"),
         ("check loop", "loop: cannot be read (Too many levels of symbolic links)"),
         ("train photos --dry-run", "photos: cannot be read (Is a directory)"),

@@ -99,12 +99,12 @@ def test_what_goes_by_the_residual_needs_no_figure_for_beta(setting: dict[str, f
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"learner__least_updates": 3}, "least_updates: 3 is more than updates, the most"),
+        ({"learner__least_updates": 3}, "least_updates: 3 is more than updates (4)"),
         ({"learner__least_updates": 0}, "greater than or equal to 1"),
-        ({"reference": {"reset_every": 2, "reset_below": 0.3}}, "takes the place of reset_every"),
+        ({"reference": {"reset_every": 2, "reset_below": 0.3}}, "reset_below: replaces reset_every"),
         ({"reference__reset_below": 1.0}, "less than 1"),
-        ({"objective": {"kind": "reval"}}, "beta: is missing; give it, or beta_times_length"),
-        ({"objective__beta_times_length": 11}, "takes the place of beta; give one of the two"),
+        ({"objective": {"kind": "reval"}}, "beta: is missing; set it, or beta_times_length"),
+        ({"objective__beta_times_length": 11}, "replaces beta; set only one of the two"),
         ({"objective": {"kind": "grpo", "beta_times_length": 11}}, "Extra inputs are not permitted"),
         (
             {"objective": {"kind": "grpo"}, "learner__least_updates": 1},
