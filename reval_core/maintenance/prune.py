@@ -1,7 +1,7 @@
-"""Pruning a finished run: the tokens of trajectories outside the buffer go, what SQL mostly asks about stays.
+"""Pruning of a finished run: deletes the tokens of trajectories outside the buffer, keeps all other columns.
 
-The many small files of those rounds become one a table, and their manifests are read as pointing into it. What is
-given up is making a policy between two checkpoints again, since that takes the tokens that were drawn.
+The many small files of those rounds are merged into one per table, and their manifests are read as pointing into
+it. Policies between two checkpoints can no longer be reconstructed, since that needs the tokens that were drawn.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from reval_core.storage.tables import SCHEMAS, Manifest, publish_table, read_tab
 
 @dataclass(frozen=True)
 class Plan:
-    """What pruning would do. Sizes are in bytes, as they are on the disk now."""
+    """What pruning would do. Sizes are in bytes on disk, before pruning."""
 
     last_round: int
-    """The tokens of all rounds up to this one go; 0 if every trajectory is in the buffer."""
+    """The tokens of all rounds up to this one are deleted; 0 if every trajectory is in the buffer."""
     files: int
-    """Parquet files that are merged."""
+    """Number of Parquet files to merge."""
     size: int
-    """What they hold, of which a small part stays."""
+    """Their size, of which a small part remains."""
     leftovers: int
-    """Files that go whole: kept results of tasks, and what was set aside as damaged."""
+    """Number of files to delete: cached task results and quarantined files."""
     leftovers_size: int
 
 
 def plan(directory: RunDirectory, config: Config) -> Plan:
-    """What could go. Raises InputError if the run is not finished."""
+    """What can be deleted. Raises InputError if the run is not finished."""
     if not directory.is_finished(config) or not directory.summary.exists():
         raise InputError(f"{directory.path}: is not finished; only a finished run can be pruned (reval resume)")
     last = max(0, _oldest_live(directory, config) - 1)
@@ -50,10 +50,10 @@ def plan(directory: RunDirectory, config: Config) -> Plan:
 def prune(
     directory: RunDirectory, config: Config, tick: Callable[[int, int], None] = lambda done, total: None
 ) -> None:
-    """Do what `plan` says. The caller holds the folder's lock.
+    """Execute `plan`. The caller holds the lock of the directory.
 
-    The merged files get their place by one rename. Killed before it, nothing has happened; killed after it, what
-    was merged is still there as well, and goes when this is done again.
+    One rename publishes the merged files. If the process is killed before it, nothing has changed; if it is killed
+    after it, the original files still exist and the next call deletes them.
     """
     last = plan(directory, config).last_round
     groups = _grouped(_prunable(directory, last))
@@ -95,7 +95,7 @@ def _grouped(manifests: list[Manifest]) -> dict[tuple[str, str], list[str]]:
 
 
 def _without_tokens(table: str, paths: list[Path]) -> pa.Table:
-    """The rows of all files, with nulls where there was one value a token."""
+    """The rows of all files, with nulls in the columns with one value per token."""
     schema = SCHEMAS[table]
     kept = [field.name for field in schema if not pa.types.is_list(field.type)]
     rows = pa.concat_tables(read_table(path, kept) for path in paths)
@@ -115,7 +115,7 @@ def _delete_unlisted(directory: RunDirectory, last: int) -> None:
             remove_directory(path)
     for round in range(1, last + 1):
         shards, facts = (directory.manifest_path(stage, round).parent for stage in ("rollouts", "verification"))
-        # With the notes of the shards.
+        # Including the notes of the shards.
         for path in [
             *shards.glob("shard-*"),
             *shards.glob("judged-*"),

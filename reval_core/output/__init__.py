@@ -1,1 +1,1 @@
-"""What leaves reval for people and programs: text that acts on no terminal, and JSON that every parser takes."""
+"""Output for people and programs: text that is safe to print on a terminal, and strictly valid JSON."""

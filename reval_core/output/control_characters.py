@@ -1,39 +1,40 @@
-"""Characters that act on a terminal or hide what a text says, written as escapes.
+"""Escaping of characters that a terminal interprets, or that hide parts of a text.
 
-Texts of problems, responses, settings, paths and table columns may come from anybody.
+The texts of problems, responses, settings, paths and table columns are untrusted.
 """
 
 from __future__ import annotations
 
 import re
 
-# Unicode's controls, formats, surrogates and separators of lines. Left out are the joiners that Persian, Indic
-# scripts and emoji are spelled with (U+200C, U+200D), and formats that can be seen, such as Arabic number signs.
+# Unicode's control, format and surrogate characters, and line separators. Not included are the joiners that
+# Persian, Indic scripts and emoji need (U+200C, U+200D), and visible format characters, such as Arabic number
+# signs.
 _ACTING = (
-    "\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls, but for tab and line feed
-    "\xad\u180e\u200b\u2060-\u2064\ufeff"  # nothing to see: soft hyphen, zero widths, byte order mark
+    "\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters except tab and line feed
+    "\xad\u180e\u200b\u2060-\u2064\ufeff"  # invisible: soft hyphen, zero-width characters, byte order mark
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u206f"  # bidirectional marks, embeddings, overrides, isolates
-    "\u2028\u2029"  # separators of lines
+    "\u2028\u2029"  # line and paragraph separators
     "\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"  # annotations, shorthand, music
-    "\U000e0001\U000e0020-\U000e007f"  # tags, in which a whole text can hide
-    "\ud800-\udfff"  # halves of characters, which no encoding takes
+    "\U000e0001\U000e0020-\U000e007f"  # tags, which can hide a whole text
+    "\ud800-\udfff"  # surrogates, which cannot be encoded
 )
 _LINES = re.compile(f"[{_ACTING}]")
 _LINE = re.compile(f"[{_ACTING}\t\n]")
 
 
 def visible(text: str) -> str:
-    r"""The text on one line: every such character stands as `\x1b`, `\u202e`, `\n`, as Python writes it."""
+    r"""The text on one line, with such characters as Python escapes: `\x1b`, `\u202e`, `\n`."""
     return _LINE.sub(_escaped, text)
 
 
 def visible_lines(text: str) -> str:
-    """As `visible`, with line feeds and tabs left as they are."""
+    """As `visible`, but keeps line feeds and tabs."""
     return _LINES.sub(_escaped, text)
 
 
 def json_escaped(text: str) -> str:
-    """JSON in which these characters are escapes. A parser reads the same strings from it."""
+    """JSON with these characters escaped. It parses to the same strings."""
     return _LINES.sub(_json_escaped, text)
 
 

@@ -1,4 +1,4 @@
-"""JSON that every parser takes, of whatever a run or a query holds."""
+"""Strictly valid JSON of arbitrary values of a run or a query."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 from reval_core.output.control_characters import json_escaped
 
 _LONGEST_NUMBER_BITS = 10_000
-"""Python writes no longer number in decimal."""
+"""Limit for decimal integers: Python refuses to convert much longer ones."""
 
 
 def json_text(value: Any, indent: int | None = 2, ascii_only: bool = False) -> str:
-    """JSON of a value, on one line if `indent` is None.
+    """Serialise a value as JSON, on one line if `indent` is None.
 
-    What JSON cannot hold stands as what comes nearest: null for NaN and infinity, the hexadecimal digits of bytes,
-    a text for dates, decimals and all else, and for a key that is no text what it would be as a value. Characters
-    that act on a terminal are escapes in it.
+    Values that JSON cannot represent are replaced: NaN and infinity by null, bytes by their hexadecimal digits,
+    dates, decimals and everything else by text, and keys that are not text by their JSON. Characters that a
+    terminal interprets are escaped.
     """
     return json_escaped(json.dumps(_plain(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False))
 

@@ -1,4 +1,4 @@
-"""Files of rows that people write (problems, responses, claims): how they are read, chosen from and made text."""
+"""Reading of user-provided row files (problems, responses, claims): file formats, columns and cell values."""
 
 from reval_core.rows.columns import Fields, choose_columns, column_options, value_at
 from reval_core.rows.files import Row, numbered, read_as, read_rows, within

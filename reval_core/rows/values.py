@@ -1,4 +1,4 @@
-"""What stands in a cell, as text: numbers of every kind, chats and their parts."""
+"""Conversion of cell values to text and numbers: numbers of every type, chats and multi-part contents."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any, Literal
 Role = Literal["user", "assistant"]
 
 _ROLES: Mapping[str, Role] = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-"""ShareGPT's names beside those of everybody else."""
+"""The usual role names, and ShareGPT's."""
 
 _TURNS = re.compile(r"\s*\[?\s*\{\s*['\"](?:role|content|from|value)['\"]\s*:")
-"""How a chat begins that was written as text."""
+"""The beginning of a chat that is serialised as text."""
 
 
 class Unusable(Exception):
-    """Why a row cannot be asked or judged; the message names the field."""
+    """A row cannot be used. The message names the field and the reason."""
 
 
 def text_of(value: Any, field: str) -> str:
-    """A text as it is, or a number as text: 2.0 is 2, Decimal 3.50 is 3.5. Raises Unusable for anything else."""
+    """A text unchanged, or a number as text: 2.0 is 2, Decimal 3.50 is 3.5. Raises Unusable for anything else."""
     if isinstance(value, str):
         return value
     if value is None or (isinstance(value, float | Decimal) and math.isnan(value)):
@@ -34,13 +34,13 @@ def text_of(value: Any, field: str) -> str:
         return f"{value.normalize():f}"
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    inside = f"; an inner column is named {field}.NAME" if isinstance(value, Mapping) else ""
+    inside = f"; specify a nested column as {field}.NAME" if isinstance(value, Mapping) else ""
     kind = f"the number {value}" if isinstance(value, float | Decimal) else type(value).__name__
     raise Unusable(f"{field}: must be text or a number, not {kind}{inside}")
 
 
 def plain_text(value: Any, field: str) -> str:
-    """The same without space around it. Raises Unusable also for an empty text, and for half of a character."""
+    """As `text_of`, stripped of whitespace. Raises Unusable also for an empty text, and for a lone surrogate."""
     text = text_of(value, field).strip()
     if not text:
         raise Unusable(f"{field}: is empty")
@@ -48,18 +48,18 @@ def plain_text(value: Any, field: str) -> str:
 
 
 def whole_text(text: str, field: str) -> str:
-    """The text. Raises Unusable if it holds half of a character, which no file and no tokenizer takes."""
+    """The text, unchanged. Raises Unusable if it contains a lone surrogate, which cannot be encoded as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise Unusable(f"{field}: holds half of a character ({error.reason})") from error
+        raise Unusable(f"{field}: contains a lone surrogate ({error.reason})") from error
     return text
 
 
 def number_of(value: Any, field: str) -> float:
-    """A finite number, which CSV holds as text; true and false, as graders leave them, are 1 and 0.
+    """A finite number, also from text, as in CSV; true and false, as graders write them, are 1 and 0.
 
-    Raises Unusable.
+    Raises Unusable for anything else.
     """
     flags = {"true": 1.0, "false": 0.0}
     try:
@@ -72,14 +72,14 @@ def number_of(value: Any, field: str) -> float:
 
 
 _LONE_BACKSLASH = re.compile(r"(?<!\\)\\(?!u[0-9A-Fa-f]{4})(?=[A-Za-z]{2}|[^\"\\/A-Za-z])")
-"""A backslash that begins a command of LaTeX and no escape of JSON."""
+"""A backslash that starts a LaTeX command rather than a JSON escape."""
 
 
 def json_list(text: str) -> list[str] | None:
-    r"""The members of a list that was written as JSON text, `["2", "3"]`; None where the text is none.
+    r"""The members of a list that is serialised as JSON text, `["2", "3"]`; None if the text is not such a list.
 
-    `[1, 2]` is none: mathematics writes intervals and vectors so. A lone number in brackets is one. LaTeX whose
-    backslashes were not doubled is read as LaTeX: `["\text{even}"]` holds no tab.
+    `[1, 2]` does not count: intervals and vectors are written this way. A single number in brackets does. Unescaped
+    backslashes are read as LaTeX: `["\text{even}"]` contains no tab.
     """
     if not text.strip().startswith("["):
         return None
@@ -92,28 +92,28 @@ def json_list(text: str) -> list[str] | None:
 
 
 def last_turn(value: Any, role: Role, field: str) -> Any:
-    """Of a chat, what the last turn of a role says; anything else as it is.
+    """The content of a role's last turn in a chat; any other value unchanged.
 
-    A chat is a list of turns, one turn, or either as JSON text; a turn's content may come in parts.
-    Raises Unusable for a chat without such a turn, and for parts that are no text.
+    A chat is a list of turns, a single turn, or either as JSON text. The content of a turn may have several parts.
+    Raises Unusable for a chat without such a turn, and for parts that are not text.
     """
     said = turns_of(value, role, field)
     if said is not None:
         if not said:
-            raise Unusable(f"{field}: is a chat without a turn of the {role}")
+            raise Unusable(f"{field}: is a chat without a turn of role {role}")
         value = said[-1].get("content", said[-1].get("value"))
     return _joined(value, field) if _in_parts(value) else value
 
 
 def turns_of(value: Any, role: Role, field: str) -> list[Mapping[str, Any]] | None:
-    """The turns of a role in a chat; None for what is no chat. Raises Unusable for one as text that is not JSON."""
+    """The turns of a role in a chat; None for other values. Raises Unusable for a chat in text that is not JSON."""
     if isinstance(value, str) and _TURNS.match(value):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise Unusable(f"{field}: looks like a chat and is not JSON ({error}); write it as JSON") from error
+            raise Unusable(f"{field}: looks like a chat but is not JSON ({error}); write it as JSON") from error
     if isinstance(value, Mapping) and all(isinstance(value.get(name), list) for name in ("role", "content")):
-        # A chat by columns, as the Hugging Face library keeps a sequence of structs.
+        # A chat in columns, as the Hugging Face library stores a sequence of structs.
         columns = zip(value["role"], value["content"], strict=False)
         value = [{"role": who, "content": content} for who, content in columns]
     turns = [value] if isinstance(value, Mapping) else value
@@ -131,9 +131,9 @@ def _in_parts(value: Any) -> bool:
 
 
 def _joined(parts: Sequence[Any], field: str) -> str:
-    """The text of a content in parts."""
+    """The text of a multi-part content."""
     other = next((part for part in parts if not isinstance(part, Mapping) or part.get("type") != "text"), None)
     if other is not None:
         kind = other.get("type") if isinstance(other, Mapping) else type(other).__name__
-        raise Unusable(f"{field}: holds a part that is {kind!r}, and only text is read")
+        raise Unusable(f"{field}: contains a part of type {kind!r}; only text is supported")
     return "".join(text_of(part.get("text"), field) for part in parts)

@@ -165,9 +165,7 @@ CONFIGS = [
         "an object to make", _written("config.yaml", "seed: !!python/object/apply:os.system [x]\n"), r"config\.yaml"
     ),
     Hostile("an alias of itself", _written("config.yaml", "a: &a [*a]\n"), r"config\.yaml"),
-    Hostile(
-        "a file that extends itself", _written("config.yaml", "extends: config.yaml\n"), r"extends itself"
-    ),
+    Hostile("a file that extends itself", _written("config.yaml", "extends: config.yaml\n"), r"extends itself"),
     Hostile("a file that extends /dev/zero", _written("config.yaml", "extends: /dev/zero\n"), r"no such file"),
     Hostile("null bytes", _written("config.yaml", b"rounds: 1\x00\n"), r"config\.yaml"),
     Hostile("UTF-16", _written("config.yaml", "rounds: 1\n".encode("utf-16")), r"config\.yaml"),
@@ -200,7 +198,7 @@ PROBLEM_FILES = [
         r"p\.jsonl:1",
     ),
     Hostile(
-        "half of a character",
+        "a lone surrogate",
         _written("p.jsonl", _lines('{"problem": "\\ud800", "answer": "1"}')),
         r"p\.jsonl:1: problem",
     ),

@@ -95,7 +95,7 @@ def test_without_its_machine_file_it_is_told_by_its_warm_start(earlier):
 def test_reading_checking_and_its_saved_policies_need_no_learner(earlier, reval, tmp_path):
     results = {one.part: one for one in check_run(RunDirectory(earlier), CONFIG)}
     assert not [problem for one in results.values() for problem in one.problems]
-    assert f"left out: {earlier}: was made with learner 3" in results["replay"].seen
+    assert f"skipped: {earlier}: was made with learner 3" in results["replay"].seen
     code, found, _ = reval("sql", str(earlier), "SELECT max(round) AS last FROM updates", "--json")
     assert (code, json.loads(found)) == (0, [{"last": 3}])
     assert reval("report", str(earlier))[0] == 0

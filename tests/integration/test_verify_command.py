@@ -132,9 +132,9 @@ def test_files_and_options_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "one.json").write_text('[{"gold": "5", "response": "5"}, 5]')
     for arguments, complaint in [
         ((tmp_path / "no.parquet",), "no.parquet: cannot be read (No such file or directory)"),
-        ((tmp_path / "empty.jsonl",), 'holds no row; give a file with one like {"gold": …, "response": …}'),
+        ((tmp_path / "empty.jsonl",), 'contains no rows; give a file with rows like {"gold": …, "response": …}'),
         ((tmp_path / "one.json",), 'one.json: row 2: not a JSON object; write {"gold": …, "response": …}'),
-        ((tmp_path / "rows.txt",), "cannot be read by its name"),
+        ((tmp_path / "rows.txt",), "unknown file format"),
         ((jsonl(tmp_path, ROWS), "--column", "respnse=x"), "did you mean 'response'?"),
         (
             (jsonl(tmp_path, ROWS), "--column", "expected=label2"),

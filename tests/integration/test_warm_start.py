@@ -39,7 +39,9 @@ def test_a_run_on_a_file_is_fitted_to_arithmetic_of_its_own(tmp_path: Path) -> N
 
 
 def test_it_takes_arithmetic_alone(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"arithmetic problems only; name a set of them in model.warm_start.problems"):
+    with pytest.raises(
+        ValueError, match=r"arithmetic problems only; name a set of them in model.warm_start.problems"
+    ):
         small_config(problems__train={"path": "own.jsonl"})
     with pytest.raises(ValueError, match=r"arithmetic problems only"):
         small_config(model__warm_start__problems={"path": "own.jsonl"})

@@ -176,8 +176,18 @@ def out_of_range(field: FieldInfo) -> list[float]:
             "run.yaml:6: problems.train.columns",
             "'answer'",
         ),
-        ("{digits: 1}}", "{digits: 1}, gold_mode: any}", "run.yaml:6: problems.train.gold_mode: ", "has"),
-        ("problems:", "problems:\n  prompt: gpt", "run.yaml:6: problems.prompt: ", "known are deepseek, qwen"),
+        (
+            "{digits: 1}}",
+            "{digits: 1}, gold_mode: any}",
+            "run.yaml:6: problems.train.gold_mode: ",
+            "does not apply",
+        ),
+        (
+            "problems:",
+            "problems:\n  prompt: gpt",
+            "run.yaml:6: problems.prompt: ",
+            "known prompts are deepseek, qwen",
+        ),
         ("split: held_out}", "split: held}", "run.yaml:7: problems.held_out.arithmetic.split: ", "not 'held'"),
         (
             "held_out: {arithmetic",
@@ -241,7 +251,7 @@ def test_a_complaint_names_file_line_and_field(
             "from 0 to 1",
         ),
         ("  updates: 2", "  updates: 2\n  betas: [0.9, 1.0]", "run.yaml:19: learner.betas: ", "below 1"),
-        ("{digits: 1}", "{operators: ++}", "run.yaml:6: problems.train.arithmetic.operators: ", "twice"),
+        ("{digits: 1}", "{operators: ++}", "run.yaml:6: problems.train.arithmetic.operators: ", "duplicate"),
         ("  kind: reval", "  kind: revel", "run.yaml:13: objective.kind: ", "must be one of 'reval', "),
         ("  kind: reval\n", "", "run.yaml:12: objective.kind: ", "is missing"),
         (
@@ -449,7 +459,10 @@ def test_what_a_run_of_stored_trajectories_cannot_do_is_refused(
         ),
         ("engine={kind: vllm-server, urls: []}", "engine.urls: "),
         ("engine={kind: vllm-server, urls: ['localhost:8000']}", "engine.urls: must look like http://host:8000"),
-        ("engine={kind: vllm-server, urls: ['http://me:secret@host:1']}", "engine.urls: must not contain a password"),
+        (
+            "engine={kind: vllm-server, urls: ['http://me:secret@host:1']}",
+            "engine.urls: must not contain a password",
+        ),
         ("engine={kind: vllm-server, urls: ['http://a:1', 'http://a:1']}", "engine.urls: lists a server twice"),
         ("rollouts.budget_tokens=9", "rollouts.budget_tokens: only engine.kind vllm and vllm-server can cut off"),
         ("rollouts.budget_seconds=9", "rollouts.budget_seconds: only engine.kind vllm and vllm-server can cut off"),

@@ -99,7 +99,7 @@ def test_what_goes_by_the_residual_needs_no_figure_for_beta(setting: dict[str, f
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"learner__least_updates": 3}, "least_updates: 3 is more than updates (4)"),
+        ({"learner__least_updates": 3}, "least_updates: 3 is more than updates"),
         ({"learner__least_updates": 0}, "greater than or equal to 1"),
         ({"reference": {"reset_every": 2, "reset_below": 0.3}}, "reset_below: replaces reset_every"),
         ({"reference__reset_below": 1.0}, "less than 1"),

@@ -174,7 +174,7 @@ def test_columns_and_test_sets_can_be_named(reval: Reval, tmp_path: Path) -> Non
         ),
         (
             ["a.jsonl", "--column", "gold=x"],
-            "--column gold=x: 'gold' is nothing that a row holds; known are problem",
+            "--column gold=x: 'gold' is not a field of a row; known fields are problem",
         ),
         (
             ["a.jsonl", "--set", "gsm9k"],
@@ -252,4 +252,4 @@ def test_a_check_says_what_an_audit_of_some_problems_found(reval: Reval, tmp_pat
 def test_a_name_that_is_neither_a_file_nor_a_set_is_refused(reval: Reval) -> None:
     code, _, complained = reval("audit", "aime99")
     assert code == 2
-    assert complained.startswith("reval: aime99: cannot be read by its name")
+    assert complained.startswith("reval: aime99: unknown file format")

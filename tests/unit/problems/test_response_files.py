@@ -61,8 +61,8 @@ def test_columns_may_have_other_names_and_values_that_mean_the_same(tmp_path: Pa
     [
         ("response", "--column response: must look like response=NAME; the fields are problem, response, gold"),
         ("response=", "must look like"),
-        ("respnse=x", "'respnse' is nothing that a row holds; did you mean 'response'?"),
-        ("source=x", "'source' is nothing that a row holds"),
+        ("respnse=x", "'respnse' is not a field of a row; did you mean 'response'?"),
+        ("source=x", "'source' is not a field of a row"),
     ],
 )
 def test_a_mapping_that_says_nothing_is_refused(option: str, words: str) -> None:
@@ -103,10 +103,10 @@ def test_a_file_that_holds_no_responses_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"], "answer": ["b"]}), tmp_path / "a.parquet")
     with pytest.raises(
         InputError,
-        match=r"has no column for the problem; it has 'text', 'answer': say which with --column problem=",
+        match=r"has no column for the problem; it has 'text', 'answer': specify it with --column problem=",
     ):
         read(tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="holds no row"):
+    with pytest.raises(InputError, match="contains no rows"):
         read(jsonl(tmp_path / "a.jsonl"))
     (tmp_path / "b.parquet").write_text("no such thing")
     with pytest.raises(InputError, match=r"b\.parquet: cannot be read as Parquet"):

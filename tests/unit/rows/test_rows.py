@@ -174,21 +174,24 @@ def test_a_response_is_the_assistants_last_turn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"prompt": CHATS[0][:1], "answer": "2"}, "problem: is a chat without a turn of the user"),
+        ({"prompt": CHATS[0][:1], "answer": "2"}, "problem: is a chat without a turn of role user"),
         (
             {"prompt": "[{'role': 'user', 'content': 'q'}]", "answer": "2"},
-            "problem: looks like a chat and is not JSON",
+            "problem: looks like a chat but is not JSON",
         ),
         (
             {"prompt": [{"role": "user", "content": [{"type": "image", "url": "x"}]}], "answer": "2"},
-            "problem: holds a part that is 'image', and only text is read",
+            "problem: contains a part of type 'image'; only text is supported",
         ),
         ({"prompt": [{"role": "user", "content": None}], "answer": "2"}, "problem: is missing"),
         ({"prompt": ["q"], "answer": "2"}, "problem: must be text or a number, not list"),
         ({"prompt": "q", "answer": True}, "answer: must be text or a number, not bool"),
         ({"prompt": "q", "answer": float("inf")}, "answer: must be text or a number, not the number inf"),
         ({"prompt": "q", "answer": float("nan")}, "answer: is missing"),
-        ({"prompt": "q", "answer": {"value": 2}}, "answer: must be text or a number, not dict; an inner column is"),
+        (
+            {"prompt": "q", "answer": {"value": 2}},
+            "answer: must be text or a number, not dict; specify a nested column",
+        ),
     ],
 )
 def test_what_is_no_text_is_refused_by_line_and_field(tmp_path: Path, row: dict[str, Any], words: str) -> None:
@@ -249,10 +252,10 @@ def test_csv_holds_long_responses_and_rewards_as_text(tmp_path: Path) -> None:
     ("name", "content", "words"),
     [
         ("a.csv", b"problem,answer,answer\n1,2,3\n", "has two columns 'answer'; rename one"),
-        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a pointer of git-lfs"),
-        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a pointer of git-lfs"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a git-lfs pointer"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a git-lfs pointer"),
         ("a.jsonl", '{"problem": "p"}'.encode("utf-16"), "cannot be read as UTF-8"),
-        ("a.jsonl.gz", b"\x1f\x8b", "cannot be read by its name; it must end in .jsonl"),
+        ("a.jsonl.gz", b"\x1f\x8b", "unknown file format; the name must end in .jsonl"),
     ],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, content: bytes, words: str) -> None:
