@@ -1,1 +1,1 @@
-"""What a run will need: its sizes and its GPU memory."""
+"""Estimates of the sizes and the GPU memory of a run."""

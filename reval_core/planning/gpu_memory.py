@@ -1,26 +1,27 @@
-"""What each stage of a run holds on a GPU, reckoned from the settings and the model's sizes. All figures are bytes.
+"""Estimates of the GPU memory of each stage of a run, from the settings and the model's sizes. All values are
+bytes.
 
-With P parameters, T of them trained, L layers of width d, a width A of all heads and G of all key-value heads, a
-feed-forward width F, a vocabulary of W tokens and micro-batches of n places (`learner.micro_batch_tokens`):
+With P parameters, T of them trained, L layers of hidden size d, total width A of the heads and G of the key-value
+heads, feed-forward size F, a vocabulary of W tokens and micro-batches of n tokens (`learner.micro_batch_tokens`):
 
     weights      4 P            float32, on every GPU; in bfloat16 the optimizer's, 4 T
-    copy         2 P            bfloat16 alone: what computes
-    moments      8 T            AdamW's two, from the first update on
-    gradients    4 T            while learning; in float32 with several GPUs as much again, for what they exchange
-    a layer      n (16 d + 8 A + 8 F) in bfloat16, n (24 d + 16 A + 16 F) in float32: what its backward pass needs
-    activations  L layers; with checkpointing e n d L and then the one layer that is made again
-    passing      2 e n F        gradients on their way through a layer
+    copy         2 P            bfloat16 only: the weights that compute
+    moments      8 T            AdamW's two, from the first update
+    gradients    4 T            while learning; twice that in float32 with several GPUs, for the all-reduce
+    a layer      n (16 d + 8 A + 8 F) in bfloat16, n (24 d + 16 A + 16 F) in float32: saved for its backward pass
+    activations  L layers; with checkpointing e n d L plus the one layer that is recomputed
+    passing      2 e n F        gradients in flight through a layer
     head         6 min(4096 n, 2^26) + 12 n d + 4 · 4096 d + e W d   a block of logits and its gradient, hidden
-                 states, a slice's gradient, the head's gradient
-    keys, values 2 L G e a token; e bytes is a number in the precision that computes
+                 states, the gradient of a slice, the gradient of the head
+    keys, values 2 L G e per token; e is the bytes per number in the computing precision
 
-A layer's figure counts what torch keeps of Llama's and Qwen's layers under an attention that makes no [n, n]
-matrix (sdpa, flash). The backward pass comes to the head first and then to the layers, when of the head only its
-gradient is left, and that only where the head is the embedding; the larger of the two counts. An update's largest
-micro-batch is taken as full. The reference stays in the CPU's memory and is on the GPU while it scores. A warm
-start, a reference reset and the measurement of noise need less than an update. What torch keeps of freed memory is
-given back before vLLM wakes.
-benchmarks/memory.py compares with measurements.
+The value per layer counts the tensors that torch saves for layers of Llama and Qwen with an attention that
+materialises no [n, n] matrix (sdpa, flash). The backward pass processes the head first and then the layers. By then
+only the head's gradient remains, and only if the head is tied to the embedding; the larger of the two peaks counts.
+The largest micro-batch of an update is assumed to be full. The reference resides in CPU memory and is on the GPU
+only while it scores. A warm start, a reference reset and the measurement of noise need less than an update. torch's
+cached free memory is released before vLLM wakes up.
+benchmarks/memory.py compares the estimates with measurements.
 """
 
 from __future__ import annotations
@@ -39,28 +40,28 @@ from reval_core.model.loading import architecture, count_parameters
 FLOAT, HALF = 4, 2
 
 CONTEXT = 1_000_000_000
-"""What CUDA and torch's libraries take before any tensor: assumed, a process. vLLM is another process."""
+"""Assumed memory of CUDA and torch's libraries per process, without tensors. vLLM is another process."""
 
 WORKSPACE = 1 << 25
-"""What cuBLAS takes of torch's allocator on a Hopper GPU for its matrix products."""
+"""Workspace that cuBLAS allocates through torch on a Hopper GPU."""
 
 ENGINE_WORK = 2_000_000_000
-"""vLLM's own buffers and captured graphs, beside weights and cache: assumed."""
+"""Assumed memory of vLLM's buffers and captured graphs, in addition to weights and cache."""
 
 ROOM = 0.9
-"""The share of a GPU that an update may be estimated to take without gradient checkpointing."""
+"""Fraction of a GPU up to which an update is estimated to fit without gradient checkpointing."""
 
 PROMPT = 1024
-"""The tokens of a prompt where `engine.max_model_len` does not say: assumed."""
+"""Assumed tokens of a prompt if `engine.max_model_len` is not set."""
 
 
 _TIGHT = 0.9
-"""The share of a GPU above which an error of the estimate may matter, above all in what is assumed."""
+"""Fraction of a GPU above which an error of the estimate, mainly of the assumed values, may matter."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU, with its memory and what of that nobody uses, in bytes."""
+    """A GPU with its total and free memory, in bytes."""
 
     name: str
     total: int
@@ -82,13 +83,13 @@ class Sizes:
     feed_forward: int
     vocabulary: int
     tied: bool
-    """Whether the head is the embedding."""
+    """Whether the head is tied to the embedding."""
     context: int | None
-    """The most tokens that it reads, if it says."""
+    """Maximum context length in tokens, if the model specifies one."""
 
     @classmethod
     def of(cls, model: Model) -> Sizes:
-        """The sizes of a model, by its config alone. Raises InputError if there is none."""
+        """The sizes of a model, from its config alone. Raises InputError if it has none."""
         numbers = architecture(model)
         parameters, trained = count_parameters(model)
         heads = getattr(numbers, "num_attention_heads", None) or 1
@@ -107,59 +108,66 @@ class Sizes:
         )
 
     def cache_a_token(self, bytes_each: int) -> int:
-        """The keys and values of one token."""
+        """Bytes of the keys and values of one token."""
         return 2 * self.layers * self.keys * bytes_each
 
 
 @dataclass(frozen=True)
 class StageMemory:
-    """What a stage holds at its peak on the first GPU, which has more to hold than any other."""
+    """The peak memory of a stage on the first GPU, which holds the most."""
 
     stage: str
     parts: dict[str, int] = field(default_factory=dict)
     remedy: str = ""
-    """The setting that helps where it does not fit."""
+    """The setting to change if it does not fit."""
 
     @property
     def total(self) -> int:
-        """All parts."""
+        """The sum of all parts."""
         return sum(self.parts.values())
 
     def fits(self, gpu_bytes: float) -> bool:
-        """Whether a GPU has room for it; vLLM needs some for keys and values as well."""
+        """Whether it fits a GPU, with a nonempty KV cache for vLLM."""
         return self.total <= gpu_bytes and self.parts.get("cache") != 0
 
 
 def stage_memory(config: Config, sizes: Sizes, gpus: int, gpu_bytes: int) -> list[StageMemory]:
-    """The peak of each stage on the first of so many GPUs of `gpu_bytes` each."""
+    """Estimate the peak memory of each stage on the first GPU.
+
+    Args:
+        config: the settings of the run.
+        sizes: the sizes of its model.
+        gpus: the number of GPUs.
+        gpu_bytes: the memory of each; 0 if unknown.
+    """
     if config.learner.gradient_checkpointing is None:
         config = _with_checkpointing(config, needs_checkpointing(config, sizes, gpus, gpu_bytes))
     half = _half(config)
-    standing = {
+    resident = {
         "weights": FLOAT * (sizes.trained if half else sizes.parameters),
         "copy": HALF * sizes.parameters if half else 0,
         "moments": 2 * FLOAT * sizes.trained,
     }
-    standing["other"] = CONTEXT * (2 if config.engine.kind in ("vllm", "auto") else 1) + WORKSPACE
+    resident["other"] = CONTEXT * (2 if config.engine.kind in ("vllm", "auto") else 1) + WORKSPACE
     engine = _vllm(config)
     if engine is not None and not engine.sleep:
-        standing |= _vllm_parts(engine, sizes, gpu_bytes)
-    learning = _learning(config, sizes, gpus, standing)
-    scoring = _scoring(config, sizes, standing)
-    saving = StageMemory("checkpoint", standing, _smaller(config, sizes))
+        resident |= _vllm_parts(engine, sizes, gpu_bytes)
+    learning = _learning(config, sizes, gpus, resident)
+    scoring = _scoring(config, sizes, resident)
+    saving = StageMemory("checkpoint", resident, _smaller(config, sizes))
     stages = [scoring, learning, saving]
     if isinstance(config.rollouts, Rollouts):
         own, evaluated = config.generation.batch, config.evaluation.batch or config.generation.batch
-        rollouts = _generating("rollouts", own, config, sizes, gpu_bytes, standing)
-        evaluation = _generating("evaluation", evaluated, config, sizes, gpu_bytes, standing)
+        rollouts = _generating("rollouts", own, config, sizes, gpu_bytes, resident)
+        evaluation = _generating("evaluation", evaluated, config, sizes, gpu_bytes, resident)
         stages = [rollouts, scoring, learning, evaluation, saving]
-    if 0 < gpu_bytes < saving.total:  # no setting of a stage of its own helps then
+    if 0 < gpu_bytes < saving.total:  # then no setting of a single stage helps
         return [replace(one, remedy=saving.remedy) for one in stages]
     return stages
 
 
 def card() -> Card | None:
-    """The GPU that a run on this machine uses, or None."""
+    """The GPU that a run on this machine uses, or None if there is none."""
     if not torch.cuda.is_available():
         return None
     free, total = torch.cuda.mem_get_info()
@@ -167,14 +175,14 @@ def card() -> Card | None:
 
 
 def run_memory(config: Config, card: Card | None) -> list[StageMemory]:
-    """The peak of each stage on this machine. Raises InputError if the model is not here."""
+    """Estimate the peak memory of each stage on this machine. Raises InputError if the model is not available."""
     if config.engine.kind == "auto" and choose(config.model, config.engine).kind == "transformers":
         config = config.model_copy(update={"engine": TransformersEngine()})
     return stage_memory(config, Sizes.of(config.model), launch.count(), card.total if card else 0)
 
 
 def memory_advice(config: Config, stage: str) -> str:
-    """The settings that a stage of a run needs less memory with; empty for one that does not run the model."""
+    """The settings that reduce the memory of a stage; empty for a stage that does not run the model."""
     if stage == "warm_start" and config.model.warm_start is not None:
         return "lower model.warm_start.batch"
     alike = {"warm_start": "checkpoint", "reference_reset": "consistency", "residual_evaluation": "consistency"}
@@ -183,16 +191,16 @@ def memory_advice(config: Config, stage: str) -> str:
 
 
 def overflows(stages: Sequence[StageMemory], card: Card) -> list[str]:
-    """A line for each stage that does not fit a GPU, the largest stage first."""
+    """One line per stage that does not fit a GPU, the largest stage first."""
     return [_overflow(one, card) for one in _largest_first(stages) if not one.fits(card.total)]
 
 
 def tight_fit(stages: Sequence[StageMemory], card: Card) -> list[str]:
-    """A line, if the largest stage may not fit after all: by an error of the estimate, or for what else runs."""
+    """One line if the largest stage may not fit, given errors of the estimate or other processes on the GPU."""
     largest = _largest_first(stages)[0]
     needs = f"{largest.stage} needs about {_gigabytes(largest.total)} GB"
     if largest.total > card.free:
-        return [f"{needs} and {_gigabytes(card.free)} GB of the GPU are free; close what else uses it"]
+        return [f"{needs} and {_gigabytes(card.free)} GB of the GPU are free; stop other processes on it"]
     if largest.total > _TIGHT * card.total:
         return [f"{needs} of the GPU's {_gigabytes(card.total)} GB, which is close; if it fails: {largest.remedy}"]
     return []
@@ -206,7 +214,7 @@ def _overflow(stage: StageMemory, card: Card) -> str:
     if stage.total <= card.total:
         return f"{stage.stage} has no room on the GPU for vLLM's keys and values; {stage.remedy}"
     needs = f"{stage.stage} needs about {_gigabytes(stage.total)} GB of GPU memory"
-    return f"{needs} and there are {_gigabytes(card.total)}; {stage.remedy}"
+    return f"{needs}, and the GPU has {_gigabytes(card.total)} GB; {stage.remedy}"
 
 
 def _gigabytes(size: int) -> str:
@@ -214,16 +222,16 @@ def _gigabytes(size: int) -> str:
 
 
 def needs_checkpointing(config: Config, sizes: Sizes, gpus: int, gpu_bytes: int) -> bool:
-    """Whether an update fits the first of so many GPUs only with gradient checkpointing, or not even then.
+    """Whether an update does not fit the first of `gpus` GPUs without gradient checkpointing.
 
-    False where `gpu_bytes` is 0: nothing is known of the GPU.
+    False if `gpu_bytes` is 0: nothing is known about the GPU.
     """
     stages = stage_memory(_with_checkpointing(config, False), sizes, gpus, gpu_bytes)
     return any(0 < ROOM * gpu_bytes < one.total for one in stages if one.stage == "learning")
 
 
 def with_checkpointing(config: Config, card: Card | None) -> Config:
-    """The config with `learner.gradient_checkpointing` as it is on this machine, where it is left open."""
+    """The config with `learner.gradient_checkpointing` resolved for this machine, if it is not set."""
     if config.learner.gradient_checkpointing is not None:
         return config
     needed = card is not None and needs_checkpointing(config, Sizes.of(config.model), launch.count(), card.total)
@@ -236,9 +244,9 @@ def _with_checkpointing(config: Config, chosen: bool) -> Config:
 
 
 def responses_at_once(config: Config, sizes: Sizes, gpu_bytes: int) -> tuple[int, int] | None:
-    """How many of vLLM's responses its cache holds at full length, and that length in tokens.
+    """The number of full-length responses that fit vLLM's KV cache, and that length in tokens.
 
-    None for another engine.
+    None for other engines.
     """
     engine = config.engine
     if not isinstance(engine, VllmEngine) or not isinstance(config.rollouts, Rollouts):
@@ -250,17 +258,17 @@ def responses_at_once(config: Config, sizes: Sizes, gpu_bytes: int) -> tuple[int
 
 
 def layer_bytes(config: Config, sizes: Sizes) -> int:
-    """What one layer keeps for its backward pass over a full micro-batch."""
+    """Bytes that one layer saves for its backward pass over a full micro-batch."""
     wide, rest = (16, 8) if _half(config) else (24, 16)
     a_token = wide * sizes.width + rest * (sizes.attention + sizes.feed_forward)
     return config.learner.micro_batch_tokens * a_token
 
 
-def _learning(config: Config, sizes: Sizes, gpus: int, standing: dict[str, int]) -> StageMemory:
+def _learning(config: Config, sizes: Sizes, gpus: int, resident: dict[str, int]) -> StageMemory:
     learner, gradients = config.learner, FLOAT * sizes.trained
     activations, head = max(_backward(config, sizes), key=sum)
     parts = {
-        **standing,
+        **resident,
         "gradients": gradients if gpus == 1 or _half(config) else 2 * gradients,
         "activations": activations,
         "head": head,
@@ -273,20 +281,21 @@ def _learning(config: Config, sizes: Sizes, gpus: int, standing: dict[str, int])
 
 
 def _backward(config: Config, sizes: Sizes) -> list[tuple[int, int]]:
-    """What the backward pass holds of activations and of the head: when it is at the head, and when at a layer."""
+    """Bytes of activations and of the head during the backward pass: while it is at the head, and at a layer."""
     learner, layer, number = config.learner, layer_bytes(config, sizes), _number(config)
     boundaries = number * learner.micro_batch_tokens * sizes.width * sizes.layers
     kept = boundaries if learner.gradient_checkpointing else sizes.layers * layer
-    made_again = layer if learner.gradient_checkpointing else 0
+    recomputed = layer if learner.gradient_checkpointing else 0
     passing = 2 * number * learner.micro_batch_tokens * sizes.feed_forward
     head_gradient = _head_gradient(config, sizes) if sizes.tied else 0
-    return [(kept, _head(config, sizes, backward=True)), (kept + made_again + passing, head_gradient)]
+    return [(kept, _head(config, sizes, backward=True)), (kept + recomputed + passing, head_gradient)]
 
 
-def _scoring(config: Config, sizes: Sizes, standing: dict[str, int]) -> StageMemory:
-    """The policy and, where it is another one, the reference: its weights are a second model unless adapters."""
+def _scoring(config: Config, sizes: Sizes, resident: dict[str, int]) -> StageMemory:
+    """The policy and, if it differs, the reference, whose weights are a second model unless adapters are
+    trained."""
     parts = {
-        **standing,
+        **resident,
         "activations": layer_bytes(config, sizes),
         "head": _head(config, sizes, backward=False),
         "reference": 0 if config.model.lora is not None else _number(config) * sizes.parameters,
@@ -295,24 +304,24 @@ def _scoring(config: Config, sizes: Sizes, standing: dict[str, int]) -> StageMem
 
 
 def _generating(
-    stage: str, batch: int, config: Config, sizes: Sizes, gpu_bytes: int, standing: dict[str, int]
+    stage: str, batch: int, config: Config, sizes: Sizes, gpu_bytes: int, resident: dict[str, int]
 ) -> StageMemory:
-    """What generation holds. transformers generates `batch` responses together."""
-    parts, engine = {**standing}, config.engine
+    """The memory of generation. transformers generates `batch` responses together."""
+    parts, engine = {**resident}, config.engine
     if isinstance(engine, VllmServerEngine):
         return StageMemory(stage, parts, _smaller(config, sizes))
     if isinstance(engine, TransformersEngine):
         length = _longest(config.generation, sizes)
         parts["cache"] = batch * length * sizes.cache_a_token(_number(config))
         setting = "rollouts.prompts_per_shard" if stage == "rollouts" else "evaluation.batch"
-        return StageMemory(stage, parts, f"lower {setting}, or take engine.kind: vllm")
+        return StageMemory(stage, parts, f"lower {setting}, or use engine.kind: vllm")
     vllm = engine if isinstance(engine, VllmEngine) else VllmEngine(kind="vllm")
     parts |= _vllm_parts(vllm, sizes, gpu_bytes)
     if not parts["cache"]:
-        remedy = "raise engine.gpu_memory_utilization: its share does not hold the weights"
+        remedy = "raise engine.gpu_memory_utilization: the weights do not fit this fraction"
     else:
         lower = "engine.gpu_memory_utilization" if vllm.kv_cache_gib is None else "engine.kv_cache_gib"
-        remedy = f"lower {lower}, or take engine.kind: vllm-server on other GPUs"
+        remedy = f"lower {lower}, or use engine.kind: vllm-server on other GPUs"
     return StageMemory(stage, parts, remedy)
 
 
@@ -321,7 +330,7 @@ def _vllm(config: Config) -> VllmEngine | None:
 
 
 def _vllm_parts(engine: VllmEngine, sizes: Sizes, gpu_bytes: int) -> dict[str, int]:
-    """What vLLM holds while it is awake."""
+    """The memory of vLLM while it is awake."""
     return {
         "engine": _engine_weights(engine, sizes) + ENGINE_WORK,
         "cache": max(0, _vllm_cache(engine, sizes, gpu_bytes)),
@@ -329,12 +338,12 @@ def _vllm_parts(engine: VllmEngine, sizes: Sizes, gpu_bytes: int) -> dict[str, i
 
 
 def _vllm_sequences(gpu_bytes: int) -> int:
-    """vLLM 0.32's own `max_num_seqs` (its engine/arg_utils.py), which is 256 on any A100."""
+    """Default `max_num_seqs` of vLLM 0.32 (its engine/arg_utils.py), which is 256 on any A100."""
     return 1024 if gpu_bytes >= 70 * 2**30 else 256
 
 
 def _vllm_cache(engine: VllmEngine, sizes: Sizes, gpu_bytes: int) -> int:
-    """vLLM's cache of keys and values on one GPU; not above 0 where its share of the memory has no room for one."""
+    """Bytes of vLLM's KV cache on one GPU; not positive if its fraction of the memory has no room for one."""
     if engine.kv_cache_gib is not None:
         return int(engine.kv_cache_gib * 2**30)
     return int(engine.gpu_memory_utilization * gpu_bytes) - _engine_weights(engine, sizes) - ENGINE_WORK
@@ -349,23 +358,23 @@ def _engine_bytes(engine: VllmEngine) -> int:
 
 
 def _longest(rollouts: Rollouts, sizes: Sizes) -> int:
-    """The most tokens of a prompt and its response."""
+    """Maximum tokens of a prompt and its response."""
     length = rollouts.max_tokens + PROMPT
     return length if sizes.context is None else min(length, sizes.context)
 
 
 def _head(config: Config, sizes: Sizes, backward: bool) -> int:
-    places, tile = config.learner.micro_batch_tokens, TILES["cuda"]
-    logits = min(places * min(tile.columns, sizes.vocabulary), tile.logits)
-    forward = logits * FLOAT + places * 4 * sizes.width
+    tokens, tile = config.learner.micro_batch_tokens, TILES["cuda"]
+    logits = min(tokens * min(tile.columns, sizes.vocabulary), tile.logits)
+    forward = logits * FLOAT + tokens * 4 * sizes.width
     if not backward:
         return forward
-    more = logits * HALF + places * 8 * sizes.width + FLOAT * min(tile.columns, sizes.vocabulary) * sizes.width
+    more = logits * HALF + tokens * 8 * sizes.width + FLOAT * min(tile.columns, sizes.vocabulary) * sizes.width
     return forward + more + _head_gradient(config, sizes)
 
 
 def _head_gradient(config: Config, sizes: Sizes) -> int:
-    trained = config.model.lora is None  # adapters leave the head alone
+    trained = config.model.lora is None  # adapters do not train the head
     return _number(config) * sizes.vocabulary * sizes.width if trained else 0
 
 
@@ -379,9 +388,9 @@ def _half(config: Config) -> bool:
 
 def _smaller(config: Config, sizes: Sizes) -> str:
     if config.model.lora is not None:
-        return "take a smaller model"
-    standing = (4 * FLOAT + (HALF if _half(config) else 0)) * sizes.parameters
+        return "use a smaller model"
+    resident = (4 * FLOAT + (HALF if _half(config) else 0)) * sizes.parameters
     return (
-        f"train adapters (model.lora): weights, gradients and moments alone are {standing / 1e9:,.0f} GB, whole on "
-        "every GPU"
+        f"train adapters (model.lora): weights, gradients and moments alone are {resident / 1e9:,.0f} GB, "
+        "replicated on every GPU"
     )

@@ -1,4 +1,4 @@
-"""What happens when a stage runs out of memory: the run stops and says what would help."""
+"""Handling of out-of-memory errors: the run stops and names the settings that help."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ _SIGNS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "can't allocate memory",  # torch on a CPU
 )
-"""What libraries and other processes say of it in errors of every kind."""
+"""Messages by which other libraries and processes report it in errors of any type."""
 
 
 @contextmanager
 def explained_memory(title: str, advice: Callable[[], str]) -> Iterator[None]:
-    """Turn a lack of memory into RunStopped: trying again would end in the same way.
+    """Convert out-of-memory errors into RunStopped, since a retry would fail in the same way.
 
-    title: the work, for people. advice: gives the settings that help, or nothing; called only then.
+    Args:
+        title: the work, for the message.
+        advice: returns the settings that help, or an empty text; called only on an error.
     """
     try:
         yield
@@ -37,13 +39,13 @@ def explained_memory(title: str, advice: Callable[[], str]) -> Iterator[None]:
             f", or {settings} (a run may change settings of its engine; others need a new run)" if settings else ""
         )
         raise RunStopped(
-            f"{title}: out of memory ({first_line(error)[:200]}); close what else takes memory and give the same "
-            f"command again{change}"
+            f"{title}: out of memory ({first_line(error)[:200]}); free memory that other processes use and "
+            f"run the same command again{change}"
         ) from error
 
 
 def lacks_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, is a lack of memory."""
+    """Whether an error, or one of its causes, is an out-of-memory error."""
     while error is not None:
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             return True

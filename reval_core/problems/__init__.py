@@ -1,4 +1,4 @@
-"""Problems with known answers: where they come from, their order in a run, and how they become prompts."""
+"""Problems with gold answers: their sources, their order in a run, and their prompts."""
 
 from reval_core.problems.order import PromptOrder
 from reval_core.problems.problem import Problem, problems_digest

@@ -1,7 +1,7 @@
-"""Arithmetic that the embedded model learns: problems, their splits, and demonstrations with mistakes.
+"""Arithmetic problems for tiny models: the problems, their splits, and demonstrations with mistakes.
 
-The problems are enumerated and the split is a hash of the text, so no file needs to be shipped and no
-held-out problem can ever stand in a demonstration.
+The problems are enumerated and the split is a hash of the text. So no file needs to be shipped, and a held-out
+problem can never occur in a demonstration.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _WORDS = {"+": "sums", "-": "differences", "*": "products"}
 
 
 def set_name(digits: int, operators: str) -> str:
-    """What problems of this kind are called, such as `2-digit sums and products`."""
+    """The name of a set of such problems, such as `2-digit sums and products`."""
     return f"{digits}-digit {' and '.join(_WORDS[operator] for operator in operators)}"
 
 
-@functools.lru_cache(maxsize=8)  # of three digits there are 810,000, and each is hashed
+@functools.lru_cache(maxsize=8)  # three digits have 810,000 problems, each of which is hashed
 def problems(digits: int, operators: str, split: Literal["train", "held_out"]) -> tuple[tuple[str, str], ...]:
-    """Every problem such as ("37+45=", "82") with operands of exactly `digits` digits, of one split."""
+    """All problems and answers of a split, such as ("37+45=", "82"), with operands of exactly `digits` digits."""
     operands = range(0 if digits == 1 else 10 ** (digits - 1), 10**digits)
     everything = (
         (f"{a}{operator}{b}=", str(_OPERATIONS[operator](a, b)))
@@ -45,10 +45,10 @@ def problems(digits: int, operators: str, split: Literal["train", "held_out"]) -
 def demonstrations(
     pairs: Sequence[tuple[str, str]], right: float, count: int, rng: np.random.Generator
 ) -> list[tuple[str, str]]:
-    """`count` problems drawn from `pairs` with answers of which a share `right` is right.
+    """Draw `count` problems from `pairs`, with right answers for a fraction `right` of them.
 
-    The others are slips that a pupil makes, close to the truth and each rarer than the truth. So a model fitted
-    to them knows the right answer without giving it.
+    The other answers are plausible mistakes, each less frequent than the right answer. So a model fine-tuned on
+    them has the knowledge of the right answer, but does not reliably give it.
     """
     chosen = rng.integers(len(pairs), size=count)
     is_right = rng.random(count) < right
@@ -60,7 +60,7 @@ def demonstrations(
 
 
 def plausible_mistake(problem: str, answer: str, rng: np.random.Generator) -> str:
-    """A wrong answer of the kind that comes of working by hand. It has no more digits than a right one may have."""
+    """A wrong answer as it results from calculating by hand, with no more digits than right answers can have."""
     while True:
         slip = _SLIPS[int(rng.choice(len(_SLIPS), p=_SLIP_SHARES))]
         wrong = slip(problem, int(answer), rng)
@@ -77,13 +77,13 @@ def _off_by_ten(problem: str, answer: int, rng: np.random.Generator) -> int | No
 
 
 def _carry(problem: str, answer: int, rng: np.random.Generator) -> int | None:
-    """The carry of the last digits forgotten, or one made up where there is none."""
+    """The carry of the last digits is forgotten, or added where there is none."""
     left, operator, right = _parse(problem)
     return answer - 10 if operator == "+" and left % 10 + right % 10 >= 10 else answer + 10
 
 
 def _misread(problem: str, answer: int, rng: np.random.Generator) -> int | None:
-    """One digit of one operand read as another."""
+    """One digit of one operand is misread."""
     left, operator, right = _parse(problem)
     operand = left if rng.random() < 0.5 else right
     unit = 10 ** int(rng.integers(len(str(operand))))
@@ -92,7 +92,7 @@ def _misread(problem: str, answer: int, rng: np.random.Generator) -> int | None:
 
 
 def _swapped(problem: str, answer: int, rng: np.random.Generator) -> int | None:
-    """Two neighbouring digits of the answer exchanged."""
+    """Two adjacent digits of the answer are swapped."""
     digits = str(answer)
     if answer < 10:
         return None
@@ -107,7 +107,7 @@ _SLIP_SHARES = np.array([4, 2, 2, 1, 0.5]) / 9.5
 
 def _parse(problem: str) -> tuple[int, str, int]:
     match = re.fullmatch(r"(\d+)([-+*])(\d+)=", problem)
-    assert match is not None, f"not a problem made here: {problem!r}"
+    assert match is not None, f"not a problem of this module: {problem!r}"
     return int(match[1]), match[2], int(match[3])
 
 

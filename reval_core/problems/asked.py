@@ -1,4 +1,4 @@
-"""What a model is asked: the problems that it can be asked, each with its prompt. The one check of prompts."""
+"""Selection of the problems that can be rendered for a model, with their prompts. The only check of prompts."""
 
 from __future__ import annotations
 
@@ -32,19 +32,20 @@ HELD_OUT = "problems.held_out "
 
 @dataclass(frozen=True)
 class Room:
-    """The tokens that there are for a prompt and its response."""
+    """The tokens available for a prompt and its response."""
 
     whose: str
-    """Who says how many."""
+    """The source of the limit, for messages."""
     tokens: int | None
-    """None where nobody does."""
+    """The limit; None if there is none."""
     setting: str
-    """What sets the length of a response."""
+    """The setting that determines the maximum length of a response."""
     response: int
+    """That length in tokens."""
 
     @classmethod
     def of(cls, model: Model, engine: EngineSettings, setting: str, response: int) -> Room:
-        """The model's context, or what the engine takes of it."""
+        """The model's context length, or the part of it that the engine uses."""
         taken = engine_context(model, engine)
         if taken == context_length(model):
             whose = "the model's context"
@@ -55,33 +56,38 @@ class Room:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A problem set that is to be asked."""
+    """A problem set to select from."""
 
     problems: Sequence[Problem]
     room: Room
     drop: bool = False
-    """Whether problems that cannot be asked are left out; otherwise they are refused."""
+    """Whether unusable problems are dropped; otherwise they are refused."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Problem sets by their names, without what is left out of them."""
+    """The usable problems of each set, by its name."""
 
     sets: Mapping[str, tuple[Problem, ...]]
     left_out: Mapping[str, Mapping[Problem, str]]
-    """By set, the problems that are not asked, and why."""
+    """By set, the dropped problems with the reasons."""
 
     @property
     def why(self) -> dict[str, str]:
-        """The texts that are not asked, and why."""
+        """The texts of dropped problems with the reasons."""
         return {problem.problem: why for one in self.left_out.values() for problem, why in one.items()}
 
 
 def ask(wanted: Mapping[str, Wanted], prompts: Prompts, *, settled: bool = False) -> Asked:
-    """The problems of these sets that can be asked.
+    """Select the problems that can be rendered for the model and fit its context.
 
-    With `settled` it is known from before what is left out, and nothing more may be.
-    Raises InputError naming the first problem that cannot be asked and may not be left out, and how many there are.
+    Args:
+        wanted: the problem sets by name.
+        prompts: the prompts of all their problems.
+        settled: whether the dropped problems are already recorded; then no others may be dropped.
+
+    Raises:
+        InputError: naming the first unusable problem that may not be dropped, and the number of such problems.
     """
     sets, left_out = {}, {}
     for name, one in wanted.items():
@@ -101,15 +107,15 @@ def ask(wanted: Mapping[str, Wanted], prompts: Prompts, *, settled: bool = False
 def _refusal(faults: Mapping[Problem, str], problems: int) -> str:
     first, why = next(iter(faults.items()))
     if len(faults) == problems:
-        return f"{first}: {why}, and so it is with all {problems:,} problems; take others, or another model.path"
+        return f"{first}: {why}, like all {problems:,} problems; use another problem set, or another model.path"
     return (
-        f"{first}: {why}; fix the problem, or set unusable: drop to leave such problems out ({len(faults):,} of "
+        f"{first}: {why}; fix the problem, or set unusable: drop to drop such problems ({len(faults):,} of "
         f"{problems:,})"
     )
 
 
 def _too_long(wanted: Wanted, prompts: Prompts, but: Collection[Problem]) -> dict[Problem, int]:
-    """The lengths of prompts that leave no room for a response."""
+    """The lengths, in tokens, of prompts that leave no room for a response."""
     limit, problems = wanted.room.tokens, [problem for problem in wanted.problems if problem not in but]
     if limit is None:
         return {}
@@ -121,23 +127,23 @@ def _too_long(wanted: Wanted, prompts: Prompts, but: Collection[Problem]) -> dic
 def _length_refusal(room: Room, long: Mapping[Problem, int], may_drop: bool) -> str:
     first, length = next(iter(long.items()))
     others = f" and {len(long) - 1:,} more" if len(long) > 1 else ""
-    assert room.tokens is not None, "without a limit nothing is too long"
+    assert room.tokens is not None, "a prompt can be too long only with a limit"
     left = room.tokens - max(long.values())
     remedies = [f"set {room.setting}={left} or less"] if left > 0 else []
     if may_drop:
-        remedies.append("set unusable: drop to leave such problems out")
+        remedies.append("set unusable: drop to drop such problems")
     return (
-        f"{room.setting}: {room.response} and a prompt of {length:,} tokens ({first}{others}) are more than "
-        f"{room.whose} of {room.tokens:,}; {', or '.join(remedies) or 'shorten it, or take another model'}"
+        f"{room.setting}: {room.response} and a prompt of {length:,} tokens ({first}{others}) exceed "
+        f"{room.whose} of {room.tokens:,}; {', or '.join(remedies) or 'shorten it, or use another model'}"
     )
 
 
 _rendered: dict[str, Prompts] = {}
-"""What this process has rendered last: what was checked is what is asked, and large sets are rendered once."""
+"""The prompts that this process rendered last: the checked prompts are those used, and sets are rendered once."""
 
 
 def rendered(problems: Iterable[str], prompt: Prompt, model: Model, tokenizer: PreTrainedTokenizerBase) -> Prompts:
-    """The prompts of these problems. Raises InputError if none can be made."""
+    """The prompts of these problems. Raises InputError if they cannot be rendered."""
     texts = list(dict.fromkeys(problems))
     ends = stop_ids(model, tokenizer, ())
     key = digest(prompt.model_dump(mode="json"), reading_digest(tokenizer), ends, texts)
@@ -148,7 +154,7 @@ def rendered(problems: Iterable[str], prompt: Prompt, model: Model, tokenizer: P
 
 
 def prompts_in(path: Path) -> Prompts | None:
-    """The prompts that were written down, if they were; a corrupt file is as good as none."""
+    """The recorded prompts; None if the file does not exist or is corrupt."""
     try:
         return read_prompts(path) if path.exists() else None
     except CorruptData:
@@ -156,7 +162,7 @@ def prompts_in(path: Path) -> Prompts | None:
 
 
 def known_prompts(directory: RunDirectory, problems: Iterable[str]) -> Prompts:
-    """What a run has asked problems with: as it was written down, or else as its shards show it."""
+    """The prompts of a run: as recorded, or else as found in its shards."""
     return prompts_in(directory.prompts) or _prompts_of_run(directory, problems)
 
 
@@ -165,45 +171,45 @@ def _prompts_of_run(directory: RunDirectory, problems: Iterable[str]) -> Prompts
 
 
 def prompts_of_shards(shards: Iterable[Path], problems: Iterable[str]) -> Prompts:
-    """The prompts that these problems were asked with, as far as shards show them, the first ones first."""
-    open_, found = set(problems), Prompts()
+    """The prompts of these problems as far as the shards contain them; the first shard with a problem counts."""
+    missing, found = set(problems), Prompts()
     for path in shards:
-        if not open_:
+        if not missing:
             break
         try:
             rows = read_table(path, ("problem", "prompt", "prompt_tokens"))
-        except CorruptData:  # whoever needs the shard says so
+        except CorruptData:  # reported by the code that needs the shard
             continue
         places: dict[str, int] = {}
         for place, problem in enumerate(rows.column("problem").to_pylist()):
-            if problem in open_:
+            if problem in missing:
                 places.setdefault(problem, place)
         asked = rows.take(list(places.values())).append_column(
             PROMPTS.field("left_out"), pa.nulls(len(places), pa.string())
         )
         found = found.with_more(Prompts(asked.cast(PROMPTS)))
-        open_ -= places.keys()
+        missing -= places.keys()
     return found
 
 
 @dataclass(frozen=True)
 class RunProblems:
-    """What a run asks."""
+    """The problems of a run with their prompts."""
 
     train: list[Problem]
     held_out: list[Problem]
     prompts: Prompts
-    """Those of the warm start's own problems among them."""
+    """Including those of the warm start's problems."""
     left_out: Mapping[str, Mapping[Problem, str]]
-    """By set, the problems that are not asked, and why."""
+    """By set, the dropped problems with the reasons."""
     is_recorded: bool
-    """Whether all prompts stand in the run's folder already."""
+    """Whether all prompts are already recorded in the run directory."""
 
 
 def run_problems(config: Config, directory: RunDirectory, tokenizer: PreTrainedTokenizerBase) -> RunProblems:
-    """The problems of a run, with their prompts as they were rendered when the run began.
+    """The problems of a run, with their prompts as rendered when the run started.
 
-    Raises InputError if a prompt cannot be made, or naming the first problem that cannot be asked.
+    Raises InputError if a prompt cannot be rendered, naming the first unusable problem.
     """
     train = load_train(config.problems, config.seed)
     held_out = load_sets(config.problems.held_out, config.seed, "problems.held_out")
@@ -227,10 +233,10 @@ def run_problems(config: Config, directory: RunDirectory, tokenizer: PreTrainedT
 def _wanted(
     config: Config, train: Sequence[Problem], held_out: Mapping[str, Sequence[Problem]]
 ) -> dict[str, Wanted]:
-    """What a run asks, or demonstrates in its warm start."""
+    """The problem sets that a run generates responses to, or demonstrates in its warm start."""
     model, problems, rollouts, warm_start = config.model, config.problems, config.rollouts, config.model.warm_start
     dropped = problems.train is not None and problems.train.unusable == "drop"
-    # A demonstration's response is that of a sum: its prompt alone is looked at.
+    # The response of a demonstration is a short sum: only the length of its prompt is checked.
     shown = Room("the model's context", context_length(model), "problems.prompt", 0)
     wanted = {}
     if isinstance(rollouts, Rollouts):
@@ -247,7 +253,7 @@ def _wanted(
 
 
 def left_out_counts(left_out: Mapping[str, Mapping[Problem, str]]) -> dict[str, dict[str, Any]]:
-    """By set, how many problems are left out, with the first of them and why."""
+    """By set, the number of dropped problems, and the first one with the reason."""
     found = {}
     for name, problems in left_out.items():
         if problems:

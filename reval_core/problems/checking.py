@@ -1,4 +1,4 @@
-"""What a problem file holds, before anybody trains on it: counts, oddities, duplicates, overlap with test sets."""
+"""Report on a problem file before training: counts, anomalies, duplicates, overlap with test sets."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ from reval_core.rows import within
 
 @dataclass(frozen=True)
 class Check:
-    """What was found in a set. Places are lines or rows of its file."""
+    """The report on a problem set. Places are lines or rows of its file."""
 
     origin: str
     rows: int
     faults: Mapping[str, Sequence[str]]
-    """The places of rows that cannot be used, by what is wrong with them."""
+    """The places of unusable rows, by the reason."""
     notes: Mapping[str, Sequence[str]]
-    """The places of rows that can be used and are odd, by what is odd."""
+    """The places of usable rows with anomalies, by the anomaly."""
     kinds: Mapping[str, int]
-    """How many golds look like an integer, a number, …"""
+    """The number of gold answers by their kind: integer, number, …"""
     lengths: tuple[int, int, int]
-    """The characters of the shortest, the median and the longest problem; zeros where there is none."""
+    """The length in characters of the shortest, the median and the longest problem; zeros if there is none."""
     tests: Mapping[str, int]
     """The sizes of the test sets that it was compared with."""
     copies: Sequence[str]
-    """The test sets that hold the very same problems: this is one of them, and not compared with itself."""
+    """The test sets with exactly the same problems: the set is one of them, and not compared with itself."""
     overlaps: Sequence[Overlap]
 
     @property
     def overlapping(self) -> list[str]:
-        """The ids of the rows that stand in a test set too."""
+        """The ids of the problems that also occur in a test set."""
         return list(dict.fromkeys(overlap.train.prompt_id for overlap in self.overlaps))
 
     @property
     def trainable(self) -> bool:
-        """Whether it can be trained on as it is."""
+        """Whether it can be trained on without changes."""
         return not self.faults and not self.overlaps
 
 
 def check_set(source: ProblemSet, tests: Mapping[str, Sequence[Problem]]) -> Check:
-    """Look at every row of a set, and compare it with test sets, given by their names.
+    """Check every row of a set, and compare the set with test sets, given by name.
 
-    Raises InputError if its file cannot be read, or its columns cannot be told.
+    Raises InputError if its file cannot be read, or its columns cannot be determined.
     """
     origin, rows = read_set(source)
     found = [read for read in rows if read.problem is not None]
@@ -81,10 +81,17 @@ def check_set(source: ProblemSet, tests: Mapping[str, Sequence[Problem]]) -> Che
 
 
 def known_tests(names: Sequence[str]) -> tuple[dict[str, list[Problem]], dict[str, str]]:
-    """Test sets by their names, and why others are left out: registered sets or files, those that are named.
+    """Load the test sets to compare with.
 
-    If none is named, all registered ones that are found; one that is no whole set, or cannot be read, is left out.
-    Raises InputError for one that is named and cannot be read, or if two have one name.
+    Args:
+        names: registered sets or files. If empty, all registered test sets that are found; sets that are incomplete
+            or cannot be read are skipped.
+
+    Returns:
+        The test sets by name, and the reasons for skipped ones by name.
+
+    Raises:
+        InputError: if a given set cannot be read, or two sets have the same name.
     """
     if not names:
         return _registered_tests()
@@ -93,7 +100,7 @@ def known_tests(names: Sequence[str]) -> tuple[dict[str, list[Problem]], dict[st
         problems = load_problems(source, seed=0)
         name = problems[0].problem_set
         if name in found:
-            raise InputError(f"--against: two sets are called {name}; give one file another name")
+            raise InputError(f"--against: two sets are named {name}; rename one of the files")
         found[name] = problems
     return found, {}
 
@@ -128,11 +135,11 @@ def _notes(found: Sequence[Read], origin: str) -> dict[str, list[str]]:
 
 
 def _duplicates(found: Sequence[Read], origin: str) -> dict[str, list[str]]:
-    """The rows whose problem stood before: with the answer that it had there, or with another one."""
+    """The rows that repeat an earlier problem: with the same answer, or with another one."""
     first: dict[str, Problem] = {}
     again: dict[str, list[str]] = defaultdict(list)
     for read in found:
-        assert read.problem is not None, "rows without a problem were left out"
+        assert read.problem is not None, "rows without a problem were filtered out"
         before = first.setdefault(normalised(read.problem.problem), read.problem)
         if before is not read.problem:
             kind = "the same answer" if before.answer == read.problem.answer else "another answer"
@@ -141,5 +148,5 @@ def _duplicates(found: Sequence[Read], origin: str) -> dict[str, list[str]]:
 
 
 def _kind_of_fault(fault: str) -> str:
-    """A fault without what is particular to its row."""
+    """A fault without the parts that are specific to its row."""
     return re.sub(r"(['\"]).*\1", "…", fault.partition(";")[0])

@@ -1,4 +1,4 @@
-"""Files of responses with known answers, for judging: a claim on each row."""
+"""Files of responses with gold answers, for grading: one claim per row."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ CLAIM_FIELDS = Fields(
     required=("gold", "response"),
 )
 
-# CSV holds text only, and an empty cell where there is nothing.
+# CSV contains only text, and an empty cell for a missing value.
 _FLAGS = {"": None, "true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 _EXAMPLE = '{"gold": …, "response": …}'
 
 
 @dataclass(frozen=True)
 class ClaimRow:
-    """A claim, where it stands (the file and the line or row, from 1), and whether it should be right."""
+    """A claim, its place (the file and the line or row, from 1), and the expected verdict, if given."""
 
     place: str
     claim: Claim
@@ -39,10 +39,15 @@ class ClaimRow:
 
 
 def read_claims(path: Path, columns: Mapping[str, str], gold_mode: GoldMode) -> list[ClaimRow]:
-    """All rows of a file, of any kind that `read_rows` reads.
+    """Read all rows of a file in any format of `read_rows`.
 
-    `columns` are those that the user names, and `gold_mode` is that of rows that have none.
-    Raises InputError naming file, row and column of the first row that cannot be used, or a column that no row has.
+    Args:
+        path: the file.
+        columns: column names by field, as the user specified them.
+        gold_mode: the mode of rows that specify none.
+
+    Raises:
+        InputError: naming file, row and column of the first unusable row, or a column that no row has.
     """
     return read_as(path, CLAIM_FIELDS, columns, _EXAMPLE, partial(_claim, gold_mode=gold_mode))
 
@@ -50,9 +55,9 @@ def read_claims(path: Path, columns: Mapping[str, str], gold_mode: GoldMode) -> 
 def _claim(value: dict[str, Any], place: str, gold_mode: GoldMode) -> ClaimRow:
     mode = value["gold_mode"] or gold_mode
     if mode not in get_args(GoldMode):
-        raise Unusable(f"gold_mode: {mode!r} is no mode; take one of {', '.join(get_args(GoldMode))}")
+        raise Unusable(f"gold_mode: must be one of {', '.join(get_args(GoldMode))}, not {mode!r}")
     problem = last_turn(value["problem"], "user", "problem")
-    # Texts may be empty or hold half a character here: those are judged.
+    # Empty texts and lone surrogates are allowed here: they are graded.
     claim = Claim(
         gold=text_of(value["gold"], "gold")
         if listed(value["gold"]) is None

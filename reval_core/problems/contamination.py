@@ -1,6 +1,7 @@
-r"""Whether training problems stand in a test set too: by their normalised text, and by 13 words in a row.
+r"""Contamination check: training problems that also occur in a test set, by normalised text or by 13-grams of
+words.
 
-docs/problems.md says what was measured on real sets, and why the rules are these.
+docs/problems.md describes measurements on real sets and the reasons for the rules.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from dataclasses import dataclass
 from reval_core.problems.problem import Problem
 
 WORDS = 13
-"""How many words in a row two problems may not share."""
+"""n of the n-grams: problems that share this many consecutive words overlap."""
 
 STOCK = 5
-"""Words in a row that more than this many different problems share are a stock phrase and tell nothing alone."""
+"""n-grams that occur in more than this many different problems are stock phrases and do not count on their own."""
 
 _Gram = tuple[str, ...]
 
-# Commands that only space, size or delimit: `\left(` is `(`.
+# Commands that only affect spacing, size or delimiters: `\left(` is `(`.
 _LAYOUT = re.compile(
     r"\\(?:left|right|displaystyle|[bB]igg?[lr]?|quad|qquad)(?![A-Za-z])|\\[,;:! ()\[\]]|\$|~|\*\*"
 )
@@ -31,25 +32,25 @@ _LONE = re.compile(r"\{\s*([^{}\s\\])\s*\}")
 _BETWEEN_DIGITS = re.compile(r"(?<=[0-9])([,;:])\s+(?=[0-9])")
 _STOPS = re.compile(r"[.,;:?\"`]+(?![0-9])")
 _OUTSIDE = re.compile(r"\s+(?=[^\w\s])|(?<=[^\w\s])\s+")
-_BARE = re.compile(r"[0-9a-z+*/=()-]+")  # its own normal form, as arithmetic is
+_BARE = re.compile(r"[0-9a-z+*/=()-]+")  # already normalised, such as arithmetic
 _LOOKALIKES = str.maketrans({"−": "-", "–": "-", "—": "-", "’": "'", "‘": "'", "“": '"', "”": '"'})
 
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """A training problem that stands in a test set too."""
+    """A training problem that also occurs in a test set."""
 
     train: Problem
     test: Problem
     shared: str
-    """The words in a row that gave it away, normalised; empty where the whole normalised texts are equal."""
+    """The shared n-gram, normalised; empty if the whole normalised texts are equal."""
 
 
 def contaminated(train: Sequence[Problem], tests: Sequence[Problem]) -> list[Overlap]:
-    """Every pair of a training and a test problem that overlap, in the order of the training problems.
+    """All overlapping pairs of a training and a test problem, in the order of the training problems.
 
-    Two problems overlap if their normalised texts are equal, or if they share 13 words in a row. Words that more
-    than STOCK different problems share count only where half of the test problem's 13-grams are shared.
+    Two problems overlap if their normalised texts are equal, or if they share 13 consecutive words. A 13-gram that
+    occurs in more than STOCK different problems counts only if half of the test problem's 13-grams are shared.
     """
     texts = [normalised(problem.problem) for problem in train]
     test_texts = [normalised(problem.problem) for problem in tests]
@@ -82,9 +83,9 @@ def contaminated(train: Sequence[Problem], tests: Sequence[Problem]) -> list[Ove
 
 
 def normalised(text: str) -> str:
-    r"""A problem's text without what differs between copies: case, space, LaTeX delimiters and layout, punctuation.
+    r"""A problem's text without differences between copies: case, space, LaTeX delimiters and layout, punctuation.
 
-    Digits, letters and operators stay: `1+2=` is neither `12=` nor `1-2=`. A single space stays between words.
+    Digits, letters and operators are kept: `1+2=` is neither `12=` nor `1-2=`. Words are separated by one space.
     """
     if _BARE.fullmatch(text):
         return text
@@ -98,13 +99,13 @@ def normalised(text: str) -> str:
 
 
 def _grams(text: str) -> list[_Gram]:
-    """The 13 words in a row that a normalised text holds; none of a shorter one."""
+    """The 13-grams of a normalised text; none if it is shorter."""
     words = text.split()
     return [tuple(words[first : first + WORDS]) for first in range(len(words) - WORDS + 1)]
 
 
 def _by_test(grams: Sequence[_Gram], holding: dict[_Gram, set[int]]) -> dict[int, list[_Gram]]:
-    """The shared grams, by the number of the test problem that they are shared with."""
+    """The shared 13-grams by the number of the test problem."""
     found: dict[int, list[_Gram]] = defaultdict(list)
     for gram in grams:
         for number in holding[gram]:

@@ -1,4 +1,4 @@
-"""Known answers as files have them, made into the one line of text that the verifier compares with."""
+"""Conversion of gold answers in files to the single line of text that the verifier compares with."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from reval_core.rows import Unusable, json_list, plain_text
 from reval_core.verification.equations import is_identity
 
 GoldKind = Literal["integer", "number", "expression", "list", "choice", "text"]
-"""What a gold looks like. `text`: words without any mathematics, or no answer but an argument."""
+"""The kind of a gold answer. `text`: words without any mathematics, or an argument rather than an answer."""
 
 LONGEST_GOLD = 200
-"""In characters: what is longer is hardly an answer."""
+"""Length in characters above which a gold is hardly an answer."""
 
 _NUMBER = re.compile(r"[+-]?[0-9][0-9,.]*\s*(?:\\?%)?|[+-]?\\?[dt]?frac\s*(?:\{-?[0-9]+\}){2}|[+-]?[0-9]+/[0-9]+")
 _WORDS = re.compile(r"(?:\\text(?:bf|rm|it)?\s*\{)?[A-Za-z][A-Za-z' .-]{2,}\}?")
@@ -43,10 +43,10 @@ _COMMAND = re.compile(r"\\(?!text)[A-Za-z]+")
 
 
 def gold_text(value: Any, gold_mode: GoldMode, field: str = "answer") -> str:
-    """An answer as text. Of a whole solution, what stands in its last box or after its last ####.
+    """An answer as text. For a whole solution, the content of the last box, or what follows the last ####.
 
-    A list of one is its member; of several, the members with commas between them, as `alternatives` parts them.
-    The list may be JSON text. Raises Unusable for what is no answer.
+    A list, also as JSON text, becomes its members separated by commas, as `alternatives` splits them.
+    Raises Unusable for values that are not an answer.
     """
     members = listed(value)
     if members is not None:
@@ -54,25 +54,25 @@ def gold_text(value: Any, gold_mode: GoldMode, field: str = "answer") -> str:
     text = plain_text(value, field)
     text = extract(text, ("boxed", "hashes")) or text
     if "=" in text and is_identity(read_answer(prepare_gold(text))):
-        raise Unusable(f"{field}: is an equation that always holds, so that it says nothing")
+        raise Unusable(f"{field}: is an identity, which every response satisfies")
     return text
 
 
 def listed(value: Any) -> list[Any] | None:
-    """The members of an answer that is a list, or one written as JSON text; None for any other."""
+    """The members of an answer that is a list, also as JSON text; None for other answers."""
     if isinstance(value, list):
         return value
     return json_list(value) if isinstance(value, str) else None
 
 
 def is_missing(gold: str) -> bool:
-    """Whether a gold is a word for a missing value, such as `nan`, `N/A` or `TODO`, or only punctuation."""
+    """Whether a gold is a placeholder for a missing value, such as `nan`, `N/A` or `TODO`, or only punctuation."""
     word = _WRAPPING.sub("", gold).strip(" \t\n\\.!:;'\"()[]<>#").casefold()
     return word in _MISSING or not any(unicodedata.category(letter)[0] in "LNS" for letter in gold.replace("$", ""))
 
 
 def gold_kind(gold: str, gold_mode: GoldMode) -> GoldKind:
-    """What a gold looks like."""
+    """The kind of a gold answer."""
     answer = prepare_gold(gold)
     if gold_mode == "choice" or re.fullmatch(r"[A-J]", answer):
         return "choice"
@@ -92,7 +92,7 @@ def _joined(members: Sequence[str], gold_mode: GoldMode, field: str) -> str:
     if not unique:
         raise Unusable(f"{field}: is an empty list")
     if len(unique) > 1 and gold_mode == "any":
-        parted = next((one for one in unique if len(alternatives(prepare_gold(one))) > 1), None)
-        if parted is not None:
-            raise Unusable(f"{field}: lists {parted!r}, which is a list itself, where any one member is right")
+        nested = next((one for one in unique if len(alternatives(prepare_gold(one))) > 1), None)
+        if nested is not None:
+            raise Unusable(f"{field}: contains {nested!r}, itself a list, which gold_mode any does not support")
     return ", ".join(unique)

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, where the package `datasets` is installed and a network is there."""
+"""Datasets of the Hugging Face hub; needs the package `datasets` and network access."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from reval_core.rows import Row, numbered
 
 
 def hub_rows(hub: Hub) -> list[Row]:
-    """All rows of a dataset.
+    """Load all rows of a dataset.
 
-    Raises InputError if `datasets` is not installed, or the dataset cannot be had.
+    Raises InputError if `datasets` is not installed, or the dataset cannot be loaded.
     """
     try:
         from datasets import load_dataset
@@ -22,13 +22,13 @@ def hub_rows(hub: Hub) -> list[Row]:
     try:
         loaded = load_dataset(hub.name, hub.config, split=hub.split, revision=hub.revision)
         rows = list(numbered(loaded, f"hub {hub.name}"))
-    # It raises what its own parts raise: of the network, of the hub, of a builder.
+    # Errors of any type: of the network, the hub or a dataset builder.
     except Exception as error:
         why = " ".join(str(error).split())[:200]
         raise InputError(
-            f"hub {hub.name}: cannot be had ({why}); check the name, the network and whether the hub asks you to "
-            "log in, or give the path of a file"
+            f"hub {hub.name}: cannot be loaded ({why}); check the name, the network and whether the dataset "
+            "requires a login, or give the path of a file"
         ) from error
     if not rows:
-        raise InputError(f"hub {hub.name}: holds no problem in split {hub.split}")
+        raise InputError(f"hub {hub.name}: contains no problems in split {hub.split}")
     return rows

@@ -1,4 +1,4 @@
-"""The order in which a run asks its problems."""
+"""The order of the training problems in a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from reval_core.problems.problem import Problem
 
 
 class PromptOrder:
-    """The order in which a run asks its problems: seeded epochs, every problem once before any twice."""
+    """The order of the training problems: seeded epochs, in which every problem occurs once."""
 
     def __init__(self, problems: Sequence[Problem], seed: int) -> None:
         self._problems = {problem.prompt_id: problem for problem in problems}
@@ -17,9 +17,14 @@ class PromptOrder:
         self._epochs: dict[tuple[int, int], list[str]] = {}
 
     def take(self, start: int, count: int, prompts: int) -> list[Problem]:
-        """The next `count` problems after the first `start`, in a run that asks `prompts` a round.
+        """The next `count` problems after the first `start`.
 
-        No two of a round are the same where rounds ask for all of their prompts.
+        The problems of a round are distinct if every round takes all of its prompts.
+
+        Args:
+            start: number of problems taken before.
+            count: number of problems to take.
+            prompts: problems per round of the run.
         """
         return [self._at(position, prompts) for position in range(start, start + count)]
 
@@ -32,13 +37,13 @@ class PromptOrder:
 
     def _order(self, epoch: int, prompts: int) -> list[str]:
         order = shuffled(list(self._problems), self._seed, f"epoch {epoch}")
-        # The round that this epoch begins in has asked the end of the epoch before: those come last now.
+        # The round in which this epoch starts has taken the end of the previous epoch: those problems come last.
         shared = epoch * len(order) % prompts
         asked = set(self._epochs[epoch - 1, prompts][-shared:]) if shared else set()
         return [name for name in order if name not in asked] + [name for name in order if name in asked]
 
 
 def shuffled(ids: list[str], seed: int, purpose: str) -> list[str]:
-    """`ids` in an order that depends on nothing but the arguments: by hash, so no library's RNG matters."""
+    """`ids` in an order that depends only on the arguments: by hash, independent of any library's RNG."""
     prefix = f"{seed}/{purpose}/"
     return sorted(ids, key=lambda name: (hashlib.sha256((prefix + name).encode()).digest(), name))

@@ -1,4 +1,4 @@
-"""What a run or an evaluation would ask, shown before it does: one prompt, and how answers to it are judged."""
+"""Preview of a run or an evaluation: one prompt, and the verdicts on example responses to it."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preview:
-    """A problem of middling length as the model reads it."""
+    """The problem of median length as the model reads it."""
 
     problem: Problem
     text: str
-    """The prompt with every special token written out, those that the tokenizer adds among them."""
+    """The prompt with all special tokens, including those that the tokenizer adds."""
     tokens: list[int]
     lengths: tuple[int, int, int]
-    """The tokens of the shortest, the median and the longest prompt of the set."""
+    """The length in tokens of the shortest, the median and the longest prompt of the set."""
     special: list[str]
     """The tokenizer's special tokens."""
     judged: list[tuple[str, Judgement]]
-    """Example responses, made from the gold answer, and what is said of them."""
+    """Example responses, derived from the gold answer, with their verdicts."""
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -54,7 +54,7 @@ class Preview:
 def preview(
     problems: Sequence[Problem], prompts: Prompts, tokenizer: PreTrainedTokenizerBase, verifier: Verifier
 ) -> Preview:
-    """The problem of a set whose prompt has the median length, and example responses judged as real ones are."""
+    """Preview the problem whose prompt has the median length, with example responses, graded like real ones."""
     lengths = prompts.lengths(problem.problem for problem in problems)
     middle = int(np.argsort(lengths, kind="stable")[len(lengths) // 2])
     problem = problems[middle]
@@ -72,7 +72,7 @@ def preview(
 
 
 def example_responses(problem: Problem, problems: Sequence[Problem]) -> list[str]:
-    """The gold answer in several forms, and another problem's where one differs."""
+    """The gold answer in several forms, and a different answer of another problem, if there is one."""
     gold = problem.answer
     forms = [gold, rf"\boxed{{{gold}}}", f"The answer is {gold}.", f"#### {gold}"]
     other = next((one.answer for one in problems if one.answer != gold), None)
@@ -80,7 +80,8 @@ def example_responses(problem: Problem, problems: Sequence[Problem]) -> list[str
 
 
 def _with_added_tokens(text: str, tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """A prompt's text behind the tokens that the tokenizer puts before it, which the text does not spell."""
+    """A prompt's text, preceded by the special tokens that the tokenizer prepends, unless the text contains
+    them."""
     special = set(tokenizer.all_special_ids)
     first = next((place for place, one in enumerate(tokens) if one not in special), len(tokens))
     added = "".join(tokenizer.convert_ids_to_tokens(list(tokens[:first])))

@@ -1,4 +1,4 @@
-"""A problem with its known answer."""
+"""A problem with its gold answer."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ class Problem:
     problem: str
     answer: str
     gold_mode: GoldMode = "all"
-    """What a gold that lists several answers asks for; `choice`: the gold is a letter from A to J."""
+    """What a gold answer that lists several values requires; `choice`: the gold is a letter from A to J."""
     problem_set: str = ""
-    """What it is counted under: the registered set, the file's stem, the hub's name or the kind of sums."""
+    """Name of its set: the registered name, the file's stem, the hub name or the kind of arithmetic."""
     place: str = field(default="", compare=False)
-    """Where it stands, for complaints: the file and the line or row. No part of what the problem is."""
+    """The file and the line or row, for error messages. Not part of the problem's identity."""
 
     def content(self) -> dict[str, str]:
-        """All that the problem is, as JSON."""
+        """The fields that identify the problem, as a JSON object."""
         return {name: value for name, value in asdict(self).items() if name != "place"}
 
     def __str__(self) -> str:
-        """How complaints name it."""
+        """The name of the problem in error messages."""
         return self.place or f"{self.prompt_id} of {self.problem_set}"
 
 
 def problems_digest(problems: Iterable[Problem]) -> str:
-    """The digest of all that the problems are, in order."""
+    """The digest of the contents of the problems, in order."""
     return digest([problem.content() for problem in problems])

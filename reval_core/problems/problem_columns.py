@@ -1,4 +1,4 @@
-"""The columns of problem files: the names under which they hold the problem, its answer and the rest."""
+"""The column names that are recognised in problem files."""
 
 from __future__ import annotations
 
@@ -21,4 +21,4 @@ PROBLEM_FIELDS = Fields(
 """`reval_core.config.ProblemField` has the same names."""
 
 OTHER_OPTIONS = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
-"""Where GPQA's own files have the wrong options; the right one is the answer."""
+"""The columns of the wrong options in GPQA's own files; the right one is the answer."""

@@ -1,4 +1,5 @@
-"""Rows made into problems: each gives a problem with what is odd about it, or why it cannot be used."""
+"""Conversion of rows to problems: each gives a problem with notes on anomalies, or the reason why it is
+unusable."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from reval_core.problems.registered import REGISTERED
 from reval_core.rows import Row, Unusable, choose_columns, last_turn, plain_text, turns_of, value_at, within
 
 LONGEST_PROBLEM = 2000
-"""In characters: longer problems are reported."""
+"""Length in characters above which problems are reported."""
 
 Note = Literal[
     "answer is a list",
@@ -30,24 +31,31 @@ Note = Literal[
     "long problem",
     "several turns of the user, of which the last is asked",
 ]
-"""What is odd about a row that can be used."""
+"""An anomaly of a usable row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What came of a row."""
+    """The result of reading a row."""
 
     place: str
     problem: Problem | None
     notes: tuple[Note, ...] = ()
     fault: str = ""
-    """Why there is no problem."""
+    """Why the row is unusable, if it is."""
 
 
 def read_problems(rows: Sequence[Row], source: ProblemSet, origin: str, problem_set: str) -> list[Read]:
-    """What came of each row, in order. `origin` is the file or dataset, for complaints.
+    """Convert rows to problems, in order.
 
-    Raises InputError if the columns cannot be told.
+    Args:
+        rows: the rows.
+        source: the settings of the set.
+        origin: the file or dataset, for error messages.
+        problem_set: the name of the set.
+
+    Raises:
+        InputError: if the columns cannot be determined.
     """
     known = REGISTERED[source.set] if source.set else None
     names = dict.fromkeys(name for row in rows for name in row.values)
@@ -60,8 +68,8 @@ def read_problems(rows: Sequence[Row], source: ProblemSet, origin: str, problem_
             problem, notes = _problem(row, columns, gold_mode, problem_set)
             if problem.prompt_id in places:
                 raise Unusable(
-                    f"prompt_id: {problem.prompt_id!r} stands on {places[problem.prompt_id]} already; "
-                    "every problem needs an id of its own"
+                    f"prompt_id: {problem.prompt_id!r} is already used on {places[problem.prompt_id]}; "
+                    "every problem needs a unique id"
                 )
         except Unusable as error:
             found.append(Read(row.place, None, fault=str(error)))
@@ -72,14 +80,14 @@ def read_problems(rows: Sequence[Row], source: ProblemSet, origin: str, problem_
 
 
 def stem(path: Path) -> str:
-    """What the problems of a file are counted under."""
+    """The name of the problem set in a file."""
     return path.name.removesuffix(path.suffix)
 
 
 def _problem(
     row: Row, columns: Mapping[str, str], gold_mode: GoldMode, problem_set: str
 ) -> tuple[Problem, tuple[Note, ...]]:
-    """Raises Unusable if the row gives none."""
+    """The problem of a row and its notes. Raises Unusable if the row is unusable."""
     given = {field: value_at(row.values, column) for field, column in columns.items()}
     question, notes = _question(given["problem"]), _question_notes(given["problem"])
     choice = options_of(row.values, given.get("options"), given["answer"])
@@ -97,7 +105,7 @@ def _problem(
 
 
 def _question(value: Any) -> str:
-    """The problem's text. Of a chat, the user's last turn without the instruction of a prompt that is known."""
+    """The problem's text. For a chat, the last user turn without the instruction of a known prompt."""
     asked = last_turn(value, "user", "problem")
     text = plain_text(asked, "problem")
     if asked is not value:

@@ -1,4 +1,4 @@
-"""A run's problems, from where its settings say that they are."""
+"""Loading of problem sets from the sources in the settings."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from reval_core.rows import read_rows
 
 
 def load_problems(source: ProblemSet, seed: int) -> list[Problem]:
-    """All problems of a set, in the set's order; with a limit, as many chosen by `seed`.
+    """Load the problems of a set, in the order of the set; with a limit, that many, chosen by `seed`.
 
-    Raises InputError naming file, line and field of the first problem that cannot be used, unless the set says that
-    such rows are to be dropped.
+    Raises InputError naming file, line and field of the first unusable problem, unless the set drops such rows.
     """
     if source.arithmetic is not None:
         digits, operators = source.arithmetic.digits, source.arithmetic.operators
@@ -37,31 +36,31 @@ def load_problems(source: ProblemSet, seed: int) -> list[Problem]:
 
 
 def load_held_out(settings: Problems, seed: int) -> list[Problem]:
-    """The problems of all held-out sets, one set after the other. Raises InputError if two have one name."""
+    """Load the problems of all held-out sets in order. Raises InputError if two sets have the same name."""
     return [
         one for problems in load_sets(settings.held_out, seed, "problems.held_out").values() for one in problems
     ]
 
 
 def load_sets(sources: Sequence[ProblemSet], seed: int, field: str) -> dict[str, tuple[Problem, ...]]:
-    """The problems of several sets by the sets' names; an id is one problem's within its set.
+    """Load the problems of several sets, by the names of the sets. Ids are unique within a set only.
 
-    Raises InputError, naming the settings' `field`, if two sets have one name.
+    Raises InputError, naming the key `field` of the settings, if two sets have the same name.
     """
     sets: dict[str, tuple[Problem, ...]] = {}
     for source in sources:
         problems = tuple(load_problems(source, seed))
         name = problems[0].problem_set
         if name in sets:
-            raise InputError(f"{field}: two sets are called {name}; leave one out, or give its file another name")
+            raise InputError(f"{field}: two sets are named {name}; remove one, or rename its file")
         sets[name] = problems
     return sets
 
 
 def load_train(settings: Problems, seed: int) -> list[Problem]:
-    """The problems to train on; without the contaminated ones where the settings say `drop`.
+    """Load the training problems, without contaminated ones if the settings drop those.
 
-    Raises InputError if nothing is left.
+    Raises InputError if no problem is left.
     """
     if settings.train is None:
         return []
@@ -72,12 +71,12 @@ def load_train(settings: Problems, seed: int) -> list[Problem]:
     left_out = {overlap.train.prompt_id for overlap in found}
     kept = [problem for problem in problems if problem.prompt_id not in left_out]
     if not kept:
-        raise InputError("problems.train: every problem stands in a test set too; take another training set")
+        raise InputError("problems.train: every problem also occurs in a test set; use another training set")
     return kept
 
 
 def check_contamination(train: Sequence[Problem], settings: Problems, seed: int) -> None:
-    """Raise InputError if training problems stand in a test set too: how many, and one of them."""
+    """Raise InputError if training problems also occur in a test set, with their number and an example."""
     found = contaminated(train, load_tests(settings, seed))
     if found:
         first = min(found, key=lambda overlap: overlap.shared != "")
@@ -85,23 +84,24 @@ def check_contamination(train: Sequence[Problem], settings: Problems, seed: int)
         by_text = len({overlap.train.prompt_id for overlap in found if not overlap.shared})
         why = f"they share {first.shared[:80]!r}" if first.shared else "the same text"
         raise InputError(
-            f"problems.train: {rows:,} of {len(train):,} problems stand in the test sets too ({by_text:,} with the "
-            f"same text, the others share {WORDS} words in a row), for example {first.train.prompt_id} "
+            f"problems.train: {rows:,} of {len(train):,} problems also occur in the test sets ({by_text:,} with "
+            f"the same text, the others share {WORDS} consecutive words), for example {first.train.prompt_id} "
             f"of {first.train.problem_set} and {first.test.prompt_id} of {first.test.problem_set} ({why}); set "
-            "problems.contaminated: drop to leave them out, or keep to train on them knowingly"
+            "problems.contaminated: drop to exclude them, or keep to train on them anyway"
         )
 
 
 def load_tests(settings: Problems, seed: int) -> list[Problem]:
-    """All problems that must not be trained on, whole sets whatever their limits are."""
+    """Load all problems that must not be trained on: whole sets, regardless of their limits."""
     sources = [*settings.held_out, *settings.never_train_on]
     return [problem for one in sources for problem in load_problems(one.model_copy(update={"limit": None}), seed)]
 
 
 def read_set(source: ProblemSet) -> tuple[str, list[Read]]:
-    """Where the rows of a set come from, and what came of each.
+    """Read a set: the origin of its rows, and the result of each row.
 
-    Raises InputError if there is no such file or dataset, or it is another set than the one that it is said to be.
+    Raises InputError if there is no such file or dataset, or if it is not the registered set that the settings
+    name.
     """
     path = Path(source.path) if source.path else None
     if path is None and source.hub is None and source.set:
@@ -110,7 +110,7 @@ def read_set(source: ProblemSet) -> tuple[str, list[Read]]:
         origin, rows, name = str(path), read_rows(path), stem(path)
     else:
         hub = source.hub or (REGISTERED[source.set].hub if source.set else None)
-        assert hub is not None, "a set has a place"
+        assert hub is not None, "a set has a source"
         try:
             origin, rows, name = f"hub {hub.name}", hub_rows(hub), hub.name.rpartition("/")[2]
         except InputError as error:
@@ -119,8 +119,8 @@ def read_set(source: ProblemSet) -> tuple[str, list[Read]]:
     if known is not None and known.split == "test" and len(rows) not in known.sizes:
         sizes = " or ".join(map(str, known.sizes))
         raise InputError(
-            f"{origin}: has {len(rows):,} rows and {known.title} has {sizes}; to use it as a set of its own, give "
-            "its path without set, and for a part of the whole set a limit"
+            f"{origin}: has {len(rows):,} rows, but {known.title} has {sizes}; to use it as a separate set, give "
+            "its path without set; to use a part of the whole set, give a limit"
         )
     return origin, read_problems(rows, source, origin, source.set or name)
 
@@ -131,20 +131,20 @@ def _usable(source: ProblemSet) -> list[Problem]:
     if first is not None and source.unusable == "refuse":
         count = sum(one.problem is None for one in found)
         raise InputError(
-            f"{first.place}: {first.fault}; mend it, or set unusable: drop to leave such rows out "
+            f"{first.place}: {first.fault}; fix it, or set unusable: drop to drop such rows "
             f"({count:,} of {len(found):,})"
         )
     problems = [one.problem for one in found if one.problem is not None]
     if not problems:
-        raise InputError(f"{origin}: none of its {len(found)} rows can be used; look with reval problems check")
+        raise InputError(f"{origin}: none of its {len(found)} rows can be used; see reval problems check")
     return problems
 
 
 def _no_file(source: ProblemSet) -> str:
-    assert source.set is not None, "only a registered set is looked for"
-    looked = ", ".join(str(directory.absolute()) for directory in directories())
+    assert source.set is not None, "only registered sets are searched for"
+    searched = ", ".join(str(directory.absolute()) for directory in directories())
     endings = ", ".join(ENDINGS[:-1]) + " or " + ENDINGS[-1]
     return (
-        f"{source.set}: no file {REGISTERED[source.set].files[0]}{endings} in {looked} (docs/problems.md says how "
-        f"to get it, {VARIABLE} names other folders)"
+        f"{source.set}: no file {REGISTERED[source.set].files[0]}{endings} in {searched} (docs/problems.md "
+        f"describes how to get it; {VARIABLE} sets other directories)"
     )

@@ -1,4 +1,4 @@
-"""How a problem becomes a prompt: its text, and the tokens that a model reads."""
+"""Rendering of prompts: the text and the tokens that a model reads for a problem."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BATCH = 256
-"""Problems that are tokenised together: a tokenizer's account of characters is far larger than its ids."""
+"""Problems per tokenizer call: character offsets need far more memory than token ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,23 +24,31 @@ class Rendered:
     text: str
     tokens: list[int]
     fault: str = ""
-    """Why the model cannot be asked this, if it cannot."""
+    """Why the prompt cannot be used, if it cannot."""
 
 
 def render(
     problems: Sequence[str], prompt: Prompt, tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = ()
 ) -> Iterator[Rendered]:
-    """The prompt of each problem, in order, with a fault where the model would not read the problem's own text.
+    """Render the prompt of each problem, in order, with a fault if the model would not read the problem's exact
+    text.
 
-    `ends` are the tokens that end a text. Raises InputError if no prompt can be made: the tokenizer has no chat
-    template, or it fails, or it leaves out what the settings say beside the problem, or a prompt ends the text.
+    Args:
+        problems: the texts of the problems.
+        prompt: the prompt template.
+        tokenizer: the model's tokenizer.
+        ends: ids of the tokens that end a text.
+
+    Raises:
+        InputError: if prompts cannot be rendered: the tokenizer has no chat template, or the template fails or
+            omits parts of the settings, or a prompt ends with an end token.
     """
     if prompt.chat and not tokenizer.chat_template:
         raise InputError(
-            f"{_model(tokenizer)}: prompt.chat: its tokenizer has no chat template; set prompt.chat: false, with "
-            "no system turn and no examples"
+            f"{_model(tokenizer)}: prompt.chat: its tokenizer has no chat template; set prompt.chat: false, and "
+            "remove the system turn and the examples"
         )
-    # A chat template writes its own special tokens.
+    # A chat template contains its own special tokens.
     speller = Speller(tokenizer, add_special_tokens=not prompt.chat)
     for first in range(0, len(problems), _BATCH):
         part = problems[first : first + _BATCH]
@@ -54,7 +62,7 @@ def render(
 
 
 def prompt_text(problem: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text that a model reads before it answers `problem`. Raises InputError if the chat template fails."""
+    """The text of the prompt for `problem`. Raises InputError if the chat template fails."""
     if not prompt.chat:
         return prompt.user.replace("{problem}", problem)
     turns = [{"role": "system", "content": prompt.system}] if prompt.system is not None else []
@@ -64,7 +72,7 @@ def prompt_text(problem: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase
     turns.append({"role": "user", "content": prompt.user.replace("{problem}", problem)})
     try:
         text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template is a program, and may raise anything
+    except Exception as error:  # a template is a program that may raise any error
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
             f"{_model(tokenizer)}: prompt: its chat template fails ({why}); change prompt.system or "
@@ -76,7 +84,7 @@ def prompt_text(problem: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase
 def _rendered(
     problem: str, text: str, read: Encoded, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, speller: Speller
 ) -> Rendered:
-    core = problem.strip()  # templates strip the turns that they are given
+    core = problem.strip()  # templates strip the content of turns
     if prompt.user.replace("{problem}", problem).strip() not in text:
         return Rendered(text, read.ids, "the model's chat template leaves the problem's text out, or changes it")
     spellings = speller.spelled(text, read, core)
@@ -104,7 +112,7 @@ def _rendered(
 
 
 def _check_settings(text: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise InputError if a chat does not hold what the settings say beside the problem."""
+    """Raise InputError if a rendered chat lacks the system turn or an example of the settings."""
     own = {"system": prompt.system or ""}
     for number, example in enumerate(prompt.examples):
         own[f"examples[{number}].problem"] = prompt.user.replace("{problem}", example.problem)
@@ -112,22 +120,22 @@ def _check_settings(text: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBas
     for name, content in own.items():
         if content.strip() not in text:
             raise InputError(
-                f"{_model(tokenizer)}: prompt.{name}: its chat template leaves this out, or changes it; say it in "
-                "prompt.user instead, or take it out"
+                f"{_model(tokenizer)}: prompt.{name}: its chat template omits or changes this; move it to "
+                "prompt.user, or remove it"
             )
 
 
 def _check_end(rendered: Rendered, ends: Collection[int], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise InputError if a prompt ends with a token that ends a text, whatever space comes after it."""
+    """Raise InputError if a prompt ends with an end token, possibly followed by whitespace."""
     last = len(rendered.tokens) - 1
     while last > 0 and rendered.tokens[last] not in ends and tokenizer.decode([rendered.tokens[last]]).isspace():
         last -= 1
     if last >= 0 and rendered.tokens[last] in ends:
         token = tokenizer.convert_ids_to_tokens(rendered.tokens[last])
         raise InputError(
-            f"{_model(tokenizer)}: prompt: its tokenizer or chat template ends a prompt with {token}, which ends a "
-            "text; set add_eos_token to false in tokenizer_config.json, or fix the post_processor in "
-            "tokenizer.json or the template"
+            f"{_model(tokenizer)}: prompt: its tokenizer or chat template ends the prompt with the end token "
+            f"{token}; set add_eos_token to false in tokenizer_config.json, or fix the post_processor "
+            "in tokenizer.json or the template"
         )
 
 

@@ -1,4 +1,4 @@
-"""The prompts of a run or an evaluation: rendered once, and written down before anything is asked."""
+"""The recorded prompts of a run or an evaluation: rendered once, and written before generation starts."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ PROMPTS = pa.schema(
         ("left_out", pa.string()),
     ]
 )
-"""One row a problem's text; `left_out` says why it is not asked, and is null where it is."""
+"""One row per problem text; `left_out` is the reason why a problem is dropped, or null."""
 
 _ROWS = 1024
 
 
 class Prompts:
-    """What problems look like to a model, by their texts: in columns, since training sets are large."""
+    """The prompts of problems, by the problem's text. Stored in columns, since training sets are large."""
 
     def __init__(self, table: pa.Table | None = None) -> None:
         self.table = (PROMPTS.empty_table() if table is None else table).combine_chunks()
@@ -38,7 +38,7 @@ class Prompts:
 
     @classmethod
     def of(cls, problems: Sequence[str], rendered: Iterable[Rendered]) -> Prompts:
-        """Prompts as they are rendered; those with a fault are left out for it."""
+        """Collect rendered prompts; those with a fault are marked as dropped."""
         parts, part = [], []
         for problem, one in zip(problems, rendered, strict=True):
             tokens = np.asarray(one.tokens, np.int32)
@@ -57,50 +57,50 @@ class Prompts:
         return problem in self._places
 
     def __getitem__(self, problem: str) -> tuple[str, list[int]]:
-        """A problem's prompt as text and as tokens."""
+        """The text and the token ids of a problem's prompt."""
         place = self._places[problem]
         tokens: list[int] = self.table.column("prompt_tokens")[place].as_py()
         return self.table.column("prompt")[place].as_py(), tokens
 
     def left_out(self, problem: str) -> str:
-        """Why a problem is not asked; nothing for one that is."""
+        """The reason why a problem is dropped; empty if it is not."""
         return self.table.column("left_out")[self._places[problem]].as_py() or ""
 
     def lengths(self, problems: Iterable[str]) -> np.ndarray:
-        """How many tokens the prompts of these have."""
+        """The number of tokens of each problem's prompt, [problems]."""
         lengths = pc.list_value_length(self.table.column("prompt_tokens")).to_numpy()
         return lengths[[self._places[problem] for problem in problems]]
 
     def with_more(self, more: Prompts) -> Prompts:
-        """These, and those of other problems."""
+        """These prompts together with those of further problems."""
         new = [place for problem, place in more._places.items() if problem not in self]
         return Prompts(pa.concat_tables([self.table, more.table.take(new)])) if new else self
 
     def usable(self) -> Prompts:
-        """Those that are asked."""
+        """The prompts of problems that are not dropped."""
         return Prompts(self.table.filter(pc.is_null(self.table.column("left_out"))))
 
     def leaving_out(self, why: Mapping[str, str]) -> Prompts:
-        """The same, with problems that are left out for what is said of them."""
-        said = self.table.column("left_out").to_pylist()
+        """The same prompts, with these problems marked as dropped for the given reasons."""
+        reasons = self.table.column("left_out").to_pylist()
         for problem, reason in why.items():
-            said[self._places[problem]] = reason
-        return Prompts(self.table.set_column(3, PROMPTS.field("left_out"), pa.array(said, pa.string())))
+            reasons[self._places[problem]] = reason
+        return Prompts(self.table.set_column(3, PROMPTS.field("left_out"), pa.array(reasons, pa.string())))
 
     def publish(self, path: Path, reading: str) -> None:
-        """Write them down, whole or not at all. `reading` is the digest of what has made tokens of them."""
+        """Write the prompts atomically. `reading` is the digest of the tokenizer that produced the tokens."""
         before = [file_digest(path)] if path.exists() else []
 
         def write(partial: Path) -> None:
             pq.write_table(self.table, partial, compression="zstd")
-            # The note comes before the file, and names the one that stands as well: a crash leaves a pair.
+            # The note is written first and lists the existing file as well, so that a crash leaves a valid pair.
             publish_sealed(_note(path), {"sha256": [file_digest(partial), *before], "reading": reading})
 
         publish_file(path, write)
 
 
 def read_prompts(path: Path) -> Prompts:
-    """The prompts that were written down. Raises Damaged, naming the file, if they are not what was written."""
+    """Read recorded prompts. Raises CorruptData, naming the file, if it is not what was written."""
     try:
         if file_digest(path) not in read_sealed(_note(path))["sha256"]:
             raise CorruptData(f"{path}: is not what was written (its checksum differs)")
@@ -110,7 +110,7 @@ def read_prompts(path: Path) -> Prompts:
 
 
 def read_by(path: Path) -> str:
-    """What has made the tokens of the prompts that were written down: a `reading_digest`, empty if none were."""
+    """The `reading_digest` of the tokenizer that produced recorded prompts; empty if there are none."""
     try:
         return str(read_sealed(_note(path)).get("reading", ""))
     except CorruptData:

@@ -1,4 +1,4 @@
-"""The registered problem sets: what they are called, where they come from, and under which files they are found."""
+"""The registered problem sets: their names, origins and file names."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Literal
 from reval_core.config import GoldMode, Hub, ProblemField, SetName
 
 ENDINGS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".arrow")
-"""The endings of the files that are read, in the order in which a set is looked for."""
+"""The supported file extensions, in the order in which a set is searched for."""
 
 VARIABLE = "REVAL_DATA"
-"""The environment variable with the folders in which registered sets are looked for."""
+"""The environment variable with the directories in which registered sets are searched for."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,17 @@ class RegisteredSet:
     title: str
     split: Literal["train", "test"]
     files: tuple[str, ...]
-    """The names of its files, without their endings."""
+    """The recognised file names, without extensions."""
     hub: Hub
-    """Where the Hugging Face hub has it."""
+    """The dataset on the Hugging Face hub."""
     sizes: tuple[int, ...]
-    """The numbers of problems of its known copies; none where they are not known. A test set with another number is
-    not the whole set."""
+    """The numbers of problems of its known copies; empty if unknown. A test set with another number is not the
+    whole set."""
     origin: str
-    """Who made it, and under which licence the hub's copy stands."""
+    """The authors, and the licence of the hub's copy."""
     gold_mode: GoldMode = "all"
     columns: Mapping[ProblemField, str] = field(default_factory=dict)
-    """Columns that are taken where a file has them, before any that is guessed."""
+    """Columns that take precedence over the recognised names, if a file has them."""
 
 
 REGISTERED: dict[SetName, RegisteredSet] = {
@@ -125,15 +125,16 @@ REGISTERED: dict[SetName, RegisteredSet] = {
 
 
 def directories() -> list[Path]:
-    """Where registered sets are looked for: the folders of REVAL_DATA, or `data` where that is not set."""
+    """The directories in which registered sets are searched for: those of REVAL_DATA, or `data` if it is not
+    set."""
     named = [Path(one) for one in os.environ.get(VARIABLE, "").split(os.pathsep) if one]
     return named or [Path("data")]
 
 
 def find_set(name: SetName) -> Path | None:
-    """The file that holds a registered set; None if there is none in `folders`.
+    """The file of a registered set; None if there is none in `directories()`.
 
-    The name must be one of the set's own: `gsm8k-64.jsonl` is not GSM8K.
+    The file name must be one of the set's: `gsm8k-64.jsonl` is not GSM8K.
     """
     names = [stem + ending for stem in REGISTERED[name].files for ending in ENDINGS]
     places = (directory / file for directory in directories() for file in names)

@@ -1,4 +1,4 @@
-"""Responses from elsewhere: a file with problem, response and what it is worth on each row."""
+"""Files of responses to import: a problem, a response, and a gold answer or reward per row."""
 
 from __future__ import annotations
 
@@ -21,37 +21,43 @@ RESPONSE_FIELDS = Fields(
     },
     required=("problem", "response"),
 )
-"""Of gold and reward each row needs one."""
+"""Each row needs a gold answer or a reward."""
 
 _EXAMPLE = '{"problem": …, "response": …, "gold": …}'
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One row: a response to a problem, with the known answer, or with a reward from elsewhere, or with both."""
+    """One row: a response to a problem with the gold answer, a given reward, or both."""
 
     place: str
-    """Where it stands, for complaints: the file and the line or row, which count from 1."""
+    """The file and the line or row, from 1, for error messages."""
     problem: str
     response: str
-    """As the file has it; it may be empty."""
+    """The unchanged text; may be empty."""
     gold: str | None
     reward: float | None
 
 
 def read_responses(path: Path, columns: Mapping[str, str], gold_mode: GoldMode) -> list[Response]:
-    """All rows of a file of any kind that `read_rows` reads. `columns` are those that the user names.
+    """Read all rows of a file in any format of `read_rows`.
 
-    Raises InputError naming file, row and column of the first row that cannot be used.
+    Args:
+        path: the file.
+        columns: column names by field, as the user specified them.
+        gold_mode: what a gold answer that lists several values requires.
+
+    Raises:
+        InputError: naming file, row and column of the first unusable row.
     """
     return read_as(path, RESPONSE_FIELDS, columns, _EXAMPLE, partial(_response, gold_mode=gold_mode))
 
 
 def _response(value: dict[str, Any], place: str, gold_mode: GoldMode) -> Response:
-    # An empty cell of CSV is no value.
+    # An empty CSV cell is a missing value.
     gold, reward = (None if value[field] == "" else value[field] for field in ("gold", "reward"))
     if gold is None and reward is None:
-        raise Unusable("gold: is missing, and so is reward; give one of them")
+        raise Unusable("gold: is missing, and reward as well; give one of them")
     response = text_of(last_turn(value["response"], "assistant", "response"), "response")
     return Response(
         place=place,

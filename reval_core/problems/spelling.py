@@ -1,9 +1,10 @@
-"""Problem texts that spell control tokens: `<|im_end|>` in a problem is ten characters, and ends no turn.
+"""Problem texts that spell control tokens: `<|im_end|>` in a problem is ten characters of text and ends no turn.
 
 Control tokens are those that a tokenizer marks as special; other added tokens, such as runs of spaces, are text.
-A tokenizer reads a control token wherever it is spelled. So a prompt in which the problem spells one is tokenised
-with a separator inside the spelling, a character that the text does not have, and the separator's own tokens are
-taken out again. The prompt is still tokenised as a whole: neither words nor prefixes around the spelling change.
+A tokenizer produces a control token wherever it is spelled. So a prompt in which the problem spells one is
+tokenised with a separator inside the spelling, a character that does not occur in the text, and the separator's
+tokens are removed afterwards. The prompt is still tokenised as a whole: words and prefixes around the spelling do
+not change.
 """
 
 from __future__ import annotations
@@ -18,26 +19,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Span = tuple[int, int]
-"""The first character, and the one after the last."""
+"""The index of the first character, and of the one after the last."""
 
 _MARKS = "\ufdd0\ufdd1"
-"""Before and after a problem while its prompt is rendered. Unicode keeps them free of any meaning."""
+"""Markers before and after a problem while its prompt is rendered. Unicode reserves them as noncharacters."""
 
 _SEPARATORS = "\ue000\uf8ff\ufdd2\u2060"
-"""What is tried as a separator, in this order."""
+"""The candidate separators, in the order in which they are tried."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What a tokenizer makes of a text."""
+    """The tokens of a text."""
 
     ids: list[int]
     span_of: Callable[[int], Span | None] | None
-    """The characters of a token by its place, None for one that the tokenizer adds; not all tokenizers say."""
+    """Maps the index of a token to its characters, or to None for one that the tokenizer adds; None if the
+    tokenizer has no offsets."""
 
 
 class Speller:
-    """Knows a tokenizer's control tokens, and keeps texts that spell them what they are."""
+    """Detects a tokenizer's control tokens in texts, and tokenises texts that spell them as plain text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool) -> None:
         self._tokenizer = tokenizer
@@ -48,7 +50,7 @@ class Speller:
             number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special
         }
         unknown = {tokenizer.unk_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id, None}
-        self._unknown: set[int] = unknown  # some tokenizers take the pad token for what they do not know
+        self._unknown: set[int] = unknown  # some tokenizers use the pad token for unknown characters
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """The tokens of each text."""
@@ -57,7 +59,7 @@ class Speller:
         return [Encoded(ids, one) for ids, one in zip(found["input_ids"], spans, strict=True)]
 
     def spelled(self, text: str, read: Encoded, core: str) -> list[str]:
-        """The control tokens that were read where a text has that of the problem, `core`."""
+        """The control tokens that were produced inside the occurrences of the problem, `core`, in a text."""
         if read.span_of is None:
             return [one for one in self._control.values() if one in core]
         spans = list(self._control_spans(text, read))
@@ -65,7 +67,7 @@ class Speller:
         return [text[slice(*span)].strip() for span in spans if _touches(span, inside)]
 
     def unknown(self, text: str, read: Encoded) -> list[str]:
-        """What the tokenizer has no token for, if anything; an empty text where it does not say what."""
+        """The parts of a text that the tokenizer has no token for; an empty string for a part without offsets."""
         found: dict[str, None] = {}
         for place, one in enumerate(read.ids):
             if one in self._unknown:
@@ -76,9 +78,14 @@ class Speller:
         return list(found)
 
     def keep_as_text(self, core: str, rendered: Callable[[str, str], str]) -> tuple[str, Encoded] | None:
-        """A prompt's text and its tokens, none of which is a control token in the problem `core`.
+        """Tokenise a prompt without control tokens inside the problem `core`.
 
-        `rendered` gives the prompt with these characters before and after the problem. None if that cannot be done.
+        Args:
+            core: the text of the problem, stripped.
+            rendered: renders the prompt with the given characters before and after the problem.
+
+        Returns:
+            The text of the prompt and its tokens; None if that is not possible.
         """
         text, inside = _without_marks(rendered(*_MARKS))
         if not inside or any(text[slice(*span)] != core for span in inside):
@@ -105,11 +112,11 @@ class Speller:
             cuts = sorted({*cuts, *new})
 
     def _control_spans(self, text: str, read: Encoded) -> Iterator[Span]:
-        assert read.span_of is not None, "the tokenizer says where its tokens stand"
+        assert read.span_of is not None, "the tokenizer has offsets"
         for place, one in enumerate(read.ids):
             if one in self._control:
                 span = read.span_of(place)
-                # A normaliser may make a spelling of other characters; one alone is merely unknown, or a byte.
+                # A normaliser may map other characters to a spelling; a single character is unknown, or a byte.
                 if span and (
                     self._spells(text[slice(*span)], one) or (one not in self._unknown and span[1] > span[0] + 1)
                 ):
@@ -120,7 +127,7 @@ class Speller:
 
 
 def occurrences(part: str, text: str) -> list[Span]:
-    """Where a text holds a part."""
+    """The spans of all occurrences of a part in a text."""
     found = []
     start = text.find(part)
     while start >= 0:
@@ -134,14 +141,14 @@ def _touches(span: Span, inside: Sequence[Span]) -> bool:
 
 
 def _middle(text: str, span: Span) -> int:
-    """A place inside a spelling: some tokens take the space around them with it."""
+    """An index inside a spelling: some tokens include the whitespace around them."""
     given = text[slice(*span)]
     spelling = given.strip()
     return span[0] + given.index(spelling) + max(1, len(spelling) // 2)
 
 
 def _without_marks(text: str) -> tuple[str, list[Span]]:
-    """A text without marks, and what stood between them."""
+    """A text without the markers, and the spans between them."""
     first, last = tuple(_MARKS)
     parts = text.split(first)
     plain, inside = parts[0], []
@@ -153,8 +160,8 @@ def _without_marks(text: str) -> tuple[str, list[Span]]:
 
 
 def _without_separator(text: str, read: Encoded, separator: str, inside: Sequence[Span]) -> Encoded | None:
-    """The tokens without the separator's; None if one is part of a larger token, or a character got lost."""
-    assert read.span_of is not None, "the tokenizer says where its tokens stand"
+    """The tokens without the separators; None if one is part of a larger token, or a character was lost."""
+    assert read.span_of is not None, "the tokenizer has offsets"
     spans = [read.span_of(place) for place in range(len(read.ids))]
     held = ["" if span is None else text[slice(*span)] for span in spans]
     if any(separator in one and one.strip(separator) for one in held):
@@ -169,5 +176,5 @@ def _without_separator(text: str, read: Encoded, separator: str, inside: Sequenc
 
 
 def _without(text: str, separator: str, span: Span | None) -> Span | None:
-    """A span's place in the text without separators."""
+    """The span in the text without separators."""
     return span and (span[0] - text.count(separator, 0, span[0]), span[1] - text.count(separator, 0, span[1]))

@@ -60,7 +60,7 @@ def read_rows(path: Path, example: str = '{"problem": …, "answer": …}') -> l
     check_local(path)
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise InputError(f"{path}: unknown file format; the name must end in {', '.join(readers)}")
+        raise InputError(f"{path}: cannot be read (unknown file format); the name must end in {', '.join(readers)}")
     try:
         _check_file(path)
         rows = list(reader(path))

@@ -325,7 +325,7 @@ def test_a_second_process_is_kept_out(trained, tmp_path):
         (["stop=[ab]"], "is 2 tokens of this model"),
         (["benchmarks=[]"], "benchmarks"),
         (["sample=3"], "did you mean 'samples'"),
-        ([SUMS.replace("}}]", "}}, {arithmetic: {digits: 1}}]")], "two sets are called 1-digit sums"),
+        ([SUMS.replace("}}]", "}}, {arithmetic: {digits: 1}}]")], "two sets are named 1-digit sums"),
         (["temperature=0"], "temperature"),
     ],
 )

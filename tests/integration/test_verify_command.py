@@ -115,7 +115,10 @@ def test_a_summary_with_agreement(tmp_path: Path) -> None:
         ("{", "rows.jsonl:2: not JSON"),
         ('{"gold": "5"}', "rows.jsonl:2: response: is missing"),
         ('{"gold": {"a": 5}, "response": "5"}', "rows.jsonl:2: gold: must be text or a number, not dict"),
-        ('{"gold": "5", "response": "5", "gold_mode": "some"}', "rows.jsonl:2: gold_mode: 'some' is no mode"),
+        (
+            '{"gold": "5", "response": "5", "gold_mode": "some"}',
+            "rows.jsonl:2: gold_mode: must be one of all, any, choice, not 'some'",
+        ),
         ('{"gold": "5", "response": "5", "truncated": "no"}', "rows.jsonl:2: truncated: must be true or false"),
     ],
 )

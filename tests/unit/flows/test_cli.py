@@ -170,7 +170,7 @@ def test_what_would_stop_a_run_is_refused_before_it_starts(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["a.jsonl"], "a.jsonl:2: gold: is missing, and so is reward; give one of them; fix the row"),
+        (["a.jsonl"], "a.jsonl:2: gold: is missing, and reward as well; give one of them; fix the row"),
         (["none.jsonl"], "none.jsonl: cannot be read (No such file or directory)"),
         (["a.jsonl", "--column", "respons=text"], "--column respons=text: 'respons' is not a field of a row"),
         (["a.jsonl", "--set", "learner.rl=1"], "--set learner.rl=1: learner.rl: unknown key; did you mean 'lr'?"),

@@ -37,7 +37,7 @@ SMALL_GPU, FULL_GPU = Card("Small GPU", 15 * 10**8, 15 * 10**8), Card("Large GPU
 def test_a_stage_that_does_not_fit_the_gpu_is_refused_unless_the_user_knows_better(config, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_memory, "card", lambda: SMALL_GPU)
     refused = (
-        rf"^{re.escape(str(config))}: learning needs about \d+\.\d GB of GPU memory and there are 1\.5; "
+        rf"^{re.escape(str(config))}: learning needs about \d+\.\d GB of GPU memory, and the GPU has 1\.5 GB; "
         r"set learner\.gradient_checkpointing: true, .*; to run it all the same, set memory_check: warn$"
     )
     plain = "learner.gradient_checkpointing=false"
@@ -67,7 +67,7 @@ def test_gradients_are_checkpointed_where_an_update_would_not_fit_and_the_run_ke
 def test_a_gpu_that_others_use_is_said_and_left_to_the_user(config, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_memory, "card", lambda: FULL_GPU)
     settings, _ = prepare(config, [], tmp_path / "run")
-    assert gpu_notes(settings)[1].endswith("1.0 GB of the GPU are free; close what else uses it")
+    assert gpu_notes(settings)[1].endswith("1.0 GB of the GPU are free; stop other processes on it")
 
 
 def test_without_a_gpu_there_is_nothing_to_check_or_to_say(config, tmp_path):
@@ -97,7 +97,7 @@ def test_a_problem_file_is_checked_line_by_line_before_anything_is_made(config, 
 
 def test_training_problems_that_are_held_out_too_are_refused_unless_that_is_said(config, tmp_path):
     same = "problems.held_out={arithmetic: {digits: 1, split: train}}"
-    with pytest.raises(InputError, match=r"problems\.train: \d+ of \d+ problems stand in the test sets too"):
+    with pytest.raises(InputError, match=r"problems\.train: \d+ of \d+ problems also occur in the test sets"):
         prepare(config, [same], tmp_path / "run")
     settings, _ = prepare(config, [same, "problems.contaminated=keep"], tmp_path / "run")
     assert settings.problems.contaminated == "keep"

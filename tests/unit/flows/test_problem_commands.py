@@ -140,17 +140,17 @@ def test_a_part_of_a_registered_set_is_left_out_unless_it_is_named(reval: Reval,
     file = lines(tmp_path / "a.jsonl", {"problem": "1+1", "answer": 2})
     code, out, _ = reval("check", file)
     assert code == 0
-    assert "not compared with gsm8k: data/gsm8k_test.jsonl: has 1 rows and GSM8K has 1319\n" in out
+    assert "not compared with gsm8k: data/gsm8k_test.jsonl: has 1 rows, but GSM8K has 1319\n" in out
     assert "not compared with math500: data/math500.parquet: cannot be read as Parquet" in out
     found = json.loads(reval("check", file, "--json")[1])
     assert found["compared_with"] == {"aime25": 30}
     assert list(found["left_out"]) == ["gsm8k", "math500"]
-    assert "has 1 rows and GSM8K has 1319" in found["left_out"]["gsm8k"]
+    assert "has 1 rows, but GSM8K has 1319" in found["left_out"]["gsm8k"]
     (tmp_path / "data/aime25.jsonl").unlink()
     assert "compared with no test set: no whole one was found" in reval("check", file)[1]
     code, out, complaint = reval("check", file, "--against", "gsm8k")
     assert (code, out) == (2, "")
-    assert "data/gsm8k_test.jsonl: has 1 rows and GSM8K has 1319" in complaint
+    assert "data/gsm8k_test.jsonl: has 1 rows, but GSM8K has 1319" in complaint
 
 
 def test_columns_and_test_sets_can_be_named(reval: Reval, tmp_path: Path) -> None:
@@ -180,9 +180,9 @@ def test_columns_and_test_sets_can_be_named(reval: Reval, tmp_path: Path) -> Non
             ["a.jsonl", "--set", "gsm9k"],
             "--set gsm9k: is no registered set; known are deepscaler",
         ),
-        (["a.jsonl", "--set", "gsm8k"], "a.jsonl: has 1 rows and GSM8K has 1319"),
+        (["a.jsonl", "--set", "gsm8k"], "a.jsonl: has 1 rows, but GSM8K has 1319"),
         (["a.jsonl", "--against", "gsm9k"], "--against gsm9k: is neither a file nor a registered set (deepscaler"),
-        (["a.jsonl", "--against", "a.jsonl", "--against", "a.jsonl"], "--against: two sets are called a"),
+        (["a.jsonl", "--against", "a.jsonl", "--against", "a.jsonl"], "--against: two sets are named a"),
     ],
 )
 def test_what_cannot_be_checked_is_refused(reval: Reval, tmp_path: Path, arguments: list[str], words: str) -> None:
@@ -252,4 +252,4 @@ def test_a_check_says_what_an_audit_of_some_problems_found(reval: Reval, tmp_pat
 def test_a_name_that_is_neither_a_file_nor_a_set_is_refused(reval: Reval) -> None:
     code, _, complained = reval("audit", "aime99")
     assert code == 2
-    assert complained.startswith("reval: aime99: unknown file format")
+    assert complained.startswith("reval: aime99: cannot be read (unknown file format)")

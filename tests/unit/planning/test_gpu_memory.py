@@ -176,7 +176,7 @@ def test_servers_elsewhere_hold_nothing_here():
         ({"learner": {"micro_batch_tokens": 9000}}, "learning", "lower learner.micro_batch_tokens"),
         ({"engine": {"kind": "vllm"}}, "rollouts", "lower engine.gpu_memory_utilization"),
         ({"engine": {"kind": "vllm", "gpu_memory_utilization": 0.01}}, "rollouts", "raise engine.gpu_memory"),
-        ({"model": {"lora": {}}}, "checkpoint", "take a smaller model"),
+        ({"model": {"lora": {}}}, "checkpoint", "use a smaller model"),
     ],
 )
 def test_a_stage_names_the_setting_that_would_help(changes: dict[str, Any], stage: str, words: str) -> None:
@@ -198,7 +198,7 @@ def test_a_stage_that_does_not_fit_is_named_with_what_it_needs_and_what_would_he
     (line,) = overflows(stage_memory(config, SIZES, 1, 80 * GB), card(80 * GB))
     # 576 bytes a place in each of 3 layers, the head's 96 and a block of logits, and CUDA; weights are small here.
     assert line.startswith(
-        "learning needs about 186.6 GB of GPU memory and there are 80.0; set learner.gradient_ch"
+        "learning needs about 186.6 GB of GPU memory, and the GPU has 80.0 GB; set learner.gradient_ch"
     )
     found = overflows(stage_memory(config, SIZES, 1, 80 * GB), card(10 * GB))
     assert [one.split()[0] for one in found] == ["learning", "consistency"]
@@ -209,8 +209,8 @@ def test_a_share_that_does_not_hold_vllms_weights_does_not_fit_a_card_of_any_siz
     config = settings(engine={"kind": "vllm", "gpu_memory_utilization": 0.01})
     lines = overflows(stage_memory(config, SIZES, 1, 80 * GB), card(80 * GB))
     assert lines == [
-        f"{stage} has no room on the GPU for vLLM's keys and values; raise engine.gpu_memory_utilization: its "
-        "share does not hold the weights"
+        f"{stage} has no room on the GPU for vLLM's keys and values; raise engine.gpu_memory_utilization: "
+        "the weights do not fit this fraction"
         for stage in ("rollouts", "evaluation")
     ]
 
@@ -219,7 +219,7 @@ def test_a_share_that_does_not_hold_vllms_weights_does_not_fit_a_card_of_any_siz
     ("gpu", "words"),
     [
         (card(80 * GB, 70 * GB), []),
-        (card(80 * GB, 59 * GB), ["learning needs about 60.0 GB and 59.0 GB of the GPU are free; close what"]),
+        (card(80 * GB, 59 * GB), ["learning needs about 60.0 GB and 59.0 GB of the GPU are free; stop other"]),
         (card(66 * GB), ["learning needs about 60.0 GB of the GPU's 66.0 GB, which is close; if it fails: lower"]),
     ],
 )

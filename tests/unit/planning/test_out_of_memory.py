@@ -36,7 +36,7 @@ def test_a_lack_of_memory_in_any_guise_stops_the_run(error: Exception) -> None:
 
 
 def test_where_no_setting_helps_none_is_named() -> None:
-    with pytest.raises(RunStopped, match=r"give the same command again$"), explained_memory("sampling", lambda: ""):
+    with pytest.raises(RunStopped, match=r"run the same command again$"), explained_memory("sampling", lambda: ""):
         raise MemoryError
 
 

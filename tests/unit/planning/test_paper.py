@@ -132,7 +132,7 @@ def test_the_small_model_fits_on_80_gb_and_the_large_one_is_told_why_not(
     assert "a run refuses FSDP" in small
     large = shown(capsys, PAPER / f"{LARGE}.yaml", "--gpus", "8", "--gpu-memory", "80")
     assert "learning does not fit: train adapters (model.lora): weights" in large
-    assert "gradients and moments alone are 137 GB, whole on every GPU" in large
+    assert "gradients and moments alone are 137 GB, replicated on every GPU" in large
 
 
 def test_what_is_wrong_is_refused_on_any_machine(laptop: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,16 +72,16 @@ def test_a_json_file_may_have_one_object_a_line(tmp_path: Path) -> None:
         (
             "a.txt",
             b"",
-            "a.txt: unknown file format; the name must end in .jsonl, .ndjson, .json, .csv, .parquet, .arrow",
+            "a.txt: cannot be read (unknown file format); the name must end in .jsonl, .ndjson, .json, .csv, ",
         ),
         ("a.json", b"[]", "a.json: contains no rows"),
         ("a.json", b"", "a.json: contains no rows"),
-        ("a.json", b'[{"problem": "1",\n "answer": }]', "a.json:2: not JSON (Expecting value at column 12)"),
+        ("a.json", b'[{"problem": "1",\n "answer": }]', "a.json:2: is not JSON (Expecting value at column 12)"),
         ("a.json", b'[{"problem": "1", "answer": "1"}, 5]', "a.json: row 2: not a JSON object"),
         ("a.json", b"[" * 100_000, "a.json: cannot be read"),
         ("a.json", b"\xff", "a.json: cannot be read as UTF-8"),
         ("a.csv", b"problem,answer\n1,2,3\n", "a.csv: row 1: has more fields than the header"),
-        ("a.csv", b'problem,answer\n1,"2\n', "a.csv:2: not CSV (unexpected end of data)"),
+        ("a.csv", b'problem,answer\n1,"2\n', "a.csv:2: is not CSV (unexpected end of data)"),
         ("a.csv", b"problem,answer\n1\n", "a.csv: row 1: answer: is missing"),
         ("a.csv", b"problem,answer\n", "a.csv: contains no rows"),
         ("a.csv", b"problem,answer\n\xff,1", "a.csv: cannot be read as UTF-8"),
@@ -157,7 +157,7 @@ def test_golds_are_told_apart_by_what_they_look_like(gold: str, kind: str) -> No
 def test_a_list_of_alternatives_that_could_not_be_parted_again_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "a.json", [{"problem": "p", "answer": ["x, y", "z"]}])
     assert loaded(path)[0].answer == "x, y, z", "all of them are asked for, so it does not matter who listed them"
-    with pytest.raises(InputError, match="answer: lists 'x, y', which is a list itself"):
+    with pytest.raises(InputError, match="answer: contains 'x, y', itself a list"):
         loaded(path, gold_mode="any")
 
 
@@ -281,13 +281,13 @@ def test_the_right_option_stands_in_every_place(tmp_path: Path) -> None:
     [
         ({"answer": "E"}, "answer: 'E' is none of the 4 options"),
         ({"answer": 4}, "answer: '4' is none of the 4 options"),
-        ({"answer": "B", "correct_option_index": 2}, "is option number 1, but correct_option_index says 2"),
+        ({"answer": "B", "correct_option_index": 2}, "is option number 1, but correct_option_index is 2"),
         (
             {"answer": 3, "options": [2, 3, 4, 5]},
-            "answer: 3 is the number of option '5', counted from 0, and the text of another; write",
+            "answer: 3 is the index, from 0, of option '5', and the text of another; write",
         ),
-        ({"answer": 2, "options": ["1", "2", "3", "4"]}, "answer: 2 is the number of option '3', counted from 0"),
-        ({"answer": "A", "options": ["x", "x "]}, "options: two are the same"),
+        ({"answer": 2, "options": ["1", "2", "3", "4"]}, "answer: 2 is the index, from 0, of option '3'"),
+        ({"answer": "A", "options": ["x", "x "]}, "options: contains a duplicate"),
         ({"answer": "A", "options": ["x"]}, "options: must be 2 to 10, not 1"),
         ({"answer": "A", "options": "x, y"}, "options: must be a list, not str"),
     ],
@@ -319,7 +319,7 @@ def test_rows_that_cannot_be_used_are_left_out_where_that_is_said(tmp_path: Path
     rows = [{"problem": "p", "answer": answer} for answer in ("1", "", None, "4")]
     path = written(tmp_path / "a.json", rows)
     with pytest.raises(
-        InputError, match=r"a\.json: row 2: answer: is empty; mend it, or set unusable: drop .* \(2 of 4\)"
+        InputError, match=r"a\.json: row 2: answer: is empty; fix it, or set unusable: drop .* \(2 of 4\)"
     ):
         loaded(path)
     assert [(one.prompt_id, one.answer) for one in loaded(path, unusable="drop")] == [("1", "1"), ("4", "4")]

@@ -76,9 +76,9 @@ def test_a_part_of_a_set_is_not_the_set(tmp_path):
     lines(tmp_path / "data/gsm8k-64.jsonl", "1+1")
     assert find_set("gsm8k") is None
     part = lines(tmp_path / "data/gsm8k_test.jsonl", "1+1", "1+2")
-    with pytest.raises(InputError, match=r"gsm8k_test\.jsonl: has 2 rows and GSM8K has 1319; to use it as"):
+    with pytest.raises(InputError, match=r"gsm8k_test\.jsonl: has 2 rows, but GSM8K has 1319; to use it as"):
         load_problems(ProblemSet(set="gsm8k"), seed=0)
-    with pytest.raises(InputError, match="for a part of the whole set a limit"):
+    with pytest.raises(InputError, match="to use a part of the whole set, give a limit"):
         load_problems(ProblemSet(set="gsm8k", path=part.path), seed=0)
     trained = load_problems(ProblemSet(set="deepscaler", path=part.path), seed=0)
     assert [one.problem_set for one in trained] == ["deepscaler"] * 2, "nobody compares training sets"
@@ -90,7 +90,7 @@ def test_a_set_that_is_nowhere_is_refused_with_what_to_do():
         load_problems(ProblemSet(set="gpqa"), seed=0)
     assert str(caught.value) == (
         f"gpqa: no file gpqa.parquet, .jsonl, .ndjson, .json, .csv or .arrow in {Path('data').absolute()} "
-        "(docs/problems.md says how to get it, REVAL_DATA names other folders), and hub Idavidrein/gpqa: the "
+        "(docs/problems.md describes how to get it; REVAL_DATA sets other directories), and hub Idavidrein/gpqa: the "
         "package datasets is not installed; pip install 'reval[hub]', or give the path of a file"
     )
     with pytest.raises(InputError, match=r"hub openai/gsm8k: the package datasets is not installed; pip install"):
@@ -105,9 +105,11 @@ def test_a_dataset_of_the_hub_is_read_like_a_file(tmp_path, monkeypatch):
     found = load_problems(ProblemSet(hub=Hub(name=str(tmp_path / "sums"), split="test")), seed=0)
     assert [(one.problem, one.problem_set) for one in found] == [("1+1", "sums"), ("1+2", "sums")]
     assert [one.answer for one in found] == [one.answer for one in load_problems(ProblemSet(path=path), seed=0)]
-    with pytest.raises(InputError, match=r"sums: cannot be had \(Unknown split \"train\""):
+    with pytest.raises(InputError, match=r"sums: cannot be loaded \(Unknown split \"train\""):
         load_problems(ProblemSet(hub=Hub(name=str(tmp_path / "sums"))), seed=0)
-    with pytest.raises(InputError, match=r"gpqa: no file gpqa\.parquet.* and hub Idavidrein/gpqa: cannot be had"):
+    with pytest.raises(
+        InputError, match=r"gpqa: no file gpqa\.parquet.* and hub Idavidrein/gpqa: cannot be loaded"
+    ):
         load_problems(ProblemSet(set="gpqa"), seed=0)
 
 
@@ -134,7 +136,7 @@ def test_held_out_sets_follow_each_other_and_have_names_of_their_own(tmp_path):
     assert [one.prompt_id for one in found if one.problem_set != "1-digit sums"] == ["1", "2", "1"]
     (tmp_path / "other").mkdir()
     same = lines(tmp_path / "other/a.jsonl", "s")
-    with pytest.raises(InputError, match=r"problems\.held_out: two sets are called a; leave one out, or"):
+    with pytest.raises(InputError, match=r"problems\.held_out: two sets are named a; remove one, or"):
         load_held_out(Problems(held_out=(first, same)), seed=0)
 
 
@@ -146,9 +148,9 @@ def test_contaminated_rows_are_refused_dropped_or_kept(tmp_path):
     with pytest.raises(InputError) as caught:
         check_contamination(load_train(settings, 0), settings, 0)
     assert str(caught.value) == (
-        "problems.train: 2 of 3 problems stand in the test sets too (1 with the same text, the others share 13 "
-        "words in a row), for example 2 of train and 2 of test (the same text); set problems.contaminated: drop "
-        "to leave them out, or keep to train on them knowingly"
+        "problems.train: 2 of 3 problems also occur in the test sets (1 with the same text, the others share 13 "
+        "consecutive words), for example 2 of train and 2 of test (the same text); set problems.contaminated: drop "
+        "to exclude them, or keep to train on them anyway"
     ), "the whole test set counts, whatever its limit is"
     dropped = load_train(settings.model_copy(update={"contaminated": "drop"}), 0)
     assert [one.problem for one in dropped] == ["fine"]
@@ -156,6 +158,6 @@ def test_contaminated_rows_are_refused_dropped_or_kept(tmp_path):
     elsewhere = Problems(train=train, never_train_on=tests, contaminated="drop")
     assert load_train(elsewhere, 0) == dropped
     nothing = Problems(train=tests, held_out=tests, contaminated="drop")
-    with pytest.raises(InputError, match=r"problems\.train: every problem stands in a test set too"):
+    with pytest.raises(InputError, match=r"problems\.train: every problem also occurs in a test set"):
         load_train(nothing, 0)
     check_contamination(dropped, settings, 0)

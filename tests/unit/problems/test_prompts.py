@@ -73,14 +73,18 @@ def test_special_tokens_in_the_settings_are_meant(tokenizer):
         ("{{ raise_exception('no system role') }}", Prompt(chat=True), r"fails \(no system role\)"),
         ("{{ messages[3].content }}", Prompt(chat=True), "its chat template fails"),
         ("{% for", Prompt(chat=True), "its chat template fails"),
-        ("{{ messages[-1].content }}", Prompt(chat=True, system="Think."), r"prompt\.system: .* leaves this out"),
+        (
+            "{{ messages[-1].content }}",
+            Prompt(chat=True, system="Think."),
+            r"prompt\.system: .* omits or changes this",
+        ),
         (
             "{{ messages[-1].content }}",
             Prompt(chat=True, examples=(Example(problem="2+2=", answer="4"),)),
-            r"prompt\.examples\[0\]\.problem: .* leaves this out",
+            r"prompt\.examples\[0\]\.problem: .* omits or changes this",
         ),
-        ("{{ messages[0].content }}</s>", Prompt(chat=True), r"ends a prompt with </s>"),
-        ("{{ messages[0].content }}</s>\n ", Prompt(chat=True), r"ends a prompt with </s>"),
+        ("{{ messages[0].content }}</s>", Prompt(chat=True), r"ends the prompt with the end token </s>"),
+        ("{{ messages[0].content }}</s>\n ", Prompt(chat=True), r"ends the prompt with the end token </s>"),
     ],
 )
 def test_a_template_that_makes_no_prompt_is_refused(template, prompt, words):
@@ -167,7 +171,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("texts", "words"),
     [
-        (["1", "2", "x" * 140, "4"], r"train\.jsonl:3\) are more than the model's context of 128; set unusable"),
+        (["1", "2", "x" * 140, "4"], r"train\.jsonl:3\) exceed the model's context of 128; set unusable"),
         (
             ["1", "y" * 125, "x" * 121],
             r"train\.jsonl:2 and 1 more\) .* set rollouts\.max_tokens=3 or less, or set un",
@@ -214,7 +218,7 @@ def test_a_tokenizer_that_ends_prompts_is_refused(tmp_path):
     )
     model = save_noise(tmp_path / "model", made)
     write_problems(tmp_path / "train.jsonl", ["1", "2"])
-    with pytest.raises(InputError, match=r"model: prompt: .* ends a prompt with </s>"):
+    with pytest.raises(InputError, match=r"model: prompt: .* ends the prompt with the end token </s>"):
         prepare(config_for(tmp_path, model), [], tmp_path / "run")
 
 

@@ -75,8 +75,8 @@ def test_a_mapping_that_says_nothing_is_refused(option: str, words: str) -> None
     [
         ({"problem": "1+2=", "gold": "3"}, "response: is missing"),
         ({"response": "3", "gold": "3"}, "problem: is missing"),
-        ({"problem": "1+2=", "response": "3"}, "gold: is missing, and so is reward; give one of them"),
-        ({"problem": "1+2=", "response": "3", "gold": ""}, "gold: is missing, and so is reward"),
+        ({"problem": "1+2=", "response": "3"}, "gold: is missing, and reward as well; give one of them"),
+        ({"problem": "1+2=", "response": "3", "gold": ""}, "gold: is missing, and reward as well"),
         ({"problem": "1+2=", "response": "3", "gold": {"a": 3}}, "gold: must be text or a number, not dict"),
         ({"problem": "1+2=", "response": "3", "reward": "good"}, "reward: must be a number, not 'good'"),
         ('{"problem": "1+2=", "response": "3", "reward": NaN}', "reward: must be a number, not nan"),

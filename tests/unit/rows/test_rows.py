@@ -251,11 +251,11 @@ def test_csv_holds_long_responses_and_rewards_as_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.csv", b"problem,answer,answer\n1,2,3\n", "has two columns 'answer'; rename one"),
+        ("a.csv", b"problem,answer,answer\n1,2,3\n", "has two columns named 'answer'; rename one"),
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a git-lfs pointer"),
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a git-lfs pointer"),
         ("a.jsonl", '{"problem": "p"}'.encode("utf-16"), "cannot be read as UTF-8"),
-        ("a.jsonl.gz", b"\x1f\x8b", "unknown file format; the name must end in .jsonl"),
+        ("a.jsonl.gz", b"\x1f\x8b", "cannot be read (unknown file format); the name must end in .jsonl"),
     ],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, content: bytes, words: str) -> None:
