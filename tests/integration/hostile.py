@@ -99,25 +99,29 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 DEEP = "[" * 100_000
 
 RUN_DIRECTORIES = [
-    Hostile("a symbolic link in place of the lock", _link("lock", "precious"), r"lock: is a symbolic link"),
-    Hostile("a symbolic link in place of the facts", _link("facts", "elsewhere"), r"facts: is a symbolic link"),
+    Hostile("a symbolic link instead of the lock", _link("lock", "precious"), r"lock: is a symbolic link"),
     Hostile(
-        "a symbolic link under the name of a file that is written next",
+        "a symbolic link instead of the directory facts/", _link("facts", "elsewhere"), r"facts: is a symbolic link"
+    ),
+    Hostile(
+        "a symbolic link with the name of the next file to be written",
         _link("config.yaml.partial", "precious"),
         r"config\.yaml\.partial: is a symbolic link",
     ),
-    Hostile("a named pipe in place of the config", _pipe("config.yaml"), r"config\.yaml: is a named pipe"),
-    Hostile("a named pipe in place of machine.json", _pipe("machine.json"), r"machine\.json: is a named pipe"),
+    Hostile("a named pipe instead of the config", _pipe("config.yaml"), r"config\.yaml: is a named pipe"),
+    Hostile("a named pipe instead of machine.json", _pipe("machine.json"), r"machine\.json: is a named pipe"),
     Hostile("nested aliases in its config.yaml", _written("config.yaml", BOMB), r"config\.yaml"),
-    Hostile("a config.yaml of another kind", _written("config.yaml", "- 1\n"), r"config\.yaml"),
+    Hostile("a config.yaml that is a list", _written("config.yaml", "- 1\n"), r"config\.yaml"),
     Hostile(
-        "an object in its config.yaml", _written("config.yaml", "a: !!python/name:os.system\n"), r"config\.yaml"
+        "a Python object in its config.yaml",
+        _written("config.yaml", "a: !!python/name:os.system\n"),
+        r"config\.yaml",
     ),
     Hostile("a manifest that lists ../precious", _with_file(path="../precious")),
     Hostile("a manifest that lists /etc/passwd", _with_file(path="/etc/passwd")),
-    Hostile("a manifest that lists a table of no run", _with_file(table="passwords")),
+    Hostile("a manifest that lists an unknown table", _with_file(table="passwords")),
     Hostile("a manifest of 100,000 brackets", _written("rollouts/round=00001/manifest.json", DEEP)),
-    Hostile("a manifest whose round is a text", _resealed("facts/round=00001/sampling.json", round="one")),
+    Hostile("a manifest whose round is text", _resealed("facts/round=00001/sampling.json", round="one")),
     Hostile(
         "a warm start that names no policy",
         _resealed("facts/round=00000/warm_start.json", info={}),
@@ -128,7 +132,7 @@ RUN_DIRECTORIES = [
     ),
     Hostile("a machine with 'all' threads", _resealed("machine.json", threads="all"), r"machine\.json.*threads"),
     Hostile(
-        "a checkpoint whose optimizer is no safetensors file",
+        "a checkpoint whose optimizer is not a safetensors file",
         _in_checkpoint("optimizer.safetensors", b"x" * 99),
         r"optimizer\.safetensors: cannot be read",
     ),
@@ -138,7 +142,7 @@ RUN_DIRECTORIES = [
         r"model\.safetensors",
     ),
     Hostile(
-        "a checkpoint that brings its own code",
+        "a checkpoint that contains its own code",
         _in_checkpoint(
             "config.json",
             lambda given: json.dumps(
@@ -146,7 +150,7 @@ RUN_DIRECTORIES = [
             ).encode(),
         ),
     ),
-    Hostile("a database that is a text", _written("replay.duckdb", "SELECT 1")),
+    Hostile("a database that is a text file", _written("replay.duckdb", "SELECT 1")),
     Hostile(
         "notes on checkpoints of other directories", _written("check.json", '{"damaged_checkpoints": ["../x"]}')
     ),
@@ -162,9 +166,11 @@ CONFIGS = [
     Hostile("nested aliases, 400 bytes for 9^9 items", _written("config.yaml", BOMB), r"config\.yaml.*alias|expan"),
     Hostile("100,000 brackets", _written("config.yaml", DEEP), r"config\.yaml"),
     Hostile(
-        "an object to make", _written("config.yaml", "seed: !!python/object/apply:os.system [x]\n"), r"config\.yaml"
+        "a Python object to construct",
+        _written("config.yaml", "seed: !!python/object/apply:os.system [x]\n"),
+        r"config\.yaml",
     ),
-    Hostile("an alias of itself", _written("config.yaml", "a: &a [*a]\n"), r"config\.yaml"),
+    Hostile("an alias that refers to itself", _written("config.yaml", "a: &a [*a]\n"), r"config\.yaml"),
     Hostile("a file that extends itself", _written("config.yaml", "extends: config.yaml\n"), r"extends itself"),
     Hostile("a file that extends /dev/zero", _written("config.yaml", "extends: /dev/zero\n"), r"no such file"),
     Hostile("null bytes", _written("config.yaml", b"rounds: 1\x00\n"), r"config\.yaml"),
@@ -176,7 +182,7 @@ CONFIGS = [
     Hostile("an infinite learning rate", _written("more", "learner: {updates: 2, lr: .inf}\n"), r"learner\.lr"),
     Hostile("escape sequences in a key", _written("more", '"\\e[2Jx": 1\n'), r"unknown key"),
     Hostile(
-        "a reward function that is no function of the user",
+        "a reward function that is not user code",
         _written("more", "reward: {function: 'os:nothing'}\n"),
         r"reward\.function",
     ),
@@ -213,25 +219,25 @@ PROBLEM_FILES = [
         r"p\.jsonl:1: answer",
     ),
     Hostile(
-        "two rows with one id",
+        "two rows with the same id",
         _written("p.jsonl", _lines({**SUM, "prompt_id": "a"}, {**SUM, "prompt_id": "a"})),
         r"p\.jsonl:2: prompt_id",
     ),
     Hostile(
-        "a CSV file whose quotes do not end",
+        "a CSV file with an unterminated quote",
         _written("p.csv", 'problem,answer\n"1+1=,2\n' + "x" * 200_000),
         r"p\.csv",
     ),
-    Hostile("a Parquet file that is cut off", _written("p.parquet", b"PAR1" + b"\x00" * 100), r"p\.parquet"),
+    Hostile("a truncated Parquet file", _written("p.parquet", b"PAR1" + b"\x00" * 100), r"p\.parquet"),
     Hostile("a JSON list of numbers", _written("p.json", "[1, 2]"), r"p\.json: row 1"),
     Hostile(
         "no column for the problem",
         _written("p.jsonl", _lines({"q\x1b[31m": "x"})),
         r"has no column for the problem",
     ),
-    Hostile("a page of a web site", _written("p.jsonl", "<!DOCTYPE html>\n<html>\n"), r"p\.jsonl:1"),
+    Hostile("an HTML page", _written("p.jsonl", "<!DOCTYPE html>\n<html>\n"), r"p\.jsonl:1"),
     Hostile(
-        "text that steers a terminal, right-to-left overrides, line separators and null characters",
+        "terminal escape sequences, right-to-left overrides, line separators and null characters",
         _written(
             "p.jsonl",
             _lines(
@@ -274,16 +280,16 @@ RESPONSE_FILES = [
         r"r\.jsonl:1: reward",
     ),
     Hostile(
-        "a reward that is a text",
+        "a reward that is text",
         _written("r.jsonl", _lines({"problem": "1", "response": "2", "reward": "many"})),
         r"r\.jsonl:1: reward",
     ),
     Hostile(
-        "a response that is a number of half a character",
+        "a response that is a lone surrogate",
         _written("r.jsonl", _lines('{"problem": "1", "response": "\\udfff", "gold": "1"}')),
         r"r\.jsonl:1: response",
     ),
-    Hostile("nothing but empty responses", _written("r.jsonl", _lines({**REPLY, "response": ""})), r"r\.jsonl"),
+    Hostile("only empty responses", _written("r.jsonl", _lines({**REPLY, "response": ""})), r"r\.jsonl"),
     Hostile(
         "neither gold nor reward", _written("r.jsonl", _lines({"problem": "1", "response": "2"})), r"r\.jsonl:1"
     ),
@@ -293,10 +299,10 @@ RESPONSE_FILES = [
         _written("r.jsonl", _lines(REPLY, {**REPLY, "response": r"\sum_{k=1}^{2} \binom{10000000}{5000000}"})),
     ),
     Hostile(
-        "10,000 boxes that do not close",
+        "10,000 unclosed boxes",
         _written("r.jsonl", _lines(REPLY, {**REPLY, "response": r"\boxed{" * 250})),
     ),
-    Hostile("an end of text in the middle", _written("r.jsonl", _lines({**REPLY, "response": "2</s>3</s>"}))),
+    Hostile("end-of-text tokens in the middle", _written("r.jsonl", _lines({**REPLY, "response": "2</s>3</s>"}))),
     Hostile(
         "escape sequences and null characters",
         _written("r.jsonl", _lines({**REPLY, "response": "2\x1b]0;x\x07\x00"})),
