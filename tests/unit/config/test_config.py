@@ -1,4 +1,4 @@
-"""The settings: what is refused and in which words, and that what is written is what is read."""
+"""The settings: refusals with their messages, and the round trip of dumped settings."""
 
 import runpy
 from collections.abc import Callable, Iterator
@@ -82,7 +82,7 @@ Refused = Callable[..., str]
 
 @pytest.fixture
 def refused(tmp_path: Path) -> Refused:
-    """The one line with which a config is refused, the folder of the file left out."""
+    """The error message of a config, without the directory of the file."""
 
     def complaint(text: str | bytes, *overrides: str) -> str:
         path = tmp_path / "run.yaml"
@@ -105,7 +105,7 @@ def load(directory: Path, text: str, *overrides: str) -> Config:
 
 
 def keys(model: type[BaseModel] = Config, section: str = "") -> Iterator[tuple[str, type[BaseModel], FieldInfo]]:
-    """Every key with its section's model; those of the objectives once for each kind."""
+    """Every key with the model of its section; those of the objectives once per kind."""
     for name, field in model.model_fields.items():
         key = f"{section}.{name}".lstrip(".")
         yield key, model, field
@@ -121,7 +121,7 @@ def types(field: FieldInfo) -> set[Any]:
 
 
 def ground(key: str, model: type[BaseModel]) -> list[str]:
-    """Overrides that bring in the section of a key which RUN does without."""
+    """Overrides that add the section of a key that RUN does not have."""
     if model in OBJECTIVES:
         return [f"objective={{{OBJECTIVES[model]}}}"]
     if model in SOURCES:
@@ -232,7 +232,7 @@ def out_of_range(field: FieldInfo) -> list[float]:
         ("seed: 0", "verification: {methods: whole}", "run.yaml:1: verification.methods: ", "not 'whole'"),
     ],
 )
-def test_a_complaint_names_file_line_and_field(
+def test_an_error_names_file_line_and_field(
     refused: Refused, line: str, instead: str, place: str, words: str
 ) -> None:
     assert line in RUN
@@ -280,7 +280,7 @@ def test_a_check_of_a_whole_section_names_the_key_at_fault(
         (RUN + "learner: {updates: 1, lr: 1}\n", "run.yaml:20: learner: is a duplicate key"),
     ],
 )
-def test_a_key_that_stands_twice_is_refused_where_it_stands_again(refused: Refused, text: str, place: str) -> None:
+def test_a_duplicate_key_is_refused_at_its_second_occurrence(refused: Refused, text: str, place: str) -> None:
     assert refused(text).startswith(place)
 
 
@@ -315,21 +315,21 @@ def test_a_control_character_is_refused(refused: Refused) -> None:
     ["seed: 2024-13-01\n", "seed: !!int many\n", "seed: &a {b: *a}\n", b"seed: \xff\n"],
     ids=["no date", "no integer", "its own value", "not UTF-8"],
 )
-def test_what_no_yaml_reader_can_take_is_refused_too(refused: Refused, text: str | bytes) -> None:
+def test_yaml_that_cannot_be_constructed_is_refused(refused: Refused, text: str | bytes) -> None:
     assert refused(text).startswith("run.yaml")
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.yaml: cannot be read \(No such file"):
         load_config(tmp_path / "none.yaml")
 
 
-def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_directory_instead_of_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Is a directory"):
         load_config(tmp_path)
 
 
-def test_centred_rewards_with_one_sample_are_refused_where_the_kind_stands(refused: Refused) -> None:
+def test_centred_rewards_with_one_sample_are_refused_at_the_kind(refused: Refused) -> None:
     message = refused(RUN.replace("samples: 2", "samples: 1") + "reward:\n  kind: centred\n")
     assert message.startswith("run.yaml:21: reward.kind: centred rewards are all 0 with rollouts.samples: 1;")
 
@@ -375,7 +375,7 @@ def test_grpo_cannot_draw_by_a_residual(refused: Refused) -> None:
         ),
     ],
 )
-def test_settings_of_the_learner_that_do_not_fit_are_refused(refused: Refused, override: str, words: str) -> None:
+def test_inconsistent_settings_of_the_learner_are_refused(refused: Refused, override: str, words: str) -> None:
     message = refused(RUN, override)
     assert words in message
     assert message.startswith(("--set ", "run.yaml:"))
@@ -389,9 +389,7 @@ def test_flash_attention_is_refused_in_float32(refused: Refused) -> None:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_packed_rows_are_refused_where_attention_would_take_a_mask_of_all_pairs(
-    refused: Refused, attention: str
-) -> None:
+def test_packed_rows_are_refused_where_attention_would_need_a_dense_mask(refused: Refused, attention: str) -> None:
     message = refused(RUN, "learner.packed=true", f"model.attention={attention}")
     assert f"learner.packed: model.attention: {attention} needs a dense mask over all pairs of tokens; " in message
     assert "remove model.attention" in message
@@ -413,7 +411,7 @@ learner: {updates: 2, lr: 1.0e-4}
 """
 
 
-def test_a_run_of_stored_trajectories_needs_no_problems_and_no_engine(
+def test_a_run_on_stored_trajectories_needs_no_problems_and_no_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -442,7 +440,7 @@ def test_a_run_of_stored_trajectories_needs_no_problems_and_no_engine(
         ("rollouts={prompts: 4, samples: 2, max_tokens: 8}", "problems.train: is missing; a run that generates"),
     ],
 )
-def test_what_a_run_of_stored_trajectories_cannot_do_is_refused(
+def test_settings_unsupported_by_a_run_on_stored_trajectories_are_refused(
     refused: Refused, override: str, words: str
 ) -> None:
     message = refused(OFFLINE, override)
@@ -468,7 +466,7 @@ def test_what_a_run_of_stored_trajectories_cannot_do_is_refused(
         ("rollouts.budget_seconds=9", "rollouts.budget_seconds: only engine.kind vllm and vllm-server can cut off"),
     ],
 )
-def test_what_an_engine_cannot_do_is_refused(refused: Refused, override: str, words: str) -> None:
+def test_settings_unsupported_by_an_engine_are_refused(refused: Refused, override: str, words: str) -> None:
     message = refused(RUN, override)
     assert words in message
     assert message.startswith(("--set ", "run.yaml"))
@@ -485,7 +483,7 @@ def test_a_warm_start_needs_arithmetic(refused: Refused) -> None:
     assert message.startswith("--set model.warm_start={steps: 1}: model.warm_start: ")
 
 
-def test_a_required_key_that_is_left_out_is_named(refused: Refused) -> None:
+def test_a_missing_required_key_is_named(refused: Refused) -> None:
     messages = {}
     for key, model, field in KEYS:
         if field.is_required() and key not in ("objective.kind", "rollouts.source", "engine.kind"):
@@ -509,7 +507,7 @@ def test_a_required_key_that_is_left_out_is_named(refused: Refused) -> None:
     assert [key for key, message in messages.items() if not message.endswith(f": {key[0]}: is missing")] == []
 
 
-def test_a_misspelt_key_is_answered_with_the_right_one(refused: Refused) -> None:
+def test_a_misspelt_key_gets_a_suggestion(refused: Refused) -> None:
     messages = {}
     for key, model, _ in KEYS:
         name = key.split(".")[-1]
@@ -521,7 +519,7 @@ def test_a_misspelt_key_is_answered_with_the_right_one(refused: Refused) -> None
     assert len(messages) > 60
 
 
-def test_text_is_no_number(refused: Refused) -> None:
+def test_text_is_not_a_number(refused: Refused) -> None:
     for key, model, field in NUMBERS:
         value = "[many, 0]" if isinstance(field.default, tuple) else "many"
         message = refused(RUN, *ground(key, model), f"{key}={value}")
@@ -529,7 +527,7 @@ def test_text_is_no_number(refused: Refused) -> None:
         assert "'many'" in message
 
 
-def test_true_is_no_number(refused: Refused) -> None:
+def test_true_is_not_a_number(refused: Refused) -> None:
     messages = {}
     for key, model, field in NUMBERS:
         value = "[true, 0]" if isinstance(field.default, tuple) else "true"
@@ -564,18 +562,18 @@ def test_a_number_out_of_range_is_refused(refused: Refused) -> None:
         ("", "", "must look like learner.lr=1e-4"),
     ],
 )
-def test_a_complaint_names_the_override_at_fault(refused: Refused, override: str, field: str, words: str) -> None:
+def test_an_error_names_the_override_at_fault(refused: Refused, override: str, field: str, words: str) -> None:
     message = refused(RUN, override)
     assert message.startswith(f"--set {override}: {field}")
     assert words in message
 
 
 @pytest.mark.parametrize("override", ["learner={lr: 1}", "learner={updates: -1, lr: 1}", "rounds.number=2"])
-def test_an_override_of_a_section_answers_for_all_of_it(refused: Refused, override: str) -> None:
+def test_an_override_of_a_section_is_named_for_all_its_keys(refused: Refused, override: str) -> None:
     assert refused(RUN, override).startswith(f"--set {override}: ")
 
 
-def test_an_override_reaches_any_key_and_makes_the_sections_that_it_needs(tmp_path: Path) -> None:
+def test_an_override_can_set_any_key_and_creates_missing_sections(tmp_path: Path) -> None:
     config = load(
         tmp_path,
         RUN,
@@ -597,7 +595,7 @@ def test_an_override_reaches_any_key_and_makes_the_sections_that_it_needs(tmp_pa
     assert config.tracking.uri == "sqlite:///a=b.db"
 
 
-def test_the_last_of_two_overrides_holds(tmp_path: Path) -> None:
+def test_the_last_override_of_a_key_wins(tmp_path: Path) -> None:
     assert load(tmp_path, RUN, "seed=1", "seed=2").seed == 2
 
 
@@ -678,7 +676,7 @@ def test_a_file_that_extends_another_changes_what_it_names_and_nothing_else(tmp_
     assert "extends" not in config.model_dump()
 
 
-def test_a_section_of_another_kind_takes_the_place_of_the_one_below(tmp_path: Path) -> None:
+def test_a_section_of_another_kind_replaces_the_extended_one(tmp_path: Path) -> None:
     assert extended(tmp_path, RUN, "objective: {kind: grpo}").objective == Grpo(kind="grpo")
     assert extended(tmp_path, RUN, "objective: {kind: tbrm, beta: 2}").objective == Tbrm(kind="tbrm", beta=2)
     assert extended(tmp_path, RUN, "objective: {kind: reval, huber: 3}").objective == Reval(
@@ -686,7 +684,7 @@ def test_a_section_of_another_kind_takes_the_place_of_the_one_below(tmp_path: Pa
     )
 
 
-def test_files_extend_each_other_in_a_row_and_each_from_its_own_folder(tmp_path: Path) -> None:
+def test_extends_can_be_chained_and_is_relative_to_each_file(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     (tmp_path / "base.yaml").write_text(RUN, encoding="utf-8")
     (tmp_path / "inner/middle.yaml").write_text("extends: ../base.yaml\nseed: 1\nrounds: 7", encoding="utf-8")
@@ -714,7 +712,7 @@ def test_files_extend_each_other_in_a_row_and_each_from_its_own_folder(tmp_path:
         ("seed: [", "seed: 1", "base.yaml:1: is not YAML"),
     ],
 )
-def test_a_complaint_names_the_file_that_says_it(tmp_path: Path, base: str, own: str, message: str) -> None:
+def test_an_error_names_the_file_at_fault(tmp_path: Path, base: str, own: str, message: str) -> None:
     with pytest.raises(InputError) as refusal:
         extended(tmp_path, base, own)
     assert str(refusal.value).replace(f"{tmp_path}/", "").startswith(message)
@@ -788,7 +786,7 @@ def configs(draw: st.DrawFn) -> Config:
 
 @settings(max_examples=20, deadline=None, phases=[Phase.reuse, Phase.generate, Phase.shrink])
 @given(config=configs())
-def test_what_is_written_is_what_is_read(config: Config, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_dumped_settings_load_unchanged(config: Config, tmp_path_factory: pytest.TempPathFactory) -> None:
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     assert load(tmp_path_factory.getbasetemp(), text) == config
 
@@ -807,6 +805,6 @@ def test_the_reference_has_a_row_for_every_key() -> None:
         assert all(f"\n| `{key.split('.')[-1]}`" in part for part in about), key
 
 
-def test_every_key_says_what_it_means() -> None:
+def test_every_key_is_documented() -> None:
     meaning = runpy.run_path(str(ROOT / "docs/make_config.py"))["meaning"]
     assert [key for key, _, field in KEYS if len(meaning(field)) < 6] == []

@@ -1,4 +1,4 @@
-"""Where runs may be made: what is refused at the start, in one line, before anything is written."""
+"""The paths of runs: refusals at the start, in one line, before anything is written."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def refusal(path: Path, own: tuple[str, ...] = OWN) -> str:
 
 
 @pytest.mark.parametrize("url", URLS)
-def test_a_url_is_no_run_directory_config_or_file(url: str) -> None:
+def test_a_url_is_refused_as_run_directory_config_or_file(url: str) -> None:
     for make in (RunDirectory, EvaluationDirectory, existing_run, load_config):
         with pytest.raises(InputError, match=r"^\S+://\S+: is a URL, and only local paths are supported"):
             make(Path(url))
@@ -67,7 +67,7 @@ def _yaml() -> str:
 
 
 @pytest.mark.parametrize("name", ["a b", "a:/b", "c:/x", "1:/x", "über", "-run", "x" * 255])
-def test_what_only_resembles_a_url_or_is_odd_is_a_path(tmp_path: Path, name: str, monkeypatch) -> None:
+def test_unusual_paths_that_are_not_urls_are_accepted(tmp_path: Path, name: str, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     check_directory(RunDirectory(Path(name)).path, "--run-dir", OWN)
     assert list(tmp_path.iterdir()) == [], "nothing is made"
@@ -87,13 +87,13 @@ def test_what_only_resembles_a_url_or_is_odd_is_a_path(tmp_path: Path, name: str
         ("/".join(["x" * 250] * 17), "cannot be used (File name too long)"),
     ],
 )
-def test_names_that_something_below_cannot_take_are_refused(tmp_path: Path, name: str, words: str) -> None:
+def test_names_that_a_library_cannot_handle_are_refused(tmp_path: Path, name: str, words: str) -> None:
     assert words in refusal(tmp_path / name)
     if "/" not in name:
         assert words in refusal(tmp_path / name / "inside")
 
 
-def test_a_directory_that_is_no_run_is_refused_with_what_is_in_it(tmp_path: Path) -> None:
+def test_a_foreign_directory_is_refused_with_its_entries(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"photo{number}.jpg").touch()
     assert "contains photo0.jpg, photo1.jpg, photo2.jpg and 2 more, not created by reval" in refusal(tmp_path)
@@ -102,12 +102,12 @@ def test_a_directory_that_is_no_run_is_refused_with_what_is_in_it(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["lost+found", ".DS_Store", ".gitkeep"])
-def test_a_new_disk_is_empty(tmp_path: Path, name: str) -> None:
+def test_entries_of_a_new_disk_count_as_empty(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     check_directory(tmp_path, "--run-dir", OWN)
 
 
-def test_files_links_and_places_under_files_are_refused(tmp_path: Path) -> None:
+def test_files_links_and_paths_below_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
@@ -123,7 +123,7 @@ def test_files_links_and_places_under_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_place_without_permission_is_refused() -> None:
-    with tempfile.TemporaryDirectory() as name:  # pytest's own places are closed to others
+    with tempfile.TemporaryDirectory() as name:  # pytest's own directories are not accessible to others
         root = Path(name)
         root.chmod(0o755)
         for inner in ("closed", "own"):
@@ -137,7 +137,7 @@ def test_a_place_without_permission_is_refused() -> None:
 
 
 def as_nobody(paths: list[Path]) -> list[str]:
-    """What is said of places to somebody who is not root, to whom nothing is closed."""
+    """The messages about paths to a user other than root, who may access everything."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -156,7 +156,7 @@ def as_nobody(paths: list[Path]) -> list[str]:
     return pickle.loads(os.read(reader, 65536))
 
 
-def test_a_run_directory_that_cannot_be_made_after_all_is_one_line() -> None:
+def test_a_run_directory_that_cannot_be_created_is_refused_in_one_line() -> None:
     if not Path("/proc/self").exists():
         pytest.skip("there is no /proc here")
     with (
@@ -166,14 +166,14 @@ def test_a_run_directory_that_cannot_be_made_after_all_is_one_line() -> None:
         pass
 
 
-def test_an_earlier_attempt_is_resumed_whatever_it_has_left(tmp_path: Path) -> None:
+def test_an_earlier_attempt_is_resumed_whatever_files_it_left(tmp_path: Path) -> None:
     config = Config.model_validate(SMALL)
     directory = RunDirectory(tmp_path / "run")
     with directory.lock():
         directory.check(config)  # killed before the config was written
         directory.open(config)
     directory.check(config)
-    directory.config.unlink()  # as docs/recovery.md says for a corrupt one
+    directory.config.unlink()  # as docs/recovery.md describes for a corrupt one
     directory.check(config)
 
 
@@ -206,7 +206,7 @@ def test_an_earlier_attempt_is_resumed_whatever_it_has_left(tmp_path: Path) -> N
         ("verify https://host/a.jsonl", "https://host/a.jsonl: is a URL"),
     ],
 )
-def test_every_command_refuses_in_one_line_and_makes_nothing(
+def test_every_command_refuses_in_one_line_and_creates_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -1,4 +1,4 @@
-"""What goes by the share of the residual that is left: the share itself, K, and resets of the reference."""
+"""The fraction of the residual that is left, and what depends on it: K, and resets of the reference."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from tests.buffers import buffer_of
 from tests.runs import small_config
 
 
-def test_the_share_is_the_mean_residual_over_the_mean_scaled_reward(tmp_path: Path) -> None:
+def test_the_residual_left_is_the_mean_residual_over_the_mean_scaled_reward(tmp_path: Path) -> None:
     deltas = [-10.0, 5.0, 0.0, 5.0]  # all rewards are 1, so at the reference each |Δ| were 1/β = 10
     assert residual_left(buffer_of(tmp_path, deltas), beta=0.1) == pytest.approx(0.5, rel=1e-6)
 
 
 @pytest.mark.parametrize(("deltas", "share"), [([0.0, 0.0], 0.0), ([0.0, -3.0], 1.0)])
-def test_without_any_reward_there_is_nothing_or_all_of_it_left(
+def test_the_residual_left_without_any_reward_is_zero_or_one(
     tmp_path: Path, deltas: list[float], share: float
 ) -> None:
     assert residual_left(buffer_of(tmp_path, deltas, rewards=[0.0, 0.0]), beta=0.1) == share
 
 
-def test_the_share_does_not_depend_on_the_order_of_the_rows(tmp_path: Path) -> None:
+def test_the_residual_left_does_not_depend_on_the_order_of_the_rows(tmp_path: Path) -> None:
     deltas = np.random.default_rng(0).lognormal(0, 5, 400).astype(np.float32)
     shares = set()
     for number in range(5):
@@ -42,7 +42,7 @@ def test_the_share_does_not_depend_on_the_order_of_the_rows(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("left", "updates"), [(0.0, 2), (0.1, 2), (0.24, 4), (0.5, 8), (0.97, 16), (1.0, 16), (7.0, 16)]
 )
-def test_updates_follow_the_residual_between_the_least_and_the_most(left: float, updates: int) -> None:
+def test_updates_follow_the_residual_between_minimum_and_maximum(left: float, updates: int) -> None:
     assert Learner(updates=16, least_updates=2, lr=1.0).updates_with(left) == updates
 
 
@@ -57,8 +57,8 @@ def test_without_the_setting_the_residual_changes_nothing() -> None:
     assert [number for number in range(1, 9) if Reference(reset_every=3).reset_after(number, 0.01)] == [3, 6]
 
 
-def test_settings_that_are_not_given_change_no_digest() -> None:
-    """The keys of runs from before these settings: what is digested of the sections has no new keys."""
+def test_unset_settings_do_not_change_digests() -> None:
+    """The identities of runs from before these settings: the digested sections have no new keys."""
     config = small_config()
     assert "least_updates" not in config.learner.model_dump(mode="json")
     following = small_config(learner__least_updates=1)
@@ -73,13 +73,13 @@ def test_settings_that_are_not_given_change_no_digest() -> None:
     }
 
 
-def test_a_reset_comes_after_a_round_that_began_below() -> None:
+def test_a_reset_follows_a_round_that_started_below_the_threshold() -> None:
     reference = Reference(reset_below=0.3)
     assert [left for left in (1.0, 0.31, 0.3, 0.29, 0.01) if reference.reset_after(7, left)] == [0.29, 0.01]
     assert not reference.reset_after(7, 0.0), "nothing to learn from is no reason"
 
 
-def test_the_checkpoint_of_a_reference_that_was_reset_by_the_residual_stays() -> None:
+def test_the_checkpoint_of_a_reference_reset_by_the_residual_is_kept() -> None:
     def manifest(stage: str, round: int, **info: float) -> Manifest:
         return Manifest(stage, round, key="", info=info)
 
@@ -91,7 +91,7 @@ def test_the_checkpoint_of_a_reference_that_was_reset_by_the_residual_stays() ->
 
 
 @pytest.mark.parametrize("setting", [{"learner__least_updates": 1}, {"reference__reset_below": 0.3}])
-def test_what_goes_by_the_residual_needs_no_figure_for_beta(setting: dict[str, float]) -> None:
+def test_residual_settings_need_no_explicit_beta(setting: dict[str, float]) -> None:
     objective = {"kind": "reval", "beta_times_length": 11}
     assert small_config(objective=objective, replay__sampling="prioritised", **setting).objective.beta is None
 
@@ -113,6 +113,6 @@ def test_what_goes_by_the_residual_needs_no_figure_for_beta(setting: dict[str, f
         ({"objective": {"kind": "grpo"}, "reference__reset_below": 0.3}, "reference.reset_below: grpo without"),
     ],
 )
-def test_what_cannot_work_is_refused_at_load(changes: dict[str, object], words: str) -> None:
+def test_inconsistent_settings_are_refused_at_load(changes: dict[str, object], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         small_config(**changes)

@@ -1,4 +1,4 @@
-"""YAML that somebody else wrote: what is no config is refused in one line, and in little time and memory."""
+"""Untrusted YAML: invalid configs are refused in one line, with little time and memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.runs import small_config
 
 
 def doubling(first: str, line: str, times: int) -> str:
-    """A text whose every line stands for several of the line before."""
+    """A text in which every line refers to the previous line several times."""
     return "\n".join(
         [f"a0: &a0 {first}", *(line.replace("N", str(i)).replace("P", str(i - 1)) for i in range(1, times))]
     )
@@ -73,14 +73,14 @@ def config(directory: Path) -> Path:
     return path
 
 
-def test_a_line_is_named(tmp_path: Path) -> None:
+def test_the_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(f"a: 1\nb: {10**70}\n")
     with pytest.raises(InputError, match=r"config\.yaml:2: .*number of 71 char"):
         read_yaml(path)
 
 
-def test_a_key_that_stands_twice_is_named_with_its_section(tmp_path: Path) -> None:
+def test_a_duplicate_key_is_named_with_its_section(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("a:\n  b: 1\n  b: 2\n")
     with pytest.raises(InputError, match=r"config\.yaml:3: a\.b: is a duplicate key"):
@@ -89,7 +89,7 @@ def test_a_key_that_stands_twice_is_named_with_its_section(tmp_path: Path) -> No
         load_config(config(tmp_path), ["learner={lr: 1, lr: 2}"])
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_reading_a_pipe_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(InputError, match="not a regular file"):
@@ -103,7 +103,7 @@ def test_a_long_file_is_refused_unread(tmp_path: Path) -> None:
         read_yaml(path)
 
 
-def test_honest_anchors_merges_and_dates_are_read() -> None:
+def test_legitimate_anchors_merges_and_dates_are_read() -> None:
     text = "base: &base {lr: 1.0e-4, on: 2024-01-01}\none: {<<: *base, updates: 2}\ntwo: *base\n"
     found = parse_yaml(text, "text").values
     assert found["one"] == {"lr": 1e-4, True: "2024-01-01", "updates": 2}

@@ -1,4 +1,4 @@
-"""The command line: what it prints, with which exit code, and what it leaves alone."""
+"""The command line: output, exit codes, and files that it does not change."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ HEAVY = {"torch", "transformers", "prefect", "mlflow", "pandas", "numpy", "pyarr
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command printed and how it ended."""
+    """The output and the exit code of a command."""
 
     code: int
     out: str
@@ -43,7 +43,7 @@ Reval = Callable[..., Answer]
 
 @pytest.fixture
 def reval(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Reval:
-    """Run the command in an empty folder, with the imports of this process."""
+    """Run the command in an empty directory, with the imports of this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
 
@@ -60,7 +60,7 @@ def reval(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, t
 
 
 def process(directory: Path, *arguments: str | Path) -> Answer:
-    """Run the command in a process of its own."""
+    """Run the command in a separate process."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
     done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
@@ -73,7 +73,7 @@ def everything(directory: Path) -> dict[str, bytes | None]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    """A run of the demo, by hand: two rounds done, an accuracy measured, two updates on record."""
+    """A run of the demo, written by hand: two completed rounds, one evaluation, two recorded updates."""
     directory = RunDirectory(tmp_path / "runs/demo")
     directory.open(load_config(DEMO, ["rounds=40"]))
     schema = SCHEMAS["updates"]
@@ -112,7 +112,7 @@ def test_help_lists_every_command(reval: Reval) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("trian",), ("train",), ("sql", "runs/demo"), ("train", "a", "--nope")])
-def test_a_wrong_command_line_ends_with_2(reval: Reval, arguments: tuple[str, ...]) -> None:
+def test_an_invalid_command_line_exits_with_2(reval: Reval, arguments: tuple[str, ...]) -> None:
     answer = reval(*arguments)
     assert (answer.code, answer.out) == (2, "")
     assert "Usage: " in answer.err
@@ -154,7 +154,7 @@ def test_a_bad_config_is_refused_before_torch_is_imported(tmp_path: Path) -> Non
     ],
     ids=["no file", "an unknown key", "too few problems", "no model", "no space", "another config"],
 )
-def test_what_would_stop_a_run_is_refused_before_it_starts(
+def test_settings_that_would_stop_a_run_are_refused_before_it_starts(
     reval: Reval, run: RunDirectory, arguments: list[str], words: str
 ) -> None:
     root = run.path.parent.parent
@@ -177,7 +177,7 @@ def test_what_would_stop_a_run_is_refused_before_it_starts(
     ],
     ids=["an empty answer", "no file", "an unknown field", "an unknown key"],
 )
-def test_what_cannot_be_imported_is_refused_and_nothing_is_made(
+def test_files_that_cannot_be_imported_are_refused_and_nothing_is_created(
     reval: Reval, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     rows = [
@@ -212,7 +212,7 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(reval: Reval, tmp_path: Pa
     assert everything(tmp_path) == {}
 
 
-def test_a_dry_run_counts_what_is_done_already(reval: Reval, run: RunDirectory) -> None:
+def test_a_dry_run_counts_completed_rounds(reval: Reval, run: RunDirectory) -> None:
     before = everything(run.path)
     arguments = ("--dry-run", "--json", "--run-dir", run.path, "--set", "rounds=40")
     plan = json.loads(reval("train", DEMO, *arguments).out)
@@ -233,7 +233,7 @@ def test_a_dry_run_for_people_prints_a_config_that_loads(reval: Reval, tmp_path:
     ) == 2
 
 
-def test_sql_answers_json(reval: Reval, run: RunDirectory) -> None:
+def test_sql_prints_json(reval: Reval, run: RunDirectory) -> None:
     answer = reval("sql", "runs/demo", 'SELECT "update", loss, tokens FROM updates ORDER BY 1', "--json")
     assert (answer.code, answer.err) == (0, "")
     assert json.loads(answer.out) == [
@@ -242,7 +242,7 @@ def test_sql_answers_json(reval: Reval, run: RunDirectory) -> None:
     ]
 
 
-def test_sql_answers_csv(reval: Reval, run: RunDirectory) -> None:
+def test_sql_prints_csv(reval: Reval, run: RunDirectory) -> None:
     answer = reval("sql", "runs/demo", 'SELECT loss, \'a, "b"\nc\' AS "some text" FROM updates', "--csv")
     assert list(csv.reader(io.StringIO(answer.out))) == [
         ["loss", "some text"],
@@ -258,7 +258,7 @@ def test_sql_prints_a_table(reval: Reval, run: RunDirectory) -> None:
     assert lines[2:] == [["1", "0.5", "[red]x[/red]"], ["2", "–", "[red]x[/red]"]]
 
 
-def test_sql_knows_the_round_of_a_row_as_a_number(reval: Reval, run: RunDirectory) -> None:
+def test_sql_has_the_round_of_a_row_as_a_number(reval: Reval, run: RunDirectory) -> None:
     answer = reval("sql", "runs/demo", "SELECT round, round + 1 AS next FROM updates LIMIT 1", "--json")
     assert answer.code == 0
     assert json.loads(answer.out) == [{"round": 1, "next": 2}]
@@ -276,14 +276,14 @@ def test_sql_finds_every_table_with_its_columns_before_it_has_rows(
     ("query", "words"),
     [("SELEC 1", "syntax error"), ("SELECT nothing FROM updates", "nothing"), ("SELECT * FROM nowhere", "nowhere")],
 )
-def test_sql_that_duckdb_refuses_ends_with_2(reval: Reval, run: RunDirectory, query: str, words: str) -> None:
+def test_sql_that_duckdb_refuses_exits_with_2(reval: Reval, run: RunDirectory, query: str, words: str) -> None:
     answer = reval("sql", "runs/demo", query)
     assert (answer.code, answer.out) == (2, "")
     assert answer.err.startswith("reval: the query failed: ")
     assert words in answer.err
 
 
-def test_sql_about_a_folder_that_is_no_run_ends_with_2(reval: Reval, tmp_path: Path) -> None:
+def test_sql_on_a_directory_that_is_not_a_run_exits_with_2(reval: Reval, tmp_path: Path) -> None:
     answer = reval("sql", "nowhere", "SELECT 1")
     assert (answer.code, answer.out) == (2, "")
     assert answer.err.startswith("reval: nowhere: is not a run directory")
@@ -295,28 +295,28 @@ def test_sql_changes_nothing_on_disk(reval: Reval, run: RunDirectory) -> None:
     assert everything(run.path) == before
 
 
-def test_sql_names_a_file_that_is_gone(reval: Reval, run: RunDirectory) -> None:
+def test_sql_names_a_missing_file(reval: Reval, run: RunDirectory) -> None:
     (run.path / run.facts(1, "updates")).unlink()
     answer = reval("sql", "runs/demo", "SELECT * FROM updates")
     assert (answer.code, answer.out, answer.err.count("\n")) == (1, "", 1)
     assert "updates.parquet" in answer.err
 
 
-def test_a_damaged_manifest_ends_with_1(reval: Reval, run: RunDirectory) -> None:
+def test_a_corrupt_manifest_exits_with_1(reval: Reval, run: RunDirectory) -> None:
     run.manifest_path("learning", 1).write_text("{")
     answer = reval("sql", "runs/demo", "SELECT 1")
     assert (answer.code, answer.out, answer.err.count("\n")) == (1, "", 1)
     assert "learning.json: is not a manifest" in answer.err
 
 
-def test_a_damaged_run_does_not_hide_the_others(reval: Reval, run: RunDirectory) -> None:
+def test_a_corrupt_run_does_not_hide_the_others(reval: Reval, run: RunDirectory) -> None:
     hand_made_run(RunDirectory(run.path.parent / "hurt"))
     RunDirectory(run.path.parent / "hurt").manifest_path("learning", 1).write_text("{")
     rows = {row["run"]: row["state"] for row in json.loads(reval("runs", "--json").out)}
     assert rows == {"demo": "interrupted", "hurt": "damaged"}
 
 
-def test_a_pipe_that_closes_early_is_no_error(tmp_path: Path, run: RunDirectory) -> None:
+def test_a_pipe_that_closes_early_is_not_an_error(tmp_path: Path, run: RunDirectory) -> None:
     command = f"{sys.executable} -m flows.cli sql runs/demo 'SELECT * FROM range(100000)' --csv | head -n 1"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -325,7 +325,7 @@ def test_a_pipe_that_closes_early_is_no_error(tmp_path: Path, run: RunDirectory)
     assert (done.stdout, done.stderr) == ("range\n", "")
 
 
-def test_runs_lists_how_far_each_is(reval: Reval, run: RunDirectory, tmp_path: Path) -> None:
+def test_runs_lists_the_progress_of_each(reval: Reval, run: RunDirectory, tmp_path: Path) -> None:
     fresh = RunDirectory(tmp_path / "runs/fresh")
     fresh.open(load_config(DEMO, ["rounds=7"]))
     run.summary.write_text("{}")
@@ -344,12 +344,12 @@ def test_runs_prints_a_table(reval: Reval, run: RunDirectory) -> None:
     assert lines[2] == ["demo", "interrupted", "2/40", "0.25", "0.75"]
 
 
-def test_runs_of_an_empty_folder_says_how_to_start_one(reval: Reval) -> None:
+def test_runs_in_an_empty_directory_explains_how_to_start_one(reval: Reval) -> None:
     assert "reval train CONFIG" in reval("runs").out
     assert json.loads(reval("runs", "--json").out) == []
 
 
-def test_doctor_says_what_is_here(reval: Reval, tmp_path: Path) -> None:
+def test_doctor_reports_the_environment(reval: Reval, tmp_path: Path) -> None:
     answer = reval("doctor", "--json")
     facts = json.loads(answer.out)
     assert facts["python"] == sys.version.split()[0]
@@ -360,6 +360,6 @@ def test_doctor_says_what_is_here(reval: Reval, tmp_path: Path) -> None:
     assert everything(tmp_path) == {}
 
 
-def test_json_has_null_where_sql_has_no_number(reval: Reval, run: RunDirectory) -> None:
+def test_json_has_null_for_nan(reval: Reval, run: RunDirectory) -> None:
     done = reval("sql", str(run.path), "SELECT 'nan'::DOUBLE AS a, 'inf'::DOUBLE AS b, 1.5::DOUBLE AS c", "--json")
     assert json.loads(done.out) == [{"a": None, "b": None, "c": 1.5}]

@@ -1,4 +1,4 @@
-"""What is refused before a run begins."""
+"""Checks before a run starts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_disk_without_space_is_refused_with_what_the_run_needs(config, tmp_path, monkeypatch):
+def test_a_full_disk_is_refused_with_the_space_that_the_run_needs(config, tmp_path, monkeypatch):
     monkeypatch.setattr(RunDirectory, "free_bytes", lambda directory: 1_000_000)
     with pytest.raises(InputError, match=r"needs about \d+ MB and the disk has 1 MB free; make space"):
         prepare(config, ["rounds=20"], tmp_path / "run")
@@ -34,7 +34,7 @@ def test_a_disk_without_space_is_refused_with_what_the_run_needs(config, tmp_pat
 SMALL_GPU, FULL_GPU = Card("Small GPU", 15 * 10**8, 15 * 10**8), Card("Large GPU", 80 * 10**9, 10**9)
 
 
-def test_a_stage_that_does_not_fit_the_gpu_is_refused_unless_the_user_knows_better(config, tmp_path, monkeypatch):
+def test_a_stage_that_does_not_fit_the_gpu_is_refused_unless_configured_to_warn(config, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_memory, "card", lambda: SMALL_GPU)
     refused = (
         rf"^{re.escape(str(config))}: learning needs about \d+\.\d GB of GPU memory, and the GPU has 1\.5 GB; "
@@ -64,29 +64,29 @@ def test_gradients_are_checkpointed_where_an_update_would_not_fit_and_the_run_ke
         prepare(config, ["learner.gradient_checkpointing=false"], tmp_path / "run")
 
 
-def test_a_gpu_that_others_use_is_said_and_left_to_the_user(config, tmp_path, monkeypatch):
+def test_a_gpu_in_use_by_other_processes_is_a_warning(config, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_memory, "card", lambda: FULL_GPU)
     settings, _ = prepare(config, [], tmp_path / "run")
     assert gpu_notes(settings)[1].endswith("1.0 GB of the GPU are free; stop other processes on it")
 
 
-def test_without_a_gpu_there_is_nothing_to_check_or_to_say(config, tmp_path):
+def test_without_a_gpu_nothing_is_checked_or_reported(config, tmp_path):
     settings, _ = prepare(config, ["learner.micro_batch_tokens=1000000000"], tmp_path / "run")
     assert gpu_notes(settings) == []
 
 
-def test_memory_check_may_change_while_a_run_lasts(config, tmp_path):
+def test_memory_check_may_be_changed_during_a_run(config, tmp_path):
     prepare(config, [], tmp_path / "run")[1].open(small_config())
     settings, _ = prepare(config, ["memory_check=warn"], tmp_path / "run")
     assert settings.memory_check == "warn"
 
 
-def test_more_prompts_a_round_than_problems_are_refused(config, tmp_path):
+def test_more_prompts_per_round_than_problems_are_refused(config, tmp_path):
     with pytest.raises(InputError, match=r"rollouts\.prompts: 200 a round, but problems\.train has only \d+"):
         prepare(config, ["rollouts.prompts=200", "replay.capacity=1000"], tmp_path / "run")
 
 
-def test_a_problem_file_is_checked_line_by_line_before_anything_is_made(config, tmp_path):
+def test_a_problem_file_is_checked_line_by_line_before_anything_is_created(config, tmp_path):
     problems = tmp_path / "problems.jsonl"
     problems.write_text('{"problem": "1+1=", "answer": "2"}\n{"problem": "1+2=", "answer": ""}\n')
     override = f"problems.held_out={{path: {problems}}}"
@@ -95,7 +95,7 @@ def test_a_problem_file_is_checked_line_by_line_before_anything_is_made(config, 
     assert not (tmp_path / "run").exists()
 
 
-def test_training_problems_that_are_held_out_too_are_refused_unless_that_is_said(config, tmp_path):
+def test_held_out_training_problems_are_refused_unless_configured(config, tmp_path):
     same = "problems.held_out={arithmetic: {digits: 1, split: train}}"
     with pytest.raises(InputError, match=r"problems\.train: \d+ of \d+ problems also occur in the test sets"):
         prepare(config, [same], tmp_path / "run")
@@ -103,12 +103,12 @@ def test_training_problems_that_are_held_out_too_are_refused_unless_that_is_said
     assert settings.problems.contaminated == "keep"
 
 
-def test_the_default_folder_bears_the_configs_name(config, tmp_path, monkeypatch):
+def test_the_default_run_directory_has_the_name_of_the_config(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert prepare(config, [], None)[1].path == tmp_path / "runs" / "small"
 
 
-def test_the_forecast_covers_what_a_run_takes_and_is_no_hundred_times_too_much(tmp_path):
+def test_the_forecast_is_an_upper_bound_within_a_factor_of_a_hundred(tmp_path):
     config = small_config(rounds=2)
     run(tmp_path / "run", config)
     taken = sum(file.stat().st_size for file in (tmp_path / "run").rglob("*") if file.is_file())

@@ -1,4 +1,4 @@
-"""`reval problems`: what it prints, and with which exit code."""
+"""`reval problems`: output and exit codes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONG = "A farmer has {} cows and sells half of them to a neighbour who pays in a
 
 @pytest.fixture
 def reval(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Reval:
-    """Run the command in an empty folder; gives exit code, output and complaints."""
+    """Run the command in an empty directory; returns exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("REVAL_DATA", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
@@ -43,12 +43,12 @@ def lines(path: Path, *rows: dict[str, Any]) -> Path:
 
 
 def aime(directory: Path, *texts: str) -> None:
-    """A file that counts as AIME 2025, with these problems first."""
+    """A file that passes for AIME 2025, with these problems first."""
     rows = [*texts, *(f"competition problem {number}" for number in range(30 - len(texts)))]
     lines(directory / "data/aime25.jsonl", *({"problem": text, "answer": 7} for text in rows))
 
 
-def test_a_good_file_ends_with_0(reval: Reval, tmp_path: Path) -> None:
+def test_a_valid_file_exits_with_0(reval: Reval, tmp_path: Path) -> None:
     aime(tmp_path)
     file = lines(tmp_path / "a.jsonl", {"problem": "1+1=", "answer": 2}, {"problem": "half of 1", "answer": "0.5"})
     code, out, _ = reval("check", file)
@@ -78,7 +78,7 @@ ODD = [
 ]
 
 
-def test_whatever_is_odd_is_counted_with_its_lines(reval: Reval, tmp_path: Path) -> None:
+def test_anomalies_are_counted_with_their_lines(reval: Reval, tmp_path: Path) -> None:
     aime(tmp_path, LONG.format(9))
     file = lines(tmp_path / "odd.jsonl", *ODD)
     code, out, _ = reval("check", file, "--json")
@@ -106,7 +106,7 @@ def test_whatever_is_odd_is_counted_with_its_lines(reval: Reval, tmp_path: Path)
     ]
 
 
-def test_a_table_fits_80_columns_and_says_what_to_do(reval: Reval, tmp_path: Path) -> None:
+def test_a_table_fits_80_columns_and_names_the_remedies(reval: Reval, tmp_path: Path) -> None:
     aime(tmp_path, LONG.format(9))
     code, out, _ = reval("check", lines(tmp_path / "odd.jsonl", *ODD))
     assert code == 1
@@ -133,7 +133,7 @@ def test_a_copy_of_a_test_set_is_not_compared_with_itself(reval: Reval, tmp_path
     assert (code, json.loads(out)["copy_of"]) == (0, ["aime25"])
 
 
-def test_a_part_of_a_registered_set_is_left_out_unless_it_is_named(reval: Reval, tmp_path: Path) -> None:
+def test_an_incomplete_registered_set_is_skipped_unless_it_is_named(reval: Reval, tmp_path: Path) -> None:
     aime(tmp_path)
     lines(tmp_path / "data/gsm8k_test.jsonl", {"question": "1+1", "answer": "#### 2"})
     (tmp_path / "data/math500.parquet").write_bytes(b"PAR1")
@@ -185,7 +185,9 @@ def test_columns_and_test_sets_can_be_named(reval: Reval, tmp_path: Path) -> Non
         (["a.jsonl", "--against", "a.jsonl", "--against", "a.jsonl"], "--against: two sets are named a"),
     ],
 )
-def test_what_cannot_be_checked_is_refused(reval: Reval, tmp_path: Path, arguments: list[str], words: str) -> None:
+def test_files_that_cannot_be_checked_are_refused(
+    reval: Reval, tmp_path: Path, arguments: list[str], words: str
+) -> None:
     lines(tmp_path / "a.jsonl", {"problem": "1+1", "answer": 2})
     code, out, complaint = reval("check", *arguments)
     assert (code, out) == (2, "")
@@ -193,7 +195,7 @@ def test_what_cannot_be_checked_is_refused(reval: Reval, tmp_path: Path, argumen
     assert complaint.count("\n") == 1
 
 
-def test_the_registered_sets_are_listed_with_what_was_found(reval: Reval, tmp_path: Path) -> None:
+def test_the_registered_sets_are_listed_with_their_files(reval: Reval, tmp_path: Path) -> None:
     aime(tmp_path)
     lines(tmp_path / "data/gsm8k_test.jsonl", {"question": "1+1", "answer": "#### 2"})
     code, out, _ = reval("list")
@@ -233,7 +235,7 @@ def test_an_audit_has_three_rates_and_names_suspicious_golds_with_their_lines(re
     assert asked == len(found["rest"])
 
 
-def test_an_audit_for_people_fits_80_columns_and_ends_with_0(reval: Reval, tmp_path: Path) -> None:
+def test_an_audit_for_people_fits_80_columns_and_exits_with_0(reval: Reval, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     aime(tmp_path)
     code, out, _ = reval("audit", "aime25", "--workers", "1", "--sample", "3", "--seed", "5")
@@ -243,7 +245,7 @@ def test_an_audit_for_people_fits_80_columns_and_ends_with_0(reval: Reval, tmp_p
     assert ["gold", "accepted", "3", "3", "100%"] in [line.split() for line in out.splitlines()]
 
 
-def test_a_check_says_what_an_audit_of_some_problems_found(reval: Reval, tmp_path: Path) -> None:
+def test_a_check_reports_the_result_of_an_audit(reval: Reval, tmp_path: Path) -> None:
     file = lines(tmp_path / "golds.jsonl", *GOLDS)
     _, out, _ = reval("check", file)
     assert any(line.startswith("audit of 4: gold accepted 100%, rewritings ") for line in out.splitlines())

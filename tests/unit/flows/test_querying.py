@@ -1,4 +1,4 @@
-"""`reval sql`: a question about a run's tables, which neither writes nor reads anything else."""
+"""`reval sql`: queries of the tables of a run, which neither write nor read anything else."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ FORBIDDEN = [
 
 
 @pytest.mark.parametrize("query", FORBIDDEN)
-def test_what_would_write_or_read_elsewhere_is_refused(ask: Ask, run: Path, query: str) -> None:
+def test_queries_that_write_or_read_other_files_are_refused(ask: Ask, run: Path, query: str) -> None:
     names = [1, 2]  # noqa: F841
     before = sorted(run.parent.rglob("*"))
     with pytest.raises(QueryError, match="the query failed: "):
@@ -112,7 +112,7 @@ def test_what_would_write_or_read_elsewhere_is_refused(ask: Ask, run: Path, quer
         "SELECT * FROM verdicts ORDER BY random()",
     ],
 )
-def test_a_question_is_answered(ask: Ask, query: str) -> None:
+def test_a_query_is_answered(ask: Ask, query: str) -> None:
     assert json.loads(ask(query, "json"))
 
 
@@ -127,7 +127,7 @@ def test_a_link_out_of_the_run_directory_is_not_followed(tmp_path: Path) -> None
         show_query(path, "SELECT 1", "table")
 
 
-def test_a_fault_is_shown_where_it_stands(ask: Ask) -> None:
+def test_an_error_is_shown_at_its_position(ask: Ask) -> None:
     with pytest.raises(QueryError) as failed:
         ask("SELECT nothing FROM verdicts")
     lines = str(failed.value).splitlines()
@@ -158,7 +158,7 @@ def test_json_of_awkward_values_is_json(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("form", ["table", "csv", "json"])
-def test_nothing_that_acts_on_a_terminal_is_printed(ask: Ask, form: str) -> None:
+def test_no_terminal_control_characters_are_printed(ask: Ask, form: str) -> None:
     acting = (
         "".join(f"chr({code}) || " for code in (7, 8, 13, 27, 127, 155, 8206, 8238, 8294, 65279, 917569)) + "'x'"
     )
@@ -183,7 +183,7 @@ def test_markup_and_emoji_in_cells_are_text(ask: Ask) -> None:
 
 
 def test_values_nested_too_deep_to_print_are_refused(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    nested: list[object] = []  # which DuckDB takes a minute to make
+    nested: list[object] = []  # which takes DuckDB a minute to construct
     for _ in range(2000):
         nested = [nested]
     monkeypatch.setattr(querying, "_answer", lambda connection, statement: (["a"], [(nested,)]))
@@ -191,7 +191,7 @@ def test_values_nested_too_deep_to_print_are_refused(ask: Ask, monkeypatch: pyte
         ask("SELECT 1 AS a", "json")
 
 
-def test_what_an_earlier_version_did_not_write_is_null(ask: Ask, run: Path) -> None:
+def test_columns_missing_in_an_earlier_version_are_null(ask: Ask, run: Path) -> None:
     file = next(run.glob("facts/*/verdicts.parquet"))
     pq.write_table(pq.read_table(file, partitioning=None).drop_columns(["milliseconds"]), file)
     rows = json.loads(ask("SELECT verdict, milliseconds FROM verdicts LIMIT 1", "json"))

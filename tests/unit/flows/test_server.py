@@ -1,4 +1,4 @@
-"""Which Prefect servers are taken, and what is said of others: one line, before any work."""
+"""The Prefect servers that are accepted; others are refused in one line, before any work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.conftest import SMALL
 
 @contextmanager
 def http(status: int, body: bytes) -> Iterator[str]:
-    """The API's URL of a server that gives one answer to everything."""
+    """The API URL of a server that gives the same answer to every request."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -62,7 +62,7 @@ def refusal(url: str) -> str:
         "https://:4200/api",
     ],
 )
-def test_what_is_no_url_is_refused(url: str) -> None:
+def test_an_invalid_url_is_refused(url: str) -> None:
     assert "is no URL such as" in refusal(url)
     assert not answers(url)
 
@@ -86,13 +86,13 @@ def test_another_server_is_refused(status: int, body: bytes, said: str) -> None:
         assert said in refusal(url)
 
 
-def test_a_server_of_this_version_is_taken() -> None:
+def test_a_server_of_this_version_is_accepted() -> None:
     with http(200, b'"3.0.0"') as url:
         check_api(url)
         assert "does not answer" in refusal(url.replace("http:", "https:"))
 
 
-def test_silence_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_respond_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_PATIENCE_SECONDS", 0.1)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -102,25 +102,25 @@ def test_silence_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "does not answer (timed out)" in refusal(closed)
 
 
-def test_prefect_cloud_wants_a_key_and_passwords_are_not_shown() -> None:
+def test_prefect_cloud_requires_a_key_and_passwords_are_not_shown() -> None:
     assert "PREFECT_API_KEY" in refusal("https://api.prefect.cloud/api/accounts/a/workspaces/b")
     assert "secret" not in refusal("ftp://me:secret@host/api")
 
 
-def test_a_page_that_says_yes_to_everything_is_no_prefect_server() -> None:
+def test_a_page_that_answers_every_request_is_not_a_prefect_server() -> None:
     with http(200, b"<html>Angular serves on port 4200 too") as url:
         assert not answers(url)
     with http(200, b"true") as url:
         assert answers(url)
 
 
-def test_no_flow_is_begun_with_a_foreign_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_flow_is_started_with_an_incompatible_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(foreground, "configured_api", lambda: "garbage")
     with pytest.raises(InputError, match="PREFECT_API_URL: garbage"):
         run_flow(lambda: pytest.fail("a flow was begun"))
 
 
-def test_a_second_start_is_refused_before_prefect_is_looked_for(
+def test_a_second_start_is_refused_before_prefect_is_contacted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import yaml

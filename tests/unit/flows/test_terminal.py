@@ -1,4 +1,4 @@
-"""What commands print: nothing in it acts on a terminal, and standard output may fail."""
+"""The output of commands: no terminal control characters, and standard output that fails."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from reval_core.report.page import join, tag
 
 ROOT = Path(__file__).parents[3]
 SEEN = set("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u08e2\u0890\u0891\U000110bd\U000110cd")
-"""Formats that can be seen."""
+"""Visible format characters."""
 JOINING = {"\u200c", "\u200d", *map(chr, range(0x13430, 0x13460))}
 
 
-def test_every_character_that_acts_is_escaped() -> None:
+def test_every_control_character_is_escaped() -> None:
     for code in range(sys.maxunicode + 1):
         character = chr(code)
         acts = unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -35,7 +35,7 @@ def test_every_character_that_acts_is_escaped() -> None:
             assert visible(character) == character
 
 
-def test_escapes_are_those_of_python_and_lines_may_stay() -> None:
+def test_escapes_are_those_of_python_and_lines_can_be_kept() -> None:
     assert visible("a\x1b[2Jb\nc\u202ed\U000e0041\ud800") == r"a\x1b[2Jb\nc\u202ed\U000e0041\ud800"
     assert visible_lines("a\n\tb\rc") == "a\n\tb\\rc"
     assert visible("Größe 数学 \\frac12 👩‍🔬") == "Größe 数学 \\frac12 👩‍🔬"
@@ -44,13 +44,13 @@ def test_escapes_are_those_of_python_and_lines_may_stay() -> None:
 @pytest.mark.parametrize(
     "text", ["\x1b[31m", "\u202e", "\x7f\x9b", "\U000e0041", "\ud800", 'a"\\b', "\u2028", "\0"]
 )
-def test_escaped_json_says_the_same(text: str) -> None:
+def test_escaped_json_parses_to_the_same(text: str) -> None:
     shown = json_escaped(json.dumps([text, {text: 1}], ensure_ascii=False))
     assert shown.isprintable()
     assert json.loads(shown) == [text, {text: 1}]
 
 
-def test_json_takes_whatever_there_is() -> None:
+def test_json_supports_arbitrary_values() -> None:
     value = {
         "floats": [float("nan"), float("inf"), {"deep": (float("-inf"), 1.5)}],
         1: "one",
@@ -72,7 +72,7 @@ def test_json_takes_whatever_there_is() -> None:
 HOSTILE = "\x1b]0;x\x07[bold red]:smile:[/] [link=http://a]b\u202e\x9b"
 
 
-def test_tables_facts_and_lines_show_texts_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_and_lines_show_texts_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.print_rows(
         [HOSTILE, HOSTILE, "n"], [[HOSTILE, f"two\nlines {HOSTILE}", 1], [None, "", 2.5]], width=200
     )
@@ -91,7 +91,7 @@ def test_the_report_shows_them_too() -> None:
     assert "\\u202e" in shown
 
 
-def test_commands_print_through_the_terminal_module_alone() -> None:
+def test_commands_print_only_through_the_terminal_module() -> None:
     for path in (ROOT / "flows").glob("*.py"):
         if path.name not in ("terminal.py", "streams.py"):
             found = re.search(r"click\.echo|Console\(|Table\(|sys\.stdout|(?<![.\w])print\(", path.read_text())
@@ -99,7 +99,7 @@ def test_commands_print_through_the_terminal_module_alone() -> None:
 
 
 def reval(command: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """A line of the shell in which `reval` is the command line."""
+    """Run a shell line in which `reval` is the command line."""
     line = command.replace("reval ", f"{sys.executable} -m flows.cli ")
     values: dict[str, Any] = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(["bash", "-c", line], env=values, capture_output=True, check=False)
@@ -123,7 +123,7 @@ def test_output_that_fails_gives_no_traceback(command: str, code: int, complaint
     assert (done.returncode, done.stderr) == (code, complaint)
 
 
-def test_ascii_takes_everything() -> None:
+def test_everything_can_be_printed_as_ascii() -> None:
     done = reval("reval runs 'é∆'", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, b"")
     assert rb"\xe9\u2206" in done.stdout

@@ -1,4 +1,4 @@
-"""Answers that leave the work undone: numbers that are not finished, and formulas that are copied."""
+"""Unfinished answers: numbers that are still to be computed, and copied formulas."""
 
 import time
 
@@ -11,7 +11,7 @@ from reval_core.answers.tokens import tokens
 from reval_core.verification import Claim, Verdict
 from reval_core.verification.claims import verdict_at_sight
 
-# Each of them is 12 for the algebra, and no worker is asked.
+# Each of them is algebraically 12, and no worker is needed.
 COMPUTATIONS = [
     "5+7",
     "15 − 3",
@@ -112,7 +112,7 @@ UNFINISHED = [
 
 
 def at_sight(gold: str, answer: str, problem: str = "", lenient: bool = False) -> Verdict | None:
-    """The verdict, or None where a worker is asked."""
+    """The verdict, or None if a worker is needed."""
     found = verdict_at_sight(Claim(gold, "", problem=problem), tidy(answer), lenient)
     return found if isinstance(found, str) else None
 
@@ -123,14 +123,14 @@ def test_finished_numbers(formula: str) -> None:
 
 
 @pytest.mark.parametrize("formula", UNFINISHED)
-def test_what_is_left_to_be_computed(formula: str) -> None:
+def test_unfinished_computations(formula: str) -> None:
     assert not is_finished(read_formula(tokens(formula)))
 
 
 @pytest.mark.parametrize("gold", ["12", "x = 12", r"12 \text{ apples}", r"12 \text{ cm}"])
-def test_a_computation_is_no_number(gold: str) -> None:
+def test_a_computation_is_not_a_number(gold: str) -> None:
     assert [one for one in COMPUTATIONS if at_sight(gold, one) != "wrong"] == []
-    # A set is no number in any mode at sight; a worker is asked for what the grammar cannot evaluate.
+    # A set is never a number; a worker is needed for what the grammar cannot evaluate.
     other_unit = [one for one in COMPUTATIONS if "apples" in gold and r"\text{ cm}" in one]
     assert [one for one in COMPUTATIONS if at_sight(gold, one, lenient=True) == "wrong"] == other_unit
 
@@ -158,7 +158,7 @@ def test_golds_that_are_not_finished_may_need_an_operation(gold: str) -> None:
         (r"Evaluate $\left(\frac{1}{3}\right)^2$", r"\frac{1}{9}", r"(\frac13)^2"),
     ],
 )
-def test_the_formula_of_the_problem_is_no_answer(problem: str, gold: str, answer: str) -> None:
+def test_the_formula_of_the_problem_is_not_an_answer(problem: str, gold: str, answer: str) -> None:
     assert at_sight(gold, answer, problem) == "wrong"
     assert at_sight(gold, answer, problem, lenient=True) != "wrong"
 
@@ -173,7 +173,7 @@ def test_the_formula_of_the_problem_is_no_answer(problem: str, gold: str, answer
         ("Expand $2(x+1)(x+2)$.", "2x^2+6x+4", "(x+1)(2x+4)", "4+6x+2x^2"),
     ],
 )
-def test_the_form_that_is_asked_for(problem: str, gold: str, answer: str, right: str) -> None:
+def test_the_requested_form(problem: str, gold: str, answer: str, right: str) -> None:
     assert at_sight(gold, answer, problem) == "wrong"
     assert at_sight(gold, right, problem) is None, "a worker is asked"
     assert at_sight(gold, answer, problem, lenient=True) is None
@@ -200,11 +200,11 @@ def test_the_formula_of_another_problem_is_compared() -> None:
         (r"Is $-3$ in $[-5, 2]$?", r"[-5.0, 2]", "[-5, 2]"),
     ],
 )
-def test_values_may_stand_in_the_problem(problem: str, gold: str, answer: str) -> None:
+def test_values_may_occur_in_the_problem(problem: str, gold: str, answer: str) -> None:
     assert at_sight(gold, answer, problem) in (None, "correct")
 
 
-def test_any_gold_that_is_no_number_still_counts() -> None:
+def test_golds_that_are_not_numbers_still_count() -> None:
     claim = Claim("3, 1+x", "", gold_mode="any")
     found = verdict_at_sight(claim, "x+1", lenient=False)
     assert not isinstance(found, str)

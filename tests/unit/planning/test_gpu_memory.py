@@ -1,4 +1,4 @@
-"""The memory that is reckoned for each stage, against numbers worked out by hand."""
+"""The estimated memory of each stage, compared with numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SUMS = {"arithmetic": {"digits": 1}}
 
 
 def settings(**changes: Any) -> Config:
-    """A run whose micro-batches are 10 places."""
+    """A run with micro-batches of 10 tokens."""
     given: dict[str, Any] = {
         "rounds": 1,
         "model": {"path": "some/model"},
@@ -66,16 +66,16 @@ def test_an_update_in_float32_holds_every_layers_activations():
         "copy": 0,
         "moments": 8000,
         "gradients": 4000,
-        # 10 places of 24 · 8 + 16 · (8 + 16) bytes, in 3 layers
+        # 10 tokens of 24 · 8 + 16 · (8 + 16) bytes, in 3 layers
         "activations": 3 * 10 * 576,
-        # logits of 20 tokens (4 bytes) and their gradient (2), three hidden states, and the head's own gradient,
-        # of a slice and whole
+        # logits of 20 tokens (4 bytes) and their gradient (2), three hidden states, and the gradient of the head,
+        # of a slice and of the whole
         "head": 10 * (20 * 6 + 12 * 8) + 4 * 20 * 8 + 4 * 20 * 8,
         "other": CONTEXT + WORKSPACE,
     }
 
 
-def test_checkpointing_holds_the_layers_ends_and_one_layer():
+def test_checkpointing_holds_layer_boundaries_and_one_layer():
     config = settings(learner={"gradient_checkpointing": True, "precision": "bfloat16"})
     parts, tied = (
         stages(config, Sizes(**{**vars(SIZES), "tied": tied}))["learning"].parts for tied in (False, True)
@@ -85,7 +85,7 @@ def test_checkpointing_holds_the_layers_ends_and_one_layer():
     assert tied == parts | {"head": 2 * 20 * 8}, "the embedding waits for the gradient of the head"
 
 
-def test_checkpointing_of_a_small_layer_holds_the_layers_ends_while_the_head_works():
+def test_checkpointing_of_small_layers_peaks_at_the_head_with_layer_boundaries():
     small = Sizes(**{**vars(SIZES), "vocabulary": 2000})
     config = settings(learner={"gradient_checkpointing": True, "precision": "bfloat16"})
     parts = stages(config, small)["learning"].parts
@@ -102,7 +102,7 @@ def test_gradients_are_checkpointed_where_an_update_would_not_fit_otherwise() ->
         assert stages(settings(), gpu_bytes=gpu_bytes)["learning"].parts == given["learning"].parts
 
 
-def test_bfloat16_holds_eighteen_bytes_a_weight():
+def test_bfloat16_holds_eighteen_bytes_per_weight():
     config = settings(learner={"precision": "bfloat16"})
     assert stages(settings(learner={"precision": "auto"})) == stages(config), "which is auto on a GPU"
     parts = stages(config)["learning"].parts
@@ -111,7 +111,7 @@ def test_bfloat16_holds_eighteen_bytes_a_weight():
     assert stages(config)["consistency"].parts["reference"] == 2000
 
 
-def test_several_gpus_hold_what_they_exchange_and_divide_nothing():
+def test_several_gpus_hold_all_reduce_buffers_and_shard_nothing():
     alone, together = (stages(settings(), gpus=gpus)["learning"].parts for gpus in (1, 4))
     assert together == alone | {"gradients": 8000}
 
@@ -125,11 +125,11 @@ def test_scoring_holds_the_reference_as_a_second_model_unless_adapters_are_train
     assert parts["learning"].parts["moments"] == 80
 
 
-def test_a_checkpoint_holds_what_is_there_anyway():
+def test_a_checkpoint_needs_no_additional_memory():
     assert stages(settings())["checkpoint"].total == 4000 + 8000 + CONTEXT + WORKSPACE
 
 
-def test_vllm_takes_its_share_beside_the_learners_weights():
+def test_vllm_uses_its_fraction_in_addition_to_the_learners_weights():
     config = settings(engine={"kind": "vllm", "gpu_memory_utilization": 0.5})
     parts = stages(config, gpu_bytes=10 * GB)["rollouts"].parts
     assert parts["engine"] + parts["cache"] == 5 * GB
@@ -139,15 +139,15 @@ def test_vllm_takes_its_share_beside_the_learners_weights():
     assert "engine" not in stages(config, gpu_bytes=10 * GB)["learning"].parts
 
 
-def test_vllm_that_does_not_sleep_keeps_its_share_while_the_learner_works():
+def test_vllm_without_sleep_keeps_its_memory_during_learning():
     config = settings(engine={"kind": "vllm", "gpu_memory_utilization": 0.5, "sleep": False})
     parts = stages(config, gpu_bytes=10 * GB)["learning"].parts
     assert parts["engine"] + parts["cache"] == 5 * GB
 
 
-def test_the_cache_holds_so_many_responses_at_full_length():
+def test_the_number_of_full_length_responses_in_the_cache():
     config = settings(engine={"kind": "vllm", "kv_cache_gib": 1, "max_model_len": 100})
-    # A token: keys and values of 4 numbers in 3 layers, 2 bytes each; 1 GiB holds 223,696 of 100.
+    # Per token: keys and values of 4 numbers in 3 layers, 2 bytes each; 1 GiB fits 223,696 responses of 100 tokens.
     assert SIZES.cache_a_token(2) == 48
     assert responses_at_once(config, SIZES, 80 * GB) == (1024, 100), "vLLM's own limit on a large GPU"
     assert responses_at_once(config, SIZES, 48 * GB) == (256, 100)
@@ -164,7 +164,7 @@ def test_transformers_holds_the_keys_and_values_of_a_shard():
     assert stages(settings(evaluation={"batch": 3}))["evaluation"].parts["cache"] == 3 * 1100 * 96
 
 
-def test_servers_elsewhere_hold_nothing_here():
+def test_remote_servers_use_no_local_memory():
     config = settings(engine={"kind": "vllm-server", "urls": ["http://gpu:8000"]})
     assert stages(config)["rollouts"].total == 12_000 + CONTEXT + WORKSPACE
 
@@ -179,7 +179,7 @@ def test_servers_elsewhere_hold_nothing_here():
         ({"model": {"lora": {}}}, "checkpoint", "use a smaller model"),
     ],
 )
-def test_a_stage_names_the_setting_that_would_help(changes: dict[str, Any], stage: str, words: str) -> None:
+def test_a_stage_names_the_setting_that_helps(changes: dict[str, Any], stage: str, words: str) -> None:
     assert words in stages(settings(**changes))[stage].remedy
 
 
@@ -193,10 +193,10 @@ def card(total: int, free: int | None = None) -> Card:
     return Card("some GPU", total, total if free is None else free)
 
 
-def test_a_stage_that_does_not_fit_is_named_with_what_it_needs_and_what_would_help():
+def test_a_stage_that_does_not_fit_is_named_with_its_memory_and_a_remedy():
     config = settings(learner={"micro_batch_tokens": 10**8, "gradient_checkpointing": False})
     (line,) = overflows(stage_memory(config, SIZES, 1, 80 * GB), card(80 * GB))
-    # 576 bytes a place in each of 3 layers, the head's 96 and a block of logits, and CUDA; weights are small here.
+    # 576 bytes per token in each of 3 layers, the head's 96 and a block of logits, and CUDA; weights are small.
     assert line.startswith(
         "learning needs about 186.6 GB of GPU memory, and the GPU has 80.0 GB; set learner.gradient_ch"
     )
@@ -205,7 +205,7 @@ def test_a_stage_that_does_not_fit_is_named_with_what_it_needs_and_what_would_he
     assert overflows(stage_memory(config, SIZES, 1, 80 * GB), card(200 * GB)) == []
 
 
-def test_a_share_that_does_not_hold_vllms_weights_does_not_fit_a_card_of_any_size():
+def test_a_fraction_below_vllms_weights_does_not_fit_any_gpu():
     config = settings(engine={"kind": "vllm", "gpu_memory_utilization": 0.01})
     lines = overflows(stage_memory(config, SIZES, 1, 80 * GB), card(80 * GB))
     assert lines == [
@@ -223,7 +223,7 @@ def test_a_share_that_does_not_hold_vllms_weights_does_not_fit_a_card_of_any_siz
         (card(66 * GB), ["learning needs about 60.0 GB of the GPU's 66.0 GB, which is close; if it fails: lower"]),
     ],
 )
-def test_a_tight_fit_is_said(gpu: Card, words: list[str]) -> None:
+def test_a_tight_fit_is_reported(gpu: Card, words: list[str]) -> None:
     found = tight_fit(
         [StageMemory("consistency", {"a": GB}), StageMemory("learning", {"a": 60 * GB}, "lower b")], gpu
     )
@@ -246,7 +246,7 @@ def test_every_stage_that_runs_the_model_has_advice(stage: str, words: str) -> N
     )
 
 
-def test_auto_is_reckoned_as_the_engine_that_it_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_estimated_as_the_engine_that_it_selects(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"model": {"path": None, "tiny": {}}, "engine": {"kind": "auto"}}
     monkeypatch.setattr("reval_core.engines.choice.vllm_installed", lambda: False)
     found = {one.stage: one.parts for one in gpu_memory.run_memory(settings(**given), card(80 * GB))}

@@ -1,4 +1,4 @@
-"""Which errors are a lack of memory, and what is made of them."""
+"""Detection and handling of out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reval_core.planning.out_of_memory import explained_memory
 
 
 def caused(cause: Exception) -> Exception:
-    """An error that another one led to."""
+    """An error with another one as its cause."""
     error = ValueError("the layer failed")
     error.__cause__ = cause
     return error
@@ -26,7 +26,7 @@ def caused(cause: Exception) -> Exception:
         caused(torch.OutOfMemoryError("CUDA out of memory.")),
     ],
 )
-def test_a_lack_of_memory_in_any_guise_stops_the_run(error: Exception) -> None:
+def test_every_kind_of_out_of_memory_error_stops_the_run(error: Exception) -> None:
     with pytest.raises(RunStopped) as stopped, explained_memory("learning of round 3", lambda: "lower a.b"):
         raise error
     said = str(stopped.value)
@@ -35,7 +35,7 @@ def test_a_lack_of_memory_in_any_guise_stops_the_run(error: Exception) -> None:
     assert "\n" not in said
 
 
-def test_where_no_setting_helps_none_is_named() -> None:
+def test_no_setting_is_named_if_none_helps() -> None:
     with pytest.raises(RunStopped, match=r"run the same command again$"), explained_memory("sampling", lambda: ""):
         raise MemoryError
 
@@ -44,7 +44,7 @@ def test_where_no_setting_helps_none_is_named() -> None:
     "error",
     [RuntimeError("the engine broke"), RunStopped("stopped; CUDA out of memory was seen"), CorruptData("a: b")],
 )
-def test_all_other_errors_pass_as_they_are(error: Exception) -> None:
+def test_other_errors_are_not_changed(error: Exception) -> None:
     with pytest.raises(type(error)) as raised, explained_memory("learning", lambda: "lower a.b"):
         raise error
     assert raised.value is error

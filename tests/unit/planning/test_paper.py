@@ -1,4 +1,4 @@
-"""The configs at the paper's size: its values are in them, and they can be checked on any machine."""
+"""The configs at the paper's scale: they contain its values and can be checked on any machine."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def shown(capsys: pytest.CaptureFixture[str], config: Path, *arguments: str) -> 
 
 @pytest.fixture
 def laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder without models and problem sets, and no network."""
+    """A directory without models and problem sets, and no network."""
 
     def refuse(*address: Any) -> None:
         raise AssertionError(f"somebody connects to {address}")
@@ -48,7 +48,7 @@ def laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", [one.stem for one in sorted(PAPER.glob("*.yaml"))])
-def test_what_the_paper_says_of_all_runs_is_in_every_config(name: str) -> None:
+def test_the_papers_common_settings_are_in_every_config(name: str) -> None:
     config = paper(name)
     assert config.rounds == 650
     assert config.problems.train is not None
@@ -63,7 +63,7 @@ def test_what_the_paper_says_of_all_runs_is_in_every_config(name: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", "-grpo", "-tbrm"])
-def test_what_the_paper_says_of_each_model_is_in_its_configs(suffix: str) -> None:
+def test_the_papers_settings_per_model_are_in_its_configs(suffix: str) -> None:
     small, large = paper(SMALL + suffix), paper(LARGE + suffix)
     assert small.model.path == "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
     assert large.model.path == "Qwen/Qwen2.5-Math-7B"
@@ -82,7 +82,7 @@ def test_reval_has_the_papers_beta_buffer_updates_and_resets() -> None:
 
 
 @pytest.mark.parametrize("name", [SMALL, LARGE])
-def test_the_baselines_learn_from_the_fresh_batch_alone(name: str) -> None:
+def test_the_baselines_learn_from_the_fresh_batch_only(name: str) -> None:
     grpo, tbrm, reval = paper(f"{name}-grpo"), paper(f"{name}-tbrm"), paper(name)
     assert grpo.objective == Grpo(kind="grpo", clip_low=0.2, clip_high=0.28)
     assert tbrm.objective == Tbrm(kind="tbrm", beta=reval.objective.beta or 0)
@@ -110,7 +110,7 @@ def test_departures_and_open_choices_are_marked_in_the_files() -> None:
 @pytest.mark.parametrize(
     "config", sorted([*CONFIGS.glob("*.yaml"), *PAPER.glob("*.yaml")]), ids=lambda path: path.stem
 )
-def test_every_config_can_be_planned_for_without_its_model_its_data_and_a_network(
+def test_every_config_can_be_planned_without_its_model_its_data_and_a_network(
     laptop: Path, capsys: pytest.CaptureFixture[str], config: Path
 ) -> None:
     plan = json.loads(shown(capsys, config, "--gpus", "2", "--json"))
@@ -124,7 +124,7 @@ def test_every_config_can_be_planned_for_without_its_model_its_data_and_a_networ
         assert any("problems: deepscaler, aime24" in one for one in plan["unchecked"])
 
 
-def test_the_small_model_fits_on_80_gb_and_the_large_one_is_told_why_not(
+def test_the_small_model_fits_80_gb_and_the_large_one_is_refused_with_the_reason(
     laptop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = shown(capsys, PAPER / f"{SMALL}.yaml", "--gpus", "8")
@@ -135,7 +135,7 @@ def test_the_small_model_fits_on_80_gb_and_the_large_one_is_told_why_not(
     assert "gradients and moments alone are 137 GB, replicated on every GPU" in large
 
 
-def test_what_is_wrong_is_refused_on_any_machine(laptop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_settings_are_refused_on_any_machine(laptop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = PAPER / f"{SMALL}.yaml"
     with pytest.raises(InputError, match=r"objective\.beta"):
         shown(capsys, config, "--gpus", "1", "--set", "objective.beta=0")
@@ -146,7 +146,7 @@ def test_what_is_wrong_is_refused_on_any_machine(laptop: Path, capsys: pytest.Ca
         shown(capsys, config, "--gpu-memory", "80")
 
 
-def test_without_gpus_a_dry_run_still_refuses_what_is_not_here(
+def test_without_gpus_a_dry_run_still_refuses_missing_files(
     laptop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError, match="deepscaler: no file deepscaler"):

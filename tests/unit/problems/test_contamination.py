@@ -1,4 +1,4 @@
-"""Training problems that stand in test sets: what counts as the same text, shared words, and stock phrases."""
+"""The contamination check: normalised texts, shared words, and stock phrases."""
 
 import string
 
@@ -17,7 +17,7 @@ def problems(*texts: str, name: str = "train") -> list[Problem]:
 
 
 def pairs(train: list[str], tests: list[str]) -> list[tuple[str, str, str]]:
-    """The overlapping pairs by their numbers, with what they share."""
+    """The overlapping pairs by index, with the words that they share."""
     found = contaminated(problems(*train), problems(*tests, name="test"))
     return [(one.train.prompt_id[6:], one.test.prompt_id[5:], one.shared) for one in found]
 
@@ -37,7 +37,7 @@ def pairs(train: list[str], tests: list[str]) -> list[tuple[str, str, str]]:
         ("1 + 2 =", "1+2="),
     ],
 )
-def test_copies_that_differ_in_writing_are_the_same_text(one: str, other: str) -> None:
+def test_copies_with_different_notation_have_equal_normalised_texts(one: str, other: str) -> None:
     assert normalised(one) == normalised(other)
     assert pairs([one], [other]) == [("0", "0", "")]
 
@@ -59,31 +59,31 @@ def test_copies_that_differ_in_writing_are_the_same_text(one: str, other: str) -
         (r"\frac{12}{3}", r"\frac{1}{23}"),
     ],
 )
-def test_digits_letters_and_operators_stay(one: str, other: str) -> None:
+def test_digits_letters_and_operators_are_kept(one: str, other: str) -> None:
     assert normalised(one) != normalised(other)
     assert pairs([one], [other]) == []
 
 
 @given(text=st.text())
-def test_what_is_normalised_is_never_empty_and_stays_as_it_is(text: str) -> None:
+def test_normalisation_is_idempotent_and_never_empty(text: str) -> None:
     once = normalised(text)
     assert bool(once) == bool(text)
     assert once == " ".join(once.split()) or not once.strip() or once == text
 
 
-def test_thirteen_words_in_a_row_are_too_many_and_twelve_are_not() -> None:
+def test_thirteen_shared_words_overlap_and_twelve_do_not() -> None:
     test = " ".join(NUMBERS[:20])
     for count, expected in ((WORDS, [("0", "0", " ".join(NUMBERS[4 : 4 + WORDS]))]), (WORDS - 1, [])):
         train = " ".join(["quite", "another", *NUMBERS[4 : 4 + count], "beginning"])
         assert pairs([train], [test]) == expected
 
 
-def test_short_problems_overlap_only_whole() -> None:
+def test_short_problems_overlap_only_if_equal() -> None:
     test = " ".join(NUMBERS[: WORDS - 1])
     assert pairs([test + " more", test], [test]) == [("1", "0", "")]
 
 
-def test_every_pair_is_told_once_in_the_order_of_the_training_problems() -> None:
+def test_every_pair_is_reported_once_in_the_order_of_the_training_problems() -> None:
     one, other = " ".join(NUMBERS[:20]), " ".join(NUMBERS[20:])
     found = pairs([f"{one} {other}", "nothing", one], [other, one, one + " again"])
     assert [(train, test) for train, test, _ in found] == [
@@ -97,17 +97,17 @@ def test_every_pair_is_told_once_in_the_order_of_the_training_problems() -> None
 
 
 def closing(number: int) -> str:
-    """A problem of its own with the closing that many have."""
+    """A distinct problem with a common closing."""
     return " ".join(f"{letter}{number}" for letter in string.ascii_letters) + " " + " ".join(NUMBERS[:WORDS])
 
 
-def test_a_stock_phrase_tells_nothing() -> None:
+def test_a_stock_phrase_does_not_count() -> None:
     assert len(pairs([closing(number) for number in range(STOCK - 1)], [closing(99)])) == STOCK - 1
     assert pairs([closing(number) for number in range(STOCK)], [closing(99)]) == []
     assert pairs([closing(1)] * 9, [closing(99)]) != [], "copies of one problem do not make a phrase common"
 
 
-def test_many_variants_of_one_test_problem_are_no_stock_phrase() -> None:
+def test_many_variants_of_one_test_problem_are_not_a_stock_phrase() -> None:
     test = " ".join(NUMBERS)
     variants = [f"{test} variant{number}" for number in range(STOCK + 5)]
     assert [train for train, _, _ in pairs(variants, [test])] == [str(number) for number in range(STOCK + 5)]

@@ -1,4 +1,4 @@
-"""Problem files of every format and layout: the same rows give the same problems, or one line of complaint."""
+"""Problem files of every format and layout: the same rows give the same problems, or one error line."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ ROWS = [
 
 
 def written(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """The rows as a file of the kind that its name says."""
+    """Write the rows in the format of the file's extension."""
     if path.suffix == ".jsonl":
         path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
     elif path.suffix == ".json":
@@ -61,7 +61,7 @@ def upper(directory: Path) -> Path:
     return written(directory / "a.csv", ROWS).rename(directory / "a.CSV")
 
 
-def test_a_json_file_may_have_one_object_a_line(tmp_path: Path) -> None:
+def test_a_json_file_may_have_one_object_per_line(tmp_path: Path) -> None:
     lines = written(tmp_path / "a.jsonl", ROWS).rename(tmp_path / "a.json")
     assert [one.answer for one in loaded(lines)] == [row["answer"] for row in ROWS]
 
@@ -90,7 +90,7 @@ def test_a_json_file_may_have_one_object_a_line(tmp_path: Path) -> None:
         ("a.arrow", b"", "a.arrow: cannot be read as Arrow"),
     ],
 )
-def test_a_file_that_is_not_what_its_name_says_is_refused_in_one_line(
+def test_a_file_with_the_wrong_extension_is_refused_in_one_line(
     tmp_path: Path, name: str, content: bytes, words: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -101,7 +101,7 @@ def test_a_file_that_is_not_what_its_name_says_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "none.json", "none.csv", "none.parquet", "none.arrow"])
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=f"{name}: cannot be read"):
         loaded(tmp_path / name)
 
@@ -149,12 +149,12 @@ def test_an_answer_becomes_the_text_that_is_compared(tmp_path: Path, given: obje
         ("C", "choice"),
     ],
 )
-def test_golds_are_told_apart_by_what_they_look_like(gold: str, kind: str) -> None:
+def test_golds_are_classified_by_their_form(gold: str, kind: str) -> None:
     assert gold_kind(gold, "all") == kind
     assert gold_kind(gold, "choice") == "choice"
 
 
-def test_a_list_of_alternatives_that_could_not_be_parted_again_is_refused(tmp_path: Path) -> None:
+def test_an_ambiguous_list_of_alternatives_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "a.json", [{"problem": "p", "answer": ["x, y", "z"]}])
     assert loaded(path)[0].answer == "x, y, z", "all of them are asked for, so it does not matter who listed them"
     with pytest.raises(InputError, match="answer: contains 'x, y', itself a list"):
@@ -186,7 +186,7 @@ def test_a_list_of_alternatives_that_could_not_be_parted_again_is_refused(tmp_pa
         ),
     ],
 )
-def test_columns_are_found_by_their_names_or_as_the_config_says(
+def test_columns_are_found_by_name_or_as_configured(
     tmp_path: Path, row: dict[str, Any], columns: dict[str, str]
 ) -> None:
     for name in ("a.json", "a.parquet"):
@@ -208,7 +208,7 @@ def test_columns_are_found_by_their_names_or_as_the_config_says(
         ({"problem": "p", "a": {"b": 1}}, {"answer": "a.c"}, "row 1: answer: is missing"),
     ],
 )
-def test_columns_that_cannot_be_told_are_refused(
+def test_ambiguous_and_missing_columns_are_refused(
     tmp_path: Path, row: dict[str, Any], columns: dict[str, str], words: str
 ) -> None:
     with pytest.raises(InputError) as caught:
@@ -227,7 +227,7 @@ def test_columns_that_cannot_be_told_are_refused(
         ({"idx": 5}, "1"),
     ],
 )
-def test_an_id_comes_from_the_column_that_is_surest(tmp_path: Path, names: dict[str, Any], expected: str) -> None:
+def test_an_id_comes_from_the_most_specific_column(tmp_path: Path, names: dict[str, Any], expected: str) -> None:
     (problem,) = loaded(written(tmp_path / "a.json", [{"problem": "p", "answer": "1"} | names]))
     assert problem.prompt_id == expected
 
@@ -235,7 +235,7 @@ def test_an_id_comes_from_the_column_that_is_surest(tmp_path: Path, names: dict[
 CHOICES = {"question": "Which metal is liquid at 20 °C?", "options": ["Iron", "Mercury", "Tin", "Lead"]}
 
 
-def test_a_choice_has_its_options_below_and_a_letter_for_an_answer(tmp_path: Path) -> None:
+def test_multiple_choice_appends_options_and_has_a_letter_as_answer(tmp_path: Path) -> None:
     (problem,) = loaded(written(tmp_path / "a.json", [CHOICES | {"answer": "B", "correct_option_index": 1}]))
     question, empty, *lines = problem.problem.split("\n")
     assert (question, empty, problem.gold_mode) == (CHOICES["question"], "", "choice")
@@ -270,7 +270,7 @@ def test_every_layout_and_order_of_options_gives_the_same_question_and_key(
     assert load_problems(ProblemSet(path=str(tmp_path / "a.json")), seed=99) == [expected]
 
 
-def test_the_right_option_stands_in_every_place(tmp_path: Path) -> None:
+def test_the_right_option_occurs_at_every_position(tmp_path: Path) -> None:
     rows = [{"question": f"q{number}", "options": list("wxyz"), "answer": "A"} for number in range(200)]
     answers = [one.answer for one in loaded(written(tmp_path / "a.json", rows))]
     assert all(30 < answers.count(letter) < 70 for letter in "ABCD")
@@ -279,8 +279,8 @@ def test_the_right_option_stands_in_every_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"answer": "E"}, "answer: 'E' is none of the 4 options"),
-        ({"answer": 4}, "answer: '4' is none of the 4 options"),
+        ({"answer": "E"}, "answer: 'E' is not one of the 4 options"),
+        ({"answer": 4}, "answer: '4' is not one of the 4 options"),
         ({"answer": "B", "correct_option_index": 2}, "is option number 1, but correct_option_index is 2"),
         (
             {"answer": 3, "options": [2, 3, 4, 5]},
@@ -315,7 +315,7 @@ def test_a_number_among_options_that_are_numbers(tmp_path: Path, row: dict[str, 
     assert f"({problem.answer}) {right}" in problem.problem.split("\n")
 
 
-def test_rows_that_cannot_be_used_are_left_out_where_that_is_said(tmp_path: Path) -> None:
+def test_unusable_rows_are_dropped_if_configured(tmp_path: Path) -> None:
     rows = [{"problem": "p", "answer": answer} for answer in ("1", "", None, "4")]
     path = written(tmp_path / "a.json", rows)
     with pytest.raises(
@@ -340,11 +340,11 @@ names = st.sampled_from(["problem", "answer", "solution", "options", "prompt", "
     rows=st.lists(st.dictionaries(names, values, max_size=6), min_size=1, max_size=3),
     mode=st.sampled_from(["all", "any"]),
 )
-def test_any_rows_give_problems_or_one_line_that_names_the_file(
+def test_arbitrary_rows_give_problems_or_one_line_that_names_the_file(
     rows: list[dict[str, Any]], mode: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "drawn.json"
-    path.write_text(json.dumps(rows), encoding="utf-8")  # NaN and lone halves of characters included
+    path.write_text(json.dumps(rows), encoding="utf-8")  # including NaN and lone surrogates
     message, problems = outcome(path, gold_mode=mode)
     if message:
         assert message.startswith(str(path))
@@ -359,7 +359,7 @@ def test_any_rows_give_problems_or_one_line_that_names_the_file(
 
 
 def outcome(path: Path, **source: Any) -> tuple[str, list[Problem]]:
-    """The complaint about a file, or its problems."""
+    """The error message about a file, or its problems."""
     try:
         return "", loaded(path, **source)
     except InputError as error:
@@ -384,7 +384,7 @@ cells = st.sampled_from(
 
 @settings(deadline=None, max_examples=60)
 @given(problem=cells, answer=cells)
-def test_any_column_of_a_table_gives_problems_or_one_line_that_names_the_file(
+def test_arbitrary_table_columns_give_problems_or_one_line_that_names_the_file(
     problem: pa.Array, answer: pa.Array, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "drawn.parquet"

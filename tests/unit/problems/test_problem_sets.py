@@ -1,4 +1,4 @@
-"""A run's problems: registered sets, several held-out sets, rows that stand in test sets too."""
+"""The problems of a run: registered sets, several held-out sets, contaminated rows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def lines(path: Path, *texts: str) -> ProblemSet:
     return ProblemSet(path=str(path))
 
 
-def test_every_name_is_registered_and_every_set_has_files_of_its_own() -> None:
+def test_every_name_is_registered_and_every_set_has_distinct_files() -> None:
     assert tuple(REGISTERED) == get_args(SetName)
     names = [name for one in REGISTERED.values() for name in one.files]
     assert len(set(names)) == len(names)
@@ -49,16 +49,14 @@ def test_the_page_describes_every_registered_set_and_its_example_is_a_config():
         sizes, files, hub = described[name]
         assert " or ".join(f"{size:,}" for size in one.sizes) == sizes.replace("about 40,000", "")
         assert files == ", ".join(f"`{file}`" for file in one.files)
-        split = (
-            one.hub.split if one.hub.split == "test" or name == "gsm8k_train" else None
-        )  # train where nothing is said
+        split = one.hub.split if one.hub.split == "test" or name == "gsm8k_train" else None  # train by default
         assert hub == ", ".join(part for part in (one.hub.name, one.hub.config, split) if part)
     (example,) = re.findall(r"```yaml\nproblems:\n(.*?)```", page, re.DOTALL)
     settings = Problems.model_validate(yaml.safe_load(example))
     assert (len(settings.held_out), settings.prompt) == (4, PROMPTS["qwen"])
 
 
-def test_a_registered_set_is_found_in_the_folders_named_or_else_in_data(tmp_path, monkeypatch):
+def test_a_registered_set_is_found_in_the_given_directories_or_in_data(tmp_path, monkeypatch):
     rows = [f"problem {number}" for number in range(30)]
     lines(tmp_path / "data/aime25.jsonl", *rows)
     assert find_set("aime25") == Path("data/aime25.jsonl")
@@ -72,7 +70,7 @@ def test_a_registered_set_is_found_in_the_folders_named_or_else_in_data(tmp_path
     assert find_set("aime25") is None, "data is for those who name no folder"
 
 
-def test_a_part_of_a_set_is_not_the_set(tmp_path):
+def test_an_incomplete_test_set_is_refused(tmp_path):
     lines(tmp_path / "data/gsm8k-64.jsonl", "1+1")
     assert find_set("gsm8k") is None
     part = lines(tmp_path / "data/gsm8k_test.jsonl", "1+1", "1+2")
@@ -85,7 +83,7 @@ def test_a_part_of_a_set_is_not_the_set(tmp_path):
 
 
 @pytest.mark.skipif(find_spec("datasets") is not None, reason="the package datasets is installed")
-def test_a_set_that_is_nowhere_is_refused_with_what_to_do():
+def test_a_set_that_is_not_found_is_refused_with_instructions():
     with pytest.raises(InputError) as caught:
         load_problems(ProblemSet(set="gpqa"), seed=0)
     assert str(caught.value) == (
@@ -98,7 +96,7 @@ def test_a_set_that_is_nowhere_is_refused_with_what_to_do():
 
 
 def test_a_dataset_of_the_hub_is_read_like_a_file(tmp_path, monkeypatch):
-    """A folder stands in for the hub: the package reads both alike, and a test has no network."""
+    """A directory replaces the hub: the package reads both alike, and tests have no network."""
     pytest.importorskip("datasets", reason="the extra hub is not installed")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     path = lines(tmp_path / "sums/test.jsonl", "1+1", "1+2").path
@@ -113,7 +111,7 @@ def test_a_dataset_of_the_hub_is_read_like_a_file(tmp_path, monkeypatch):
         load_problems(ProblemSet(set="gpqa"), seed=0)
 
 
-def test_the_gold_mode_is_the_sets_unless_it_is_said(tmp_path):
+def test_the_gold_mode_defaults_to_that_of_the_set(tmp_path):
     rows = [f"problem {number}" for number in range(272)]
     path = lines(tmp_path / "data/minerva.jsonl", *rows).path
     modes = [
@@ -128,7 +126,7 @@ def test_the_gold_mode_is_the_sets_unless_it_is_said(tmp_path):
     assert modes == ["any", "all", "choice", "all"]
 
 
-def test_held_out_sets_follow_each_other_and_have_names_of_their_own(tmp_path):
+def test_held_out_sets_are_in_order_and_have_unique_names(tmp_path):
     first, second = lines(tmp_path / "a.jsonl", "p", "q"), lines(tmp_path / "b.jsonl", "r")
     sums = ProblemSet(arithmetic=Arithmetic(digits=1, split="held_out"), limit=2)
     found = load_held_out(Problems(held_out=(first, sums, second)), seed=0)

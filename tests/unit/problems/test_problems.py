@@ -1,4 +1,4 @@
-"""Problems: what a file may hold, the splits of arithmetic, and the order in which problems are asked."""
+"""Problems: the contents of files, the splits of arithmetic, and the order of the problems in a run."""
 
 import json
 import os
@@ -68,9 +68,9 @@ def numbered(count: int) -> list[Problem]:
         (
             [row(prompt_id="a"), row(), row(prompt_id="a")],
             ":3: prompt_id: ",
-            "'a' stands on line 1 already",
+            "'a' is already used on line 1",
         ),
-        ([row(prompt_id="2"), row()], ":2: prompt_id: ", "'2' stands on line 1 already"),
+        ([row(prompt_id="2"), row()], ":2: prompt_id: ", "'2' is already used on line 1"),
         ([], ": ", "contains no rows"),
         (["", "  ", ""], ": ", "contains no rows"),
         ([b'{"problem": "\xff"}'], ": ", "cannot be read as UTF-8"),
@@ -96,7 +96,7 @@ def test_a_file_is_refused_in_one_line_naming_line_and_field(
     ],
     ids=["thousands of digits", "thousands of brackets", "half a character"],
 )
-def test_what_json_allows_and_python_does_not_is_refused_too(written: Written, line: str, place: str) -> None:
+def test_json_that_python_cannot_represent_is_refused(written: Written, line: str, place: str) -> None:
     with pytest.raises(InputError, match=f"some.jsonl{place}"):
         load_problems(written(line), seed=0)
 
@@ -107,7 +107,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> Non
         load_problems(ProblemSet(path=str(tmp_path / name)), seed=0)
 
 
-def test_a_line_separator_inside_a_string_ends_no_line(written: Written) -> None:
+def test_a_line_separator_inside_a_string_does_not_end_the_line(written: Written) -> None:
     text = "one\u2028two\u2029three\x85four\x0bfive"
     (problem,) = load_problems(written(row(problem=text)), seed=0)
     assert problem == Problem("1", text, "2", problem_set="some")
@@ -122,7 +122,7 @@ def test_integers_become_text_and_lines_become_ids(written: Written) -> None:
     ]
 
 
-def test_a_limit_takes_as_many_by_the_seed_and_keeps_their_order(written: Written) -> None:
+def test_a_limit_selects_by_seed_and_keeps_the_order(written: Written) -> None:
     source = written(*(row(prompt_id=f"{number:02}") for number in range(40)), limit=10)
     first, again, other = (load_problems(source, seed) for seed in (0, 0, 1))
     assert first == again
@@ -131,12 +131,12 @@ def test_a_limit_takes_as_many_by_the_seed_and_keeps_their_order(written: Writte
     assert [problem.prompt_id for problem in first] == sorted(problem.prompt_id for problem in first)
 
 
-def test_a_limit_above_the_number_of_problems_takes_all(written: Written) -> None:
+def test_a_limit_above_the_number_of_problems_selects_all(written: Written) -> None:
     lines = [row(), row()]
     assert load_problems(written(*lines, limit=3), seed=0) == load_problems(written(*lines), seed=0)
 
 
-def test_the_digest_of_problems_tells_order_and_every_field() -> None:
+def test_the_digest_of_problems_depends_on_order_and_every_field() -> None:
     one, other = Problem("a", "1+1", "2"), Problem("b", "1+2", "3")
     sets = [[one, other], [other, one], [one], [], [Problem("a", "1+1", "3")], [Problem("a", "2+1", "2")]]
     sets += [[Problem("a", "1+1", "2", "any")], [Problem("a", "1+1", "2", problem_set="sums")]]
@@ -160,20 +160,20 @@ def test_the_splits_never_change() -> None:
     assert [text for text, _ in held_out[:4]] == ["0+5=", "2+5=", "2+8=", "3+5="]
 
 
-def test_arithmetic_gives_every_problem_an_id_of_its_own() -> None:
+def test_arithmetic_problems_have_unique_ids() -> None:
     problems = load_problems(ProblemSet(arithmetic=Arithmetic(digits=1, operators="+-")), seed=0)
     assert len({problem.prompt_id for problem in problems}) == len(problems)
     assert Problem("3-7=", "3-7=", "-4", problem_set="1-digit sums and differences") in problems
 
 
-def test_an_operator_that_stands_twice_is_refused() -> None:
+def test_a_duplicate_operator_is_refused() -> None:
     with pytest.raises(ValueError, match="duplicate"):
         Arithmetic(operators="++")
 
 
 @settings(max_examples=50, deadline=None)
 @given(count=st.integers(1, 30), prompts=st.integers(1, 40), seed=st.integers(0, 5))
-def test_every_problem_is_asked_once_before_any_is_asked_twice(count: int, prompts: int, seed: int) -> None:
+def test_every_problem_occurs_once_per_epoch(count: int, prompts: int, seed: int) -> None:
     order = PromptOrder(numbered(count), seed)
     rounds = 3 * count // prompts + 1
     asked = [
@@ -189,7 +189,7 @@ def test_every_problem_is_asked_once_before_any_is_asked_twice(count: int, promp
 
 @settings(max_examples=50, deadline=None)
 @given(count=st.integers(1, 30), part=st.integers(1, 30), seed=st.integers(0, 5))
-def test_a_round_asks_no_problem_twice(count: int, part: int, seed: int) -> None:
+def test_the_problems_of_a_round_are_distinct(count: int, part: int, seed: int) -> None:
     prompts = min(part, count)
     order = PromptOrder(numbered(count), seed)
     for number in range(1, 3 * count // prompts + 1):
@@ -197,13 +197,13 @@ def test_a_round_asks_no_problem_twice(count: int, part: int, seed: int) -> None
         assert len(set(asked)) == prompts
 
 
-def test_rounds_can_be_asked_for_in_any_order() -> None:
+def test_rounds_can_be_computed_in_any_order() -> None:
     forwards, backwards = PromptOrder(numbered(10), 0), PromptOrder(numbered(10), 0)
     first = [forwards.take(3 * (number - 1), 3, 3) for number in range(1, 9)]
     assert [backwards.take(3 * (number - 1), 3, 3) for number in range(8, 0, -1)] == first[::-1]
 
 
-def test_seeds_and_epochs_have_orders_of_their_own() -> None:
+def test_seeds_and_epochs_have_different_orders() -> None:
     problems = numbered(20)
     orders = [
         tuple(PromptOrder(problems, seed).take(20 * (epoch - 1), 20, 20)) for seed in (0, 1) for epoch in (1, 2)
@@ -211,7 +211,7 @@ def test_seeds_and_epochs_have_orders_of_their_own() -> None:
     assert len(set(orders)) == 4
 
 
-def test_every_process_asks_in_the_same_order() -> None:
+def test_every_process_uses_the_same_order() -> None:
     program = """if True:
         from reval_core.problems import Problem, PromptOrder
         order = PromptOrder([Problem(str(n), "p", "a") for n in range(50)], 3)
@@ -249,7 +249,7 @@ REASON = "Please reason step by step, and put your final answer within \\boxed{}
     ],
     ids=["the paper's for DeepSeek", "the paper's for Qwen", "an example before it", "no chat"],
 )
-def test_a_prompt_has_the_turns_that_the_config_says(prompt, expected):
+def test_a_prompt_has_the_configured_turns(prompt, expected):
     tokenizer = make_tiny_tokenizer("0123456789+=")
     tokenizer.chat_template = CHATML
     assert prompt_text("1+2=", prompt, tokenizer) == expected.replace("{steps}", STEPS.removeprefix("{problem} "))

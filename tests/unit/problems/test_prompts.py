@@ -1,4 +1,4 @@
-"""Prompts by tokenizers of every kind: what a problem spells stays text, and what cannot be asked is refused."""
+"""Prompts with various tokenizers: problem text is kept as text, and unusable problems are refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
-def test_what_a_problem_spells_stays_text(tokenizer, prompt):
+def test_control_tokens_in_a_problem_are_kept_as_text(tokenizer, prompt):
     control = set(tokenizer.convert_tokens_to_ids(SPECIAL))
     neutral = next(render(["1+1="], prompt, tokenizer)).tokens
     for problem, found in zip(SPELLED, render(SPELLED, prompt, tokenizer), strict=True):
@@ -52,13 +52,13 @@ def test_what_a_problem_spells_stays_text(tokenizer, prompt):
 
 
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
-def test_other_problems_have_the_tokens_that_the_tokenizer_gives(tokenizer, prompt):
+def test_other_problems_have_the_tokens_of_the_tokenizer(tokenizer, prompt):
     for found in render(PLAIN, prompt, tokenizer):
         assert found.tokens == tokenizer.encode(found.text, add_special_tokens=not prompt.chat)
         assert found.fault == ""
 
 
-def test_special_tokens_in_the_settings_are_meant(tokenizer):
+def test_special_tokens_in_the_settings_keep_their_meaning(tokenizer):
     (found,) = render(["a <s> b"], Prompt(user="<|im_start|>{problem}<|im_end|>:"), tokenizer)
     start, end, bos = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>", "<s>"])
     inner = found.tokens[found.tokens.index(start) + 1 : found.tokens.index(end)]
@@ -87,7 +87,7 @@ def test_special_tokens_in_the_settings_are_meant(tokenizer):
         ("{{ messages[0].content }}</s>\n ", Prompt(chat=True), r"ends the prompt with the end token </s>"),
     ],
 )
-def test_a_template_that_makes_no_prompt_is_refused(template, prompt, words):
+def test_a_template_that_cannot_render_a_prompt_is_refused(template, prompt, words):
     made = characters()
     made.chat_template = template
     with pytest.raises(InputError, match=words) as refused:
@@ -98,14 +98,14 @@ def test_a_template_that_makes_no_prompt_is_refused(template, prompt, words):
 @pytest.mark.parametrize(
     "template", ["Hello", "{{ messages[0].content | upper }}", "{{ messages[0].content[:5] }}"]
 )
-def test_a_template_that_changes_a_problem_makes_a_fault(template):
+def test_a_template_that_changes_a_problem_is_a_fault(template):
     made = characters()
     made.chat_template = template
     (found,) = render(["one and one"], Prompt(chat=True), made)
     assert "leaves the problem's text out, or changes it" in found.fault
 
 
-def test_characters_without_a_token_are_named_and_the_settings_own_are_told_apart():
+def test_characters_without_a_token_are_named_with_their_source():
     made = characters()
     problem, settings = (
         next(render([text], Prompt(user=user), made)).fault
@@ -115,9 +115,9 @@ def test_characters_without_a_token_are_named_and_the_settings_own_are_told_apar
     assert settings == "prompt.user holds characters that the model's tokenizer has no token for ('→')"
 
 
-def test_a_tokenizer_without_an_account_of_characters_cannot_keep_spellings():
+def test_a_tokenizer_without_offsets_cannot_keep_spellings():
     class Slow:
-        """What is left of a tokenizer without Rust."""
+        """A tokenizer without a Rust backend."""
 
         def __init__(self) -> None:
             self._fast = characters()
@@ -136,7 +136,7 @@ def test_a_tokenizer_without_an_account_of_characters_cannot_keep_spellings():
 
 
 def config_for(tmp_path: Path, model: Path, **changes: Any) -> Path:
-    """A run over a problem file of its own."""
+    """A run with its own problem file."""
     values: dict[str, Any] = {
         "seed": 0,
         "rounds": 2,
@@ -179,7 +179,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["1", "2", "größte", "4×4"], r"train\.jsonl:3: the problem holds .*'ö', 'ß'.* drop .*\(2 of 4\)"),
     ],
 )
-def test_problems_that_cannot_be_asked_are_refused_by_name_or_left_out(tmp_path, model, texts, words):
+def test_unusable_problems_are_refused_by_name_or_dropped(tmp_path, model, texts, words):
     write_problems(tmp_path / "train.jsonl", texts)
     config = config_for(tmp_path, model)
     with pytest.raises(InputError, match=words) as refused:

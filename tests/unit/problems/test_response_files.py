@@ -1,4 +1,4 @@
-"""Files of responses: both forms, the mapping of columns, and a complaint that names the row."""
+"""Files of responses: both formats, column mapping, and errors that name the row."""
 
 import json
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ def test_columns_may_have_other_names_and_values_that_mean_the_same(tmp_path: Pa
         ("source=x", "'source' is not a field of a row"),
     ],
 )
-def test_a_mapping_that_says_nothing_is_refused(option: str, words: str) -> None:
+def test_an_invalid_column_mapping_is_refused(option: str, words: str) -> None:
     with pytest.raises(InputError, match=words.replace("?", r"\?")):
         column_options([option], RESPONSE_FIELDS)
 
@@ -80,7 +80,7 @@ def test_a_mapping_that_says_nothing_is_refused(option: str, words: str) -> None
         ({"problem": "1+2=", "response": "3", "gold": {"a": 3}}, "gold: must be text or a number, not dict"),
         ({"problem": "1+2=", "response": "3", "reward": "good"}, "reward: must be a number, not 'good'"),
         ('{"problem": "1+2=", "response": "3", "reward": NaN}', "reward: must be a number, not nan"),
-        ('{"problem": ', "not JSON"),
+        ('{"problem": ', "is not JSON"),
         ("[1, 2]", "not a JSON object; write "),
     ],
 )
@@ -99,7 +99,7 @@ def test_a_row_of_parquet_is_named_by_its_number(tmp_path: Path) -> None:
         read(tmp_path / "a.parquet")
 
 
-def test_a_file_that_holds_no_responses_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_responses_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"], "answer": ["b"]}), tmp_path / "a.parquet")
     with pytest.raises(
         InputError,
@@ -125,7 +125,7 @@ def test_responses_end_with_the_end_of_sequence_token_once() -> None:
 
 @pytest.fixture(scope="module")
 def chatting(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-level model with a turn's end and a text's end, as chat models have."""
+    """A byte-level model with end-of-turn and end-of-text tokens, as chat models have."""
     directory = tmp_path_factory.mktemp("chatting")
     save_byte_level_model(directory)
     tokenizer = load_tokenizer(directory)
@@ -164,7 +164,7 @@ def test_a_response_ends_at_the_first_token_that_ends_a_text(
 
 
 @pytest.mark.parametrize("nothing", ["", "  \n", "</s>", " </s> 5"])
-def test_an_empty_response_is_left_out_and_counted(nothing: str) -> None:
+def test_an_empty_response_is_skipped_and_counted(nothing: str) -> None:
     tokenizer = make_tiny_tokenizer("0123456789+=")
     material = tokenise([response("3"), response(nothing), response("4")], small_config(), tokenizer)
     assert [row.given.response for row in material.rows] == ["3", "4"]
@@ -180,7 +180,7 @@ def test_special_tokens_that_no_tokenizer_spells_are_refused_by_row() -> None:
         tokenise([response("<s>3")], small_config(), make_tiny_tokenizer("0123456789+="))
 
 
-def test_what_is_too_long_is_left_out_and_counted() -> None:
+def test_too_long_responses_are_skipped_and_counted() -> None:
     config = small_config(rollouts__max_tokens=4)
     responses = [response("333"), response("3333"), response("3", problem="1" * 300)]
     material = tokenise(responses, config, make_tiny_tokenizer("0123456789+="))
@@ -200,7 +200,7 @@ def test_characters_without_a_token_are_refused_and_not_learned_as_padding(
         tokenise([response(text, problem)], small_config(), make_tiny_tokenizer("0123456789+="))
 
 
-def test_nothing_is_claimed_of_who_wrote_an_imported_response() -> None:
+def test_the_behaviour_policy_of_an_imported_response_is_unknown() -> None:
     rows = [
         Tokenised(response("3", gold=None, reward=0.5), "1+2=", [5, 6], [7, 2]),
         Tokenised(response("4"), "1+2=", [5, 6], [8, 9, 2]),

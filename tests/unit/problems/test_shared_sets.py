@@ -1,4 +1,4 @@
-"""The real problem files, read without a special case. They are not part of the repository."""
+"""The real problem files, read without special cases. They are not part of the repository."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_every_file_is_read_and_checked(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "missing"), [("stored_responses.parquet", "answer"), ("verifier_cases.jsonl", "problem")]
 )
-def test_what_is_no_problem_set_is_refused(name: str, missing: str) -> None:
+def test_a_file_that_is_not_a_problem_set_is_refused(name: str, missing: str) -> None:
     with pytest.raises(
         InputError, match=f"has no column for the {missing}; it has .*'gold'.* --column {missing}=NAME"
     ):
@@ -81,7 +81,7 @@ def test_what_is_no_problem_set_is_refused(name: str, missing: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "known"), COPIES.items())
-def test_an_original_and_its_copy_hold_the_same_problems_and_golds(
+def test_an_original_and_its_copy_have_the_same_problems_and_golds(
     name: str, known: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REVAL_DATA", str(DATA))
@@ -93,7 +93,7 @@ def test_an_original_and_its_copy_hold_the_same_problems_and_golds(
 
 
 def test_a_copy_with_other_pictures_and_an_erratum_is_found_by_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five of the 30 problems differ in a picture, a link, or one word that was corrected."""
+    """Five of the 30 problems differ in a picture, a link, or one corrected word."""
     monkeypatch.setenv("REVAL_DATA", str(DATA))
     copy = load_problems(ProblemSet(set="aime24"), seed=0)
     original = load_problems(ProblemSet(set="aime24", path=str(DATA / "original/aime24.arrow")), seed=0)
@@ -106,7 +106,7 @@ def golds(problems: list[Problem]) -> dict[str, str]:
     return {normalised(one.problem): prepare_gold(one.answer) for one in problems}
 
 
-def test_lists_of_alternatives_are_parted_again_as_they_were() -> None:
+def test_lists_of_alternatives_are_split_into_the_original_members() -> None:
     path = DATA / "original/deepscaler_minerva.json"
     problems = load_problems(ProblemSet(path=str(path), gold_mode="any"), seed=0)
     several = 0
@@ -117,7 +117,7 @@ def test_lists_of_alternatives_are_parted_again_as_they_were() -> None:
     assert several > 30
 
 
-def test_all_registered_sets_but_gpqa_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_registered_sets_except_gpqa_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REVAL_DATA", os.pathsep.join(map(str, (DATA / "original", DATA))))
     assert [name for name in REGISTERED if find_set(name) is None] == ["gpqa"]
     assert find_set("minerva") == DATA / "original/deepscaler_minerva.json"
@@ -127,7 +127,7 @@ def test_all_registered_sets_but_gpqa_are_found(monkeypatch: pytest.MonkeyPatch)
     }
 
 
-def test_the_overlap_of_the_training_set_is_the_one_that_was_read() -> None:
+def test_the_overlap_of_the_training_set_is_the_inspected_one() -> None:
     train = load_problems(ProblemSet(path=str(DATA / "deepscaler_all.parquet"), unusable="drop"), seed=0)
     tests = [
         one
@@ -145,7 +145,7 @@ def test_the_overlap_of_the_training_set_is_the_one_that_was_read() -> None:
 
 
 def test_no_row_of_a_real_test_set_is_lost() -> None:
-    """What is read is what the file has, whatever is in it."""
+    """All rows of the file are read, whatever they contain."""
     table = pq.read_table(DATA / "olympiadbench.parquet").to_pylist()
     problems = load_problems(ProblemSet(path=str(DATA / "olympiadbench.parquet")), seed=0)
     assert [(one.prompt_id, one.problem, one.answer) for one in problems] == [

@@ -1,4 +1,4 @@
-"""Files of rows as people and their tools write them: what is read, and what is refused in one line."""
+"""Row files as people and their tools write them: which are read, and which are refused in one line."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_shared_response_files_are_read_as_problem_files_are(
 
 
 @needs_cases
-def test_the_shared_missing_words_are_noted_with_their_lines() -> None:
+def test_the_shared_missing_values_are_noted_with_their_lines() -> None:
     check = check_set(ProblemSet(path=str(CASES / "missing_words.jsonl")), {})
     assert check.notes["answer is a missing value"] == [f"line {number}" for number in range(1, 11)]
     assert not check.faults
@@ -112,7 +112,7 @@ def test_an_answer_of_every_type_is_the_same_text(tmp_path: Path, kind: pa.Array
         (pa.array([Decimal("1E+3")], pa.decimal128(10, 0)), "1000"),
         (pa.array([Decimal("0.050")], pa.decimal128(10, 3)), "0.05"),
         (pa.array([2**63], pa.uint64()), "9223372036854775808"),
-        (pa.array(["[-2, 7]"]), "[-2, 7]"),  # an interval, and no list of two
+        (pa.array(["[-2, 7]"]), "[-2, 7]"),  # an interval, not a list of two
         (pa.array(['["x, y", "z"]']), "x, y, z"),
         (pa.array(["[1, 2"]), "[1, 2"),
         (pa.array(["[true]"]), "[true]"),
@@ -194,7 +194,9 @@ def test_a_response_is_the_assistants_last_turn(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_no_text_is_refused_by_line_and_field(tmp_path: Path, row: dict[str, Any], words: str) -> None:
+def test_values_that_are_not_text_are_refused_by_line_and_field(
+    tmp_path: Path, row: dict[str, Any], words: str
+) -> None:
     path = jsonl(tmp_path / "a.jsonl", {"prompt": "p", "answer": "1"}, row)
     with pytest.raises(InputError) as caught:
         golds(path)
@@ -229,7 +231,7 @@ def test_a_column_of_another_type_is_refused_by_row_and_field(tmp_path: Path, va
         ("a.CSV", b"\xef\xbb\xbfproblem,response,gold,reward\r\np,2,2,\r\n"),
     ],
 )
-def test_endings_and_byte_order_marks_make_no_difference(tmp_path: Path, name: str, content: bytes) -> None:
+def test_line_endings_and_byte_order_marks_make_no_difference(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     (one,) = responses(tmp_path / name)
     assert (one.problem, one.response, one.gold, one.reward) == ("p", "2", "2", None)
@@ -238,7 +240,7 @@ def test_endings_and_byte_order_marks_make_no_difference(tmp_path: Path, name: s
     assert (row.claim.gold, row.claim.response) == ("2", "2")
 
 
-def test_csv_holds_long_responses_and_rewards_as_text(tmp_path: Path) -> None:
+def test_csv_supports_long_responses_and_rewards_as_text(tmp_path: Path) -> None:
     with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerows([("problem", "response", "gold", "reward"), ("p", "x" * 200_000, "", "-0.5")])
@@ -280,7 +282,7 @@ def test_a_directory_a_loop_and_a_broken_link_are_refused(tmp_path: Path) -> Non
             golds(tmp_path / name)
 
 
-def test_several_turns_of_the_user_are_noted(tmp_path: Path) -> None:
+def test_several_user_turns_are_noted(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", *({"prompt": chat, "answer": "2"} for chat in (CHATS[0], CHATS[3])))
     notes = check_set(ProblemSet(path=str(path)), {}).notes
     assert notes["several turns of the user, of which the last is asked"] == ["line 2"]
@@ -293,7 +295,7 @@ FIXME Unknown (missing)
 
 
 @pytest.mark.parametrize("gold", [*MISSING.split(), " not available "])
-def test_words_for_missing_values_are_told(gold: str) -> None:
+def test_words_for_missing_values_are_recognised(gold: str) -> None:
     assert is_missing(gold)
 
 
@@ -301,7 +303,7 @@ def test_words_for_missing_values_are_told(gold: str) -> None:
     "gold",
     ["0", "-1", "\\infty", "∞", "∅", "n", "A", "\\pi", "no solution", "None of these", "$-$1", "½", "x?", "+"],
 )
-def test_answers_are_no_missing_values(gold: str) -> None:
+def test_answers_are_not_missing_values(gold: str) -> None:
     assert not is_missing(gold)
 
 
