@@ -89,7 +89,7 @@ def check_run(
         config: the settings of the run.
         tick: called with the number of reconstructed and of all updates.
     """
-    for part in (_files, _rows, _database, partial(_replay, tick=tick)):
+    for part in (_files, _rows, _database, partial(_reconstruction, tick=tick)):
         result = part(directory, config)
         yield result
         if result.problems:
@@ -97,10 +97,10 @@ def check_run(
 
 
 def _files(directory: RunDirectory, config: Config) -> Result:
-    damages = inspect(directory, config)
-    note_checkpoints(directory, corrupt_checkpoints(damages))
-    if damages:
-        return Result("files", "checksums of all files", [str(damage) for damage in damages])
+    corruptions = inspect(directory, config)
+    note_checkpoints(directory, corrupt_checkpoints(corruptions))
+    if corruptions:
+        return Result("files", "checksums of all files", [str(one) for one in corruptions])
     files = {file.path for manifest in directory.manifests() for file in manifest.files}
     size = sum((directory.path / path).stat().st_size for path in files)
     checkpoints = len(checkpoint_rounds(directory.checkpoints))
@@ -153,7 +153,7 @@ def _database(directory: RunDirectory, config: Config) -> Result:
     return Result("database", f"every table matches the recorded tables{pending}", problems)
 
 
-def _replay(directory: RunDirectory, config: Config, tick: Callable[[int, int], None]) -> Result:
+def _reconstruction(directory: RunDirectory, config: Config, tick: Callable[[int, int], None]) -> Result:
     """Reconstruct from the second newest checkpoint the weights of the newest one, and then the newest policy."""
     saved = sorted(checkpoint_rounds(directory.checkpoints))
     if len(saved) < 2:
@@ -165,14 +165,14 @@ def _replay(directory: RunDirectory, config: Config, tick: Callable[[int, int], 
     if saved[-2] < directory.pruned_at():
         return Result("replay", "skipped: the run was pruned, and the drawn tokens were deleted")
     try:
-        newest, exact = _replayed(directory, config, saved[-1], tick)
+        newest, exact = _reconstructed(directory, config, saved[-1], tick)
     except CorruptData as error:
         return Result("replay", f"from round {saved[-2]}", [str(error)])
     found = "are bit-identical" if exact else "are not bit-identical, which GPU kernels do not guarantee"
     return Result("replay", f"rounds {saved[-2]} to {newest}: the weights of checkpoint {saved[-1]} {found}")
 
 
-def _replayed(
+def _reconstructed(
     directory: RunDirectory, config: Config, round: int, tick: Callable[[int, int], None]
 ) -> tuple[int, bool]:
     """The last round that could be reconstructed, and whether all weights are bit-identical.

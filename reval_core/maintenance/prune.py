@@ -114,13 +114,13 @@ def _delete_unlisted(directory: RunDirectory, last: int) -> None:
         if path != directory.pruned(last):
             remove_directory(path)
     for round in range(1, last + 1):
-        shards, facts = (directory.manifest_path(stage, round).parent for stage in ("rollouts", "verification"))
+        shards, tables = (directory.manifest_path(stage, round).parent for stage in ("rollouts", "verification"))
         # Including the notes of the shards.
         for path in [
             *shards.glob("shard-*"),
             *shards.glob("judged-*"),
             *shards.glob("partials.parquet"),
-            *facts.glob("*.parquet"),
+            *tables.glob("*.parquet"),
         ]:
             if path not in listed:
                 path.unlink()

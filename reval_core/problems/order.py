@@ -39,8 +39,8 @@ class PromptOrder:
         order = shuffled(list(self._problems), self._seed, f"epoch {epoch}")
         # The round in which this epoch starts has taken the end of the previous epoch: those problems come last.
         shared = epoch * len(order) % prompts
-        asked = set(self._epochs[epoch - 1, prompts][-shared:]) if shared else set()
-        return [name for name in order if name not in asked] + [name for name in order if name in asked]
+        taken = set(self._epochs[epoch - 1, prompts][-shared:]) if shared else set()
+        return [name for name in order if name not in taken] + [name for name in order if name in taken]
 
 
 def shuffled(ids: list[str], seed: int, purpose: str) -> list[str]:

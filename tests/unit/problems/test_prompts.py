@@ -207,7 +207,7 @@ def test_the_engines_context_counts_as_well(tmp_path, model, monkeypatch):
     write_problems(tmp_path / "train.jsonl", ["1", "2", "x" * 30])
     engine = VllmEngine(kind="vllm", max_model_len=32).model_dump(mode="json")
     config = config_for(tmp_path, model, engine=engine)
-    with pytest.raises(InputError, match=r"more than engine\.max_model_len of 32"):
+    with pytest.raises(InputError, match=r"exceed engine\.max_model_len of 32"):
         prepare(config, [], tmp_path / "run")
 
 
