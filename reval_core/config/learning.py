@@ -174,7 +174,7 @@ class Learner(Section):
     lr: float = Field(gt=0)
     """Peak learning rate of AdamW."""
     warmup_updates: int = Field(0, ge=0)
-    """Number of updates over which the learning rate rises linearly from 0."""
+    """Number of updates over which the learning rate rises linearly."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning rate schedule after the warm-up: constant, or a decay to `lr_end` · lr over `decay_updates`."""
     decay_updates: int | None = Field(None, ge=1)
