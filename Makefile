@@ -1,4 +1,4 @@
-# Everything happens in .venv, made by python3 -m venv and pip alone; vLLM lives in .venv-vllm.
+# Uses .venv, created with python3 -m venv and pip; vLLM is installed in .venv-vllm.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -16,8 +16,8 @@ venv-test: .venv/.installed-test
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
-# vLLM on a CPU, in an environment of its own, since it pins what the core leaves open. With a GPU:
-# pip install 'reval[vllm]'. It brings CUDA builds of the last three, which transformers cannot import here.
+# vLLM for CPUs, in a separate environment, since it pins versions that the core leaves open. With a GPU:
+# pip install 'reval[vllm]'. The last three come as CUDA builds, which transformers cannot import on a CPU.
 venv-vllm: .venv-vllm/.installed
 
 .venv-vllm/.installed: pyproject.toml
@@ -30,7 +30,7 @@ venv-vllm: .venv-vllm/.installed
 demo: venv
 	@$(BIN)/reval demo
 
-# SmolLM2-135M-Instruct, from the weights that a package ships.
+# SmolLM2-135M-Instruct, converted from the weights in a Python package.
 smollm2: models/smollm2-135m-instruct/config.json
 
 models/smollm2-135m-instruct/config.json: data/smollm2.py | venv
@@ -44,46 +44,46 @@ test: venv-test
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
-# Everything that generates with vLLM, on the CPU build.
+# All tests that generate with vLLM, on the CPU build.
 test-vllm: venv-vllm
 	.venv-vllm/bin/pytest tests/vllm tests/unit/engines/test_vllm_server.py
 
-# The fault tests in full: 100 kills, every kind of damage in every kind of file, the disk full in every stage.
+# All fault tests: 100 kills, every kind of corruption in every kind of file, a full disk in every stage.
 test-faults: venv-test
 	$(BIN)/pytest -m "full or not full" --override-ini timeout=3600 --override-ini faulthandler_timeout=3660 tests/faults
 
-# Hostile and honest answers, judged once alone and once beside twelve busy processes; some minutes.
+# Hostile and honest answers, judged on an idle machine and alongside twelve busy processes; some minutes.
 test-load: venv-test
 	$(BIN)/pytest -m full --override-ini timeout=3600 --override-ini faulthandler_timeout=3660 \
 	    tests/integration/test_hostile_answers.py
 
-# The verifier's properties over larger draws of the problem sets in ../shared/data, in both modes.
+# The verifier's properties on larger samples of the problem sets in ../shared/data, in both modes.
 test-audit: venv-test
 	$(BIN)/pytest -m "full or not full" --override-ini timeout=3600 --override-ini faulthandler_timeout=3660 \
 	    tests/integration/test_audit.py
 
-# Ratios of the learner to its baselines; with bench-peers done before, to TRL as well. Then the store's times.
+# The learner relative to its baselines and, after make bench-peers, to TRL. Then the database's times.
 bench: venv
 	$(BIN)/python benchmarks/learner.py; learner=$$?; $(BIN)/python benchmarks/store.py && exit $$learner
 
-# What training in bfloat16 sees of a small update, on SmolLM2.
+# How much of a small update survives training in bfloat16, on SmolLM2.
 bench-bf16: venv smollm2
 	$(BIN)/python benchmarks/bf16.py
 
-# The rollouts stage beside a bare vLLM, and where vLLM becomes the faster engine.
+# The rollouts stage compared with plain vLLM, and the size at which vLLM becomes the faster engine.
 bench-rollouts: venv-vllm smollm2
 	.venv-vllm/bin/python benchmarks/rollouts.py
 
-# The verifier: pairs a second, what a second worker brings, what hostile answers cost.
+# The verifier: pairs per second, the gain of a second worker, the cost of hostile answers.
 bench-verification: venv
 	$(BIN)/python benchmarks/verification.py
 
-# What a GPU computes, how fast, and whether a run resumes on it, in under 4 minutes. It takes the system's Python with
-# torch, transformers and numpy; WHEELS names a folder with the wheels that a run needs besides (docs/learner.md).
+# Correctness and speed of a GPU, and whether a run resumes on it, in under 4 minutes. Uses the system's Python with
+# torch, transformers and numpy; WHEELS names a directory with the other wheels that a run needs (docs/learner.md).
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py --json gpu-check.json $(if $(WHEELS),--wheels $(WHEELS))
 
-# TRL in an environment of its own: it is measured against, never depended on.
+# TRL in a separate environment: compared with, never a dependency.
 bench-peers: .venv-peers/.installed
 
 .venv-peers/.installed: Makefile

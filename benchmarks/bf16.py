@@ -1,19 +1,19 @@
-"""What training in bfloat16 sees of a small update, and its noise beside what the learner takes for noise.
+"""How much of a small update is visible in bfloat16, and its noise compared with the learner's noise floor.
 
     python benchmarks/bf16.py                          SmolLM2-135M (make smollm2 first); writes baselines/bf16.json
-    python benchmarks/bf16.py --model FOLDER --json    another model; prints the figures alone
+    python benchmarks/bf16.py --model DIR --json       another model; only prints the metrics
 
-- `seen_1`, `seen_4`, `seen_16`: after so many updates at lr 1e-6, the slope of the copy's change of log π on the
-  float32 masters', over tokens; 1 is all of it. `error_…` is its standard error over draws, `residual_…` the rms
-  in nats of what the slope leaves, `change_…` that of the masters' change.
-- `copied_1`, …: the same for the copy's weights, computed with in float32. `seen_…` has the noise of bfloat16
-  arithmetic beside it, which is as large after one update as after many: `seen_1` needs many draws.
-- `gap_16`: the mean difference, a token, between the learner's log π and that of its published weights, in bfloat16
-  and in batches of other shapes; `arithmetic_16`: the same weights computed with in float32.
-- `noise_over_floor`: by tokens, the rms of what another batch shape changes in V + log π, over the 3 σ below which
-  a draw counts as noise. Under 1, noise alone takes no step. `floor_nats` is what true residuals have to exceed.
+- `seen_1`, `seen_4`, `seen_16`: after this many updates at lr 1e-6, the slope of the copy's change of log π on the
+  float32 masters', over tokens; 1 is the full change. `error_…` is its standard error over draws, `residual_…` the
+  rms in nats of the residuals, `change_…` that of the masters' change.
+- `copied_1`, …: the same for the copy's weights, computed with in float32. `seen_…` also has the noise of bfloat16
+  arithmetic, which is as large after one update as after many: `seen_1` needs many draws.
+- `gap_16`: the mean difference per token between the learner's log π and that of its published weights, in bfloat16
+  and in batches of other shapes; `arithmetic_16`: the same weights, computed in float32.
+- `noise_over_floor`: per number of tokens, the rms change of V + log π in another batch shape, over the 3 σ below
+  which a draw counts as noise. Under 1, noise alone takes no step. True residuals must exceed `floor_nats`.
 
-A draw is one text, a sum with its right or a wrong answer: the smaller a draw, the larger the change of each token.
+A draw is one text, a sum with a correct or a wrong answer: the smaller a draw, the larger the change per token.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from reval_core.model.scoring import score
 from reval_core.model.token_batch import Rows, collate
 
 DRAWS = {1: 40, 4: 8, 16: 3}
-"""By the number of updates, the draws that it is measured over: those that take more are among those of less."""
+"""The number of draws measured per number of updates; draws with more updates are a subset of those with fewer."""
 
 LENGTHS = (64, 1024, 4096)
 
@@ -58,7 +58,7 @@ LIMITS = {
 
 
 def sums(directory: Path) -> tuple[Rows, Rows]:
-    """Prompts and responses by turns right and wrong, as many as there are draws."""
+    """Prompts and responses, alternately correct and wrong, one per draw."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     rng = np.random.default_rng(0)
     prompts, responses = [], []
@@ -99,10 +99,10 @@ def draw(model: Any, prompts: Rows, responses: Rows, advantage: np.ndarray) -> D
 
 
 def seen(start: Any, prompts: Rows, responses: Rows, draws: Mapping[int, int]) -> dict[str, float]:
-    """What is seen of updates of the float32 model `start`, and the gap after the most of them.
+    """The visible change after updates of the float32 model `start`, and the mismatch after the most of them.
 
-    draws: by the number of updates, how many of the texts it is measured on. Each text is a draw, the first wanted,
-        the next not, and so on.
+    Args:
+        draws: The number of texts measured per number of updates. Each text is a draw, with alternating rewards.
     """
     every: dict[int, list[Changes]] = {update: [] for update in draws}
     gaps, most = [], max(draws)
@@ -129,7 +129,7 @@ def seen(start: Any, prompts: Rows, responses: Rows, draws: Mapping[int, int]) -
 
 
 def gap(model: Any, number: int, prompts: Rows, responses: Rows) -> tuple[float, float]:
-    """The mean difference, a token, of the published weights from `model` in text `number`, which it learned from.
+    """The mean difference per token between the published weights and `model` on text `number`, a training text.
 
     In bfloat16, scored together with other texts; and in float32, scored alone.
     """
@@ -148,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "models/smollm2-135m-instruct")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--json", action="store_true", help="print the figures, and record nothing")
+    parser.add_argument("--json", action="store_true", help="print the metrics and record nothing")
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)

@@ -1,6 +1,6 @@
-"""What a bfloat16 copy sees of updates to its float32 masters, and how noisy its scores are.
+"""How much of updates to the float32 masters is visible in a bfloat16 copy, and how noisy its log-probs are.
 
-Needs torch, transformers and numpy alone.
+Needs only torch, transformers and numpy.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ PROMPT, LONGER = 8, 64
 
 @dataclass(frozen=True)
 class Changes:
-    """Changes of log π since before the first update, of the same tokens [N] in each."""
+    """Changes of log π since before the first update, [N], for the same tokens in each."""
 
     seen: np.ndarray
     """Of the copy as it computes, in bfloat16."""
     copied: np.ndarray
-    """Of the copy's weights, computed with in float32: `seen` without the noise of bfloat16 arithmetic."""
+    """Of the copy's weights, computed in float32: `seen` without the noise of bfloat16 arithmetic."""
     true: np.ndarray
     """Of the masters, in float32."""
 
@@ -41,15 +41,15 @@ class Slope:
     error: float
     """Its standard error, NaN for a single sample."""
     residual: float
-    """The rms of what the line leaves."""
+    """The rms of its residuals."""
     change: float
-    """The rms of what it is drawn over."""
+    """The rms of the independent variable."""
 
 
 def slope(samples: Sequence[tuple[np.ndarray, np.ndarray]]) -> Slope:
-    """Of y over x, given (y, x) of samples such as draws or texts.
+    """The slope of y over x, for (y, x) of samples such as draws or texts.
 
-    Only samples have to be independent of one another for the error: tokens of a text share their rounding.
+    The error assumes only independent samples: the tokens of a text share their rounding.
     """
     products = np.array([(y * x).sum() for y, x in samples])
     squares = np.array([np.square(x).sum() for _, x in samples])
@@ -82,7 +82,8 @@ def follow(
 ) -> dict[int, Changes]:
     """Take steps, and measure after each number of them in `updates`.
 
-    masters: lets the model, which is a copy, hold its masters for as long as the context lasts.
+    Args:
+        masters: A context in which the model, which is a copy, has the weights of its masters.
     """
 
     def logprobs() -> np.ndarray:
@@ -101,9 +102,9 @@ def follow(
 
 
 def noise(model: Any, lengths: Sequence[int]) -> dict[str, Any]:
-    """The noise of other batch shapes by length, of `model`, which is a copy already.
+    """The noise of other batch shapes per length, for `model`, which is already a copy.
 
-    A text is scored beside a longer one first, so that it is padded, and then alone; σ is measured as a run does.
+    A text is scored first next to a longer one, so that it is padded, and then alone; σ is measured as in a run.
     """
     rng = np.random.default_rng(1)
     vocabulary = model.config.vocab_size

@@ -1,9 +1,9 @@
-"""What the demo's configs reach, by seed, without Prefect: accuracy and where the time goes.
+"""Accuracy and time per stage of the demo's configs, per seed, without Prefect.
 
     python benchmarks/demo.py configs/demo.yaml --seeds 0 1 2
     python benchmarks/demo.py configs/demo-grpo.yaml --seeds 0
 
-Writes benchmarks/baselines/<config name>.json. Runs live in a temporary folder and share nothing but warm starts.
+Writes benchmarks/baselines/<config name>.json. Runs use a temporary directory and share only warm starts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from reval_core.storage.run_directory import RunDirectory
 
 
 def measure(config: Path, seed: int) -> dict[str, Any]:
-    """One run's figures."""
+    """One run's metrics."""
     with tempfile.TemporaryDirectory() as path:
         directory = RunDirectory(Path(path) / "run")
         with open_run_context(directory, load_config(config, [f"seed={seed}"])) as context:

@@ -1,6 +1,6 @@
-"""Seconds that the demo's consistency and learning take, in the tree that this is run from.
+"""Seconds of the demo's consistency and learning stages, in the current source tree.
 
-benchmarks/learner.py runs it in this tree and in an older one: it uses only what both have.
+benchmarks/learner.py runs it in this tree and in an older one, so it uses only what both have.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from reval_core.pipeline.run_context import open_run_context
 from reval_core.storage.run_directory import RunDirectory
 
 ROUNDS = 6
-"""The first is left out: it loads what later ones find in memory, and its reference is the policy."""
+"""The first round is excluded: it loads what later ones find in memory, and its reference is the policy."""
 
 MEASURED = ("consistency", "learning")
 

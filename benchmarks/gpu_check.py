@@ -1,11 +1,12 @@
-"""What a GPU has to show before anything is trained on it: `make gpu-check`, in under 4 minutes.
+"""Checks of a GPU before training on it: `make gpu-check`, in under 4 minutes.
 
-    python3 benchmarks/gpu_check.py [--json FILE] [--wheels FOLDER] [--only CHECK ...]
+    python3 benchmarks/gpu_check.py [--json FILE] [--wheels DIR] [--only CHECK ...]
 
-It runs on the system's Python with torch, transformers and numpy, without a network or an environment. With a
-folder of wheels (pydantic, duckdb, math-verify and what they need), or where these are installed, it also compares
-memory with the forecast, gives the learner draws of noise, and kills and resumes a run of three rounds. A check
-that breaks is recorded, and the others are made. The exit status is 1 if one failed; without a GPU it is 0.
+It uses the system's Python with torch, transformers and numpy, without a network or an environment. With a
+directory of wheels (pydantic, duckdb, math-verify and their dependencies), or if these are installed, it also
+compares memory with the forecast, tests the learner on draws of noise, and kills and resumes a run of three rounds.
+A check that fails with an error is recorded, and the others still run. The exit status is 1 if one failed; without
+a GPU it is 0.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.record import circumstances, misses
 
 Outcome = tuple[dict[str, Any], list[str]]
-"""Figures by name, and what is wrong with them."""
+"""Metrics by name, and a list of failures."""
 Check = Callable[[], Outcome]
 
 NEEDED = ("torch", "transformers", "numpy")
 WHEELS = ("pydantic", "duckdb", "math_verify", "pyarrow")
-"""What a run needs beyond that."""
+"""Additional requirements of a run."""
 RUN_CHECKS = ("memory", "learner", "resume")
 NAMES = ("head", "rounding", "scoring", "draws", "gap", "speed", *RUN_CHECKS)
 LONGEST = 150
-"""Seconds after which one of these is given up."""
+"""The timeout of each of these, in seconds."""
 
 
 def main() -> int:
-    """Make the checks that are asked for. 0 where all passed or there is no GPU."""
+    """Run the requested checks. 0 if all passed or there is no GPU."""
     given = _arguments()
     reason = _why_not(given.device)
     if reason:
@@ -56,16 +57,16 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, after every check")
-    parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="wheels to install for this check alone")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the metrics here, after every check")
+    parser.add_argument("--wheels", type=Path, metavar="DIR", help="wheels to install for this check only")
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="CHECK", help=f"of {', '.join(NAMES)}")
-    parser.add_argument("--device", default="cuda", help="cpu, with --small, shows whether the checks run at all")
-    parser.add_argument("--small", action="store_true", help="a tiny model, whose figures mean nothing")
+    parser.add_argument("--device", default="cuda", help="cpu, with --small, tests whether the checks work")
+    parser.add_argument("--small", action="store_true", help="a tiny model, whose metrics are meaningless")
     return parser.parse_args()
 
 
 def _why_not(device: str) -> str | None:
-    """Why nothing can be checked here. Raises SystemExit where there is a GPU, and not what it takes to use it."""
+    """Why nothing can be checked here. Raises SystemExit if there is a GPU but the requirements are missing."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing and Path("/dev/nvidiactl").exists():
         raise SystemExit(f"gpu-check: {sys.executable} has no {', '.join(missing)}")
@@ -97,7 +98,7 @@ def _check(given: argparse.Namespace) -> int:
 
 
 def _checks(given: argparse.Namespace, done: Mapping[str, Any], temporary: Path) -> dict[str, Check | str]:
-    """All checks by name, in order, or why one is left out. `done` holds the results of those before."""
+    """All checks by name, in order, or why one is skipped. `done` has the results of the previous ones."""
     import torch
 
     from benchmarks import gpu_numerics, learner_gpu
@@ -122,15 +123,15 @@ def _checks(given: argparse.Namespace, done: Mapping[str, Any], temporary: Path)
 
 
 def _run_checks(given: argparse.Namespace, done: Mapping[str, Any], temporary: Path) -> dict[str, Check | str]:
-    """What needs all of the learner or a run, each in a process of its own."""
+    """The checks that need the whole learner or a run, each in its own process."""
     missing = [name for name in WHEELS if find_spec(name) is None]
     if missing and given.wheels is None:
-        return dict.fromkeys(RUN_CHECKS, f"needs {', '.join(missing)}: name a folder of wheels with --wheels")
+        return dict.fromkeys(RUN_CHECKS, f"needs {', '.join(missing)}: give a directory of wheels with --wheels")
     wanted = [name for name in RUN_CHECKS if not given.only or name in given.only]
     processes: dict[str, Future[Outcome]] = {}
 
     def check(name: str) -> Outcome:
-        if not processes:  # one waits for compilers where another computes
+        if not processes:  # one waits for compilers while another computes
             environment = _environment(given.wheels, temporary / "site")
             peaks = _peaks(done)
             pool = ThreadPoolExecutor(len(wanted))
@@ -143,13 +144,13 @@ def _run_checks(given: argparse.Namespace, done: Mapping[str, Any], temporary: P
 
 
 def _peaks(done: Mapping[str, Any]) -> dict[str, float]:
-    """The memory at the peak of each case of the training step, in GiB."""
+    """The peak memory of each case of the training step, in GiB."""
     figures = done.get("speed", {}).get("figures", {})
     return {case: one["peak_gib"] for case, one in figures.items() if "peak_gib" in one}
 
 
 def _environment(wheels: Path | None, site: Path) -> dict[str, str]:
-    """What processes find modules by, the wheels' among them."""
+    """The environment of processes, with the wheels' modules on the path."""
     paths = [str(ROOT)]
     if wheels is not None:
         _install(wheels, site)
@@ -165,7 +166,7 @@ def _in_a_process(name: str, device: str, peaks: Mapping[str, float], environmen
         try:
             output, errors = process.communicate(timeout=LONGEST)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with the runs that it has started
+            os.killpg(process.pid, signal.SIGKILL)  # with the runs that it started
             raise
     if process.returncode:
         raise RuntimeError(f"exit status {process.returncode}: {(errors or output)[-3000:]}")
@@ -179,7 +180,7 @@ def _install(wheels: Path, site: Path) -> None:
     """Unpack the wheels into `site`."""
     files = sorted(map(str, wheels.glob("*.whl")))
     if not files:
-        raise RuntimeError(f"{wheels}: holds no wheels")
+        raise RuntimeError(f"{wheels}: contains no wheels")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
     done = subprocess.run([*command, "--target", str(site), *files], capture_output=True, text=True)
     if done.returncode:
@@ -187,12 +188,12 @@ def _install(wheels: Path, site: Path) -> None:
 
 
 def _result(name: str, check: Check) -> dict[str, Any]:
-    """What a check found, or how it broke. A line says which."""
+    """The result of a check, or its error; prints one line."""
     print(f"{name:8} ...", flush=True)
     started = time.monotonic()
     try:
         figures, failures = check()
-    except Exception as error:  # the other checks are made all the same
+    except Exception as error:  # the other checks still run
         figures, failures = {"traceback": traceback.format_exc()[-4000:]}, [f"{type(error).__name__}: {error}"]
     seconds = round(time.monotonic() - started, 1)
     outcome = "; ".join(failures) or "ok"

@@ -1,6 +1,6 @@
 """The model that the checks of a GPU train: Qwen3-0.6B's shape with random weights, or a small one for a CPU.
 
-Needs torch, transformers and numpy alone.
+Needs only torch, transformers and numpy.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from reval_core.model.low_precision import LowPrecisionCopy, low_precision
 from reval_core.model.packed import read_packed_rows
 
 SEED = 0
-"""Of the thresholds that the copy is rounded by."""
+"""The seed of the copy's rounding thresholds."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a model, and of the texts that it is given."""
+    """The sizes of a model and of its texts."""
 
     vocabulary: int
     width: int
@@ -36,22 +36,22 @@ class Shape:
     key_heads: int
     head_size: int
     shrink: int = 1
-    """Lengths of texts are divided by this."""
+    """A divisor of text lengths."""
     small_lr: float = 1e-6
-    """Of updates that a rounding to the nearest would hide."""
+    """A learning rate whose updates round-to-nearest would hide."""
 
     def lengths(self, *lengths: int) -> list[int]:
         """Lengths of texts in tokens, for a model of this shape."""
         return [max(16, length // self.shrink) for length in lengths]
 
 
-# Few weights see few of their updates, so that the small model's are larger.
+# A small model has few weights to show an update, so its learning rate is larger.
 FULL = Shape(VOCABULARY, 1024, 3072, layers=28, heads=16, key_heads=8, head_size=128)
 SMALL = Shape(512, 64, 128, layers=2, heads=2, key_heads=1, head_size=32, shrink=64, small_lr=1e-5)
 
 
 class ModelSource:
-    """A model in bfloat16 with its float32 masters, made when it is first asked for and shared by the checks."""
+    """A model in bfloat16 with its float32 masters, created on first use and shared by the checks."""
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
         self.shape = shape
@@ -81,7 +81,7 @@ class ModelSource:
 
     @contextmanager
     def packed(self) -> Iterator[None]:
-        """Let the model read packed rows, for as long as the context lasts."""
+        """Let the model read packed rows inside the context."""
         config: Any = self.model.config
         before = config._attn_implementation
         read_packed_rows(self.model)
@@ -92,12 +92,12 @@ class ModelSource:
 
     @contextmanager
     def masters(self) -> Iterator[None]:
-        """The float32 masters in place of their copy, for as long as the context lasts; layers are not compiled."""
+        """The float32 masters in place of their copy, inside the context; layers are not compiled."""
         with self.weights.replaced_by_masters(), as_loaded(self.model):
             yield
 
     def publish(self) -> None:
-        """Give the model new weights as an engine gets them: what the masters round to, whatever its copy is."""
+        """Load weights as an engine receives them: the rounded masters, regardless of the current copy."""
         for name, parameter in self.model.named_parameters():
             parameter.data = low_precision(self.weights.masters[name], SEED, name)
 
@@ -106,7 +106,7 @@ class ModelSource:
         return torch.optim.AdamW(self.weights.masters.values(), lr=lr, fused=True)
 
     def step(self, optimizer: torch.optim.Optimizer) -> Tensor:
-        """Clip the gradient, step, round again. The gradient's norm."""
+        """Clip the gradient, step, round again. Returns the gradient's norm."""
         norm = torch.nn.utils.clip_grad_norm_(self.weights.masters.values(), 1.0)
         optimizer.step()
         self.weights.refresh()
@@ -137,5 +137,5 @@ def architecture(shape: Shape) -> Qwen3Config:
 
 
 def parameters(shape: Shape) -> int:
-    """How many weights a Qwen3 of this shape has. Nothing is allocated."""
+    """The number of weights of a Qwen3 of this shape. Allocates nothing."""
     return sum(one.numel() for one in qwen3(shape, torch.device("meta")).parameters())

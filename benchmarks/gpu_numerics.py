@@ -1,7 +1,7 @@
-"""Whether a GPU computes what the learner counts on: the head, scores, the copy's view of updates, and noise.
+"""The GPU's numerics: the LM head, log-probs, the visibility of updates in the copy, and noise.
 
-Each check takes a `Subject` and gives its figures by name; `LIMITS` says which of them have to be how large.
-Needs torch, transformers and numpy alone.
+Each check takes a `ModelSource` and returns its metrics by name; `LIMITS` has their limits.
+Needs only torch, transformers and numpy.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from reval_core.objectives import grpo
 
 UPDATES = (1, 4, 16)
 DRAWS, DRAW = 6, 8
-"""Draws of pure noise, and the trajectories of each."""
+"""The number of pure-noise draws, and the trajectories of each."""
 REWARD, BETA = 0.125, 0.1
-"""The true signal: centred rewards of ±1/8. The paper's β, 0.002 and 0.02, make more of them."""
+"""The true signal: centred rewards of ±1/8. The paper's β, 0.002 and 0.02, give larger ones."""
 
 
 def head(source: ModelSource) -> dict[str, float]:
-    """The head in either precision beside a float32 log-softmax of the same states, forward and backward.
+    """The head in both precisions against a float32 log-softmax of the same states, forward and backward.
 
-    Log-probs and values differ by so many nats at the most; gradients by so much of their norm.
+    The maximum difference of log-probs and values in nats, and of gradients relative to their norm.
     """
     found = {}
     (count,) = source.shape.lengths(2048)
     for dtype in (torch.float32, torch.bfloat16):
         states, weight, actions = _head_inputs(source, count, dtype)
-        onto = torch.randn(2, count, device=source.device)  # another slope for each log π and V
+        onto = torch.randn(2, count, device=source.device)  # a different slope for each log π and V
         wanted = _whole_logits(states, weight, actions)
         slopes = torch.autograd.grad((wanted * onto).sum(), (states, weight))
         scores = token_scores(Head(weight), states, actions)
@@ -76,7 +76,7 @@ def _whole_logits(states: Tensor, weight: Tensor, actions: Tensor) -> Tensor:
 
 
 def rounding(source: ModelSource) -> dict[str, float]:
-    """How many numbers of the copy a CPU rounds otherwise: in three tensors, one the largest, and in parts."""
+    """The number of weights that a CPU rounds differently: in three tensors, one the largest, and in parts."""
     masters = source.weights.masters
     names = sorted(masters, key=lambda name: -masters[name].numel())
     differing = 0
@@ -89,9 +89,9 @@ def rounding(source: ModelSource) -> dict[str, float]:
 
 
 def scoring(source: ModelSource) -> dict[str, float]:
-    """The copy's scores beside the float32 masters', and of the same texts padded, in pairs, alone and packed.
+    """The copy's log-probs against the float32 masters', and of the same texts padded, paired, alone and packed.
 
-    In nats: the rms of log π a token against float32, and the largest change of log π(τ) + V(s_1) for √tokens.
+    In nats: the rms of log π per token against float32, and the largest change of log π(τ) + V(s_1) per √tokens.
     `eager_…` is without compiled layers.
     """
     lengths = source.shape.lengths(64, 256, 1024, 2048)
@@ -115,7 +115,7 @@ def scoring(source: ModelSource) -> dict[str, float]:
 
 
 def _changes_by_batch(source: ModelSource, work: Work, lengths: Sequence[int]) -> dict[str, float]:
-    """What it changes that texts are scored alone or in pairs, and not all together."""
+    """The change if texts are scored alone or in pairs instead of all together."""
     every = list(range(len(lengths)))
     _, together = _scored(source, work, every)
     groups = {"alone": [[row] for row in every], "pairs": [every[:2], every[2:]]}
@@ -144,10 +144,10 @@ def _by_root(difference: Tensor, lengths: Sequence[int]) -> float:
 
 
 def gap(source: ModelSource) -> dict[str, float]:
-    """What the copy sees of 16 updates at lr 1e-6, and how far it is from what an engine is given.
+    """The visibility of 16 updates at lr 1e-6 in the copy, and its difference from the weights of an engine.
 
-    `seen_…`: the slope of its change of log π on the masters'. `gap_16`: the mean difference a token between the
-    learner and the weights that its masters round to, by the same layers in the same batch. `eager_gap_…`: with
+    `seen_…`: the slope of its change of log π on the masters'. `gap_16`: the mean difference per token between the
+    learner and its rounded masters, with the same layers and the same batch. `eager_gap_…`: with
     each text alone and layers that are not compiled; before the updates it is bfloat16's arithmetic.
     """
     work = texts(source.shape.lengths(*[272] * 8), source.shape.vocabulary, prompt=4)
@@ -183,15 +183,15 @@ def _copy_and_masters(source: ModelSource, work: Work) -> tuple[Tensor, Tensor]:
 
 
 def _alone_and_eager(source: ModelSource, work: Work) -> Tensor:
-    """log π of the copy, each text alone, by layers that are not compiled."""
+    """log π of the copy, each text alone, without compiled layers."""
     with as_loaded(source.model):
         return torch.cat([_scored(source, work, [row])[0] for row in range(len(work.prompts))])
 
 
 def draws(source: ModelSource) -> dict[str, float]:
-    """Draws whose residuals are noise alone, and one with a true signal, under the learner's test.
+    """Draws whose residuals are pure noise, and one with a true signal, under the learner's test.
 
-    As it does, mean((Δ/σ)²) is held against 9 with σ measured on 16 trajectories; both are given as their ratio.
+    As there, mean((Δ/σ)²) is compared with 9, with σ measured on 16 trajectories; returned as their ratio.
     """
     work = texts(_many_lengths(source.shape), source.shape.vocabulary, prompt=4)
     reference = _reference(source, work)
@@ -227,7 +227,7 @@ def _in_groups(rows: Sequence[int], size: int) -> list[list[int]]:
 
 
 def _reference(source: ModelSource, work: Work) -> tuple[np.ndarray, np.ndarray]:
-    """log π_ref and V_ref [B] as the scoring stage stores them: in micro-batches of like length, no gradient."""
+    """log π_ref and V_ref [B] as the scoring stage stores them: in micro-batches of similar length, no gradient."""
     lengths = [len(one) + len(two) for one, two in zip(work.prompts, work.responses, strict=True)]
     found = np.zeros((2, len(lengths)), dtype=np.float32)
     with torch.no_grad():
@@ -253,7 +253,7 @@ def _measured(source: ModelSource, work: Work, stored: tuple[np.ndarray, np.ndar
 def _zero_reward(
     source: ModelSource, work: Work, rows: Sequence[int], reference: tuple[np.ndarray, np.ndarray], at_once: int
 ) -> np.ndarray:
-    """Δ [B] of a draw without reward, computed with gradients enabled in batches of so many rows."""
+    """Δ [B] of a draw without reward, computed with gradients enabled in batches of this many rows."""
     found = np.concatenate([_policy_and_value(source, work, group) for group in _in_groups(rows, at_once)], axis=1)
     difference: np.ndarray = (found - np.stack([one[rows] for one in reference])).sum(axis=0)
     return difference

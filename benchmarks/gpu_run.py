@@ -1,7 +1,7 @@
-"""What needs all of the learner or a whole run, on a GPU or a CPU: `python -m benchmarks.gpu_run CHECK`.
+"""The checks that need the whole learner or a run, on a GPU or a CPU: `python -m benchmarks.gpu_run CHECK`.
 
-Each check prints its figures, and what is wrong with them, as one line of JSON. Needs what a run needs, without
-Prefect and MLflow: rounds are run as the flow runs them, by the stages themselves.
+Each check prints its metrics and failures as one line of JSON. Needs the requirements of a run without Prefect and
+MLflow: rounds are executed as in the flow, by the plain stages.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ ROUNDS, KILLED = 3, 2
 """The rounds of a run, and the one in which it is killed."""
 
 Found = tuple[dict[str, Any], list[str]]
-"""Figures by name, and what is wrong with them."""
+"""Metrics by name, and a list of failures."""
 
 
 def main() -> None:
-    """Make one check."""
+    """Run one check."""
     parser = argparse.ArgumentParser()
     parser.add_argument("check", choices=sorted(CHECKS))
     parser.add_argument("--device", default="cuda")
@@ -65,11 +65,11 @@ def memory(given: argparse.Namespace) -> Found:
         for name, peak in given.peaks.items()
         if name in FORECAST
     }
-    for case in update.CASES if given.device == "cuda" else ():  # this process's memory is not the update's alone
-        gc.collect()  # what the case before held
+    for case in update.CASES if given.device == "cuda" else ():  # this process's memory is not only the update's
+        gc.collect()  # memory of the previous case
         peak = update.peak(case, on_gpu=True)
         found[f"{case['precision']}{', checkpointing' if case['gradient_checkpointing'] else ''}"] = {
-            "forecast": peak["reckoned"],
+            "forecast": peak["estimated"],
             "measured": peak["measured"],
         }
     figures = {name: {kind: round(size / 1e6) for kind, size in sizes.items()} for name, sizes in found.items()}
@@ -83,17 +83,17 @@ def memory(given: argparse.Namespace) -> Found:
 
 
 RATIO = (0.9, 1.5)
-"""How far the forecast may be from what is measured."""
+"""The tolerance of the forecast against the measurement."""
 
 FORECAST: dict[str, dict[str, Any]] = {
     "1 x 16384": {"gradient_checkpointing": False},
     "1 x 16384, checkpointing": {"gradient_checkpointing": True},
 }
-"""The cases of benchmarks/learner_gpu.py that a learner's settings describe."""
+"""The cases of benchmarks/learner_gpu.py that correspond to learner settings."""
 
 
 def _forecast(learner: Mapping[str, Any]) -> dict[str, float]:
-    """What the learning stage is estimated to hold of the benchmark's model, without CUDA's own memory."""
+    """The estimated memory of the learning stage for the benchmark's model, without CUDA's own memory."""
     settings = update.settings({"precision": "bfloat16", "micro_batch_tokens": 16_384, **learner})
     count, heads = parameters(FULL), FULL.head_size
     shape = (
@@ -110,9 +110,9 @@ def _forecast(learner: Mapping[str, Any]) -> dict[str, float]:
 
 
 def learner(given: argparse.Namespace) -> Found:
-    """Whether draws of noise leave the learner's weights alone, to the bit, and rewards of ±1/8 do not.
+    """Whether draws of noise leave the weights unchanged, bit for bit, and rewards of ±1/8 do not.
 
-    As in a run, the noise is measured on the texts. The reference's scores were computed alone.
+    As in a run, the noise is measured on the texts. The reference scored each text alone.
     """
     found: dict[str, Any] = {}
     failures = []
@@ -167,9 +167,9 @@ def _scored_alone(model: torch.nn.Module, work: Work) -> tuple[np.ndarray, np.nd
 
 
 def resume(given: argparse.Namespace) -> Found:
-    """Runs of three rounds, in both precisions: one left alone, one killed in round 2's learning and run again."""
+    """Runs of three rounds, in both precisions: one undisturbed, one killed in round 2's learning and resumed."""
     tiny = config.TinyModel()
-    make_tiny_model(tiny, seed=0)  # transformers imports by need, and once is enough for all processes
+    make_tiny_model(tiny, seed=0)  # transformers imports lazily; import once for all forks
     make_tiny_tokenizer(tiny.characters)
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
@@ -197,7 +197,7 @@ def resume(given: argparse.Namespace) -> Found:
 
 
 def _start(work: Callable[..., None], *arguments: Any) -> int:
-    """Do a piece of work in a fork, which has what this process has imported and a GPU of its own."""
+    """Execute work in a fork, which has this process's imports and its own GPU context."""
     process = os.fork()
     if process:
         return process
@@ -217,7 +217,7 @@ def _ended(process: int) -> int:
 
 
 def _run(path: Path, precision: str, killed: bool) -> None:
-    """A run from where it stands to its end, checked; or to the first update of round 2, where it dies."""
+    """Resume a run to its end and check it; or to the first update of round 2, where it is killed."""
     os.environ["XDG_CACHE_HOME"] = str(path.parent / f"cache-{path.name}")
     settings, directory = config.Config.model_validate(run_settings(precision)), RunDirectory(path)
 
@@ -236,7 +236,7 @@ def _run(path: Path, precision: str, killed: bool) -> None:
 
 
 def run_settings(precision: str) -> dict[str, Any]:
-    """A run of seconds: sums of two digits, a tiny model, and a checkpoint a round."""
+    """A run that takes seconds: two-digit sums, a tiny model, and a checkpoint per round."""
     sums = {"digits": 1, "operators": "+"}
     return {
         "seed": 0,
@@ -258,7 +258,7 @@ def run_settings(precision: str) -> dict[str, Any]:
             "updates": 3,
             "lr": 1e-3,
             "precision": precision,
-            # In one precision as is the default on CUDA, in the other without a minute of compilation.
+            # Compiled in one precision, the default on CUDA; in the other without a minute of compilation.
             **({"compile": False} if precision == "float32" else {}),
         },
         "evaluation": {"every": 1, "samples": 1},
@@ -267,12 +267,12 @@ def run_settings(precision: str) -> dict[str, Any]:
 
 
 def _published(path: Path) -> dict[str, Any]:
-    """What a run's manifests say of its files, by stage and round."""
+    """The files in a run's manifests, by stage and round."""
     return {f"{one.stage}/{one.round}": repr(one.files) for one in RunDirectory(path).manifests()}
 
 
 def _compared(place: Path, before: Mapping[str, Any], exits: Mapping[str, int]) -> tuple[list[str], dict[str, Any]]:
-    """What is wrong with the runs of a precision, and their figures."""
+    """The failures of the runs in a precision, and their metrics."""
     wanted = {"whole": 0, "killed": -signal.SIGKILL, "resumed": 0}
     wrong = [
         f"the {kind} run ended with status {status}" for kind, status in exits.items() if status != wanted[kind]

@@ -1,8 +1,8 @@
 """The learner's memory and speed, as ratios to a baseline in the same run on the same machine.
 
-    python benchmarks/learner.py             writes benchmarks/baselines/learner.json and says what misses its limit
+    python benchmarks/learner.py             writes benchmarks/baselines/learner.json and reports missed limits
 
-The comparison with TRL needs `make bench-peers` first, which puts TRL into an environment of its own.
+The comparison with TRL needs `make bench-peers` first, which installs TRL in a separate environment.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LIMITS: dict[str, tuple[str, float]] = {
     "stage_vs_bare": ("at least", 0.9),
     "demo_stages_ratio": ("at most", 0.85),
 }
-"""What the learner is held to; a run of this file says which of these it missed."""
+"""The learner's limits; a run of this file reports those that were missed."""
 
 
 BEFORE = "fe2ce9ec2fdc4d65574b4b3da7843edfea724028"
@@ -46,9 +46,9 @@ def case(name: str) -> dict[str, Any]:
 
 
 def in_turn(ours: Any, theirs: Any) -> dict[str, Any]:
-    """Two pieces of work measured in turn, and the ratio ours / theirs.
+    """Two workloads measured in alternation, and the ratio ours / theirs.
 
-    Of times the shortest counts, the run that other work on a shared machine disturbed least; of memory the median.
+    Uses the shortest time, which other work on a shared machine disturbed least, and the median memory.
     """
     pairs = [(ours(), theirs()) for _ in range(REPEATS)]
     for mine, other in pairs:
@@ -73,7 +73,7 @@ def in_turn(ours: Any, theirs: Any) -> dict[str, Any]:
 
 
 def demo_stages() -> dict[str, Any] | None:
-    """Seconds of the demo's consistency and learning here and at `BEFORE`, in turn. None if git lacks it."""
+    """Seconds of the demo's consistency and learning here and at `BEFORE`, in alternation. None if git lacks it."""
     with tempfile.TemporaryDirectory() as path:
         before = Path(path) / "before"
         made = subprocess.run(["git", "worktree", "add", "--detach", before, BEFORE], cwd=ROOT, capture_output=True)
@@ -99,7 +99,7 @@ def demo_in(tree: Path) -> dict[str, Any]:
 
 
 def measure_all() -> dict[str, Any]:
-    """Every ratio of LIMITS that can be measured here, with what it was made of."""
+    """Every ratio of LIMITS that can be measured here, with its parts."""
     head = in_turn(lambda: case("sliced"), lambda: case("unchunked"))
     mixed, stage, rounding = case("mixed"), case("stage"), case("rounding")
     found = {

@@ -1,8 +1,8 @@
-"""A training step of a Qwen3-0.6B-shaped model on a GPU: useful tokens/s and peak memory, case by case.
+"""A training step of a Qwen3-0.6B-shaped model on a GPU: useful tokens/s and peak memory per case.
 
 Each step scores its micro-batches, forms ReVal's loss, runs backward, clips, takes AdamW's step on the float32
 masters and rounds the copy again. Next to prime-rl's published figures for one H100 at a sequence of 16,384:
-11,896 tokens/s, MFU 11.1%, 12.5 GiB. Needs torch, transformers and numpy alone.
+11,896 tokens/s, MFU 11.1%, 12.5 GiB. Needs only torch, transformers and numpy.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from reval_core.model.token_batch import micro_batches
 from reval_core.objectives import reval
 
 BUDGET = 16_384
-"""Places of a micro-batch."""
+"""Maximum tokens per micro-batch."""
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bfloat16 operations a second, by the makers."""
+"""Dense bfloat16 operations per second, by the manufacturers."""
 PRIME_RL = {"tokens_per_second": 11_896, "mfu": 0.111, "peak_gib": 12.5}
 
 
 @dataclass(frozen=True)
 class Case:
-    """The texts of one step, and how it is computed."""
+    """The texts of one step and its settings."""
 
     lengths: Sequence[int]
     checkpointing: bool = True
     compiled: bool = True
     packed: bool = False
     together: bool = False
-    """All texts are one micro-batch, however many places that takes."""
+    """All texts are one micro-batch, regardless of its size."""
     steps: int = 3
-    """How many are timed, after one that is not."""
+    """The number of timed steps, after one warm-up step."""
     at_least: float | None = None
-    """Tokens a second on an H100 or H200."""
+    """Tokens per second on an H100 or H200."""
     below_gib: float | None = None
 
     @property
@@ -69,7 +69,7 @@ STREAM = tuple(
     for length in np.linspace(4000, 300, 14).round()
     for shorter in np.linspace(1.0, 0.95, BUDGET // int(length))
 )
-"""14 micro-batches of about as many tokens, each of rows of like length, and no two of a shape."""
+"""14 micro-batches of similar token counts, each of rows of similar length, and no two of the same shape."""
 
 CASES: dict[str, Case] = {
     "1 x 16384": Case([BUDGET], checkpointing=False, at_least=40_000, below_gib=32),
@@ -86,13 +86,13 @@ CASES: dict[str, Case] = {
 
 
 def check(source: ModelSource) -> dict[str, Any]:
-    """All cases, each with what went wrong if something did; a line is printed for each."""
+    """All cases, each with its error, if any; prints a line per case."""
     optimizer = source.optimizer()
     found: dict[str, Any] = {}
     for name, case in CASES.items():
         try:
             found[name] = measured(source, case, optimizer)
-        except Exception as error:  # the other cases are measured all the same
+        except Exception as error:  # the other cases are still measured
             optimizer.zero_grad(set_to_none=True)
             found[name] = {"error": f"{type(error).__name__}: {error}"[:2000]}
             traceback.print_exc()
@@ -105,7 +105,7 @@ def check(source: ModelSource) -> dict[str, Any]:
 
 
 def measured(source: ModelSource, case: Case, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """Medians over a case's steps. The first, which compiles, is timed by itself."""
+    """Medians over a case's steps. The first, which compiles, is timed separately."""
     shape = source.shape
     lengths = shape.lengths(*case.lengths)
     work = texts(lengths, shape.vocabulary, prompt=min(256, min(lengths) // 2))
@@ -135,7 +135,7 @@ def measured(source: ModelSource, case: Case, optimizer: torch.optim.Optimizer) 
 
 
 def update_seconds(source: ModelSource, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """What a step takes besides forward and backward, whatever its tokens."""
+    """The cost of a step besides forward and backward, independent of its tokens."""
     weights = source.weights
     for master in weights.masters.values():
         master.grad = torch.zeros_like(master)
@@ -173,7 +173,7 @@ def _stepping(
 
 
 def flops_of(source: ModelSource, lengths: Sequence[int]) -> float:
-    """Operations of forward and backward, without what checkpointing repeats: 6 a weight, and causal attention."""
+    """Operations of forward and backward, without recomputation: 6 per weight, and causal attention."""
     shape: Shape = source.shape
     weights = sum(parameter.numel() for parameter in source.model.parameters())
     attention = 12 * shape.layers * shape.heads * shape.head_size / 2
@@ -181,7 +181,7 @@ def flops_of(source: ModelSource, lengths: Sequence[int]) -> float:
 
 
 def failures(cases: dict[str, Any], device: str) -> list[str]:
-    """What broke, and what this device should reach and does not; of others than H100 and H200 nothing is asked."""
+    """Errors and missed limits of this device; there are limits only for H100 and H200."""
     said = [f"{name}: {found['error']}" for name, found in cases.items() if "error" in found]
     if not any(name in device for name in ("H100", "H200")):
         return said

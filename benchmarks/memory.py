@@ -1,6 +1,6 @@
-"""The memory of an update, reckoned and measured: `python benchmarks/memory.py [--gpu]`.
+"""The memory of an update, estimated and measured: `python benchmarks/memory.py [--gpu]`.
 
-Each case runs in a process of its own: model, optimizer, one update, then a second one whose peak is read.
+Each case runs in its own process: model, optimizer, one update, then a second one whose peak is measured.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VOCABULARY, WIDTH, LAYERS, HEADS, FEED_FORWARD = 16_000, 256, 8, 4, 768
 
 
 def settings(case: dict[str, Any]) -> Config:
-    """A run with a case's learner; the rest has no part in an update."""
+    """A run with a case's learner; its other settings do not affect an update."""
     sums = {"arithmetic": {"digits": 1}}
     return Config.model_validate(
         {
@@ -45,11 +45,11 @@ def settings(case: dict[str, Any]) -> Config:
 
 
 _STANDING = ("weights", "copy", "moments", "other")
-"""What is there before the update."""
+"""The memory held before the update."""
 
 
 def peak(case: dict[str, Any], on_gpu: bool) -> dict[str, int]:
-    """The bytes that an update takes above weights and moments: measured, and as reckoned."""
+    """The bytes of an update beyond weights and moments: measured and estimated."""
     config = settings(case)
     model = llama(VOCABULARY, WIDTH, LAYERS, HEADS, FEED_FORWARD)
     length = config.learner.micro_batch_tokens // 4
@@ -62,7 +62,7 @@ def peak(case: dict[str, Any], on_gpu: bool) -> dict[str, int]:
     sizes = Sizes(parameters, parameters, *shape, tied=True, context=None)
     (learning,) = (one for one in stage_memory(config, sizes, 1, 0) if one.stage == "learning")
     estimated = sum(bytes for part, bytes in learning.parts.items() if part not in _STANDING)
-    return {"measured": measured, "reckoned": estimated}
+    return {"measured": measured, "estimated": estimated}
 
 
 def _drawn(lengths: list[int]) -> Drawn:
@@ -93,14 +93,14 @@ def draw(work: Work, **known: np.ndarray) -> Drawn:
 
 
 def main() -> None:
-    """Print a line a case."""
+    """Print a line per case."""
     on_gpu = "--gpu" in sys.argv
     if on_gpu and not torch.cuda.is_available():
         raise SystemExit("there is no GPU here: nothing was measured")
     if "--case" in sys.argv:
         print(json.dumps(peak(json.loads(sys.argv[-1]), on_gpu)))
         return
-    # So that what a tensor held goes back to the system with it, and is no part of what the process held before.
+    # Returns freed tensors to the system, so that they do not count as memory held before.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     for case in CASES:
         command = [sys.executable, "-m", "benchmarks.memory", *(["--gpu"] if on_gpu else [])]
@@ -108,7 +108,7 @@ def main() -> None:
         found = json.loads(subprocess.check_output(command, env=environment))
         shown = ", ".join(f"{name} {value}" for name, value in case.items())
         megabytes = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in found.items())
-        print(f"{shown}: {megabytes} ({found['reckoned'] / found['measured']:.2f})")
+        print(f"{shown}: {megabytes} ({found['estimated'] / found['measured']:.2f})")
 
 
 if __name__ == "__main__":

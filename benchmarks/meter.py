@@ -1,4 +1,4 @@
-"""Time and peak memory of a piece of work, on Linux or on a GPU. Needs torch alone."""
+"""Time and peak memory of a function, on Linux or on a GPU. Needs only torch."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import torch
 
 @dataclass(frozen=True)
 class Reading:
-    """What one run of a piece of work took."""
+    """The cost of one call."""
 
     seconds: float
     peak_above: int
-    """Bytes at the peak, above what the process held when the work began."""
+    """Peak bytes above the memory at the start of the call."""
 
 
 def measure(work: Callable[[], Any], on_gpu: bool = False) -> Reading:
-    """Run `work` once, and look at the memory of the GPU or of the process."""
+    """Run `work` once, and measure the memory of the GPU or of the process."""
     if on_gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         held = _kibibytes("VmRSS") * 1024
     started = time.perf_counter()
     work()

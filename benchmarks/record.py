@@ -1,4 +1,4 @@
-"""Running a benchmark's cases, holding their figures to limits, and recording them."""
+"""Runs a benchmark's cases, checks their metrics against limits, and records them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 
 Limits = Mapping[str, tuple[str, float]]
-"""By figure: "at most" or "at least", and the limit."""
+"""By metric: "at most" or "at least", and the limit."""
 
 
 def run(*command: str, tree: Path = ROOT) -> dict[str, Any]:
-    """What a process prints as the last line, JSON. It works in `tree`, and imports what is there."""
+    """The JSON in the last line of a process's output. It runs in `tree` and imports from there."""
     environment = os.environ | {"PYTHONPATH": str(tree)}
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -30,7 +30,7 @@ def run(*command: str, tree: Path = ROOT) -> dict[str, Any]:
 
 
 def circumstances(*packages: str) -> dict[str, Any]:
-    """Where, when and with what."""
+    """Machine, date and versions."""
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {package: version(package) for package in packages},
@@ -40,7 +40,7 @@ def circumstances(*packages: str) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit that is measured, or None where git or the history is not at hand."""
+    """The measured commit, or None without git or its history."""
     try:
         done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     except FileNotFoundError:
@@ -49,7 +49,7 @@ def _commit() -> str | None:
 
 
 def record(name: str, found: dict[str, Any], limits: Limits, packages: tuple[str, ...]) -> None:
-    """Write benchmarks/baselines/NAME.json, and exit with 1 saying which figures are beyond their limits."""
+    """Write benchmarks/baselines/NAME.json, and exit with 1 if metrics are beyond their limits."""
     target = ROOT / f"benchmarks/baselines/{name}.json"
     target.write_text(json.dumps(found | circumstances(*packages), indent=2) + "\n")
     for figure in limits:
@@ -62,12 +62,12 @@ def record(name: str, found: dict[str, Any], limits: Limits, packages: tuple[str
 
 
 def misses(found: Mapping[str, Any], limits: Limits) -> list[str]:
-    """The figures on the wrong side of their limits, in words."""
+    """The metrics beyond their limits, in words."""
     said = []
     for name, (side, limit) in limits.items():
         if name not in found:
             continue
-        holds = found[name] <= limit if side == "at most" else found[name] >= limit  # NaN holds to neither
+        holds = found[name] <= limit if side == "at most" else found[name] >= limit  # NaN satisfies neither
         if not holds:
             said.append(f"{name} is {found[name]:.3f}, and should be {side} {limit:.3f}")
     return said

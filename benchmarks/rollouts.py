@@ -1,14 +1,14 @@
-"""Generation: the rollouts stage beside a bare `vllm.LLM`, handing weights over, and which engine is faster when.
+"""Generation: the rollouts stage compared with plain `vllm.LLM`, weight sync, and the faster engine per size.
 
-    make bench-rollouts        writes benchmarks/baselines/rollouts.json and says what misses its limit
+    make bench-rollouts        writes benchmarks/baselines/rollouts.json and reports missed limits
 
 Runs in the environment of `make venv-vllm`, with SmolLM2 from `make smollm2`. About ten minutes on two cores.
 
     vs_bare_vllm         tokens/s of the stage (prompts in, published shards out) over those of LLM.generate with
                          the same requests on the same engine: the smaller ratio of the 1M and the 135M model
     sync_seconds         from the end of learning to the first token with the new weights, of the 135M model
-    restart_seconds      the same by closing the engine and starting another
-    tokens_per_second    of the whole stage, by engine and size; the learner's precision is float32
+    restart_seconds      the same with a restarted engine
+    tokens_per_second    of the whole stage, per engine and size; the learner's precision is float32
     crossover            parameters: the geometric mean of the sizes between which transformers becomes faster
 """
 
@@ -27,7 +27,7 @@ from benchmarks.rollouts_cases import SIZES, SMOLLM2
 PARAMETERS = {"1M": 1e6, "6M": 6e6, "25M": 25e6, "135M": 135e6}
 
 LIMITS: Limits = {"vs_bare_vllm": ("at least", 0.95)}
-"""What generation is held to; a run of this file says what missed."""
+"""Limits of generation; a run of this file reports those that were missed."""
 
 
 def case(*words: str) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def case(*words: str) -> dict[str, Any]:
 
 
 def crossover(speeds: dict[str, dict[str, float]]) -> float | None:
-    """The size from which on transformers is faster, or None if vLLM is at all of them."""
+    """The size from which transformers is faster, or None if vLLM always is."""
     slower = [PARAMETERS[size] for size in SIZES if speeds["vllm"][size] < speeds["transformers"][size]]
     if not slower:
         return None
@@ -45,7 +45,7 @@ def crossover(speeds: dict[str, dict[str, float]]) -> float | None:
 
 
 def measure_all() -> dict[str, Any]:
-    """Every figure, with what else was seen."""
+    """Every metric, with additional observations."""
     if not SMOLLM2.exists():
         raise SystemExit(f"{SMOLLM2.relative_to(ROOT)} is not there; make smollm2 fetches it")
     vllm = {size: case("vllm", size, "float32") for size in SIZES}

@@ -1,6 +1,6 @@
-"""What benchmarks/rollouts.py measures, each in its own process: `python benchmarks/rollouts_cases.py CASE SIZE`.
+"""The cases of benchmarks/rollouts.py, each in its own process: `python benchmarks/rollouts_cases.py CASE SIZE`.
 
-Prints one JSON object. Of times the shortest counts, the one that other work on a shared machine disturbed least.
+Prints one JSON object. Uses the shortest time, which other work on a shared machine disturbed least.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ SIZES: dict[str, dict[str, Any]] = {
     "25M": {"tiny": {"layers": 6, "width": 512, "heads": 8, "feed_forward": 2048}},
     "135M": {"path": str(SMOLLM2)},
 }
-"""Llamas of so many parameters; the largest is SmolLM2-135M-Instruct, with its vocabulary of 49,152."""
+"""Llamas by number of parameters; the largest is SmolLM2-135M-Instruct, with its vocabulary of 49,152."""
 
 
 def config(size: str, engine: dict[str, Any]) -> Config:
-    """A run that only generates: 64 prompts of 8 responses up to 48 tokens; of the largest a sixteenth of that."""
+    """A run that only generates: 64 prompts of 8 responses up to 48 tokens; a sixteenth of that for the largest."""
     real = size == "135M"
     prompts, tokens = (8, 24) if real else (64, 48)
-    shard = None if engine["kind"] == "transformers" else 8  # of transformers a shard is a batch
+    shard = None if engine["kind"] == "transformers" else 8  # for transformers a shard is a batch
     problems = {"arithmetic": {"digits": 2, "operators": "+"}}
     return Config.model_validate(
         {
@@ -61,7 +61,7 @@ def config(size: str, engine: dict[str, Any]) -> Config:
 
 @contextmanager
 def generating(size: str, engine: dict[str, Any]) -> Iterator[tuple[RunContext, Policy]]:
-    """A session at the start of its first rollouts, in a folder that goes with it."""
+    """A run context at the start of its first rollouts, in a temporary directory."""
     with (
         tempfile.TemporaryDirectory() as directory,
         open_run_context(RunDirectory(Path(directory) / "run"), config(size, engine)) as context,
@@ -70,7 +70,7 @@ def generating(size: str, engine: dict[str, Any]) -> Iterator[tuple[RunContext, 
 
 
 def stage(context: RunContext, round: int, policy: Policy) -> tuple[float, int]:
-    """The seconds of a whole rollouts stage, and the tokens that it published."""
+    """The seconds of a whole rollouts stage, and its published tokens."""
     started = time.perf_counter()
     manifest = stages.rollouts(context, round, policy)
     seconds = time.perf_counter() - started
@@ -81,8 +81,8 @@ def stage(context: RunContext, round: int, policy: Policy) -> tuple[float, int]:
     return seconds, int(row["tokens"])
 
 
-def asked(context: RunContext, round: int) -> tuple[list[Request], Sampling]:
-    """The requests that a round's stage makes of the engine."""
+def requests_of(context: RunContext, round: int) -> tuple[list[Request], Sampling]:
+    """The engine requests of a round's stage."""
     from reval_core.model.loading import stop_ids
     from reval_core.stages.rollouts import _new_groups, _Problems
 
@@ -108,14 +108,14 @@ def bare(engine: VllmEngine, requests: list[Request], sampling: Sampling) -> tup
 
 
 def vllm(size: str, dtype: str) -> dict[str, float]:
-    """The rollouts stage beside a bare `LLM.generate`, and the way from learning to the first token."""
+    """The rollouts stage compared with plain `LLM.generate`, and the time from learning to the first token."""
     with generating(size, {"kind": "vllm", "dtype": dtype} | CAPACITY) as (context, policy):
         engine = context.engine
         assert isinstance(engine, VllmEngine)
-        stage(context, 1, policy)  # the engine starts, and everything is warm
+        stage(context, 1, policy)  # starts the engine and warms it up
         staged, bares = [], []
         for round in range(2, 2 + PAIRS):
-            wanted = asked(context, round)
+            wanted = requests_of(context, round)
             bares.append(bare(engine, *wanted))
             staged.append(stage(context, round, policy))
         if [tokens for _, tokens in staged] != [tokens for _, tokens in bares]:
@@ -137,8 +137,8 @@ def vllm(size: str, dtype: str) -> dict[str, float]:
 
 
 def first_token(context: RunContext, engine: VllmEngine, model: Any, policy: str) -> float:
-    """The seconds in which the engine takes new weights and gives a first token."""
-    requests, sampling = asked(context, 90)
+    """The seconds until the engine has new weights and generates a first token."""
+    requests, sampling = requests_of(context, 90)
     started = time.perf_counter()
     engine.load(model, policy)
     list(engine.generate(requests[:1], replace(sampling, max_tokens=1)))

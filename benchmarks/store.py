@@ -1,18 +1,18 @@
-"""The store's times at one and ten million live trajectories, beside a sum-tree and SQLite in the same run.
+"""The database's times at one and ten million live trajectories, with a sum-tree and SQLite in the same run.
 
-    python benchmarks/store.py        writes benchmarks/baselines/store.json and says what misses its limit
+    python benchmarks/store.py        writes benchmarks/baselines/store.json and reports missed limits
 
-Takes about six minutes, 4 GB of memory and 4 GB of disk. The figures, in milliseconds unless they say otherwise:
+Takes about six minutes, 4 GB of memory and 4 GB of disk. The metrics, in milliseconds by default:
 
     draw_1m_ms, draw_10m_ms     one prioritised draw of 1,024 without replacement, of a round's four
-    update_ms, append_ms        at 10M: 4,096 residuals taken in; a round of 8,192 taken in and as many evicted
-    fetch_5k_ms, fetch_100k_ms  tokens and scores of 1,024 of so many live trajectories, files read before
-    reader_worst_ms             a second process's longest wait for rows from tables.duckdb while rounds come in
+    update_ms, append_ms        at 10M: 4,096 residuals ingested; a round of 8,192 ingested and as many evicted
+    fetch_5k_ms, fetch_100k_ms  tokens and scores of 1,024 of this many live trajectories, warm files
+    reader_worst_ms             a second process's longest wait for rows from tables.duckdb during ingestion
     trainer_worst_ms            the longest transaction meanwhile
-    bytes_per_million_*         on disk: scalar columns, and everything with 512 tokens a response
+    bytes_per_million_*         on disk: scalar columns, and everything with 512 tokens per response
     sum_tree, sqlite            the same names without _ms, at both sizes
 
-A sum-tree's `update` and `append` are changes in memory; the store's are transactions that outlive the process.
+A sum-tree's `update` and `append` are changes in memory; the database's are durable transactions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LIMITS: Limits = {
     "fetch_100k_ms": ("at most", 500),
     "reader_worst_ms": ("at most", 200),
 }
-"""What the store is held to on two cores of its own; a run of this file says which of these it missed."""
+"""The limits on two dedicated cores; a run of this file reports those that were missed."""
 
 
 def case(name: str, *sizes: int) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def case(name: str, *sizes: int) -> dict[str, Any]:
 
 
 def measure_all() -> dict[str, Any]:
-    """Every figure, with what else was seen."""
+    """Every metric, with additional observations."""
     by_size = {
         kind: {size: case(kind, live) for size, live in SIZES.items()} for kind in ("reval", "sum_tree", "sqlite")
     }

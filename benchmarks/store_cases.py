@@ -1,7 +1,7 @@
-"""What benchmarks/store.py measures, each in a process of its own: `python benchmarks/store_cases.py CASE [SIZE]`.
+"""The cases of benchmarks/store.py, each in its own process: `python benchmarks/store_cases.py CASE [SIZE]`.
 
-Each works in a temporary folder that goes with it. Times are milliseconds. Of each the shortest counts, the one
-that other work on a shared machine disturbed least; where readers and a trainer meet, the longest.
+Each works in a temporary directory. Times are in milliseconds. Uses the shortest, which other work on a shared
+machine disturbed least; with concurrent readers and a trainer, the longest.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from reval_core.storage.tables import publish_table
 REPEATS = 7
 TRAINER_ROUNDS = 20
 SHORT = 8
-"""Tokens of a response where nobody reads them."""
+"""Tokens per response where they are not read."""
 
 
 class Clock:
@@ -46,7 +46,7 @@ class Clock:
         self.times: dict[str, list[float]] = defaultdict(list)
 
     def time(self, name: str, work: Callable[[], Any], share: int = 1) -> Any:
-        """Do `work`, which is `share` times what is named."""
+        """Time `work`, which is `share` times the named operation."""
         started = time.perf_counter()
         result = work()
         self.times[name].append((time.perf_counter() - started) * 1000 / share)
@@ -57,9 +57,9 @@ class Clock:
 
 
 def reval(directory: Path, live: int) -> dict[str, float]:
-    """A round's prioritised draws (`draw`: one of the four; `single`: a round of one), and a round taken in.
+    """A round's prioritised draws (`draw`: one of the four; `single`: a round of one), and ingesting a round.
 
-    `append` is all that comes before the draws, eviction included; `update` the residuals of 4,096.
+    `append` is everything before the draws, eviction included; `update` the residuals of 4,096.
     """
     run = RunDirectory(directory)
     store = filled_store(run, live)
@@ -86,7 +86,7 @@ def reval(directory: Path, live: int) -> dict[str, float]:
 
 
 def sum_tree(directory: Path, live: int) -> dict[str, float]:
-    """The same in memory; `append` gives as many places new priorities and columns."""
+    """The same in memory; `append` writes priorities and columns of as many entries."""
     tree, rng, clock = SumTree(live), np.random.default_rng(0), Clock()
     for _ in range(REPEATS):
         places = clock.time("draw", lambda: tree.draw(DRAW, rng))[0]
@@ -117,7 +117,7 @@ def sqlite(directory: Path, live: int) -> dict[str, float]:
 def fetch(directory: Path, live: int) -> dict[str, float]:
     """The tokens and scores of a draw of 1,024, from rounds of 1,024 in shards of 128.
 
-    `cold` is the first draw of a process, `warm` one when every file was read before.
+    `cold` is the first draw of a process, `warm` one after every file was read.
     """
     run = RunDirectory(directory)
     rounds, per, size = -(-live // 1024), 1024, 128
@@ -170,7 +170,7 @@ def disk(directory: Path) -> dict[str, float]:
 
 
 def readers(directory: Path) -> dict[str, float]:
-    """The longest that a reader of `tables.duckdb` waits for its rows, and a trainer for one transaction.
+    """The longest wait of a reader of `tables.duckdb` for its rows, and of a trainer for one transaction.
 
     `trainer_alone` is the same trainer without a reader.
     """
@@ -192,7 +192,7 @@ def readers(directory: Path) -> dict[str, float]:
 
 
 def trainer(directory: Path) -> float:
-    """Take rounds in and publish their views; the longest transaction or publication, in milliseconds."""
+    """Ingest rounds and publish their views; the longest transaction or publication, in milliseconds."""
     run, clock = RunDirectory(directory), Clock()
     directory.mkdir(parents=True)
     store = Store(directory, run.database, capacity=2 * ROUND)

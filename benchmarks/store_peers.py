@@ -1,4 +1,4 @@
-"""What benchmarks/store.py compares with: a sum-tree in memory, and SQLite sorting by a random key."""
+"""The alternatives in benchmarks/store.py: a sum-tree in memory, and SQLite sorting by a random key."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _DRAW = """
 
 
 class SumTree:
-    """Priorities in a binary tree of sums, and the columns of a draw in arrays: nothing is kept on disk.
+    """Priorities in a binary sum-tree, and the columns of a draw in arrays: nothing is on disk.
 
-    Draws are with replacement, as prioritised experience replay has them.
+    Draws are with replacement, as in prioritised experience replay.
     """
 
     def __init__(self, live: int) -> None:
@@ -41,7 +41,7 @@ class SumTree:
         self.columns = [rng.random(live, dtype=np.float32) for _ in range(9)]
 
     def draw(self, count: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """The places drawn, and their columns."""
+        """The indices drawn, and their columns."""
         rest = (np.arange(count) + rng.random(count)) / count * self.tree[1]
         nodes = np.ones(count, dtype=np.int64)
         while nodes[0] < self.leaves:
@@ -53,7 +53,7 @@ class SumTree:
         return [places, *(column[places] for column in self.columns)]
 
     def update(self, places: np.ndarray, deltas: np.ndarray) -> None:
-        """Give the trajectories at these places new priorities."""
+        """Set the priorities of the trajectories at these indices."""
         nodes = places + self.leaves
         self.tree[nodes] = (np.abs(deltas) + OFFSET) ** EXPONENT
         while len(nodes) and nodes[0] > 1:
@@ -81,7 +81,7 @@ class SqliteBuffer:
         return self.connection.execute(_DRAW, {"count": count}).fetchall()
 
     def update(self, ids: np.ndarray, deltas: np.ndarray) -> None:
-        """Give these trajectories new priorities."""
+        """Set the priorities of these trajectories."""
         weights = (np.abs(deltas) + OFFSET) ** EXPONENT
         self.connection.execute("BEGIN")
         self.connection.executemany(
@@ -90,7 +90,7 @@ class SqliteBuffer:
         self.connection.execute("COMMIT")
 
     def append(self, count: int) -> None:
-        """Let `count` trajectories in, and the oldest out."""
+        """Append `count` trajectories and evict the oldest."""
         [(newest,)] = self.connection.execute("SELECT max(trajectory_id) FROM buffer").fetchall()
         rows = [
             (newest + 1 + place, 1, 1, place, "0123456789abcdef" * 4, 1, 0.5, "reference", -1.0, 0.1, 1.0)

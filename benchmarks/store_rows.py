@@ -81,10 +81,11 @@ def filled_store(directory: RunDirectory, live: int) -> Store:
 def stages_of_round(
     directory: RunDirectory, round: int, drawn: np.ndarray, length: int = LENGTH
 ) -> Iterator[Manifest]:
-    """Publish a round's stages as a trainer does, each when the one before has been used.
+    """Publish a round's stages as a trainer does, each after the previous one was consumed.
 
-    `drawn` is the ids of the trajectories that its updates learned from, as many an update. Responses have `length`
-    tokens.
+    Args:
+        drawn: The ids of the trajectories of its updates, equally many per update.
+        length: Tokens per response.
     """
     tables = round_tables(round, drawn, length)
     size = ROUND // SHARDS
@@ -201,7 +202,7 @@ def round_tables(round: int, drawn: np.ndarray, length: int = LENGTH) -> dict[st
 
 
 def complete(table: str, columns: dict[str, Any]) -> pa.Table:
-    """A table of facts from some of its columns; the others are null."""
+    """A table with some of its columns; the others are null."""
     count = len(next(iter(columns.values())))
     given = {
         name: pa.array(value).cast(kind) if name in columns else pa.nulls(count, kind)

@@ -1,17 +1,17 @@
-"""How many responses a second the verifier judges, what a second worker brings, and what hostile answers cost.
+"""The verifier's throughput, the speedup of a second worker, and the cost of hostile answers.
 
     python benchmarks/verification.py            writes benchmarks/baselines/verification.json; about nine minutes
-    python benchmarks/verification.py --quick    a tenth of the pairs, recorded nowhere
+    python benchmarks/verification.py --quick    a tenth of the pairs, not recorded
 
-10,000 distinct pairs, four to a gold, of which every one needs a worker: where ../shared/data is, with the golds of
-DeepScaleR, MATH500, OlympiadBench and Minerva, else with made ones. A shared machine is quicker in one minute than
-in the next, so the pairs are parted, and each part is judged in every way before the next one. The figures:
+10,000 distinct pairs, four per gold, each of which needs a worker: with the golds of DeepScaleR, MATH500,
+OlympiadBench and Minerva if ../shared/data exists, otherwise synthetic ones. The speed of a shared machine varies
+over time, so each part of the pairs is judged in every way before the next one. The metrics:
 
-    speedup_2_workers     pairs a second with two workers, by those with one
-    speedup_to_plain      by those of a loop around math-verify in one process, over a quarter of the pairs
-    speedup_2_processes   what two such loops at once bring, by one, with nothing in common: the machine's own limit
-    hostile_loss          the share that is lost when one pair in a hundred is hostile, each in another way
-    pairs_per_second      of plain, one worker, two workers, and two with hostile pairs
+    speedup_2_workers     pairs per second with two workers, relative to one
+    speedup_to_plain      relative to a loop around math-verify in one process, on a quarter of the pairs
+    speedup_2_processes   two independent such loops, relative to one: the machine's own limit
+    hostile_loss          the throughput lost when one pair in a hundred is hostile, each in another way
+    pairs_per_second      plain, one worker, two workers, and two with hostile pairs
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def case(name: str, *numbers: int) -> dict[str, Any]:
 
 
 def measure(pairs: int) -> dict[str, Any]:
-    """Every figure, with what else was seen."""
+    """Every metric, with additional observations."""
     size = pairs // PARTS
     plain = case("plain", pairs // 4)
     with ThreadPoolExecutor(2) as threads:

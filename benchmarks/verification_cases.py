@@ -1,7 +1,7 @@
-"""One case of the verification benchmark, in a process of its own; prints JSON as its last line.
+"""One case of the verification benchmark, in its own process; prints JSON as its last line.
 
 plain COUNT                    math-verify called in a loop, without a pool or a deadline
-pool WORKERS FIRST COUNT       the verifier with so many workers, on COUNT pairs from FIRST on
+pool WORKERS FIRST COUNT       the verifier with this many workers, on COUNT pairs from FIRST on
 hostile WORKERS FIRST COUNT    the same with every hundredth claim hostile
 """
 
@@ -24,7 +24,7 @@ WARM_UP = 2
 
 
 def plain(count: int) -> dict[str, Any]:
-    """What a first version does: parse the gold, parse the response, compare."""
+    """The naive approach: parse the gold, parse the response, compare."""
     from math_verify import parse, verify
 
     logging.disable(logging.CRITICAL)
@@ -42,7 +42,7 @@ def plain(count: int) -> dict[str, Any]:
 
 
 def pool(workers: int, claims: list[Claim]) -> dict[str, Any]:
-    """All claims in one call, with workers that are up already."""
+    """All claims in one call, with workers already started."""
     with Verifier(workers=workers) as verifier:
         verifier.judge([Claim(f"x+{n}", rf"\boxed{{{n}+x}}") for n in range(WARM_UP * workers)])
         started = time.perf_counter()
@@ -60,7 +60,7 @@ def pool(workers: int, claims: list[Claim]) -> dict[str, Any]:
 
 
 def _processor_seconds() -> float:
-    """Of this process and of those that it has seen end."""
+    """CPU seconds of this process and of its ended children."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 

@@ -1,4 +1,4 @@
-"""The pairs that the verification benchmark judges: real golds where they are at hand, else made ones."""
+"""The pairs of the verification benchmark: real golds if available, otherwise synthetic ones."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ ANSWERS_TO_A_GOLD = 4
 
 
 def claims(count: int) -> list[Claim]:
-    """`count` distinct claims, four to a gold, as a round of training has them; nearly all need a worker.
+    """`count` distinct claims, four per gold, as in a round of training; nearly all need a worker.
 
-    Of each four, one writes the gold in another way and three give the answers of other problems.
+    Of each four, one writes the gold differently and three give the answers of other problems.
     """
     rng = random.Random(0)
     golds = sorted({prepare_gold(gold) for gold in _golds()} - {""})
@@ -36,7 +36,7 @@ def claims(count: int) -> list[Claim]:
 
 
 def with_hostile(honest: list[Claim]) -> list[Claim]:
-    """The same claims with a hostile one, each another, in the place of every hundredth."""
+    """The same claims with a different hostile one in place of every hundredth."""
     mixed = list(honest)
     for number, place in enumerate(range(50, len(mixed), 100)):
         mixed[place] = Claim(mixed[place].gold, rf"\boxed{{{HOSTILE[number % len(HOSTILE)](number)}}}")
@@ -55,11 +55,11 @@ HOSTILE = [
     lambda n: r"\frac{1}{1+" * 60 + str(n) + "}" * 60,
     lambda n: ", ".join(rf"\sqrt{{{n + k}}}" for k in range(300)),
 ]
-"""Answers that take seconds to hours, by a number that makes each another one."""
+"""Answers that take seconds to hours; a number makes each one distinct."""
 
 
 def rewritten(gold: str) -> str:
-    """The gold in other words: so that it is equal, and not by its letters."""
+    """The gold rewritten: equal in value, not in spelling."""
     if r"\frac" in gold:
         return gold.replace(r"\frac", r"\dfrac")
     return rf"{{{gold}}} + 0" if gold.isalnum() else rf"\left. {gold} \right."

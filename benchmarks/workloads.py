@@ -1,6 +1,6 @@
-"""The models and batches that are measured, the same in every process from their seeds.
+"""The models and batches of the benchmarks, the same in every process by their seeds.
 
-Needs torch, transformers and numpy alone: peers run it in environments of their own.
+Needs only torch, transformers and numpy: peers import it in separate environments.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TRL_LENGTHS = [1024, 400, 200, 100]
 
 @dataclass(frozen=True)
 class Work:
-    """Prompts and responses, with an advantage each."""
+    """Prompts and responses, each with an advantage."""
 
     prompts: list[np.ndarray]
     responses: list[np.ndarray]
@@ -25,7 +25,7 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """Tokens that are no padding."""
+        """Tokens without padding."""
         return sum(map(len, self.prompts)) + sum(map(len, self.responses))
 
 

@@ -1,7 +1,7 @@
-"""Wiring: which stage follows which, as a Prefect flow and as commands."""
+"""The order of the stages, as Prefect flows, and the command line."""
 
 import os
 
-# Neither Prefect nor its server looks anything up outside.
+# Neither Prefect nor its server sends telemetry.
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")

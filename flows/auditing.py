@@ -1,4 +1,4 @@
-"""`reval problems audit`: whether a set's golds are paid, in other words too, and wrong answers are not."""
+"""`reval problems audit`: whether a set's golds and their rewritings are accepted, and wrong answers rejected."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from reval_core.config import ProblemSet
 from reval_core.verification import Verifier
 
 TIMEOUT_SECONDS = 10.0
-"""Longer than in training: an audit asks what the rules say, not how busy the machine is."""
+"""Longer than in training: an audit tests the rules, not how busy the machine is."""
 
 _SHOWN = 10
-"""How much of the rest is listed for people; `--json` has all."""
+"""How many of the remaining cases are printed; `--json` has all."""
 _SHOWN_CHARACTERS = 24
 _WIDTH = 80
 _TITLES: dict[What, str] = {
@@ -46,9 +46,9 @@ def audit_file(
     workers: int | None,
     as_json: bool,
 ) -> None:
-    """Audit the problems of a file or of a registered set, and print what was found.
+    """Audit the problems of a file or of a registered set, and print the result.
 
-    Raises InputError if it cannot be read as problems.
+    Raises InputError if the file cannot be read as problems.
     """
     found = audit_source(named_set(file, set_name, columns), mode, sample, seed, workers)
     if as_json:
@@ -58,24 +58,28 @@ def audit_file(
 
 
 def audit_source(source: ProblemSet, mode: Mode, sample: int | None, seed: int, workers: int | None) -> Audit:
-    """Audit a problem set with a verifier of its own, and show how far it is."""
+    """Audit a problem set with its own verifier, and show the progress."""
     verifier = Verifier(workers=workers or os.cpu_count() or 1, timeout_seconds=TIMEOUT_SECONDS, mode=mode)
     with verifier, bar("problems") as tick:
         return audit_set(source, verifier, mode, sample, seed, tick)
 
 
 def audit_line(found: Audit) -> str:
-    """What an audit found, in one line."""
+    """A one-line summary of an audit."""
     gold, rewriting, mutant = (_rate(found, what) for what in _TITLES)
     return f"audit of {found.problems:,}: gold accepted {gold}, rewritings {rewriting}, mutants rejected {mutant}"
 
 
 def audit_counts(found: Audit) -> dict[str, Any]:
-    """The figures of an audit, as JSON."""
+    """The counts and rates of an audit, as JSON."""
     return {
-        _TITLES[what].replace(" ", "_"): {"of": asked, "count": passed, "rate": passed / asked if asked else None}
+        _TITLES[what].replace(" ", "_"): {
+            "of": tested,
+            "count": passed,
+            "rate": passed / tested if tested else None,
+        }
         for what in _TITLES
-        for asked, passed in [found.counts(what)]
+        for tested, passed in [found.counts(what)]
     }
 
 
@@ -88,8 +92,8 @@ def _as_json(found: Audit) -> dict[str, Any]:
         **audit_counts(found),
         "unjudged": found.unjudged,
         "kinds": [
-            {"what": what, "kind": kind, "of": asked, "count": passed}
-            for (what, kind), (asked, passed) in found.kinds.items()
+            {"what": what, "kind": kind, "of": tested, "count": passed}
+            for (what, kind), (tested, passed) in found.kinds.items()
         ],
         "suspicious": [asdict(one) for one in found.suspicious],
         "rest": [asdict(one) for one in found.rest],
@@ -101,32 +105,32 @@ def _show(found: Audit) -> None:
     part = "" if found.problems == found.usable else f" of {found.usable:,}"
     say(f"{name}: {found.problems:,}{part} problems, {found.mode} mode")
     counted = [(title, *found.counts(what), _rate(found, what)) for what, title in _TITLES.items()]
-    lines = [(title, f"{asked:,}", f"{passed:,}", rate) for title, asked, passed, rate in counted]
-    print_table(["", "asked", "count", "share"], lines, width=_WIDTH)
+    lines = [(title, f"{tested:,}", f"{passed:,}", rate) for title, tested, passed, rate in counted]
+    print_table(["", "tested", "count", "share"], lines, width=_WIDTH)
     if found.unjudged:
-        say(f"{found.unjudged:,} responses could not be judged (late, or a worker died): paid nothing")
+        say(f"{found.unjudged:,} responses could not be judged (timeout, or a worker died): reward 0")
     _show_kinds(found)
     _show_suspicious(found)
     _show_rest(found)
 
 
 def _rate(found: Audit, what: What) -> str:
-    asked, passed = found.counts(what)
-    if not asked:
+    tested, passed = found.counts(what)
+    if not tested:
         return "–"
-    # Not 100% while anything is left.
-    return "100%" if passed == asked else f"{min(100 * passed / asked, 99.99):.4g}%"
+    # Only an exact result is shown as 100%.
+    return "100%" if passed == tested else f"{min(100 * passed / tested, 99.99):.4g}%"
 
 
 def _show_kinds(found: Audit) -> None:
-    failed = {kind: (asked, passed) for kind, (asked, passed) in found.kinds.items() if passed < asked}
+    failed = {kind: (tested, passed) for kind, (tested, passed) in found.kinds.items() if passed < tested}
     if not failed:
         return
     lines = [
-        (_FAULTS[what], kind, f"{asked:,}", f"{asked - passed:,}")
-        for (what, kind), (asked, passed) in sorted(failed.items(), key=lambda item: item[1][1] - item[1][0])
+        (_FAULTS[what], kind, f"{tested:,}", f"{tested - passed:,}")
+        for (what, kind), (tested, passed) in sorted(failed.items(), key=lambda item: item[1][1] - item[1][0])
     ]
-    print_table(["not as it should be", "kind", "asked", "failed"], lines, right=(2, 3), width=_WIDTH)
+    print_table(["failure", "kind", "tested", "failed"], lines, right=(2, 3), width=_WIDTH)
 
 
 def _show_suspicious(found: Audit) -> None:
@@ -154,7 +158,7 @@ def _show_rest(found: Audit) -> None:
 
 
 def _one_of_each_kind(rest: Sequence[Asked]) -> list[Asked]:
-    """The first of each kind before all others."""
+    """The cases with the first of each kind in front."""
     first = {id(one) for one in {one.kind: one for one in reversed(rest)}.values()}
     return sorted(rest, key=lambda one: id(one) not in first)
 

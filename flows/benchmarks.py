@@ -1,4 +1,4 @@
-"""Which stage follows which in an evaluation: the sittings one by one, each answered and then judged.
+"""The stages of an evaluation: each benchmark run is generated, then judged.
 
 `stages` is the plain functions of `reval_core.stages`, or the Prefect tasks of `tasks` under the same names.
 """
@@ -12,8 +12,8 @@ from reval_core.evaluation.context import BenchmarkRun, EvaluationContext
 from reval_core.stages.benchmark import drop_other_verdicts
 
 
-def examine(context: EvaluationContext, stages: Any) -> Iterator[BenchmarkRun]:
-    """Do all sittings, giving each once it is judged. What earlier attempts have published is not done again."""
+def run_benchmarks(context: EvaluationContext, stages: Any) -> Iterator[BenchmarkRun]:
+    """Execute all benchmark runs, yielding each once it is judged. What earlier attempts published is reused."""
     for benchmark in context.benchmarks:
         responses = stages.sitting_responses(context, benchmark.number)
         drop_other_verdicts(context, benchmark.number, responses)

@@ -1,4 +1,4 @@
-"""What `reval compare` prints: runs beside a baseline, what flipped, and where the page is."""
+"""`reval compare`: prints runs next to a baseline, which problems changed, and where the page is."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from reval_core.comparison.sides import Side
 
 MOST_RUNS = 6
-"""More lines than this cannot be told apart in one chart."""
+"""More lines than this cannot be distinguished in one chart."""
 
 FLIPS = 3
-"""So many of the largest gains and of the largest losses are printed."""
+"""How many of the largest gains, and of the largest losses, are printed."""
 
 
 def show_comparison(paths: Sequence[Path], round: int | None, out: Path, as_json: bool) -> None:
-    """Compare runs with the first of them, write the page and print the figures.
+    """Compare runs with the first of them, write the page and print the metrics.
 
-    Raises InputError for fewer than two runs or too many, and for runs that cannot be compared.
+    Raises InputError for fewer than two runs or more than MOST_RUNS, and for runs that cannot be compared.
     """
     if not 2 <= len(paths) <= MOST_RUNS:
         raise InputError(f"reval compare takes 2 to {MOST_RUNS} runs, the baseline first; {len(paths)} were given")
     check_local(out, "--out")
     if out.is_dir():
-        raise InputError(f"--out {out}: is a directory; give the name of a page")
+        raise InputError(f"--out {out}: is a directory; give a file name")
     check_writable(out.parent, f"--out {out}")
     from reval_core.comparison import write_comparison
     from reval_core.comparison.pairs import pair
@@ -54,7 +54,7 @@ def _print_parts(pairs: Sequence[Pair]) -> None:
 
     for name in part_names(pairs):
         say(f"\n{name}")
-        names = ["run", "round", "asked", "accuracy, %", "points", "tokens", "cut off"]
+        names = ["run", "round", "problems", "accuracy, %", "points", "tokens", "truncated"]
         print_rows(names, [_line(side, part, score) for side, part, score in scores_of(pairs, name)])
 
 

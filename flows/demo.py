@@ -1,4 +1,4 @@
-"""`make demo`: the demo run through a deployment, with a server and a worker of its own where none is."""
+"""`make demo`: the demo run through a deployment, with its own server and worker if none is running."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONFIG = Path("configs/demo.yaml")
 
 
 def run_demo() -> None:
-    """Run configs/demo.yaml as `prefect deployment run reval-train/default` does, and sum it up.
+    """Run configs/demo.yaml as `prefect deployment run reval-train/default` does, and print its summary.
 
     Raises RunStopped if the flow run does not complete.
     """
@@ -45,7 +45,7 @@ def _run_deployment(url: str) -> None:
 
 
 def _wait(flow_run_id: UUID) -> State[Any]:
-    """The state in which a flow run ended."""
+    """The final state of a flow run."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:

@@ -1,4 +1,4 @@
-"""The flow `reval-evaluate`: any policy on sets of problems, or the rest of an evaluation that was interrupted."""
+"""The flow `reval-evaluate`: evaluates a policy on problem sets, or resumes an interrupted evaluation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 import tasks
-from flows.benchmarks import examine
+from flows.benchmarks import run_benchmarks
 from flows.preparation import prepare_evaluation
 from flows.progress import StageBar, shown_warnings
 from reval_core.atomic_files import publish_file, publish_json
@@ -28,16 +28,23 @@ def evaluate(
     round: int | None = None,
     out: str | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a model's folder, or a run's policy, and return the figures.
+    """Evaluate a model directory or a run's policy, and return the metrics.
 
-    What an earlier attempt, or an evaluation under the same settings, has left in `out` is not done again.
+    Responses and verdicts in `out` from an earlier attempt, or an evaluation with the same settings, are reused.
+
+    Args:
+        model: A model directory or a run directory.
+        protocol: A YAML file; None for the run's own held-out protocol.
+        overrides: Settings such as `samples=4`.
+        round: For a run, the round whose policy is evaluated; None for the last.
+        out: The output directory; None for `evals/<name>`.
     """
     source, settings, directory = prepare_evaluation(
         model, Path(protocol) if protocol else None, overrides or [], round, Path(out) if out else None
     )
     with shown_warnings(), open_evaluation_context(directory, source, settings) as context:
         with StageBar(context, stderr=True) as bar:
-            for benchmark in examine(context, tasks):
+            for benchmark in run_benchmarks(context, tasks):
                 bar.line(*_line(benchmark, context.kept))
         results = find_results(directory, source, settings, context.benchmarks)
         publish_json(directory.results, results)
@@ -51,11 +58,11 @@ def evaluate(
 
 
 def _line(benchmark: BenchmarkRun, kept: set[str]) -> list[str | tuple[str, str]]:
-    """What is printed of a finished sitting. `kept` is emptied."""
+    """The line printed for a finished benchmark run. Clears `kept`."""
     words = {"rollouts": "responses", "evaluation": "verdicts"}
     known = " and ".join(words[stage] for stage in words if stage in kept)
     kept.clear()
     return [
         f"{benchmark.name}: {len(benchmark.problems):,} problems",
-        (f"  (kept: {known})" if known else "", "dim"),
+        (f"  (reused: {known})" if known else "", "dim"),
     ]

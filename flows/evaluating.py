@@ -1,4 +1,4 @@
-"""`reval eval`: evaluate a policy in the foreground and print what was found."""
+"""`reval eval`: evaluate a policy in the foreground and print the metrics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from flows.foreground import leave_undelivered, prefect_api, run_flow
 from flows.preparation import prepare_evaluation
-from flows.terminal import print_facts, print_json, print_table, say, short
+from flows.terminal import print_json, print_pairs, print_table, say, short
 from reval_core.atomic_files import read_json
 from reval_core.config.places import check_local
 from reval_core.errors import InputError, RunStopped
@@ -26,7 +26,7 @@ def evaluate_here(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Evaluate in this process and print the table."""
+    """Evaluate in this process and print the table of metrics."""
     source, settings, directory = prepare_evaluation(model, protocol, overrides, round, out)
 
     def flow() -> None:
@@ -36,9 +36,9 @@ def evaluate_here(
 
     delivered = run_flow(flow)
     results = read_json(directory.results) if directory.results.exists() else {}
-    asked = (source.identity, settings.model_dump(mode="json"))
-    if (results.get("policy"), results.get("protocol")) != asked:
-        raise RunStopped("Prefect's server stopped answering; start it again and give the same command")
+    expected = (source.identity, settings.model_dump(mode="json"))
+    if (results.get("policy"), results.get("protocol")) != expected:
+        raise RunStopped("the Prefect server stopped responding; restart it and run the same command again")
     if as_json:
         print_json({**results, "out": str(directory.path)})
     else:
@@ -55,10 +55,10 @@ def show_evaluation_plan(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Print the resolved protocol, and what it would ask."""
+    """Print the resolved protocol and the problems that it would evaluate."""
     import yaml
 
-    from flows.plan import AskedProblems, print_settings
+    from flows.plan import PlannedProblems, print_settings
     from reval_core.engines.choice import choose
     from reval_core.evaluation.context import check_evaluation
 
@@ -67,7 +67,7 @@ def show_evaluation_plan(
     engine = choose(source.model, settings.engine)
     found = check_evaluation(directory, source, settings)
     sets = {name: len(problems) for name, problems in found.sets.items()}
-    asked = AskedProblems(
+    planned = PlannedProblems(
         found.sets, found.left_out, found.prompts, source.model, settings.verification, settings.reward
     )
     plan = {
@@ -78,37 +78,37 @@ def show_evaluation_plan(
         "out": str(directory.path),
         "benchmarks": sets,
         "responses": sum(sets.values()) * settings.samples,
-        "left_out": asked.left_out,
-        "prompt": asked.preview.to_json(),
+        "left_out": planned.left_out,
+        "prompt": planned.preview.to_json(),
     }
     resolved = settings.model_dump(mode="json")
     if as_json:
         print_json({**plan, "protocol": resolved})
         return
-    asked.show()
+    planned.show()
     print_settings(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-    facts = {
+    plan_lines = {
         "policy": f"{source.name}, {source.identity[:12]}",
         "engine": f"{engine.kind} ({engine.reason})",
         "problems": ", ".join(f"{name} {count:,}" for name, count in sets.items()),
         "responses": f"{plan['responses']:,} of at most {settings.max_tokens:,} tokens",
-        "folder": short(directory.path),
+        "output directory": short(directory.path),
     }
-    print_facts("What the evaluation would do", facts)
+    print_pairs("What the evaluation would do", plan_lines)
 
 
 def protocol_file(name: str) -> Path:
-    """The file that `--preset` names: one of configs/evaluation/, or any other by its path."""
+    """The file that `--preset` names: one of configs/evaluation/, or any YAML file by its path."""
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
     if name not in known:
-        raise InputError(f"--preset {name}: there are {', '.join(known)}; or give a YAML file of your own")
+        raise InputError(f"--preset {name}: unknown; available are {', '.join(known)}, or give your own YAML file")
     return PRESETS / f"{name}.yaml"
 
 
 def benchmarks_override(text: str) -> str:
-    """`gsm8k:50,own.jsonl` as an override of `benchmarks`: registered sets and files, each with a limit or not."""
+    """`gsm8k:50,own.jsonl` as an override of `benchmarks`: registered sets and files, optionally limited."""
     sets = []
     for part in text.split(","):
         name, _, limit = part.strip().partition(":")
@@ -120,10 +120,10 @@ def benchmarks_override(text: str) -> str:
 
 
 def use_data(directory: Path) -> None:
-    """Look for registered sets in this folder first."""
+    """Look for registered sets in this directory first."""
     check_local(directory, "--data")
     if not directory.is_dir():
-        raise InputError(f"--data {directory}: is no folder")
+        raise InputError(f"--data {directory}: is not a directory")
     os.environ["REVAL_DATA"] = os.pathsep.join(filter(None, [str(directory), os.environ.get("REVAL_DATA")]))
 
 
@@ -133,7 +133,7 @@ def _show(results: dict[str, Any], directory: Path) -> None:
     names, rows = results_rows(results)
     say()
     print_table(names, rows)
-    say(f"All figures: {short(directory)}/results.json, results.md. Every response:")
+    say(f"All metrics: {short(directory)}/results.json, results.md. Every response:")
     say(f"  reval sql {short(directory)} \\")
     say('    "SELECT problem_set, verdict, count(*) FROM evaluations')
     say(f"     WHERE policy LIKE '{results['policy'][:12]}%' GROUP BY ALL\"")

@@ -1,4 +1,4 @@
-"""Running the flow in the foreground: the same flow as the deployment's, in this process."""
+"""Runs a flow in the foreground: the same flow as the deployment's, in this process."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from reval_core.learning import distributed
 
 
 def train_here(config: Path, run_dir: Path | None, overrides: Sequence[str], as_json: bool) -> None:
-    """Train in this process, or follow the first one that `accelerate launch` started, and print the summary."""
-    settings, directory = prepare(config, overrides, run_dir)  # before Prefect takes its seconds to start
+    """Train in this process and print the summary; other processes of `accelerate launch` follow the first one."""
+    settings, directory = prepare(config, overrides, run_dir)  # before Prefect, which takes seconds to start
     if not launch.is_first():
         distributed.follow(directory, settings)
         return
@@ -32,22 +32,31 @@ def train_here(config: Path, run_dir: Path | None, overrides: Sequence[str], as_
 
     delivered = run_flow(flow)
     if not delivered and not directory.is_finished(settings):
-        raise RunStopped(f"Prefect's server stopped answering; start it again, then reval resume {directory.path}")
+        raise RunStopped(
+            f"the Prefect server stopped responding; restart it, then run reval resume {directory.path}"
+        )
     show_summary(directory, as_json)
     if not delivered:
         leave_undelivered()
 
 
 def leave_undelivered() -> None:
-    """End this process, whose work is closed: Prefect would try for minutes to deliver each of its events."""
-    say("Prefect's server stopped answering: its page does not show how this run ended", err=True)
+    """Exit at once, all work being complete: Prefect would retry for minutes to deliver each of its events."""
+    say("the Prefect server stopped responding: its UI does not show how this run ended", err=True)
     os._exit(exit_code(0))
 
 
 def run_flow(flow: Callable[[], object]) -> bool:
-    """Run a flow here, and say whether Prefect could be told how it ended. `flow` imports it and calls it.
+    """Run a flow in this process. Uses a local server that responds; otherwise Prefect starts one for the run.
 
-    A local server that answers is used; otherwise Prefect starts one for the run.
+    Args:
+        flow: Imports the flow and calls it.
+
+    Returns:
+        Whether the end of the flow run could be reported to Prefect.
+
+    Raises:
+        RunStopped: No Prefect server responds, or none could be started.
     """
     url = prefect_api()
     import httpx
@@ -60,27 +69,27 @@ def run_flow(flow: Callable[[], object]) -> bool:
         return False
     except RuntimeError as error:
         if "Failed to reach API" in str(error):
-            raise RunStopped(f"{os.environ.get('PREFECT_API_URL')}: no Prefect server answers there") from error
+            raise RunStopped(f"{os.environ.get('PREFECT_API_URL')}: no Prefect server responds there") from error
         if "ephemeral Prefect API server" not in str(error):
             raise
         raise RunStopped(
-            "Prefect's server did not start; prefect server start says why. Where another version of Prefect made "
-            "its database, set PREFECT_HOME to a new folder"
+            "the Prefect server did not start; prefect server start shows why. If another version of Prefect "
+            "created its database, set PREFECT_HOME to a new directory"
         ) from error
     return True
 
 
 def prefect_api() -> str | None:
-    """The API that a flow in this process is reported to; None where Prefect starts a server for it.
+    """The API that a flow in this process reports to; None if Prefect starts a server for it.
 
-    Raises InputError if one is configured and is not to be used (see `check_api`).
+    Raises InputError if a configured one cannot be used (see `check_api`).
     """
     # The server that Prefect starts for a run needs more than its default 20 s on a busy machine.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
-    # Prefect writes a line for every task; the terminal shows one a round. Its page has the rest.
+    # Prefect logs a line per task; the terminal shows one per round. The Prefect UI has the others.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
-    # Training does not need the server; its end is reported to one that is gone for seconds and not for minutes.
+    # Training does not need the server: retry for seconds, not minutes, when the end cannot be reported.
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
     url = configured_api()  # reads the settings above, once for this process
     if url is not None:

@@ -1,4 +1,4 @@
-"""`reval import`: responses from elsewhere become a run that others learn from."""
+"""`reval import`: stores existing responses as a run for offline training."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _LEFT_OUT = {
     "empty": "were left out: they are empty",
     "cut": "were cut at an end-of-text token: more text followed it",
 }
-"""What happened to responses that were not taken as they are."""
+"""What happened to responses that were not imported unchanged."""
 
 
 def import_file(
     file: Path, config: Path, overrides: Sequence[str], run_dir: Path | None, columns: Sequence[str], as_json: bool
 ) -> None:
-    """Tokenise, verify, score and store the responses of a file, and print a count for each verdict.
+    """Tokenise, verify, score and store the responses of a file, and print a count per verdict.
 
-    Given again it goes on where it was. Raises InputError, before anything is made, for the first row that cannot
-    be used, or if the folder is another's.
+    The same command resumes an interrupted import. Raises InputError, before anything is written, for the first row
+    that cannot be used, or if the directory belongs to another run.
     """
     names = column_options(columns, RESPONSE_FIELDS)
     settings = load_config(config, overrides)
@@ -43,7 +43,7 @@ def import_file(
     settings = _import_settings(settings, file, names, gold_mode)
     _check_directory(directory, settings, file)
 
-    # Only now torch and transformers, which take seconds.
+    # torch and transformers take seconds to import, so only now.
     from flows.progress import Progress
     from flows.rounds import import_responses
     from reval_core import stages
@@ -55,13 +55,13 @@ def import_file(
 
     check_model(settings.model)
     known = known_prompts(directory, [response.problem for response in responses])
-    material = tokenise(responses, settings, tokenizer_of(settings.model), known)
-    tokens = sum(len(row.prompt_tokens) + len(row.tokens) for row in material.rows)
-    check_space(directory, import_bytes(settings, len(material.rows), tokens), "import fewer responses")
+    imported = tokenise(responses, settings, tokenizer_of(settings.model), known)
+    tokens = sum(len(row.prompt_tokens) + len(row.tokens) for row in imported.rows)
+    check_space(directory, import_bytes(settings, len(imported.rows), tokens), "import fewer responses")
     with open_run_context(directory, settings) as context:
-        context.record_prompts(material.prompts)
+        context.record_prompts(imported.prompts)
         with Progress(context):
-            rollouts, verdicts = import_responses(context, stages, material)
+            rollouts, verdicts = import_responses(context, stages, imported)
         kept = {"rollouts", "verification", "consistency"} <= context.kept
     summary = _summary(directory, rollouts, verdicts)
     publish_json(directory.summary, summary)
@@ -72,7 +72,7 @@ def import_file(
 
 
 def _import_settings(settings: Config, file: Path, columns: dict[str, str], gold_mode: GoldMode) -> Config:
-    """The settings of the import's own run folder."""
+    """The settings of the import's own run directory."""
     rollouts = ImportedRollouts(
         source="import",
         file=file.name,
@@ -81,7 +81,7 @@ def _import_settings(settings: Config, file: Path, columns: dict[str, str], gold
         max_tokens=settings.rollouts.max_tokens,
         gold_mode=gold_mode,
     )
-    replay = {"capacity": 1, "first": "buffer"}  # nothing is drawn here
+    replay = {"capacity": 1, "first": "buffer"}  # an import draws nothing
     values = {**settings.model_dump(mode="json"), "rounds": 1, "rollouts": rollouts.model_dump(), "replay": replay}
     return Config.model_validate(values)
 
@@ -91,10 +91,10 @@ def _check_directory(directory: RunDirectory, settings: Config, file: Path) -> N
         found = load_config(directory.config).rollouts
         assert isinstance(settings.rollouts, ImportedRollouts)
         if not isinstance(found, ImportedRollouts):
-            raise InputError(f"{directory.path}: holds a training run; give another --run-dir")
+            raise InputError(f"{directory.path}: contains a training run; give another --run-dir")
         if found.sha256 != settings.rollouts.sha256:
             raise InputError(
-                f"{directory.path}: holds the responses of {found.file}, whose content is not that of {file}; "
+                f"{directory.path}: contains the responses of {found.file}, whose content differs from {file}; "
                 "give another --run-dir"
             )
     directory.check(settings)
@@ -108,7 +108,7 @@ def _summary(directory: RunDirectory, rollouts: Manifest, verdicts: Manifest) ->
         "trajectories": len(judged),
         "response_tokens": sum(sum(one.column("response_length").to_pylist()) for one in lengths),
         "verdicts": dict(Counter(judged).most_common()),
-        **{name: rollouts.info.get(name, 0) for name in _LEFT_OUT},  # an import of before knows only some
+        **{name: rollouts.info.get(name, 0) for name in _LEFT_OUT},  # imports by earlier versions lack some
     }
 
 
@@ -116,7 +116,7 @@ def _show(summary: dict[str, Any], directory: RunDirectory, kept: bool) -> None:
     count = summary["trajectories"]
     say(
         f"{directory.path}: {count:,} trajectories, {summary['response_tokens']:,} response tokens"
-        + (" (all of it was there already)" if kept else "")
+        + (" (already imported)" if kept else "")
     )
     for name, why in _LEFT_OUT.items():
         if summary[name]:

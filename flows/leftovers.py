@@ -1,4 +1,4 @@
-"""Flow runs that Prefect still takes for running though their process is dead."""
+"""Closes flow runs that Prefect still considers running although their process is dead."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ log = logging.getLogger("reval")
 
 
 def close_leftovers(directory: RunDirectory) -> None:
-    """Tell Prefect that earlier attempts at this run have ended, and note this one. The caller holds the folder.
+    """Report earlier attempts at this run as crashed, and record this one. The caller holds the directory's lock.
 
-    Whoever holds the folder's lock is alone with it: an attempt that is not this one and still counts as running
-    was killed. As `Crashed` it can be retried on Prefect's page.
+    The lock is exclusive, so any other attempt that still counts as running was killed. As `Crashed` it can be
+    retried in the Prefect UI.
     """
     note = directory.path / "prefect.json"
     earlier: list[str] = read_sealed(note)["flow_runs"] if note.exists() else []
@@ -31,10 +31,10 @@ def close_leftovers(directory: RunDirectory) -> None:
                 continue
             try:
                 state = client.read_flow_run(UUID(identity)).state
-            except ObjectNotFound:  # known to another server than this one
+            except ObjectNotFound:  # recorded by another server
                 continue
             if state is not None and not state.is_final():
-                message = f"its process died; {directory.name} goes on in another flow run"
+                message = f"its process died; {directory.name} continues in another flow run"
                 client.set_flow_run_state(UUID(identity), Crashed(message=message), force=True)
-                log.info("flow run %s was left as %s and is Crashed now", identity, state.name)
+                log.info("flow run %s was still %s and is now marked Crashed", identity, state.name)
     publish_sealed(note, {"flow_runs": [*(one for one in earlier if one != current), current]})

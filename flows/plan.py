@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run would ask and how it would judge, then its settings and its sizes."""
+"""`--dry-run`: a run's problems, a rendered prompt and how answers are judged, then its settings and sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.text import Text
 
 from flows.foreground import prefect_api
 from flows.preparation import check_prompts, gpu_notes, prepare, run_forecast
-from flows.terminal import console, print_facts, print_json, say, short, styled
+from flows.terminal import console, print_json, print_pairs, say, short, styled
 from reval_core.config import Config, Reward, Rollouts, Verification
 from reval_core.output.control_characters import visible, visible_lines
 from reval_core.storage.run_directory import RunDirectory
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from reval_core.problems.recorded import Prompts
 
 _LINES = 30
-"""The most lines of a prompt that are shown to people; `--json` has all of it."""
+"""The maximum number of prompt lines printed; `--json` has the whole prompt."""
 
 _GUTTER = "  │ "
 
 
 def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_json: bool) -> None:
-    """Print what is asked and how it is judged, the resolved config, the sizes of the run and what is done already.
+    """Print the problems and how answers are judged, the resolved config, the sizes of the run and its progress.
 
-    Raises InputError for whatever would stop the run.
+    Raises InputError for anything that would stop the run.
     """
     import yaml
 
@@ -45,7 +45,7 @@ def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_j
     finished = max(
         (manifest.round for manifest in directory.manifests() if manifest.stage == "recording"), default=0
     )
-    asked = _asked(config, settings, directory)
+    planned = _planned_problems(config, settings, directory)
     plan = {
         "run_dir": str(directory.path),
         "engine": engine and {"kind": engine.kind, "reason": engine.reason},
@@ -57,35 +57,35 @@ def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_j
         "disk_bytes": sizes.disk_bytes,
         "rounds_cached": finished,
         "rounds_to_do": max(0, settings.rounds - finished),
-        "problems": asked and asked.problems,
-        "left_out": asked and asked.left_out,
-        "prompt": asked and asked.preview.to_json(),
+        "problems": planned and planned.problems,
+        "left_out": planned and planned.left_out,
+        "prompt": planned and planned.preview.to_json(),
     }
     resolved = settings.model_dump(mode="json")
     if as_json:
         print_json({**plan, "config": resolved})
         return
-    if asked is not None:
-        asked.show()
+    if planned is not None:
+        planned.show()
     print_settings(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-    facts = {
-        "run folder": short(directory.path),
-        "engine": f"{engine.kind} ({engine.reason})" if engine else "none: trajectories are stored",
+    lines = {
+        "run directory": short(directory.path),
+        "engine": f"{engine.kind} ({engine.reason})" if engine else "none: offline training",
         "precision": settings.learner.precision,
         "parameters": f"{sizes.parameters:,}",
         "trajectories": f"{sizes.trajectories:,}",
         "updates": f"{sizes.updates:,}",
-        "disk, at most": f"{sizes.disk_bytes / 1e6:,.0f} MB",
-        "rounds done and kept": f"{finished}",
+        "disk, maximum": f"{sizes.disk_bytes / 1e6:,.0f} MB",
+        "rounds completed": f"{finished}",
         "rounds to do": f"{plan['rounds_to_do']}",
     }
-    print_facts("What the run would do", facts)
+    print_pairs("What the run would do", lines)
     for note in notes:
         say(note)
 
 
-class AskedProblems:
-    """The problems that would be asked, one of them as the model reads it, and how answers to it are judged."""
+class PlannedProblems:
+    """The problems of a run or an evaluation, one as the model reads it, and how its answers are judged."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class AskedProblems:
         verification: Verification,
         reward: Reward,
     ) -> None:
-        """`problems` are those of each set that is asked, the one that is shown first."""
+        """`problems` has the problems of each set; the first one of the first set is shown."""
         from reval_core.model.loading import tokenizer_of
         from reval_core.pipeline.run_context import make_verifier
         from reval_core.problems.asked import left_out_counts
@@ -110,31 +110,31 @@ class AskedProblems:
             self.preview: Preview = preview(shown, prompts, tokenizer_of(model), verifier)
 
     def show(self) -> None:
-        """Print all of it for people."""
+        """Print everything as text."""
         problems = {name: f"{count:,}" for name, count in self.problems.items()}
         for name, one in self.left_out.items():
             problems[f"{name}, left out"] = visible(f"{one['problems']:,}; {one['first']}")
-        print_facts("Problems", problems)
+        print_pairs("Problems", problems)
         _show_prompt(self.preview)
         _show_judged(self.preview)
 
 
 def print_settings(text: str) -> None:
-    """Print resolved settings, as a file that can be given again."""
+    """Print resolved settings as YAML that can be used as a config."""
     console().print(styled(("Settings", "bold")))
     say(text)
 
 
-def _asked(config: Path, settings: Config, directory: RunDirectory) -> AskedProblems | None:
-    """What a run would ask; None for one that learns from stored trajectories."""
+def _planned_problems(config: Path, settings: Config, directory: RunDirectory) -> PlannedProblems | None:
+    """The problems of a run; None for offline training."""
     if not isinstance(settings.rollouts, Rollouts):
         return None
-    asked = check_prompts(config, settings, directory)
-    sets: dict[str, list[Problem]] = {"train": asked.train}
-    for problem in asked.held_out:
+    problems = check_prompts(config, settings, directory)
+    sets: dict[str, list[Problem]] = {"train": problems.train}
+    for problem in problems.held_out:
         sets.setdefault(f"held out, {problem.problem_set}", []).append(problem)
-    return AskedProblems(
-        sets, asked.left_out, asked.prompts, settings.model, settings.verification, settings.reward
+    return PlannedProblems(
+        sets, problems.left_out, problems.prompts, settings.model, settings.verification, settings.reward
     )
 
 
@@ -143,7 +143,7 @@ def _show_prompt(shown: Preview) -> None:
     shortest, median, longest = shown.lengths
     say()
     place.print(styled(("A prompt as the model reads it", "bold")))
-    say(f"  {len(shown.tokens):,} tokens; over the set {shortest:,} to {longest:,}, the median {median:,}")
+    say(f"  {len(shown.tokens):,} tokens; in the set {shortest:,} to {longest:,}, median {median:,}")
     lines = list(_lines(visible_lines(shown.text), max(20, place.width - len(_GUTTER) - 1)))
     for line in lines[:_LINES]:
         place.print(Text(_GUTTER, "dim") + _marked(line, shown.special))
@@ -155,30 +155,30 @@ def _show_judged(shown: Preview) -> None:
     place = console()
     say()
     place.print(styled(("How answers to it would be judged", "bold")))
-    say(f"  the known answer is {visible(shown.problem.answer)}\n")
+    say(f"  the reference answer is {visible(shown.problem.answer)}\n")
     width = max(12, (place.width - 24) // 2)
     rows = [
-        (_cut(response, width), _cut(one.extracted or "–", width), one.verdict, _worth(one.outcome))
+        (_cut(response, width), _cut(one.extracted or "–", width), one.verdict, _reward(one.outcome))
         for response, one in shown.judged
     ]
     first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
-    for response, read, verdict, worth in [("response", "read as", "verdict", ""), *rows]:
+    for response, read, verdict, reward in [("response", "extracted", "verdict", ""), *rows]:
         style = {"correct": "green", "verdict": "dim"}.get(verdict, "yellow")
         line = Text(
-            f"  {response:<{max(first, 8)}}  {read:<{max(second, 7)}}  ", "dim" if verdict == "verdict" else ""
+            f"  {response:<{max(first, 8)}}  {read:<{max(second, 9)}}  ", "dim" if verdict == "verdict" else ""
         )
-        place.print(line + Text(verdict + worth, style))
+        place.print(line + Text(verdict + reward, style))
     say()
 
 
 def _cut(text: str, width: int) -> str:
-    """A text on one line, no longer than this."""
+    """A text on one line, cut to this width."""
     line = visible(text)
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def _worth(outcome: float | None) -> str:
-    """What a function of the user's own finds a response worth."""
+def _reward(outcome: float | None) -> str:
+    """The reward by a user-defined function."""
     return "" if outcome is None else f" {outcome:g}"
 
 
@@ -188,7 +188,7 @@ def _lines(text: str, width: int) -> Iterator[str]:
 
 
 def _marked(line: str, special: Sequence[str]) -> Text:
-    """A line in which special tokens stand out."""
+    """A line with special tokens highlighted."""
     text = Text(line)
     text.highlight_words([visible(one) for one in special], "bold cyan")
     return text

@@ -1,4 +1,4 @@
-"""What a run would take on another machine: its settings checked as far as that can be done here, and its sizes."""
+"""Plans a run for another machine: checks the settings as far as possible here, and estimates its sizes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.preparation import check_problems, check_stored, checked_settings
-from flows.terminal import print_facts, print_json, print_table, say, short
+from flows.terminal import print_json, print_pairs, print_table, say, short
 from reval_core.config import Config, Model, ProblemSet, Rollouts, VllmEngine, VllmServerEngine
 from reval_core.storage.run_directory import RunDirectory
 
@@ -29,18 +29,18 @@ PARTS = (
     "cache",
     "other",
 )
-"""What memory is held for, in the order in which it is shown; reval_core.planning.gpu_memory says what each is."""
+"""The uses of GPU memory in display order; reval_core.planning.gpu_memory defines each."""
 
 ARCHITECTURES = "architectures"
-"""The folder beside a config with the config.json of models that are not here, under the models' names."""
+"""The directory next to a config with the config.json of models that are not on this machine, by model name."""
 
 
-def show_plan_elsewhere(
+def show_plan_for_other_machine(
     config: Path, overrides: Sequence[str], run_dir: Path | None, gpus: int, gpu_gigabytes: float, as_json: bool
 ) -> None:
-    """Print what a run would take, stage by stage, on a machine with so many GPUs of so many GB.
+    """Print the memory and disk that a run needs per stage on a machine with `gpus` GPUs of `gpu_gigabytes` each.
 
-    Raises InputError for what is wrong; what cannot be looked at here is named.
+    Raises InputError for invalid settings; what cannot be checked on this machine is listed.
     """
     import yaml
 
@@ -49,12 +49,12 @@ def show_plan_elsewhere(
     model = known_model(config, settings.model)
     if model is None:
         unchecked.append(
-            f"memory and disk: the sizes of {settings.model.path} are not known; put its config.json into "
+            f"memory and disk: the sizes of {settings.model.path} are unknown; put its config.json into "
             f"{_architecture(config, settings.model)}"
         )
     stages, sizes, notes = [], None, list(_uses(settings, gpus))
     if settings.learner.precision == "auto":
-        notes.append("learner.precision: auto is bfloat16 on GPUs that have it, as is assumed here")
+        notes.append("learner.precision: auto is bfloat16 on GPUs that support it, as assumed here")
     if model is not None:
         from reval_core.planning.forecast import forecast
         from reval_core.planning.gpu_memory import Sizes, responses_at_once, stage_memory
@@ -63,9 +63,7 @@ def show_plan_elsewhere(
         numbers, gpu_bytes = Sizes.of(model), int(gpu_gigabytes * GIGABYTE)
         stages, sizes = stage_memory(sized, numbers, gpus, gpu_bytes), forecast(sized)
         if (at_once := responses_at_once(sized, numbers, gpu_bytes)) is not None:
-            notes.append(
-                f"vLLM's cache holds {at_once[0]} responses of full length at once ({at_once[1]:,} tokens)"
-            )
+            notes.append(f"vLLM's cache holds {at_once[0]} full-length responses at once ({at_once[1]:,} tokens)")
         if isinstance(settings.rollouts, Rollouts) and _too_long(settings.rollouts, numbers.context):
             notes.append(
                 f"rollouts.max_tokens: {settings.rollouts.max_tokens} leaves no room for a prompt in the model's "
@@ -93,12 +91,12 @@ def show_plan_elsewhere(
     say(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     if sizes is not None:
         _print_sizes(directory, sizes, rows, f"{gpus} × {gpu_gigabytes:g} GB")
-    _print_list("Good to know", notes)
+    _print_list("Notes", notes)
     _print_list("Not checked here", unchecked)
 
 
 def known_model(config: Path, model: Model) -> Model | None:
-    """The model, or one of the same sizes by a config.json in `architectures` beside the config. None without."""
+    """The model, or one of the same sizes from a config.json in `architectures` next to the config, or None."""
     if model.path is None or Path(model.path).is_dir():
         return model
     file = _architecture(config, model)
@@ -110,7 +108,7 @@ def _architecture(config: Path, model: Model) -> Path:
 
 
 def _unchecked(config: Path, settings: Config, directory: RunDirectory) -> Iterator[str]:
-    """What is not on this machine, and so was not looked at. Raises InputError for what is here and is wrong."""
+    """What is not on this machine and therefore not checked. Raises InputError for what is here and invalid."""
     rollouts = settings.rollouts
     if isinstance(rollouts, Rollouts):
         yield from _unchecked_problems(config, settings, rollouts)
@@ -122,12 +120,12 @@ def _unchecked(config: Path, settings: Config, directory: RunDirectory) -> Itera
     from reval_core.model.loading import check_model
 
     if settings.engine.kind in ("vllm", "auto") and not vllm_installed():
-        yield "engine: vLLM is not installed here; a GPU takes the build of pip install 'reval[vllm]'"
+        yield "engine: vLLM is not installed here; for a GPU: pip install 'reval[vllm]'"
     path = settings.model.path
     if path is None or Path(path).is_dir():
         check_model(settings.model)
     else:
-        yield f"model.path: {path} is no folder here, and was not looked for on the hub"
+        yield f"model.path: {path} is not a directory here, and the hub was not searched"
 
 
 def _unchecked_problems(config: Path, settings: Config, rollouts: Rollouts) -> Iterator[str]:
@@ -143,7 +141,7 @@ def _unchecked_problems(config: Path, settings: Config, rollouts: Rollouts) -> I
         if source not in missing:
             load_problems(source, settings.seed)
     named = [one.set or (one.hub.name if one.hub else str(one.path)) for one in missing]
-    yield f"problems: {', '.join(dict.fromkeys(named))} not here, so rows and contamination are not looked at"
+    yield f"problems: {', '.join(dict.fromkeys(named))} not here, so rows and contamination are not checked"
 
 
 def _is_here(source: ProblemSet) -> bool:
@@ -157,7 +155,7 @@ def _is_here(source: ProblemSet) -> bool:
 
 
 def _uses(settings: Config, gpus: int) -> Iterator[str]:
-    """What a run does with several GPUs, and what it does not."""
+    """What a run does and does not do with several GPUs."""
     engine = settings.engine
     if isinstance(engine, VllmEngine) and engine.tensor_parallel_size > gpus:
         yield f"engine.tensor_parallel_size: {engine.tensor_parallel_size} is more than the {gpus} GPUs"
@@ -165,15 +163,15 @@ def _uses(settings: Config, gpus: int) -> Iterator[str]:
         return
     yield (
         f"{gpus} GPUs learn together under accelerate launch --multi_gpu --num_processes {gpus} (DDP): each holds "
-        "the whole learner and takes its share of every update's micro-batches; weights are not divided, since a "
-        "run refuses FSDP"
+        "a full replica of the learner and processes its share of each update's micro-batches; weights are not "
+        "sharded: FSDP is not supported"
     )
     if isinstance(engine, VllmServerEngine):
-        yield f"the {len(engine.urls)} servers of engine.urls generate, on GPUs that are not counted here"
+        yield f"the {len(engine.urls)} servers of engine.urls generate, on GPUs that are not included here"
     elif isinstance(settings.rollouts, Rollouts):
         yield (
-            "generation, scoring, evaluation and checkpoints use the first GPU; the others wait, unless "
-            "engine.tensor_parallel_size spreads vLLM or engine.kind: vllm-server takes GPUs of its own"
+            "generation, scoring, evaluation and checkpoints use the first GPU; the others idle, unless "
+            "engine.tensor_parallel_size spreads vLLM or engine.kind: vllm-server uses separate GPUs"
         )
 
 
@@ -198,20 +196,22 @@ def _rows(stages: Sequence[StageMemory], sizes: Forecast | None, gpu_bytes: floa
 
 
 def _print_sizes(directory: RunDirectory, sizes: Forecast, rows: Sequence[dict[str, Any]], machine: str) -> None:
-    facts = {
-        "run folder": short(directory.path),
+    summary = {
+        "run directory": short(directory.path),
         "parameters": f"{sizes.parameters:,}",
         "trajectories": f"{sizes.trajectories:,}",
         "updates": f"{sizes.updates:,}",
-        "disk, at most": f"{sizes.disk_bytes / GIGABYTE:,.1f} GB with the store",
+        "disk, maximum": f"{sizes.disk_bytes / GIGABYTE:,.1f} GB including the database",
     }
-    print_facts("What the run would do", facts)
-    say(f"\nGB at the peak of each stage on the first GPU of {machine}, and on disk in the whole run\n")
+    print_pairs("What the run would do", summary)
+    say(f"\nPeak GB per stage on the first GPU of {machine}, and GB on disk over the whole run\n")
     shown = [row for row in rows if row["memory"]]
-    there = {part for row in shown for part in row["memory"]}
-    lines = [[part, *(_gigabytes(row["memory"].get(part, 0)) for row in shown)] for part in PARTS if part in there]
+    present = {part for row in shown for part in row["memory"]}
+    lines = [
+        [part, *(_gigabytes(row["memory"].get(part, 0)) for row in shown)] for part in PARTS if part in present
+    ]
     lines += [
-        ["in all", *(_gigabytes(row["memory_bytes"]) for row in shown)],
+        ["total", *(_gigabytes(row["memory_bytes"]) for row in shown)],
         ["fits", *("yes" if row["fits"] else "NO" for row in shown)],
         ["disk", *(_gigabytes(row["disk_bytes"]) for row in shown)],
     ]

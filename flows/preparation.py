@@ -1,4 +1,4 @@
-"""Everything about a run that can be checked before any work begins."""
+"""Everything that can be checked about a run or an evaluation before any work begins."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tuple[Config, RunDirectory]:
-    """The checked settings of a run and its folder, which is `runs/<config name>` unless given.
+    """The checked settings of a run and its directory, `runs/<config name>` by default.
 
-    Raises InputError, one line, for the first thing that would stop the run. Changes nothing on disk.
+    Raises InputError, one line, for the first problem that would stop the run. Changes nothing on disk.
     """
     check_launch()
     settings, directory = checked_settings(config, overrides, run_dir)
@@ -35,7 +35,7 @@ def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tup
         check_problems(config, settings, settings.rollouts)
     else:
         check_stored(config, settings, settings.rollouts, directory)
-    # Everything that can be refused without them is refused before torch and transformers take their seconds.
+    # torch and transformers take seconds to import: whatever can be refused without them has been by now.
     from reval_core.engines.choice import check_installed
     from reval_core.learning.precision import with_precision
     from reval_core.model.loading import check_attention, check_model
@@ -55,16 +55,16 @@ def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tup
 
 
 def checked_settings(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tuple[Config, RunDirectory]:
-    """The settings of a run and its folder, by themselves. Raises InputError, one line, for the first fault."""
+    """The settings of a run and its directory, checked on their own. Raises InputError for the first fault."""
     settings = load_config(config, overrides)
     if isinstance(settings.rollouts, ImportedRollouts):
         raise InputError(
-            f"{config}: rollouts.source: import is what reval import writes into its own folder; to train on that, "
-            "take source: stored, with run: that folder"
+            f"{config}: rollouts.source: import is what reval import writes into its own run directory; to train "
+            "on that, set source: stored and run: that directory"
         )
     directory = RunDirectory(run_dir or Path("runs") / config.stem)
     settings = directory.check(settings)
-    if is_first():  # the first of several processes may hold it by now
+    if is_first():  # the first of several processes may already hold the lock
         directory.check_free()
     return settings, directory
 
@@ -72,10 +72,10 @@ def checked_settings(config: Path, overrides: Sequence[str], run_dir: Path | Non
 def prepare_evaluation(
     model: str, protocol: Path | None, overrides: Sequence[str], round: int | None, out: Path | None
 ) -> tuple[ModelSource, Protocol, EvaluationDirectory]:
-    """What is evaluated, how, and where the evaluation goes: `evals/<name>` unless given.
+    """The model, the protocol and the directory of an evaluation, `evals/<name>` by default.
 
-    Without a protocol a run is asked as it asks its own held-out problems; a protocol says everything itself.
-    Raises InputError, one line, for the first thing that would stop the evaluation. Changes nothing on disk.
+    Without a protocol, a run is evaluated like its own held-out problems; a protocol is complete in itself.
+    Raises InputError, one line, for the first problem that would stop the evaluation. Changes nothing on disk.
     """
     from reval_core.config.protocol import Protocol
     from reval_core.evaluation.directory import EvaluationDirectory
@@ -87,7 +87,7 @@ def prepare_evaluation(
     directory.check_place()
     base = {} if protocol else {"prompt": PROMPTS["deepseek"].model_dump(mode="json"), **source.habits}
     if not protocol and "benchmarks" not in base and not any(one.startswith("benchmarks=") for one in overrides):
-        raise InputError(f"{model}: nothing is said of what to ask; give --benchmarks or --preset")
+        raise InputError(f"{model}: no benchmarks given; use --benchmarks or --preset")
     settings = load_settings(protocol, Protocol, overrides, base)
     if settings.trust_remote_code:
         source = replace(source, model=source.model.model_copy(update={"trust_remote_code": True}))
@@ -101,15 +101,15 @@ def prepare_evaluation(
     check_engine(source.model, settings.engine)
     directory.check_free()
     if directory.config.exists():
-        raise InputError(f"{directory.path}: holds a run; give another --out")
+        raise InputError(f"{directory.path}: contains a run; give another --out")
     if out is None and directory.source() not in (None, source.source):
-        raise InputError(f"{directory.path}: holds the evaluation of {directory.source()}; give another --out")
+        raise InputError(f"{directory.path}: contains the evaluation of {directory.source()}; give another --out")
     check_evaluation(directory, source, settings)
     return source, settings, directory
 
 
 def run_forecast(settings: Config, directory: RunDirectory) -> Forecast:
-    """The sizes of a run in its folder."""
+    """The estimated sizes of a run in its directory."""
     from reval_core.planning.forecast import forecast
     from reval_core.replay_buffer.offline import stored_run
 
@@ -118,7 +118,7 @@ def run_forecast(settings: Config, directory: RunDirectory) -> Forecast:
 
 
 def check_space(directory: RunDirectory, needed: int, remedy: str) -> None:
-    """Raise InputError if the disk has not the bytes that are needed."""
+    """Raise InputError if the disk lacks the bytes needed; `remedy` says what to change in the settings."""
     free = directory.free_bytes()
     if needed > free:
         raise InputError(
@@ -128,7 +128,7 @@ def check_space(directory: RunDirectory, needed: int, remedy: str) -> None:
 
 
 def _check_engine(settings: Config) -> None:
-    """What an engine would refuse only when it starts."""
+    """Check what an engine would only refuse when it starts."""
     if isinstance(settings.rollouts, Rollouts):
         from reval_core.engines.limits import check_engine
         from reval_core.model.loading import stop_ids, tokenizer_of
@@ -142,17 +142,17 @@ def _check_engine(settings: Config) -> None:
 
 
 def _check_memory(config: Path, settings: Config) -> None:
-    """See that every stage fits the GPU, if there is one, unless `memory_check: warn` leaves that to the user."""
+    """Check that every stage fits the GPU, if there is one, unless `memory_check: warn` is set."""
     from reval_core.planning.gpu_memory import card, overflows, run_memory
 
     gpu = card()
     if gpu is not None and settings.memory_check == "refuse":
         for line in overflows(run_memory(settings, gpu), gpu)[:1]:
-            raise InputError(f"{config}: {line}; to run it all the same, set memory_check: warn")
+            raise InputError(f"{config}: {line}; to run it anyway, set memory_check: warn")
 
 
 def gpu_notes(settings: Config) -> list[str]:
-    """What a run's user should know of the GPU of this machine; nothing without one."""
+    """Notes on precision and memory for this machine's GPU; empty without one."""
     from reval_core.planning.gpu_memory import card, overflows, run_memory, tight_fit
 
     gpu = card()
@@ -164,7 +164,7 @@ def gpu_notes(settings: Config) -> list[str]:
 
 
 def check_problems(config: Path, settings: Config, rollouts: Rollouts) -> None:
-    """See that the problem sets can be read, and that they are enough and apart. Raises InputError."""
+    """Check that the problem sets can be read, are large enough and do not overlap. Raises InputError."""
     train = load_train(settings.problems, settings.seed)
     load_held_out(settings.problems, settings.seed)
     _check_enough(config, train, rollouts)
@@ -173,31 +173,31 @@ def check_problems(config: Path, settings: Config, rollouts: Rollouts) -> None:
 
 
 def check_prompts(config: Path, settings: Config, directory: RunDirectory) -> RunProblems:
-    """See that every problem can be asked, each by its prompt. Returns what is asked. Raises InputError."""
+    """Check that every problem can be rendered as a prompt. Returns the problems in use. Raises InputError."""
     from reval_core.model.loading import tokenizer_of
     from reval_core.problems.asked import run_problems
 
-    asked = run_problems(settings, directory, tokenizer_of(settings.model))
+    found = run_problems(settings, directory, tokenizer_of(settings.model))
     if isinstance(settings.rollouts, Rollouts):
-        _check_enough(config, asked.train, settings.rollouts)
-    return asked
+        _check_enough(config, found.train, settings.rollouts)
+    return found
 
 
 def _check_enough(config: Path, train: Sequence[Problem], rollouts: Rollouts) -> None:
     if len(train) < rollouts.prompts:
         raise InputError(
-            f"{config}: rollouts.prompts: {rollouts.prompts} a round, but problems.train has only "
-            f"{len(train)}; ask for fewer"
+            f"{config}: rollouts.prompts: {rollouts.prompts} per round, but problems.train has only "
+            f"{len(train)}; lower it"
         )
     if len(train) < rollouts.most_prompts:
         raise InputError(
-            f"{config}: rollouts.dynamic_sampling.waves: a round may ask {rollouts.most_prompts} problems, but "
+            f"{config}: rollouts.dynamic_sampling.waves: a round may need {rollouts.most_prompts} problems, but "
             f"problems.train has only {len(train)}; set fewer waves or rollouts.prompts"
         )
 
 
 def check_stored(config: Path, settings: Config, rollouts: StoredRollouts, directory: RunDirectory) -> None:
-    """See that the stored run can be learned from with these settings. Raises InputError."""
+    """Check that the stored run can be used for training with these settings. Raises InputError."""
     from reval_core.replay_buffer.offline import check_stored_run, stored_run
 
     stored = stored_run(directory, rollouts)

@@ -1,4 +1,4 @@
-"""The problems that a command is given: a file or the name of a registered set."""
+"""The problem set named on the command line: a file or a registered set."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from reval_core.rows import column_options
 
 
 def named_set(file: Path, set_name: str | None, columns: Sequence[str]) -> ProblemSet:
-    """The problems of a file, or of a registered set whose name is given in its place.
+    """The problems of a file, or of a registered set if its name is given as `file`.
 
-    Raises InputError if `set_name` is no registered set's, or `columns` do not name the file's columns.
+    Raises InputError if `set_name` is not registered, or an entry of `columns` is invalid.
     """
     if set_name is not None and set_name not in REGISTERED:
-        raise InputError(f"--set {set_name}: is no registered set; known are {', '.join(REGISTERED)}")
+        raise InputError(f"--set {set_name}: is not a registered set; known are {', '.join(REGISTERED)}")
     names = cast("dict[ProblemField, str]", column_options(columns, PROBLEM_FIELDS))
     if set_name is None and str(file) in REGISTERED and not file.exists():
         return ProblemSet(set=cast("SetName", str(file)), columns=names)

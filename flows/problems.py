@@ -1,4 +1,4 @@
-"""`reval problems`: which problem sets are here, and what a file of problems holds."""
+"""`reval problems`: lists the registered problem sets, and checks a file of problems."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from reval_core.rows import read_rows
 
 _WIDTH = 80
 _SHOWN = 10
-"""How many overlaps are listed for people; `--json` has all."""
+"""How many overlaps are printed; `--json` has all."""
 _AUDITED = 20
-"""So many problems are audited in a check, which should take seconds."""
+"""How many problems a check audits; it should take seconds."""
 
 
 def list_sets(as_json: bool) -> None:
-    """Print the registered sets with the files that were found for them, and how many rows those have."""
+    """Print the registered sets with the files found for them and their numbers of rows."""
     found = []
     for name, one in REGISTERED.items():
         path = find_set(name)
@@ -40,19 +40,19 @@ def list_sets(as_json: bool) -> None:
     lines = []
     for row in found:
         size, here = ("–" if number is None else f"{number:,}" for number in (row["size"], row["rows"]))
-        here += " (a part)" if row["whole"] is False else ""
+        here += " (partial)" if row["whole"] is False else ""
         lines.append((row["set"], row["split"], size, here, Path(row["file"]).name if row["file"] else ""))
     print_table(["set", "split", "size", "here", "file"], lines, right=(2, 3), width=_WIDTH)
-    looked = ", ".join(short(directory.absolute()) for directory in directories())
-    say(f"Looked in {looked}.\n{VARIABLE} names other folders; docs/problems.md says how to get each set.")
+    searched = ", ".join(short(directory.absolute()) for directory in directories())
+    say(f"Searched {searched}.\nSet {VARIABLE} for other directories; how to get each set: docs/problems.md")
 
 
 def check_file(
     file: Path, set_name: str | None, columns: Sequence[str], against: Sequence[str], as_json: bool
 ) -> None:
-    """Print what a file of problems holds. Exits with 1 if rows must be mended or dropped before training on it.
+    """Print a summary of a file of problems. Exits with 1 if rows must be fixed or dropped before training on it.
 
-    Raises InputError if it cannot be read as problems.
+    Raises InputError if the file cannot be read as problems.
     """
     source = named_set(file, set_name, columns)
     tests, left_out = known_tests(against)
@@ -96,7 +96,7 @@ def _show(check: Check, left_out: Mapping[str, str], audit: Audit) -> None:
                 first = ", ".join(places[:3]) + (" …" if len(places) > 3 else "")
                 name = ("cannot be used: " if kinds is check.faults else "") + kind
                 lines.append((name, f"{len(places):,}", first))
-        print_table(["what is odd", "rows", "first"], lines, right=(1,), width=_WIDTH)
+        print_table(["issue", "rows", "first"], lines, right=(1,), width=_WIDTH)
     if check.kinds:
         say("golds: " + ", ".join(f"{count:,} {kind}" for kind, count in check.kinds.items()))
     shortest, median, longest = (f"{length:,}" for length in check.lengths)
@@ -111,9 +111,9 @@ def _show(check: Check, left_out: Mapping[str, str], audit: Audit) -> None:
 
 def _show_overlaps(check: Check) -> None:
     for name in check.copies:
-        say(f"holds the very problems of {name}, and is not compared with it")
+        say(f"contains exactly the problems of {name} and is not compared with it")
     if not check.tests and not check.copies:
-        say("compared with no test set: no whole one was found (reval problems list)")
+        say("not compared with any test set: no complete one was found (reval problems list)")
     if not check.tests:
         return
     lines = []
@@ -133,13 +133,13 @@ def _show_overlaps(check: Check) -> None:
 
 def _verdict(check: Check) -> str:
     if check.trainable:
-        return "It can be trained on as it is."
+        return "Ready for training."
     must = []
     if check.faults:
         count = sum(map(len, check.faults.values()))
-        must.append(f"mend {count:,} rows, or leave them out with unusable: drop")
+        must.append(f"fix {count:,} rows, or leave them out with unusable: drop")
     if check.overlaps:
-        must.append(f"leave {len(check.overlapping):,} out of training with problems.contaminated: drop")
+        must.append(f"leave out {len(check.overlapping):,} overlapping rows with problems.contaminated: drop")
     return "Before training on it:\n  " + "\n  ".join(must)
 
 

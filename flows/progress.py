@@ -1,4 +1,4 @@
-"""What a terminal shows of a run: a line a round, and a bar while a stage takes long."""
+"""Terminal progress of a run: a line per round, and a bar while a stage takes long."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from reval_core.pipeline.run_context import RunContext
 from reval_core.reproduction.result import in_words
 
 _QUIET_SECONDS = 0.5
-"""A stage gets a bar once it has taken so long, or when it says that it begins."""
+"""A stage gets a bar after this time, or when it reports its start."""
 
 
 class StageBar:
-    """A bar for the stage at work, on a terminal. On a pipe there is none, and lines are plain."""
+    """A progress bar for the current stage. Without a terminal there is no bar, and lines are plain."""
 
     def __init__(self, host: Any, stderr: bool = False) -> None:
-        """`host` is a session or an examination."""
+        """`host` is a run context or an evaluation context."""
         self._host = host
         self.console = console(stderr)
         self._bars = Bars(
@@ -51,7 +51,7 @@ class StageBar:
         self._bars.stop()
 
     def line(self, *parts: str | tuple[str, str]) -> None:
-        """Print a line in place of the bar, of texts with a style each or without."""
+        """Print a line in place of the bar; each part is a text or a pair of text and style."""
         self._bars.update(self._bar, visible=False)
         self.console.print(styled(*parts))
 
@@ -66,7 +66,7 @@ class StageBar:
 
 
 class Progress:
-    """Prints the rounds of a session."""
+    """Prints the rounds of a run."""
 
     def __init__(self, context: RunContext) -> None:
         self._context = context
@@ -80,15 +80,15 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.__exit__(kind, error, trace)
-        if kind is not None and not issubclass(kind, Exception):  # a signal, from Ctrl-C or from outside
+        if kind is not None and not issubclass(kind, Exception):  # Ctrl-C or another signal
             stage, round = self._context.stage_now
             place = f"in round {round}, {stage.replace('_', ' ')}" if stage else "before its first stage"
             imports = isinstance(self._context.config.rollouts, ImportedRollouts)
-            again = "the same command" if imports else f"reval resume {short(self._context.directory.path)}"
-            self._bar.line(f"stopped {place}; {again} goes on from there")
+            command = "the same command" if imports else f"reval resume {short(self._context.directory.path)}"
+            self._bar.line(f"stopped {place}; {command} continues from there")
 
     def round_done(self, round: int) -> None:
-        """Print what is on record of a round."""
+        """Print the recorded metrics of a round."""
         kept = _kept(self._context.kept)
         self._context.kept.clear()
         line = [_start_line(self._context)] if round == 0 else _round_line(self._context, round)
@@ -96,7 +96,7 @@ class Progress:
 
 
 class UnitBar:
-    """Prints the figures of a reproduction, with a bar over the runs of the one at work."""
+    """Prints the results of a reproduction, with a bar over the runs of the current figure."""
 
     def __init__(self) -> None:
         self._console = console(stderr=True)
@@ -120,30 +120,30 @@ class UnitBar:
         self._bars.stop()
 
     def begin(self, figure: str, runs: int) -> None:
-        """Show the bar of a figure that has so many runs."""
+        """Show the bar of a figure with this many runs."""
         self._bars.reset(self._bar, description=visible(figure), total=runs)
 
     def step(self) -> None:
-        """One more of its runs is done."""
+        """Count one more completed run."""
         self._bars.advance(self._bar)
 
     def line(self, figure: str, found: dict[str, Any], seconds: float) -> None:
-        """Print what a figure came to."""
+        """Print the result of a figure."""
         said = in_words(found["verdict"], found["paper"])
         self._console.print(styled(f"{figure}: ", (said, "bold"), f", {seconds:.0f} s. {found['says']}"))
 
 
 class _Visible(logging.Formatter):
-    """Messages hold file names and what libraries complain of."""
+    """Escapes control characters: messages contain file names and texts of other libraries."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The message as a terminal may show it."""
+        """The message, safe for a terminal."""
         return visible_lines(super().format(record))
 
 
 @contextmanager
 def shown_warnings() -> Iterator[None]:
-    """Show reval's own warnings on the terminal, where Prefect's logging would swallow them with its own lines."""
+    """Show reval's own warnings on the terminal; Prefect's log level would hide them."""
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
     handler.setFormatter(_Visible("reval: %(message)s"))
@@ -156,11 +156,11 @@ def shown_warnings() -> Iterator[None]:
 
 
 def _kept(stages: set[str]) -> str:
-    """Which stages of a round were skipped because an earlier attempt had finished them."""
+    """Which stages of a round were skipped because an earlier attempt had completed them."""
     if "recording" in stages:  # the last one
-        return "kept from before"
+        return "reused"
     names = ", ".join(sorted(name.replace("_", " ") for name in stages))
-    return f"kept from before: {names}" if names else ""
+    return f"reused: {names}" if names else ""
 
 
 def _start_line(context: RunContext) -> str:
@@ -169,7 +169,7 @@ def _start_line(context: RunContext) -> str:
     if context.engine is not None:
         return f"start         held-out accuracy {evaluation.info['accuracy']:.3f}"
     (row,) = context.store.query("SELECT count(*) AS stored FROM buffer").to_pylist()
-    mean = _figure(evaluation.info["delta_abs"])
+    mean = _number(evaluation.info["delta_abs"])
     return f"start         {row['stored']:,} stored trajectories, mean |Δ| {mean}"
 
 
@@ -178,7 +178,7 @@ def _round_line(context: RunContext, round: int) -> list[str | tuple[str, str]]:
     total = context.config.rounds
     parts = [
         f"round {round:>{len(str(total))}}/{total}",
-        *(_fresh_figures(context, row) if context.engine is not None else _stored_figures(context, row)),
+        *(_fresh_metrics(context, row) if context.engine is not None else _stored_metrics(context, row)),
         f"{sum(value for name, value in row.items() if name.endswith('_seconds')):.1f} s",
     ]
     measured = []
@@ -191,26 +191,26 @@ def _round_line(context: RunContext, round: int) -> list[str | tuple[str, str]]:
     return ["  ".join(parts), *((f"  {text}", "bold") for text in measured)]
 
 
-def _fresh_figures(context: RunContext, row: dict[str, Any]) -> list[str]:
+def _fresh_metrics(context: RunContext, row: dict[str, Any]) -> list[str]:
     sampled_as_scored = context.config.generation.temperature == context.config.scoring_temperature
     return [
-        f"accuracy {_figure(row['accuracy'])}",
-        f"|Δ| {_figure(row['delta_abs'])}",
-        f"{'KL' if sampled_as_scored else 'log-ratio'} {_figure(row['kl'])}",
+        f"accuracy {_number(row['accuracy'])}",
+        f"|Δ| {_number(row['delta_abs'])}",
+        f"{'KL' if sampled_as_scored else 'log-ratio'} {_number(row['kl'])}",
         f"tokens {row['response_length']:.1f}",
     ]
 
 
-def _stored_figures(context: RunContext, row: dict[str, Any]) -> list[str]:
-    """Of the draw of each update, just before it."""
+def _stored_metrics(context: RunContext, row: dict[str, Any]) -> list[str]:
+    """The metrics of each update's draw, just before the update."""
     updates = context.store.query(
         'SELECT delta_abs FROM updates WHERE round = $round ORDER BY "update"', round=row["round"]
     ).to_pylist()
     return [
-        f"|Δ| of draws {' '.join(_figure(update['delta_abs']) for update in updates)}",
-        f"gradient {_figure(row['grad_norm'])}",
+        f"|Δ| of draws {' '.join(_number(update['delta_abs']) for update in updates)}",
+        f"gradient {_number(row['grad_norm'])}",
     ]
 
 
-def _figure(value: Any) -> str:
+def _number(value: Any) -> str:
     return "–" if value is None else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""`reval sql`: one question about a run's tables, which can neither write nor read anything else."""
+"""`reval sql`: one query on a run's tables, which can neither write nor read anything else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class QueryError(InputError):
-    """A query that was refused, in as many lines as DuckDB takes to show where."""
+    """A rejected query; the message keeps DuckDB's lines that show where."""
 
 
 def show_query(run: Path, query: str, form: str) -> None:
@@ -46,15 +46,15 @@ def show_query(run: Path, query: str, form: str) -> None:
 
 
 def _answer(connection: DuckDBPyConnection, statement: Statement) -> tuple[list[str], list[Any]]:
-    """The columns and rows that a statement gives. Ctrl-C ends it, which DuckDB by itself does not notice."""
+    """The columns and rows of a statement. Ctrl-C interrupts it, which DuckDB alone would not notice."""
 
-    def ask() -> list[Any]:
+    def execute() -> list[Any]:
         return connection.execute(statement).fetchall()
 
     with ThreadPoolExecutor(max_workers=1) as thread:
-        asked = thread.submit(ask)
+        pending = thread.submit(execute)
         try:
-            rows = asked.result()
+            rows = pending.result()
         except KeyboardInterrupt:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one does not wait
             connection.interrupt()
@@ -73,17 +73,17 @@ def _print(names: Sequence[str], rows: Sequence[Sequence[Any]], form: str) -> No
 
 @contextmanager
 def locked_views(run: Path, manifests: Iterable[Manifest]) -> Iterator[DuckDBPyConnection]:
-    """The views of a run's tables in a database that opens only their files, to read, and nothing else."""
+    """The views of a run's tables in a database that can only read their files."""
     from reval_core.replay_buffer.index import sql_views
 
     manifests = list(manifests)
     files = [run.absolute() / file.path for manifest in manifests for file in manifest.files]
     with sql_views(run, manifests) as connection, tempfile.TemporaryDirectory(prefix="reval-sql-") as spilled:
         for setting, value in (
-            ("temp_directory", spilled),  # what does not fit into memory; else it would lie where the user stands
+            ("temp_directory", spilled),  # spill files; the default is the current directory
             ("allowed_paths", [str(file) for file in files]),
             ("enable_external_access", False),
-            ("python_enable_replacements", False),  # variables of this process are no tables
+            ("python_enable_replacements", False),  # variables of this process are not tables
             ("autoinstall_known_extensions", False),
             ("autoload_known_extensions", False),
             ("lock_configuration", True),
@@ -93,28 +93,28 @@ def locked_views(run: Path, manifests: Iterable[Manifest]) -> Iterator[DuckDBPyC
 
 
 def _one_select(connection: DuckDBPyConnection, query: str) -> Statement:
-    """The statement of a query. DuckDB's settings alone would let others attach the tables' files."""
+    """The statement of a query: exactly one SELECT. DuckDB's settings alone would allow ATTACH of the files."""
     import duckdb
 
     try:
-        text = os.fsencode(query).decode("utf-8")  # in a C locale Python takes no other bytes than ASCII for text
+        text = os.fsencode(query).decode("utf-8")  # in a C locale Python decodes only ASCII
     except UnicodeError as error:
         raise QueryError(f"the query failed: it is not UTF-8 ({error.reason})") from error
     statements = connection.extract_statements(text)
     if len(statements) != 1:
-        raise QueryError(f"the query failed: one SELECT can be asked, and this is {len(statements)} statements")
+        raise QueryError(f"the query failed: it must be one SELECT, and this is {len(statements)} statements")
     try:
         kind = statements[0].type
     except ValueError:  # one that DuckDB's Python interface has no name for
         kind = None
     if kind != duckdb.StatementType.SELECT:
         name = {None: "this", duckdb.StatementType.MULTI: "PIVOT without IN (…)"}.get(kind, kind and kind.name)
-        raise QueryError(f"the query failed: only a SELECT can be asked, not {name}")
+        raise QueryError(f"the query failed: it must be a SELECT, not {name}")
     return statements[0]
 
 
 def _apart(names: Iterable[str]) -> list[str]:
-    """The names of columns, each once: `count`, `count_1`, `count_2`."""
+    """The column names made unique: `count`, `count_1`, `count_2`."""
     found: list[str] = []
     given = list(names)
     for name in given:

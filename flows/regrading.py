@@ -1,4 +1,4 @@
-"""`reval regrade`: judge a run's stored responses again under other rules, and show what changes."""
+"""`reval regrade`: grade a run's stored responses under other rules, and show what changes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from reval_core.regrading.regrade import (
 )
 
 _SHOWN_ROUNDS = 20
-"""So many rounds are listed for people, those that changed most; `--json` has all."""
+"""How many rounds are printed, those that changed most; `--json` has all."""
 _WIDTH = 80
 _EXAMPLES = 3
-"""Of each pair of verdicts."""
+"""Examples per pair of verdicts."""
 
 
 def regrade_run(
@@ -35,9 +35,9 @@ def regrade_run(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Write the verdicts of a run's responses under other rules beside the run, and print what changes.
+    """Write the verdicts of a run's responses under other rules next to the run, and print what changes.
 
-    Raises InputError, before anything is judged, for what cannot be used.
+    Raises InputError, before anything is judged, for invalid options or a run without responses.
     """
     stored = stored_responses(run, rounds)
     rules = other_rules(stored, mode, methods, function)
@@ -60,19 +60,19 @@ def regrade_run(
     }
     parts = changes(table, by)
     if as_json:
-        print_json({**found, f"{by}s": [{by: one.part, **_figures(one)} for one in parts]})
+        print_json({**found, f"{by}s": [{by: one.part, **_metrics(one)} for one in parts]})
     else:
         _show(found, parts, by.replace("_", " "))
 
 
-def _figures(change: Change) -> dict[str, Any]:
+def _metrics(change: Change) -> dict[str, Any]:
     return {name: value for name, value in asdict(change).items() if name != "part"}
 
 
 def _show(found: dict[str, Any], parts: Sequence[Change], by: str) -> None:
     changed = sum(one.changed for one in parts)
     say(
-        f"{found['run']}: {found['trajectories']:,} responses, {changed:,} have another verdict "
+        f"{found['run']}: {found['trajectories']:,} responses, {changed:,} change their verdict "
         f"({changed / found['trajectories']:.1%})"
     )
     lines = [
@@ -90,7 +90,7 @@ def _show(found: dict[str, Any], parts: Sequence[Change], by: str) -> None:
 
 def _show_parts(parts: Sequence[Change], by: str) -> None:
     most = sorted(parts, key=lambda one: -one.changed)[:_SHOWN_ROUNDS]
-    names = [by, "responses", "changed", "accuracy", "mean reward", "groups turned"]
+    names = [by, "responses", "changed", "accuracy", "mean reward", "groups affected"]
     lines = [
         (
             one.part,
@@ -104,7 +104,7 @@ def _show_parts(parts: Sequence[Change], by: str) -> None:
         if one in most
     ]
     print_table(names, lines, width=_WIDTH)
-    say("groups turned: some reward is now on another side of the mean of its group")
+    say("groups affected: some reward is now on the other side of the group's mean")
     if len(parts) > len(most):
         say(f"the {len(most)} {by}s of {len(parts):,} that changed most (--json lists all)")
 

@@ -1,4 +1,4 @@
-"""The flow `reval-reproduce`: figures of the paper in small, or the rest of a reproduction that was interrupted."""
+"""The flow `reval-reproduce`: reproduces figures of the paper at a small scale, or resumes where interrupted."""
 
 from __future__ import annotations
 
@@ -30,15 +30,21 @@ from tasks.units import submit
 _END_SECONDS = 30.0
 
 
-# Its threads only wait: how much is done at a time is the process pool's to say.
+# The threads only wait: the process pool limits how many runs execute in parallel.
 @flow(name="reval-reproduce", persist_result=False, task_runner=ThreadPoolTaskRunner(max_workers=1000))
 def reproduce(
     figures: list[str], seeds: int | None = None, out: str = "reproduction", workers: int | None = None
 ) -> dict[str, Any]:
-    """Make figures, each from its runs, and the page of all figures that are there; give what was found.
+    """Reproduce figures, each from its runs, write the page of all available figures, and return the results.
 
-    Given again, it makes the runs that are missing and goes on with those that were interrupted. A run that stops
-    costs its figure alone: the others are made, and RunStopped names at the end what is missing.
+    The same call again executes the missing runs and resumes interrupted ones. A run that stops affects only its
+    figure: the others are completed, and RunStopped lists at the end what is missing.
+
+    Args:
+        figures: Names of figures.
+        seeds: Runs of each arm; None for the figure's own number.
+        out: The directory of the runs and the page.
+        workers: Parallel runs; None for the number of cores.
     """
     settings = {name: load_figure(name) for name in figures}
     place = Path(out)
@@ -65,18 +71,18 @@ def reproduce(
 
 
 def _prepare(executor: Executor, figure: Figure, out: Path) -> None:
-    """See that the policy that a figure's runs start from is there, and the prompts of a one-prompt study."""
+    """Ensure that the initial policy of a figure's runs exists, and the prompts of a one-prompt study."""
     given = (figure.base, str(out))
-    submit(executor, make_start, given, f"policy 0 of {figure.base}", has_start(*given)).result()
+    submit(executor, make_start, given, f"initial policy of {figure.base}", has_start(*given)).result()
     if figure.prompts is not None:
         given = (figure.prompts, str(out))
         submit(executor, find_prompts, given, f"prompts {given[0]}", has_prompts(*given)).result()
 
 
 def _finish(executor: Executor, planned: list[Unit], out: Path, bar: UnitBar) -> None:
-    """See that all runs are finished, several at a time. Arms with the same settings share theirs.
+    """Finish all runs, several in parallel. Arms with the same settings share their runs.
 
-    Where runs stop the others go on, so that the next attempt has less to do. The first error is raised after them.
+    If runs stop, the others continue, so that the next attempt has less to do. The first error is raised last.
     """
     futures = []
     for unit in {unit.path: unit for unit in planned}.values():
@@ -97,7 +103,7 @@ def _finish(executor: Executor, planned: list[Unit], out: Path, bar: UnitBar) ->
 
 @contextmanager
 def _processes(workers: int) -> Iterator[Executor]:
-    """Processes that do runs, until the end of the block. Where it is left early they end at once: runs go on."""
+    """Worker processes for the runs. If the block is left by an exception they end at once: runs can resume."""
     executor = ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=_leave_with, initargs=(os.getpid(),)
     )
@@ -111,7 +117,7 @@ def _processes(workers: int) -> Iterator[Executor]:
 
 
 def _end(processes: list[BaseProcess]) -> None:
-    """Tell processes to end, and end those that do not."""
+    """Terminate processes, and kill those that do not end in time."""
     for process in processes:
         process.terminate()
     for process in processes:
@@ -121,7 +127,7 @@ def _end(processes: list[BaseProcess]) -> None:
 
 
 def _leave_with(parent: int) -> None:
-    """End this process when its parent is gone: a killed reproduction must not hold its runs' folders."""
+    """Exit when the parent is gone: a killed reproduction must not keep the locks of its runs."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,4 +1,4 @@
-"""`reval reproduce`: make figures of the paper in the foreground and print what they came to."""
+"""`reval reproduce`: reproduce figures of the paper in the foreground and print the results."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from reval_core.reproduction.study import absent_model, check_out, known_figures
 
 
 def all_figures() -> list[str]:
-    """What `--all` makes: the figures, without the searches and without those whose model is not here."""
+    """The figures of `--all`: without the searches and without those whose model is missing."""
     names = [name for name in known_figures() if not name.startswith("search-")]
     absent = {name: path for name in names if (path := absent_model(name))}
     for name, path in absent.items():
-        say(f"{name} is left out: there is no {path}; `make smollm2` makes it", err=True)
+        say(f"{name} is skipped: {path} does not exist; `make smollm2` creates it", err=True)
     return [name for name in names if name not in absent]
 
 
 def reproduce_here(
     figures: Sequence[str], seeds: int | None, out: Path, workers: int | None, as_json: bool
 ) -> None:
-    """Make figures in this process and those that it starts, and print what was measured."""
+    """Reproduce figures in this process and its workers, and print what was measured."""
     check_out(out)
     for name in figures:
-        units(load_figure(name), out, seeds)  # whatever is wrong is said before Prefect takes its seconds to start
+        units(load_figure(name), out, seeds)  # reports errors before Prefect, which takes seconds to start
         if path := absent_model(name):
-            raise InputError(f"{name}: there is no {path}; `make smollm2` makes it")
+            raise InputError(f"{name}: {path} does not exist; `make smollm2` creates it")
     results: dict[str, object] = {}
 
     def flow() -> None:
@@ -41,7 +41,7 @@ def reproduce_here(
 
     delivered = run_flow(flow)
     if not results:
-        raise RunStopped("Prefect's server stopped answering; start it again and give the same command")
+        raise RunStopped("the Prefect server stopped responding; restart it and run the same command again")
     if as_json:
         print_json({name: _in_short(out, name) for name in figures})
     else:
@@ -52,7 +52,7 @@ def reproduce_here(
 
 
 def show_figures(out: Path, names: Sequence[str] = (), as_json: bool = False) -> None:
-    """Print what there is to reproduce, and what came of it where it was."""
+    """Print the available figures, with the results of those that were reproduced."""
     found = {name: _made(out, name) for name in names or known_figures()}
     if as_json:
         print_json({name: one and _in_short(out, name) for name, one in found.items()})
@@ -62,7 +62,7 @@ def show_figures(out: Path, names: Sequence[str] = (), as_json: bool = False) ->
         figure = load_figure(name)
         said = in_words(one["verdict"], one["paper"]) if one else ""
         rows.append([name, figure.title, f"{figure.minutes:g} min", said])
-    print_rows(["figure", "what it shows", "takes", "verdict"], rows)
+    print_rows(["figure", "what it shows", "time", "verdict"], rows)
 
 
 def _made(out: Path, name: str) -> dict[str, Any]:
@@ -74,5 +74,5 @@ def _in_short(out: Path, name: str) -> dict[str, Any]:
     """The verdict and the measured numbers."""
     found = _made(out, name)
     if not found:
-        raise InputError(f"{name}: was not made in {out}")
+        raise InputError(f"{name}: was not reproduced in {out}")
     return {"verdict": found["verdict"], "says": found["says"], **found["numbers"]}

@@ -1,4 +1,4 @@
-"""Which stage follows which: the rounds of a run, top to bottom.
+"""The order of the stages: the rounds of a run, top to bottom.
 
 `stages` is the plain functions of `reval_core.stages`, or the Prefect tasks of `tasks` under the same names.
 """
@@ -19,16 +19,19 @@ from reval_core.storage.tables import Manifest
 
 
 def train_rounds(context: RunContext, stages: Any) -> Iterator[int]:
-    """Run a whole training run, giving each round's number once the round is on record (0 for the start).
+    """Execute a training run, yielding each round's number once the round is recorded (0 for the start).
 
-    It ends early where the policy reaches `evaluation.target`. What earlier attempts have published is not done
-    again.
+    Ends early when the policy reaches `evaluation.target`. Stages published by earlier attempts are not repeated.
+
+    Args:
+        context: The open run.
+        stages: `reval_core.stages`, or the Prefect tasks of `tasks`.
     """
     config = context.config
     stored = isinstance(config.rollouts, StoredRollouts)
     before = stages.warm_start(context, 0)
     policy = reference = Policy.of(before)
-    scores = _taken_over(context, stages, policy) if stored else None
+    scores = _offline_data(context, stages, policy) if stored else None
 
     def evaluate(round: int) -> Manifest:
         if stored:
@@ -76,8 +79,8 @@ def _fresh(context: RunContext, stages: Any, round: int, policy: Policy, referen
     return [rollouts, verdicts, stages.consistency(context, round, rollouts, verdicts, policy, reference)]
 
 
-def _taken_over(context: RunContext, stages: Any, policy: Policy) -> Manifest:
-    """The trajectories of a stored run, with its verdicts, scored under policy 0. No round generates any."""
+def _offline_data(context: RunContext, stages: Any, policy: Policy) -> Manifest:
+    """The trajectories and verdicts of a stored run, scored under the initial policy. No round generates any."""
     stored = stored_run(context.directory, context.config.rollouts)
     keep_stored_run(context.directory, stored)
     rollouts = stages.stored_rollouts(context, 0, stored)
@@ -86,10 +89,10 @@ def _taken_over(context: RunContext, stages: Any, policy: Policy) -> Manifest:
     return scores
 
 
-def import_responses(context: RunContext, stages: Any, material: Material) -> list[Manifest]:
-    """Make the responses of a file a run that others learn from; gives its rollouts and its verdicts."""
+def import_responses(context: RunContext, stages: Any, imported: Material) -> list[Manifest]:
+    """Store imported responses as a run for offline training. Returns its manifests of rollouts and verdicts."""
     policy = Policy.of(stages.warm_start(context, 0))
-    rollouts = stages.importing(context, 0, material)
+    rollouts = stages.importing(context, 0, imported)
     verdicts = stages.verification(context, 0, rollouts)
     stages.consistency(context, 0, rollouts, verdicts, policy, policy)
     context.store.publish_views(context.directory.tables)
@@ -97,15 +100,15 @@ def import_responses(context: RunContext, stages: Any, material: Material) -> li
 
 
 def _due(context: RunContext, stage: str, round: int, every: int) -> bool:
-    """Whether a stage is due in a round: by its interval, in the last round, or because it was done before."""
+    """Whether a stage is due in a round: by its interval, in the last round, or because it is already published."""
     last = round == context.config.rounds
     return last or round % every == 0 or context.directory.manifest(stage, round) is not None
 
 
 def _evaluation_due(context: RunContext, round: int) -> bool:
-    """Whether a round is evaluated: as it is due, near the target, or on record with an evaluation.
+    """Whether a round is evaluated: it is due, near the target, or recorded with an evaluation.
 
-    That is the last round before a run was made longer.
+    The latter is the last round before a run was extended.
     """
     if _due(context, "evaluation", round, context.config.evaluation.every) or context.nears_target(round):
         return True

@@ -1,4 +1,4 @@
-"""A local Prefect server and the worker that carries deployments out: started where none is, stopped after use."""
+"""A local Prefect server and the worker that executes deployments: started if needed, stopped after use."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _STOP_SECONDS = 10.0
 
 
 def configured_api() -> str | None:
-    """The Prefect API that the environment or Prefect's profile names, if either does.
+    """The Prefect API URL of the environment or of Prefect's profile, if any.
 
-    Raises InputError if Prefect cannot take its settings.
+    Raises InputError if Prefect's settings are invalid.
     """
     from pydantic import ValidationError
 
@@ -41,13 +41,13 @@ def configured_api() -> str | None:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise InputError(
-            f"Prefect's setting {'.'.join(map(str, first['loc']))}: {first['msg']}; change it or unset it"
+            f"Prefect's setting {'.'.join(map(str, first['loc']))}: {first['msg']}; correct it or unset it"
         ) from error
     return get_current_settings().api.url
 
 
 def answers(url: str) -> bool:
-    """Whether a Prefect server answers at `url`. Of other servers many say 200 to whatever they are asked."""
+    """Whether a Prefect server responds at `url`. Many other servers answer 200 to any request."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=2) as response:
             return bool(response.read(100).strip() == b"true")
@@ -56,9 +56,9 @@ def answers(url: str) -> bool:
 
 
 def check_api(url: str) -> None:
-    """See that a Prefect server that this Prefect can work with answers at `url`.
+    """Check that a compatible Prefect server responds at `url`.
 
-    Raises InputError, one line, within seconds: for what is no URL, for silence, and for another server.
+    Raises InputError, one line, within seconds: for an invalid URL, no response, or another kind of server.
     """
     from httpx import HTTPError, InvalidURL
     from prefect import __version__
@@ -68,7 +68,7 @@ def check_api(url: str) -> None:
     shown = f"PREFECT_API_URL: {visible(_without_password(url))}"
     cloud = _check_url(url, shown)
     if cloud and not PREFECT_API_KEY.value():
-        raise InputError(f"{shown}: is Prefect Cloud, which wants PREFECT_API_KEY; set it, or {_LOCALLY}")
+        raise InputError(f"{shown}: is Prefect Cloud, which requires PREFECT_API_KEY; set it, or {_LOCALLY}")
     try:
         with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0}):
             client = get_client(httpx_settings={"timeout": _PATIENCE_SECONDS}, sync_client=True)
@@ -80,31 +80,31 @@ def check_api(url: str) -> None:
     except HTTPError as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
-            why = "does not let you in; set PREFECT_API_AUTH_STRING or PREFECT_API_KEY"
+            why = "denies access; set PREFECT_API_AUTH_STRING or PREFECT_API_KEY"
         else:
-            why = f"is no Prefect server (status {status})" if status else f"does not answer ({_reason(error)})"
+            why = f"is not a Prefect server (status {status})" if status else f"does not respond ({_reason(error)})"
         raise InputError(f"{shown}: {why}; start one there, or {_LOCALLY}") from error
     except (InvalidURL, ValueError, OSError) as error:
-        raise InputError(f"{shown}: is no Prefect server ({_reason(error)}); {_LOCALLY}") from error
+        raise InputError(f"{shown}: is not a Prefect server ({_reason(error)}); {_LOCALLY}") from error
     numbers = re.match(r"(\d+)\.\d+", found) if isinstance(found, str) else None
     if numbers is None:
-        raise InputError(f"{shown}: is no Prefect server (it tells no version); {_LOCALLY}")
+        raise InputError(f"{shown}: is not a Prefect server (it reports no version); {_LOCALLY}")
     if numbers[1] != __version__.partition(".")[0]:
         raise InputError(
-            f"{shown}: runs Prefect {found[:20]}, and this is Prefect {__version__}; start one of that "
+            f"{shown}: runs Prefect {found[:20]}, and this is Prefect {__version__}; start a server of this "
             f"version there, or {_LOCALLY}"
         )
 
 
 def _check_url(url: str, shown: str) -> bool:
-    """See that a URL has all its parts. Gives whether it is Prefect Cloud's."""
+    """Check that a URL is complete. Returns whether it is Prefect Cloud's."""
     try:
         parts = urlsplit(url)
         whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number, half an IPv6 address
+    except ValueError:  # a port that is not a number, an incomplete IPv6 address
         whole = False
     if not whole or not url.isprintable() or " " in url:
-        raise InputError(f"{shown}: is no URL such as {LOCAL_API}; {_LOCALLY}")
+        raise InputError(f"{shown}: is not a URL such as {LOCAL_API}; {_LOCALLY}")
     return str(parts.hostname).endswith(".prefect.cloud")
 
 
@@ -113,29 +113,29 @@ def _without_password(url: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Why, in a few words."""
+    """A short reason."""
     if isinstance(error, JSONDecodeError):
-        return "it tells no version"
+        return "it reports no version"
     return " ".join(str(error).split())[:100] or type(error).__name__
 
 
 @contextmanager
 def server() -> Iterator[str]:
-    """The URL of a Prefect server that answers, for this process and its children.
+    """The URL of a running Prefect server, for this process and its children.
 
-    If none answers a local one is started, and stopped at the end. Raises RevalError if it does not start.
+    If none responds, a local one is started, and stopped at the end. Raises RevalError if it does not start.
     """
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     url = configured_api() or LOCAL_API
     os.environ["PREFECT_API_URL"] = url  # for children
-    with temporary_settings({PREFECT_API_URL: url}), _answering(url):
+    with temporary_settings({PREFECT_API_URL: url}), _running(url):
         yield url
 
 
 @contextmanager
-def _answering(url: str) -> Iterator[None]:
-    """A server at `url`: the one that is there, or a local one for as long as the block lasts."""
+def _running(url: str) -> Iterator[None]:
+    """A server at `url`: the existing one, or a local one for the duration of the block."""
     if url != LOCAL_API:
         check_api(url)
         yield
@@ -143,7 +143,7 @@ def _answering(url: str) -> Iterator[None]:
     if answers(url):
         yield
         return
-    # Its log is of no use to somebody who trains, and would tear the progress apart.
+    # Its log would break up the progress bar.
     with _process("server", "start", "--host", "127.0.0.1", "--port", "4200", quiet=True) as process:
         deadline = time.monotonic() + _START_SECONDS
         while not answers(url):
@@ -155,12 +155,12 @@ def _answering(url: str) -> Iterator[None]:
 
 @contextmanager
 def worker() -> Iterator[None]:
-    """Register the deployments of prefect.yaml and run a worker that carries them out.
+    """Register the deployments of prefect.yaml and run a worker that executes them.
 
-    Raises RevalError if there is no prefect.yaml here, or Prefect refuses it.
+    Raises RevalError if there is no prefect.yaml in the current directory, or Prefect rejects it.
     """
     if not Path("prefect.yaml").exists():
-        raise RevalError("no prefect.yaml in this folder; run this from the root of the project")
+        raise RevalError("no prefect.yaml in this directory; run this from the root of the project")
     _make_work_pool()
     with _process("worker", "start", "--pool", WORK_POOL, "--name", f"reval-{os.getpid()}"):
         # The worker takes as long to start as the registration takes.
@@ -181,11 +181,11 @@ def _make_work_pool() -> None:
 
 @contextmanager
 def _process(*arguments: str, quiet: bool = False) -> Iterator[subprocess.Popen[bytes]]:
-    """A Prefect command running in the background, with whatever it starts, until the end of the block."""
+    """A Prefect command and its children, running in the background until the end of the block."""
     output = subprocess.DEVNULL if quiet else None
     environment = {
         **os.environ,
-        "PYTHONUNBUFFERED": "1",  # a run's lines appear as they are printed
+        "PYTHONUNBUFFERED": "1",  # show a run's lines as they are printed
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
     }

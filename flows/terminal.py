@@ -1,6 +1,6 @@
 """Everything that commands print: lines, tables and progress for people, JSON and CSV for programs.
 
-What is printed may hold texts from anybody, so none of it is markup, and no character in it acts on the terminal.
+Output may contain untrusted text, so nothing is interpreted as markup, and control characters are escaped.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 
 def say(text: object = "", err: bool = False) -> None:
-    """Print lines of text as they are, but for characters that act on the terminal."""
+    """Print lines of text with control characters escaped."""
     _write(visible_lines(str(text)) + "\n", sys.stderr if err else sys.stdout)
 
 
 def console(stderr: bool = False, soft_wrap: bool = True) -> Console:
-    """Where rich prints, with nothing read into texts: no markup, no emoji, no highlights."""
+    """A rich console that prints text literally: no markup, no emoji, no highlighting."""
     from rich.console import Console
 
     return Console(highlight=False, markup=False, emoji=False, soft_wrap=soft_wrap, stderr=stderr)
 
 
 def styled(*parts: str | tuple[str, str]) -> Text:
-    """A line of texts, each with a style of rich or without."""
+    """A line of texts, each with or without a rich style."""
     from rich.text import Text
 
     return Text.assemble(
@@ -42,7 +42,7 @@ def styled(*parts: str | tuple[str, str]) -> Text:
 
 
 def print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], width: int | None = None) -> None:
-    """Print a table that fits the terminal; columns with numbers stand right."""
+    """Print a table that fits the terminal; columns with numbers are right-aligned."""
     right = [any(isinstance(row[place], int | float) for row in rows) for place in range(len(names))]
     _print_table(names, rows, right, "fold", width)
 
@@ -53,7 +53,7 @@ def print_table(
     right: Collection[int] | None = None,
     width: int | None = None,
 ) -> None:
-    """Print a table of finished figures: the columns of these places, or all but the first, stand right."""
+    """Print a table of formatted values; the columns in `right`, or all but the first, are right-aligned."""
     places = range(1, len(names)) if right is None else right
     _print_table(names, rows, [place in places for place in range(len(names))], "ellipsis", width)
 
@@ -81,11 +81,11 @@ def _cell(value: Any) -> Text:
     return Text(f"{value:.4g}" if isinstance(value, float) else visible_lines(str(value)))
 
 
-def print_facts(title: str, facts: dict[str, str]) -> None:
-    """Print names and what they are, one below the other."""
-    width = max(map(len, facts))
+def print_pairs(title: str, values: dict[str, str]) -> None:
+    """Print names and their values, one per line."""
+    width = max(map(len, values))
     console().print(styled((title, "bold")))
-    for name, value in facts.items():
+    for name, value in values.items():
         say(f"  {name:<{width}}  {value}")
 
 
@@ -95,7 +95,7 @@ def print_json(value: Any) -> None:
 
 
 def print_json_line(value: Any) -> None:
-    """Print JSON on a line of its own, at once."""
+    """Print JSON on one line and flush."""
     _write(json_text(value, indent=None, ascii_only=not _takes_unicode()) + "\n", sys.stdout)
 
 
@@ -118,5 +118,5 @@ def _write(text: str, stream: TextIO) -> None:
 
 
 def short(path: Path) -> str:
-    """A path as somebody in this folder would type it."""
+    """A path relative to the current directory, where it is inside it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

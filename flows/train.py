@@ -1,4 +1,4 @@
-"""The flow `reval-train`: a training run, or the rest of one that was interrupted."""
+"""The flow `reval-train`: executes a training run, or resumes an interrupted one."""
 
 from __future__ import annotations
 
@@ -24,9 +24,14 @@ from tasks.tracking import tracked
 
 @flow(name="reval-train", flow_run_name="{config}", persist_result=False)
 def train(config: str, overrides: list[str] | None = None, run_dir: str | None = None) -> dict[str, Any]:
-    """Train as `config` says, with overrides such as `rounds=6`, and return the run's summary.
+    """Train as `config` describes and return the run's summary.
 
-    Started again with the same arguments, it goes on where it was.
+    Called again with the same arguments, it resumes from the last completed stage.
+
+    Args:
+        config: A YAML file.
+        overrides: Settings such as `rounds=6`.
+        run_dir: The run directory; None for `runs/<config name>`.
     """
     settings, directory = prepare(Path(config), overrides or [], Path(run_dir) if run_dir else None)
     with (

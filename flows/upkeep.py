@@ -1,4 +1,4 @@
-"""What the commands that look after a run do and print: check, rebuild, policy, prune."""
+"""Maintenance of a run: the commands check, reindex, export-model and prune."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from reval_core.storage.run_directory import RunDirectory, existing_run
 
 
 def show_check(run: Path, as_json: bool) -> None:
-    """Check a run and print what was found. Raises RunStopped if anything is wrong."""
+    """Check a run and print the results. Raises RunStopped if anything is wrong."""
     from reval_core.maintenance.check import check_run
 
     directory, config = _run(run)
     results = []
-    with directory.lock(), bar("replaying rounds") as tick:
+    with directory.lock(), bar("reconstructing rounds") as tick:
         for result in check_run(directory, config, tick):
             results.append(result)
             if not as_json:
@@ -36,12 +36,12 @@ def show_check(run: Path, as_json: bool) -> None:
     wrong = sum(len(result.problems) for result in results)
     if wrong:
         raise RunStopped(
-            f"{run}: {wrong} thing{'s' * (wrong > 1)} wrong; the next start mends what can be made again"
+            f"{run}: {wrong} problem{'s' * (wrong > 1)} found; the next start fixes what can be regenerated"
         )
 
 
-def show_rebuild(run: Path, as_json: bool) -> None:
-    """Make a run's database again and print its tables."""
+def show_reindex(run: Path, as_json: bool) -> None:
+    """Rebuild a run's database and print its tables."""
     from reval_core.replay_buffer.index import rebuild_store
 
     directory, config = _run(run)
@@ -53,10 +53,18 @@ def show_rebuild(run: Path, as_json: bool) -> None:
         print_rows(["table", "rows"], list(rows.items()))
 
 
-def show_policy(run: Path, round: int | None, out: Path, as_json: bool, masters: bool = False) -> None:
-    """Write the policy of a round to a new folder and print its digest.
+def show_exported_model(run: Path, round: int | None, out: Path, as_json: bool, masters: bool = False) -> None:
+    """Write the policy of a round to a new directory and print its digest.
 
-    masters: write the float32 weights that the optimizer holds, where the policy is a bfloat16 copy of them.
+    Args:
+        run: The run directory.
+        round: The round after which the policy is taken; None for the last.
+        out: A directory that does not exist yet.
+        as_json: Print JSON.
+        masters: Write the optimizer's float32 weights, where the policy is a bfloat16 copy of them.
+
+    Raises:
+        InputError: `out` exists or cannot be written, or the run has no policy of that round.
     """
     from reval_core.learning.checkpoints import export_policy
     from reval_core.learning.draws import DrawReader
@@ -68,15 +76,15 @@ def show_policy(run: Path, round: int | None, out: Path, as_json: bool, masters:
     check_local(out, "--out")
     check_writable(out.parent, f"--out {out}")
     if out.exists():
-        raise InputError(f"{out}: exists; give --out a folder that does not")
+        raise InputError(f"{out}: already exists; give --out a new directory")
     newest = newest_policy(directory)
     policy = newest if round is None else recorded_policy(directory, round)
     if newest is None or policy is None:
         reached = "no policy yet" if newest is None else f"policies of rounds 0 to {newest.round}"
-        raise InputError(f"{run}: has {reached}; give --round one of those")
+        raise InputError(f"{run}: has {reached}; give one of those as --round")
     if not directory.checkpoint(policy.round).exists():
-        fix_machine(directory, config)  # a replay gives the same weights only where it learns the same
-    with bar("replaying rounds") as tick:
+        fix_machine(directory, config)  # reconstruction gives the same weights only with the same arithmetic
+    with bar("reconstructing rounds") as tick:
         learner = replay(directory, config, DrawReader(directory), policy, tick=tick)
     with learner.masters() if masters else nullcontext():
         export_policy(out, learner.model, tokenizer_of(config.model))
@@ -88,7 +96,7 @@ def show_policy(run: Path, round: int | None, out: Path, as_json: bool, masters:
 
 
 def show_prune(run: Path, yes: bool, as_json: bool) -> None:
-    """Say what pruning a finished run takes away and, if asked for, do it."""
+    """Print what pruning a finished run deletes and, with `yes`, delete it."""
     from reval_core.maintenance.prune import plan, prune
 
     directory, config = _run(run)
@@ -102,17 +110,17 @@ def show_prune(run: Path, yes: bool, as_json: bool) -> None:
         print_json({**vars(found), "done": yes, "bytes_before": before, "bytes_after": after})
         return
     say(f"tokens of rounds 1 to {found.last_round}, all outside the buffer of {config.replay.capacity:,}:")
-    say(f"  {found.files:,} files, {found.size / 1e6:,.1f} MB, become one file a table, without tokens")
-    say(f"  {found.leftovers:,} kept results and damaged files, {found.leftovers_size / 1e6:,.1f} MB")
-    say("texts, verdicts, scores, draws and checkpoints stay; policies between them cannot be rebuilt then")
+    say(f"  {found.files:,} files, {found.size / 1e6:,.1f} MB, are merged into one file per table, without tokens")
+    say(f"  {found.leftovers:,} cached results and corrupt files, {found.leftovers_size / 1e6:,.1f} MB")
+    say("texts, verdicts, scores, draws and checkpoints remain; policies between checkpoints become unavailable")
     if yes:
-        say(f"done: {before / 1e6:,.1f} MB are {after / 1e6:,.1f} MB now")
+        say(f"done: {before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB now")
     else:
         say("nothing was changed; add --yes to do it")
 
 
 def _bytes(directory: RunDirectory) -> int:
-    """The run folder's size, checkpoints and database left out."""
+    """The size of the run directory without checkpoints and database."""
     parts = [*(directory.path / name for name in ("rollouts", "facts", "cache")), *directory.path.glob("pruned-*")]
     return sum(path.stat().st_size for part in parts for path in part.rglob("*") if path.is_file())
 
@@ -124,7 +132,7 @@ def _run(run: Path) -> tuple[RunDirectory, Config]:
 
 @contextmanager
 def bar(title: str) -> Iterator[Any]:
-    """A function that is told `done, total` and shows it as a bar, on a terminal."""
+    """A callback `(done, total)` that shows a progress bar on a terminal."""
     place = console(stderr=True)
     columns = (TextColumn("  {task.description}"), BarColumn(bar_width=30), MofNCompleteColumn())
     with Progress(*columns, console=place, transient=True, disable=not place.is_terminal) as progress:

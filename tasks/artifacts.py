@@ -1,4 +1,4 @@
-"""Showing things on Prefect's page, which training neither waits for nor stops for."""
+"""Artifacts in the Prefect UI. Training neither waits for them nor fails because of them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ log = logging.getLogger("reval")
 
 
 def show(create: Callable[..., Any], **content: Any) -> None:
-    """Call one of Prefect's `create_…_artifact`. If the server does not answer, it is said and left."""
+    """Call one of Prefect's `create_…_artifact`. If the server does not respond, log a warning and continue."""
     try:
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
             create(**content)
     except httpx.TransportError as error:
-        log.warning("Prefect's server does not answer (%s): %s is not on its page", error, content["key"])
+        log.warning("the Prefect server does not respond (%s): %s is not in its UI", error, content["key"])

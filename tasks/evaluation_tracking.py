@@ -1,4 +1,4 @@
-"""An evaluation's figures in MLflow: one run for each policy and protocol in its folder."""
+"""An evaluation's metrics in MLflow: one MLflow run per policy and protocol in its directory."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ log = logging.getLogger("reval")
 
 
 def track_evaluation(directory: EvaluationDirectory, protocol: Protocol, results: dict[str, Any]) -> None:
-    """Send the figures, unless they were sent before. A tracker that does not answer is said and left."""
+    """Send the metrics unless they were sent before. If MLflow does not respond, log a warning and continue."""
     note = directory.path / "mlflow.json"
     known = read_json(note) if note.exists() else {}
-    asked = digest(results["policy"], results["protocol"])
-    sent = known.get(asked, {})
+    key = digest(results["policy"], results["protocol"])
+    sent = known.get(key, {})
     if sent.get("results") == digest(results):
         return
     try:
         run_id = _send(directory, protocol, results, sent.get("run_id"))
     except Exception as error:
-        log.warning("MLflow did not take the figures: %s", str(error).split("\n")[0])
+        log.warning("MLflow did not accept the metrics: %s", str(error).split("\n")[0])
     else:
-        publish_json(note, {**known, asked: {"run_id": run_id, "results": digest(results)}})
+        publish_json(note, {**known, key: {"run_id": run_id, "results": digest(results)}})
 
 
 def _send(directory: EvaluationDirectory, protocol: Protocol, results: dict[str, Any], run_id: str | None) -> str:
@@ -49,7 +49,7 @@ def _send(directory: EvaluationDirectory, protocol: Protocol, results: dict[str,
 
 
 def _metrics(results: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """By names that MLflow takes: `gsm8k/avg_at_16`, with `_low` and `_high` for its interval."""
+    """Metrics by names that MLflow accepts: `gsm8k/avg_at_16`, with `_low` and `_high` for its interval."""
     for found in [*results["benchmarks"], {"name": "average", **results["average"]}]:
         for name, value in found.items():
             title = metric_name(f"{found['name']}/{name.replace('@', '_at_')}")

@@ -1,4 +1,4 @@
-"""Recording as a task: the last rounds are also shown as a table on the Prefect page."""
+"""Recording as a task that also shows the last rounds as a table in the Prefect UI."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.stage_task import as_task
 
 _record = as_task(stages.recording, retries=1)
 
-# Prefect keeps every version of an artifact, so a long run's table is not sent each round.
+# Prefect keeps every version of an artifact, so the table is not sent every round.
 _ARTIFACT_EVERY = 10
 
 _SHOWN = """
@@ -25,7 +25,7 @@ _SHOWN = """
 
 
 def recording(context: RunContext, round: int, manifests: Sequence[Manifest]) -> Manifest:
-    """Record the round, and now and then show the last ones."""
+    """Record the round, and show the last rounds every `_ARTIFACT_EVERY` rounds."""
     fresh = stages.recording.published(context, round, manifests) is None
     manifest = _record(context, round, manifests)
     due = round % _ARTIFACT_EVERY == 0 or round == context.config.rounds
@@ -38,6 +38,6 @@ def _show_table(context: RunContext, round: int) -> None:
     rows = context.store.query(
         f"SELECT {_SHOWN} FROM rounds WHERE round <= $round ORDER BY round DESC LIMIT 50", round=round
     )
-    name = re.sub(r"[^a-z0-9]", "-", context.directory.name.lower())  # Prefect takes no other letters in a key
+    name = re.sub(r"[^a-z0-9]", "-", context.directory.name.lower())  # the characters that Prefect allows in a key
     description = f"The last rounds of {context.directory.name}"
     show(create_table_artifact, table=rows.to_pylist(), key=f"reval-{name}", description=description)

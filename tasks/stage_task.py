@@ -1,4 +1,4 @@
-"""A stage as a Prefect task: named for people, skipped where its work stands, retried where that can help."""
+"""A stage as a Prefect task: with a readable name, skipped if already published, retried if that can help."""
 
 from __future__ import annotations
 
@@ -20,15 +20,19 @@ from reval_core.storage.tables import Manifest
 log = logging.getLogger("reval")
 
 StageCall = Callable[..., Manifest]
-"""(session, round, *inputs) -> the stage's manifest."""
+"""(context, round, *inputs) -> the stage's manifest."""
 
 
 def as_task(stage: Stage, retries: int = 0) -> StageCall:
     """The stage as a Prefect task, called like the stage itself.
 
     Prefect stores no result and reads none: it would decode a record with whatever serializer the record names,
-    and a run directory may come from somebody else. What counts is the manifest that the stage has published. A
-    stage whose manifest and files stand is not run again, and Prefect's page shows its task as Cached.
+    and a run directory may come from an untrusted source. What counts is the manifest that the stage publishes. A
+    stage whose manifest and files are valid is not executed again; the Prefect UI shows its task as Cached.
+
+    Args:
+        stage: The stage.
+        retries: How often Prefect retries it after an error that is not a RevalError.
     """
 
     @task(
@@ -53,21 +57,21 @@ def as_task(stage: Stage, retries: int = 0) -> StageCall:
 
 
 def as_template(title: str) -> str:
-    """A template of Prefect's that gives this title, which may hold the name of a user's file."""
+    """A Prefect template that renders as this title, which may contain a user's file name."""
     return title.replace("{", "{{").replace("}", "}}")
 
 
 def skipped() -> State[None]:
-    """What a task returns whose work stands already: Prefect shows it as it shows a result of its own cache."""
+    """The state of a task that has nothing to do: Prefect displays it like a result of its own cache."""
     return Completed(name="Cached")
 
 
 def _worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Whether another try may go better: not if reval itself said no."""
+    """Whether a retry may help: not after reval's own errors."""
     try:
         state.result()
     except RevalError:
         return False
     except Exception as error:
-        log.warning("%s failed (%s: %s); trying again", run.name, type(error).__name__, error)
+        log.warning("%s failed (%s: %s); retrying", run.name, type(error).__name__, error)
     return True

@@ -1,7 +1,7 @@
-"""MLflow: one run a training run, one batch of metrics a round, sent beside the training and never before it.
+"""MLflow: one MLflow run per training run, one batch of metrics per round, sent in the background.
 
-Metrics carry the round's stored end time. MLflow keeps one copy of an equal (metric, step, time, value), so a
-round that is logged again after a crash adds nothing.
+Metrics carry the round's stored end time. MLflow keeps one copy of an equal (metric, step, time, value), so
+logging a round again after a crash adds nothing.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 log = logging.getLogger("reval")
 
 _PATIENCE_SECONDS = 60.0
-"""How long the end of a run waits for metrics that are still on their way."""
+"""How long the end of a run waits for pending metrics."""
 
 _HASTY_SECONDS = 3.0
-"""How long a run that is told to stop waits for them."""
+"""How long an interrupted run waits for them."""
 
 
 def tracking_uri(directory: RunDirectory, settings: Tracking) -> str:
-    """The MLflow store of a run: the config's, or a database beside the run folder that its neighbours share."""
+    """The MLflow store of a run: the config's, or a database next to the run directory, shared by its siblings."""
     if settings.uri:
         return settings.uri
-    # The driver is named because for `sqlite:` MLflow also makes the parents of the path as it is quoted.
+    # With plain `sqlite:` MLflow would also create the parents of the quoted path, so the driver is named.
     return f"sqlite+pysqlite:///{quote(str(directory.path.parent / 'mlflow.db'))}"
 
 
 def open_client(uri: str) -> MlflowClient:
-    """A client that neither announces every table of a new database nor waits for minutes."""
+    """A client that does not log every table of a new database and has short timeouts."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # Neither a dead server nor a slow one may keep this thread for minutes.
+    # A dead or slow server must not block this thread for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     from mlflow import MlflowClient
@@ -57,7 +57,7 @@ def open_client(uri: str) -> MlflowClient:
 def new_run(
     client: MlflowClient, directory: RunDirectory, settings: Tracking, name: str, parameters: dict[str, Any]
 ) -> str:
-    """Begin a run in MLflow with these parameters, and give its id."""
+    """Create an MLflow run with these parameters, and return its id."""
     from mlflow.entities import Param
 
     experiment = client.get_experiment_by_name(settings.experiment)
@@ -74,7 +74,7 @@ def new_run(
 
 
 class Tracker:
-    """Sends a run's rounds to MLflow from a thread of its own. A round that fails is sent again with the next."""
+    """Sends a run's rounds to MLflow from its own thread. A round that fails is sent again with the next."""
 
     def __init__(self, directory: RunDirectory, config: Config) -> None:
         self._directory = directory
@@ -85,28 +85,28 @@ class Tracker:
         self._warned = False
 
     def send(self, round: int) -> Future[None]:
-        """Send every round up to `round` that has not arrived yet, without waiting for it."""
+        """Send every round up to `round` that was not sent yet, without waiting."""
         return self._thread.submit(self._guarded, self._send, round)
 
     def finish(self, status: str) -> None:
-        """Close the MLflow run as FINISHED, FAILED or KILLED, once what is under way has arrived."""
+        """Close the MLflow run as FINISHED, FAILED or KILLED, after pending metrics were sent."""
         patience = _HASTY_SECONDS if status == "KILLED" else _PATIENCE_SECONDS
         done = self._thread.submit(self._guarded, self._finish, status)
         self._thread.shutdown(wait=False)
         try:
             done.result(timeout=patience)
         except TimeoutError:
-            log.warning("MLflow did not answer within %.0f s; running again sends the rest", patience)
+            log.warning(
+                "MLflow did not respond within %.0f s; the next start sends the remaining metrics", patience
+            )
 
     def _guarded(self, work: Any, argument: Any) -> None:
-        """Training does not stop because a tracker cannot be reached; it is said once."""
+        """Training does not stop when the tracker cannot be reached; one warning is logged."""
         try:
             work(argument)
         except Exception as error:
             if not self._warned:
-                log.warning(
-                    "MLflow cannot be reached, metrics are kept and sent later: %s", str(error).split("\n")[0]
-                )
+                log.warning("MLflow cannot be reached, metrics are sent later: %s", str(error).split("\n")[0])
             self._warned = True
 
     def _send(self, round: int) -> None:
@@ -124,7 +124,7 @@ class Tracker:
         client.set_terminated(note["run_id"], status)
 
     def _open(self) -> tuple[MlflowClient, dict[str, Any]]:
-        """The client and what is known of this run's run in MLflow, which is made the first time."""
+        """The client and the note on this run's MLflow run, which is created the first time."""
         if self._client is None:
             client = open_client(tracking_uri(self._directory, self._config.tracking))
             if self._note.exists():
@@ -135,14 +135,14 @@ class Tracker:
         return self._client, read_json(self._note)
 
     def _new_run(self, client: MlflowClient) -> str:
-        # `rounds` may change when a run is made longer, and MLflow refuses to change a parameter.
+        # `rounds` may change when a run is extended, and MLflow does not allow parameters to change.
         settings = dict(flat(self._config.model_dump(mode="json", exclude={"rounds"})))
         return new_run(client, self._directory, self._config.tracking, self._directory.name, settings)
 
 
 @contextmanager
 def tracked(directory: RunDirectory, config: Config) -> Iterator[Tracker]:
-    """A tracker for one attempt at a run; how the attempt ends is how the MLflow run does."""
+    """A tracker for one attempt at a run; the MLflow run gets the status of the attempt."""
     tracker = Tracker(directory, config)
     try:
         yield tracker
@@ -158,7 +158,7 @@ def tracked(directory: RunDirectory, config: Config) -> Iterator[Tracker]:
 def _metrics(directory: RunDirectory, round: int) -> list[Any]:
     from mlflow.entities import Metric
 
-    if round == 0:  # before the first round there is only an evaluation
+    if round == 0:  # round 0 has only an evaluation
         evaluation = directory.manifest("evaluation", 0)
         assert evaluation is not None
         info, seconds = evaluation.info, evaluation.ended_at
@@ -175,7 +175,7 @@ def _metrics(directory: RunDirectory, round: int) -> list[Any]:
 
 
 def _accuracy_by_set(directory: RunDirectory, round: int) -> dict[str, float]:
-    """Of a round that was evaluated on several problem sets, the accuracy on each."""
+    """The accuracy on each problem set of a round evaluated on several."""
     evaluation = directory.manifest("evaluation", round)
     found = evaluation.info.get("accuracy_by_set", {}) if evaluation else {}
     return {metric_name(f"held_out/{name}"): value for name, value in found.items()} if len(found) > 1 else {}
@@ -197,7 +197,7 @@ def _delta_by_age(directory: RunDirectory, round: int) -> dict[str, float]:
 
 
 def metric_name(text: str) -> str:
-    """`text` in the characters that MLflow takes in a name."""
+    """`text` with characters that MLflow does not allow in a name replaced."""
     return re.sub(r"[^\w\-. :/]", "_", text)
 
 

@@ -1,4 +1,4 @@
-"""A whole run, or a search for prompts, as one Prefect task whose work is done in another process."""
+"""A whole run, or a search for prompts, as one Prefect task that executes in another process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prefect.futures import PrefectFuture
 from tasks.stage_task import skipped
 
 Work = Callable[..., dict[str, Any]]
-"""Called in the other process, with plain values."""
+"""Called in the other process, with picklable arguments."""
 
 
 @task(name="unit", task_run_name="{title}", cache_policy=NO_CACHE, persist_result=False, log_prints=False)
@@ -27,8 +27,8 @@ def _unit(
 def submit(
     executor: Executor, work: Work, given: tuple[Any, ...], title: str, finished: bool
 ) -> PrefectFuture[Any]:
-    """Let a process of `executor` do the work as a task of the flow at hand, unless `finished` says that it stands.
+    """Execute work in a process of `executor`, as a task of the current flow, unless it is `finished`.
 
-    What the work leaves on disk is what counts: the future only tells when it is there.
+    The result is what the work writes to disk: the future only signals its completion.
     """
     return _unit.submit(executor, work, given, title, finished)

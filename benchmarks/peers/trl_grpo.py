@@ -1,6 +1,6 @@
-"""TRL's GRPO loss, forward and backward, on the workload that benchmarks/learner.py gives ours.
+"""TRL's GRPO loss, forward and backward, on the workload of benchmarks/learner.py.
 
-Runs in an environment of its own (`make bench-peers`): `python benchmarks/peers/trl_grpo.py LENGTHS` prints JSON.
+Runs in a separate environment (`make bench-peers`): `python benchmarks/peers/trl_grpo.py LENGTHS` prints JSON.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from benchmarks.meter import measure
 from benchmarks.workloads import VOCABULARY, Work, llama, texts
 
 
-def trainer(model: torch.nn.Module, folder: str) -> trl.GRPOTrainer:
-    """A GRPO trainer that will be asked for its loss alone."""
+def trainer(model: torch.nn.Module, directory: str) -> trl.GRPOTrainer:
+    """A GRPO trainer of which only the loss is used."""
     words = {"<pad>": 0, "<s>": 1, "</s>": 2, "word": 3}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="word")), pad_token="<pad>", eos_token="</s>"
     )
     arguments = trl.GRPOConfig(
-        output_dir=folder,
+        output_dir=directory,
         loss_type="grpo",
         beta=0.0,
         num_generations=2,
@@ -50,7 +50,7 @@ def trainer(model: torch.nn.Module, folder: str) -> trl.GRPOTrainer:
 
 
 def batch(work: Work) -> dict[str, torch.Tensor]:
-    """What TRL's loss takes: prompts padded on the left, responses on the right."""
+    """The input of TRL's loss: prompts padded on the left, responses on the right."""
     prompts = [torch.from_numpy(prompt) for prompt in work.prompts]
     responses = [torch.from_numpy(response) for response in work.responses]
     ones = [torch.ones_like(response) for response in responses]
@@ -68,8 +68,8 @@ def main(lengths: list[int]) -> None:
     """Print the time, the memory and the gradient of one loss step."""
     model = llama(VOCABULARY, 256, 2)
     work = texts(lengths, VOCABULARY)
-    with tempfile.TemporaryDirectory() as folder:
-        one = trainer(model, folder)
+    with tempfile.TemporaryDirectory() as directory:
+        one = trainer(model, directory)
 
         def step(inputs: dict[str, torch.Tensor]) -> None:
             model.zero_grad(set_to_none=True)

@@ -125,7 +125,7 @@ def test_a_killed_stopped_and_retried_run_ends_like_an_uninterrupted_one(server,
     stopped.send_signal(signal.SIGTERM)
     told: Any = stopped.communicate(timeout=60)[0]
     assert stopped.returncode == 143
-    assert "goes on from there" in told
+    assert "continues from there" in told
     assert f"reval resume {path}" in told
     assert server.state(first) == "CRASHED"
     second = flow_runs(path)[1]
@@ -145,5 +145,5 @@ def test_training_continues_without_its_server(server, config, tmp_path):
     server.kill()
     told = left.communicate(timeout=300)[0]
     assert left.returncode == 0, told
-    assert "Prefect's server stopped answering" in told
+    assert "the Prefect server stopped responding" in told
     assert_as_undisturbed(path, tmp_path)

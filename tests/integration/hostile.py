@@ -18,23 +18,23 @@ from reval_core.atomic_files import CHECKSUMS, file_digest, publish_sealed, read
 
 @dataclass(frozen=True)
 class Hostile:
-    """An input: how it is made in a folder, and what comes of it."""
+    """An input: how it is created in a directory, and its outcome."""
 
     what: str
     make: Callable[[Path], object]
     said: str | None = None
-    """A pattern of the one line that refuses it; None where it is used, and the result is right."""
+    """A pattern of the one-line refusal; None if the input is used, with a correct result."""
 
 
 class _Attack:
-    """A pickle that leaves a file behind when it is loaded."""
+    """A pickle that creates a file when it is loaded."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch attacked",)
 
 
 def _resealed(name: str, **changes: Any) -> Callable[[Path], object]:
-    """A sealed file of a run with other values, and a seal that fits them."""
+    """A sealed file of a run with other values and a matching seal."""
     return lambda run: publish_sealed(run / name, {**read_sealed(run / name), **changes})
 
 
@@ -51,7 +51,7 @@ def _with_file(**changes: Any) -> Callable[[Path], object]:
 
 
 def _in_checkpoint(name: str, content: bytes | Callable[[bytes], bytes]) -> Callable[[Path], object]:
-    """A file of the newest checkpoint with other content, and checksums that fit it."""
+    """A file of the newest checkpoint with other content and matching checksums."""
 
     def make(run: Path) -> None:
         checkpoint = max(run.glob("checkpoints/round=*"))
@@ -94,7 +94,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
     for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
-"""A YAML text of 400 bytes that stands for 9 to the power of 9 items."""
+"""A YAML text of 400 bytes that expands to 9 to the power of 9 items."""
 
 DEEP = "[" * 100_000
 
@@ -160,7 +160,7 @@ RUN_DIRECTORIES = [
         r"0001\.json: has no 'last_seen_at'",
     ),
 ]
-"""Each is made in a copy of a run of which a round is left to do, which is then resumed."""
+"""Each is created in a copy of an unfinished run, which is then resumed."""
 
 CONFIGS = [
     Hostile("nested aliases, 400 bytes for 9^9 items", _written("config.yaml", BOMB), r"config\.yaml.*alias|expan"),
@@ -187,7 +187,7 @@ CONFIGS = [
         r"reward\.function",
     ),
 ]
-"""Each is a config, or settings `more` that are laid over a sound one."""
+"""Each is a config, or settings that override a valid one."""
 
 
 def _lines(*rows: Any) -> str:
@@ -268,7 +268,7 @@ PROBLEM_FILES = [
         ),
     ),
 ]
-"""Each is what a run trains on. Those that are used go through a whole round."""
+"""Each is a run's training problems. Those that are used complete a whole round."""
 
 REPLY = {"problem": "1+1=", "response": "2", "gold": "2"}
 

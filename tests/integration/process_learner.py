@@ -1,4 +1,4 @@
-"""What `test_processes` starts under `accelerate launch`: three updates by each of two objectives, or a run."""
+"""Started by `test_processes` under `accelerate launch`: three updates with each of two objectives, or a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OBJECTIVES = [config.Reval(kind="reval", beta=0.5), config.Grpo(kind="grpo", mea
 
 
 def allow_fsdp_on_cpu() -> None:
-    """Accelerate shards on accelerators alone, but the code that it then runs works on CPU as well."""
+    """Accelerate shards only on accelerators, but its code also works on a CPU."""
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
 
@@ -57,7 +57,7 @@ def whole_run(path: Path) -> None:
 
 
 def main(what: str, target: Path) -> None:
-    """Learn, and write what the first process saw to `target` by objective; or run in the folder `target`."""
+    """Learn, and write the first process's results to `target` per objective; or train in directory `target`."""
     torch.set_num_threads(1)
     if what == "run":
         whole_run(target)

@@ -1,4 +1,4 @@
-"""Calls that are given up, forgotten or closed in the middle: nobody waits for them, and nothing of them stays."""
+"""Abandoned, garbage-collected or closed calls: nothing waits for them, and nothing of them remains."""
 
 import gc
 import os
@@ -33,14 +33,14 @@ def in_thread(work: Callable[[], object]) -> threading.Thread:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for what has to come, for as long as the time limit of a test lets it."""
+    """Wait for a condition, up to the time limit of a test."""
     while not condition():
         time.sleep(0.02)
 
 
 @pytest.fixture
 def verifier() -> Iterator[Verifier]:
-    """One worker whose tasks may take for ever."""
+    """One worker whose tasks have no deadline."""
     with Verifier(workers=1, timeout_seconds=10_000.0) as found:
         found.judge(sums(900, 1))
         yield found
@@ -51,11 +51,11 @@ def worker_of(verifier: Verifier) -> int:
     return worker._process
 
 
-def test_a_consumer_that_raises_holds_nothing(verifier: Verifier) -> None:
+def test_a_consumer_that_raises_blocks_nothing(verifier: Verifier) -> None:
     judgements = verifier.judge_each([*sums(0, 2), hang()])
     with pytest.raises(ZeroDivisionError):
         raise ZeroDivisionError(next(judgements).verdict)
-    # The generator is suspended and will never go on.
+    # The generator is suspended and never resumes.
     assert [one.verdict for one in verifier.judge(sums(10, 3))] == ["correct"] * 3
     verifier.close()
     with pytest.raises(VerifierUnavailable, match="closed"):
@@ -114,7 +114,7 @@ def test_closing_ends_a_call_in_another_thread(verifier: Verifier) -> None:
     assert not Path(f"/proc/{worker}").exists()
 
 
-def test_an_interrupt_in_one_thread_costs_the_call_in_another_nothing() -> None:
+def test_an_interrupt_in_one_thread_does_not_affect_a_call_in_another() -> None:
     class Interrupt(Exception):
         pass
 
@@ -138,7 +138,7 @@ def test_an_interrupt_in_one_thread_costs_the_call_in_another_nothing() -> None:
     assert found == ["correct"] * 80
 
 
-def test_a_suspended_call_is_the_parents_in_a_forked_process(verifier: Verifier) -> None:
+def test_a_suspended_call_stays_with_the_parent_after_a_fork(verifier: Verifier) -> None:
     suspended = verifier.judge_each(sums(0, 3))
     next(suspended)
     child = os.fork()
@@ -153,8 +153,8 @@ def test_a_suspended_call_is_the_parents_in_a_forked_process(verifier: Verifier)
     assert [one.verdict for one in suspended] == ["correct"] * 2
 
 
-def test_a_worker_that_gets_no_processor_is_not_late() -> None:
-    """Stopped for longer than its deadline, as on a machine with too much to do."""
+def test_a_worker_without_cpu_time_is_not_late() -> None:
+    """Stopped for longer than its deadline, as on an overloaded machine."""
     found: list[str] = []
     with Verifier(workers=1, timeout_seconds=0.2) as verifier:
         verifier.judge(sums(900, 3))
@@ -167,7 +167,7 @@ def test_a_worker_that_gets_no_processor_is_not_late() -> None:
     assert found == ["correct"]
 
 
-def test_a_worker_that_never_gets_on_is_late_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_without_progress_is_late_by_wall_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_WALL_FACTOR", 3.0)
     with Verifier(workers=1, timeout_seconds=0.2) as verifier:
         verifier.judge(sums(900, 3))
@@ -175,7 +175,7 @@ def test_a_worker_that_never_gets_on_is_late_by_the_clock(monkeypatch: pytest.Mo
         assert [one.verdict for one in verifier.judge(sums(0, 2))] == ["timeout", "correct"]
 
 
-def test_a_stopped_nursery_does_not_stop_close(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_fork_server_does_not_block_close(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_ANSWER_SECONDS", 20.0)
     with Verifier(workers=1, timeout_seconds=10_000.0) as verifier:
         verifier.judge(sums(900, 1))

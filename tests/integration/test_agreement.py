@@ -1,4 +1,4 @@
-"""What is paid and what is not: attacks, the two modes, choices, and the public cases."""
+"""What is accepted and what is not: attacks, the two modes, choices, and the public cases."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def boxed(gold: str, answer: str) -> Claim:
 
 @pytest.fixture(scope="module")
 def verifiers() -> Iterator[dict[Mode, Verifier]]:
-    """One of each mode; patient, since test machines are busy."""
+    """One per mode; with a long timeout, since test machines are busy."""
     modes: tuple[Mode, ...] = ("strict", "lenient")
     found = {mode: Verifier(timeout_seconds=20.0, mode=mode) for mode in modes}
     yield found
@@ -78,7 +78,7 @@ ATTACKS = [
 
 
 @pytest.mark.parametrize("mode", ["strict", "lenient"])
-def test_listing_and_hedging_pay_nothing(verifiers: dict[Mode, Verifier], mode: Mode) -> None:
+def test_listing_and_hedging_are_rejected(verifiers: dict[Mode, Verifier], mode: Mode) -> None:
     judgements = verifiers[mode].judge([Claim(gold, response) for gold, response in ATTACKS])
     paid = [attack for attack, found in zip(ATTACKS, judgements, strict=True) if found.verdict == "correct"]
     assert not paid

@@ -1,4 +1,4 @@
-"""The verifier by its properties, over golds of every kind: written ones, and draws from the real sets."""
+"""Properties of the verifier over golds of every kind: hand-written ones and samples of the real sets."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from reval_core.verification import Claim, Verifier
 from tests.golds import DATA, SETS, drawn, written
 
 PATIENCE = 20.0
-"""Seconds for a comparison: test machines are busy, and no property is about time."""
+"""Seconds per comparison: test machines are busy, and no property concerns time."""
 
 NEEDED = 0.995
-"""The share of golds and rewritings that must be paid, and of mutants that must not."""
+"""The share of golds and rewritings that must be accepted, and of mutants that must be rejected."""
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +40,14 @@ def described(rest: list[Asked]) -> str:
     return "\n".join(f"{one.gold!r}: {one.what} {one.kind}: {one.response!r} is {one.verdict}" for one in rest)
 
 
-def test_every_rendering_of_a_written_gold_is_paid_and_no_mutant(verifiers: dict[Mode, Verifier]) -> None:
+def test_every_rendering_of_a_written_gold_is_accepted_and_no_mutant(verifiers: dict[Mode, Verifier]) -> None:
     found = audited(written(), verifiers["strict"])
     assert not found.rest, described(found.rest)
     assert found.counts("rewriting")[0] > 8 * len(written())
     assert found.counts("mutant")[0] > 15 * len(written())
 
 
-def test_renderings_of_real_golds_are_paid_and_mutants_are_not(verifiers: dict[Mode, Verifier]) -> None:
+def test_renderings_of_real_golds_are_accepted_and_mutants_are_not(verifiers: dict[Mode, Verifier]) -> None:
     if not DATA.exists():
         pytest.skip(f"{DATA} is not here")
     check_rates(audited(drawn(4), verifiers["strict"]))
@@ -55,7 +55,7 @@ def test_renderings_of_real_golds_are_paid_and_mutants_are_not(verifiers: dict[M
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", SETS)
-def test_a_larger_draw_of_each_real_set(verifiers: dict[Mode, Verifier], name: str) -> None:
+def test_a_larger_sample_of_each_real_set(verifiers: dict[Mode, Verifier], name: str) -> None:
     if not DATA.exists():
         pytest.skip(f"{DATA} is not here")
     problems = [one for one in drawn(150, seed=1) if one.problem_set == name]
@@ -70,8 +70,8 @@ def check_rates(found: Audit) -> None:
         assert passed >= NEEDED * asked, f"{what}: {passed} of {asked}\n{described(rest)}"
 
 
-def test_no_answer_is_paid_for_two_different_golds(verifiers: dict[Mode, Verifier]) -> None:
-    """Each rendering of a number is judged against the golds that are nearest to it."""
+def test_no_answer_is_accepted_for_two_different_golds(verifiers: dict[Mode, Verifier]) -> None:
+    """Each rendering of a number is judged against the golds nearest to it."""
     problems = [*written(), *drawn(6, seed=2)]
     golds = list(dict.fromkeys(one.answer for one in problems if read_gold(one.answer).kind in NUMBERS))
     claims = [
@@ -88,17 +88,17 @@ def test_no_answer_is_paid_for_two_different_golds(verifiers: dict[Mode, Verifie
 
 
 def nearest(gold: str, golds: list[str]) -> list[str]:
-    """Two golds that are other numbers, and look most like this one."""
+    """Two golds that are other numbers and look most similar to this one."""
     others = [one for one in golds if differ(gold, one)]
     return sorted(others, key=lambda one: (abs(len(one) - len(gold)), -len(set(one) & set(gold)), one))[:2]
 
 
 SYMMETRIC = (*NUMBERS, "tuple", "matrix", "list", "degrees")
-"""Kinds for which equality has no side. An equation may be answered by its right side, a unit may be left out."""
+"""Kinds with symmetric equality. An equation may be answered by its right side, and a unit may be omitted."""
 
 
-def test_equality_has_no_side(verifiers: dict[Mode, Verifier]) -> None:
-    """A gold and an answer judged alike when they change places: rewritings and mutants that stand in a box."""
+def test_equality_is_symmetric(verifiers: dict[Mode, Verifier]) -> None:
+    """Swapping gold and answer does not change the verdict, for rewritings and mutants in a box."""
     pairs = []
     for problem in written():
         if read_gold(problem.answer).kind in SYMMETRIC:

@@ -1,4 +1,4 @@
-"""A reference that is a running average of policies: its weights, its scores, and how it is made again."""
+"""A reference that is a running average of policies: its weights, its scores, and how it is reconstructed."""
 
 import shutil
 from pathlib import Path
@@ -32,7 +32,7 @@ def config(precision: str) -> Config:
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
-    """A finished run that tests may read; beside it, as `broken`, how it was after its second round."""
+    """A finished run that tests may read and, as `broken`, its state after the second round."""
     path = tmp_path_factory.mktemp("average") / "run"
     run(path, config(request.param), until=2)
     shutil.copytree(path, path.with_name("broken"))
@@ -83,7 +83,7 @@ def test_live_trajectories_are_scored_by_the_average(finished, tmp_path):
 
 
 @pytest.mark.parametrize("lost", ["the newest", "all", "a flipped byte", "scores of an older one"])
-def test_what_is_lost_is_made_again_to_the_bit(finished, tmp_path, lost):
+def test_what_is_lost_is_reconstructed_bit_for_bit(finished, tmp_path, lost):
     path, settings = finished
     broken = tmp_path / "run"
     shutil.copytree(path.with_name("broken"), broken)
@@ -105,7 +105,7 @@ def test_what_is_lost_is_made_again_to_the_bit(finished, tmp_path, lost):
     assert not [problem for result in check_run(directory, settings) for problem in result.problems]
 
 
-def test_only_the_newest_averages_stay(tmp_path):
+def test_only_the_newest_averages_are_kept(tmp_path):
     directory = RunDirectory(tmp_path)
     for round in (2, 4, 6, 8):
         directory.average(round).mkdir(parents=True)
@@ -113,7 +113,7 @@ def test_only_the_newest_averages_stay(tmp_path):
     assert [one.name for one in directory.averages()] == ["reference=00006", "reference=00008"]
 
 
-def test_its_name_follows_from_those_that_it_is_made_of():
+def test_its_name_follows_from_its_parts():
     start, policy = Policy(0, "start"), Policy(3, "policy")
     found = next_reference(start, policy, 0.5)
     others = [
@@ -131,7 +131,7 @@ def test_adapters_are_refused():
         small_config(**CHANGES, model__lora={"rank": 4, "alpha": 8})
 
 
-def test_an_average_of_equal_policies_is_that_policy_to_the_bit(tmp_path):
+def test_an_average_of_equal_policies_is_that_policy_bit_for_bit(tmp_path):
     settings = small_config(**CHANGES, rounds=2, learner__lr=1e-30)
     run(tmp_path / "run", settings)
     directory = RunDirectory(tmp_path / "run")

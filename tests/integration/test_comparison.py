@@ -1,4 +1,4 @@
-"""Comparing runs: figures against sums written out here, the page, the JSON, and what is refused."""
+"""Comparing runs: metrics against explicit computations, the page, the JSON, and what is refused."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def made(
     texts: Mapping[str, str] | None = None,
     **column: Any,
 ) -> Path:
-    """A run made by hand that was evaluated in `rounds`, with these outcomes each time."""
+    """A hand-made run evaluated in `rounds`, with these outcomes each time."""
     directory = RunDirectory(path)
     directory.open(small_config())
     for round in rounds:
@@ -62,7 +62,7 @@ def made(
 def evaluation_rows(
     name: str, outcomes: Outcomes, round: int, texts: Mapping[str, str] = {}, **column: Any
 ) -> list[dict[str, Any]]:
-    """A row a response. `texts` are those of problems, `column` one value for all rows."""
+    """One row per response. `texts` are those of problems, `column` one value for all rows."""
     return [
         {
             "round": round,
@@ -86,17 +86,17 @@ def evaluation_rows(
     ]
 
 
-def evaluated(path: Path, benchmarks: Mapping[int, Outcomes], asked: Sequence[int], round: int) -> Path:
-    """An evaluation made by hand, in which `asked` are the sittings that were asked for last."""
+def evaluated(path: Path, benchmarks: Mapping[int, Outcomes], latest: Sequence[int], round: int) -> Path:
+    """A hand-made evaluation; `latest` are the benchmark runs of its last invocation."""
     directory = EvaluationDirectory(path)
     for number, outcomes in benchmarks.items():
         rows = evaluation_rows(path.name, outcomes, round)
         _publish(directory, "evaluation", number, "evaluations", rows)
-    for number in asked:
+    for number in latest:
         directory.make_current(path.name, "settings", str(number), number)
-    directory.protocol.write_text("temperature: 2.75\n", encoding="utf-8")  # asked since, and not finished
+    directory.protocol.write_text("temperature: 2.75\n", encoding="utf-8")  # requested since, and not finished
     results = {"source": "m", "round": round, "protocol": {"temperature": 0.5}}
-    publish_json(directory.results, {**results, "benchmarks": [{"sitting": number} for number in asked]})
+    publish_json(directory.results, {**results, "benchmarks": [{"sitting": number} for number in latest]})
     return path
 
 
@@ -122,7 +122,7 @@ Reval = Callable[..., str]
 
 @pytest.fixture
 def reval(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Reval:
-    """Run the command in an empty folder and return what it printed; it must succeed."""
+    """Run the command in an empty directory and return its output; it must succeed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
 
@@ -135,7 +135,7 @@ def reval(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, t
 
 
 def last_answers(path: Path, round: int) -> dict[str, list[dict[str, Any]]]:
-    """The responses of a round by problem, read without the code under test."""
+    """The responses of a round per problem, read without the code under test."""
     rows = read_table(path / f"facts/round={round:05d}/evaluations.parquet").to_pylist()
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -143,7 +143,7 @@ def last_answers(path: Path, round: int) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def test_real_runs_give_the_figures_of_sums_written_out(trained: tuple[Path, Path]) -> None:
+def test_real_runs_give_the_explicitly_computed_metrics(trained: tuple[Path, Path]) -> None:
     slow, fast = trained
     found = compared(slow, fast)
     (whole,) = found.parts
@@ -170,7 +170,7 @@ def test_real_runs_give_the_figures_of_sums_written_out(trained: tuple[Path, Pat
     assert whole.p == pytest.approx(min(1, 2 * tail / 2**differing))
     assert whole.difference.mean == pytest.approx((after - before).mean())
     expected = paired_bootstrap(after, before, seed=0)
-    # Redrawn in another order of the problems: the same interval up to chance.
+    # Resampled in another order of the problems: the same interval up to chance.
     assert (whole.difference.low, whole.difference.high) == pytest.approx((expected.low, expected.high), abs=0.02)
 
 
@@ -212,7 +212,7 @@ def test_the_page_of_real_runs_is_whole_loads_nothing_and_shows_its_queries(
     assert page_of(trained, tmp_path / "again.html").source == page.source
 
 
-def test_the_command_prints_a_table_that_fits_and_says_where_the_page_is(
+def test_the_command_prints_a_table_that_fits_and_the_path_of_the_page(
     trained: tuple[Path, Path], reval: Reval, tmp_path: Path
 ) -> None:
     out = reval("compare", *trained)
@@ -251,7 +251,7 @@ def test_json_has_all_of_it(trained: tuple[Path, Path], reval: Reval, tmp_path: 
 def test_the_round_can_be_chosen(trained: tuple[Path, Path]) -> None:
     found = compared(*trained, round=0)
     assert (found.baseline.round, found.run.round) == (0, 0)
-    assert found.whole.better == found.whole.worse == 0  # both begin with the same policy
+    assert found.whole.better == found.whole.worse == 0  # both have the same initial policy
     assert found.whole.difference.clear is False
 
 
@@ -318,7 +318,7 @@ def test_a_flipped_problem_shows_a_right_and_a_wrong_response(tmp_path: Path) ->
     assert "as before" not in text
 
 
-def test_three_runs_and_two_sets_stand_on_one_page(tmp_path: Path) -> None:
+def test_three_runs_and_two_sets_fit_on_one_page(tmp_path: Path) -> None:
     paths = [made(tmp_path / "a", SETS), made(tmp_path / "b", BETTER), made(tmp_path / "c", SETS)]
     page = page_of(paths, tmp_path / "page.html")
     text = page.text()
@@ -331,8 +331,8 @@ def test_three_runs_and_two_sets_stand_on_one_page(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_run_that_trains_is_compared_by_what_is_there(tmp_path: Path) -> None:
-    """Round 2 is evaluated but not yet on record: what it has cost is not known."""
+def test_a_run_in_training_is_compared_by_its_published_evaluations(tmp_path: Path) -> None:
+    """Round 2 is evaluated but not yet recorded: its cost is unknown."""
     a, b = made(tmp_path / "a", SETS, rounds=(0, 2)), made(tmp_path / "b", BETTER, rounds=(0, 2))
     seconds = {name: 0.5 for name in SCHEMAS["rounds"].names if name.endswith("_seconds")}
     for round in (1, 2):
@@ -343,13 +343,13 @@ def test_a_run_that_trains_is_compared_by_what_is_there(tmp_path: Path) -> None:
     assert curves[1][1].tokens == 1400
     assert curves[1][1].seconds == 2 * 0.5 * len(seconds)
     assert page_of([a, b], tmp_path / "page.html").count("svg") == 6
-    assert page_of([a, made(tmp_path / "c", SETS)], tmp_path / "page.html").count("svg") == 4  # no cost is known
+    assert page_of([a, made(tmp_path / "c", SETS)], tmp_path / "page.html").count("svg") == 4  # the cost is unknown
 
 
-def test_an_evaluation_is_compared_by_what_it_was_asked_last(tmp_path: Path) -> None:
+def test_an_evaluation_is_compared_by_its_latest_benchmark_runs(tmp_path: Path) -> None:
     sets = [{key: value for key, value in BETTER.items() if key[0] == name} for name in ("aime", "math")]
     other = dict.fromkeys(BETTER, (0, 0))
-    model = evaluated(tmp_path / "model", {1: other, 2: sets[0], 5: sets[1]}, asked=(2, 5), round=3)
+    model = evaluated(tmp_path / "model", {1: other, 2: sets[0], 5: sets[1]}, latest=(2, 5), round=3)
     found = compared(made(tmp_path / "a", SETS, rounds=(0, 2)), model)
     assert (found.run.round, found.only_run, found.only_baseline) == (3, 0, 0)
     assert [part.run.avg.mean for part in found.parts[:2]] == pytest.approx([0.625, (1 + 0 + 2 / 3 + 2 / 3) / 4])
@@ -358,7 +358,7 @@ def test_an_evaluation_is_compared_by_what_it_was_asked_last(tmp_path: Path) -> 
     assert "0.5" in page.text("code")
     assert "2.75" not in page.text("code")
     assert "During training" in page.text("h2")
-    again = evaluated(tmp_path / "again", {1: BETTER}, asked=(1,), round=0)
+    again = evaluated(tmp_path / "again", {1: BETTER}, latest=(1,), round=0)
     assert "During training" not in page_of([model, again], tmp_path / "page.html").text("h2")
     EvaluationDirectory(again).results.unlink()
     with pytest.raises(InputError, match="again: is not finished; run its reval eval again"):
@@ -377,7 +377,7 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     assert not any(name.startswith("on") or name == "src" for _, given in page.elements for name in given)
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_runs_with_the_same_name_are_distinguished(tmp_path: Path) -> None:
     paths = [made(tmp_path / one / "demo", SETS) for one in ("before", "after")]
     with open_sides(paths) as sides:
         assert [side.name for side in sides] == ["before/demo", "after/demo"]

@@ -1,4 +1,4 @@
-"""Functions of a user's own that judge, in the same guarded workers."""
+"""User-defined reward functions, in the same guarded workers."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ MODULE = '''
 import os, re, subprocess, sys, threading, time
 
 def matches(problem, gold, response, ignore_case=False):
-    """1 if the gold, a pattern, matches the response whole."""
+    """1 if the gold, a pattern, matches the whole response."""
     return re.fullmatch(gold, response, re.IGNORECASE if ignore_case else 0) is not None
 
 def passes(problem, gold, response):
@@ -49,7 +49,7 @@ def without_values():
     return 1
 
 def leaves_behind(problem, gold, response):
-    """Start what sleeps, write its process id to the file `gold`, and return, or be late, or die."""
+    """Start a sleeping process, write its id to the file `gold`, and return, exceed the deadline, or die."""
     def start(*command, **options):
         with open(gold, "a") as file:
             file.write(f"{subprocess.Popen(command, **options).pid}\\n")
@@ -117,53 +117,53 @@ def test_what_a_function_may_return(module: str) -> None:
     ]
 
 
-def test_a_function_that_misbehaves_costs_its_item_only(module: str, tmp_path: Path) -> None:
-    told = tmp_path / "child"
+def test_a_function_that_misbehaves_affects_only_its_item(module: str, tmp_path: Path) -> None:
+    pids = tmp_path / "child"
     responses = ["raise", "loop", "child", "exit", "memory", "fine"]
     with Verifier(workers=2, timeout_seconds=2.0, memory_mb=512, function=f"{module}:hostile") as v:
-        found = v.judge([Claim(str(told), response) for response in responses])
+        found = v.judge([Claim(str(pids), response) for response in responses])
     assert [one.verdict for one in found] == ["error", "timeout", "timeout", "error", "error", "correct"]
-    # What it has started went with it.
-    state = Path(f"/proc/{int(told.read_text())}/stat")
+    # Processes that it started were ended with it.
+    state = Path(f"/proc/{int(pids.read_text())}/stat")
     while state.exists() and state.read_text().split()[2] != "Z":
         time.sleep(0.05)
 
 
-def running(told: Path) -> list[str]:
-    """Which of the processes whose ids stand in a file are there; one that is no more than a zombie is too."""
-    return [number for number in told.read_text().split() if Path("/proc", number).exists()]
+def running(pids: Path) -> list[str]:
+    """Which of the processes whose ids are in a file exist, zombies included."""
+    return [number for number in pids.read_text().split() if Path("/proc", number).exists()]
 
 
 @NEW_SESSIONS
 @pytest.mark.parametrize("response", ["child", "session", "daemon"])
 def test_nothing_outlives_the_response_that_it_was_started_for(module: str, tmp_path: Path, response: str) -> None:
-    told = tmp_path / "started"
-    claims = [Claim(str(told), response, problem=str(number)) for number in range(4)]
+    pids = tmp_path / "started"
+    claims = [Claim(str(pids), response, problem=str(number)) for number in range(4)]
     with Verifier(workers=2, timeout_seconds=20, function=f"{module}:leaves_behind") as v:
         assert [one.verdict for one in v.judge(claims)] == ["correct"] * 4
-        assert len(told.read_text().split()) == 4
-        assert running(told) == []
+        assert len(pids.read_text().split()) == 4
+        assert running(pids) == []
 
 
 @NEW_SESSIONS
 @pytest.mark.parametrize(("response", "verdict"), [("late", "timeout"), ("dead", "error")])
-def test_what_a_killed_or_dead_worker_has_started_goes_with_it(
+def test_what_a_killed_or_dead_worker_has_started_is_ended_with_it(
     module: str, tmp_path: Path, response: str, verdict: str
 ) -> None:
-    told = tmp_path / "started"
+    pids = tmp_path / "started"
     with Verifier(workers=1, timeout_seconds=2, function=f"{module}:leaves_behind") as v:
-        assert [one.verdict for one in v.judge([Claim(str(told), response)])] == [verdict]
-        assert len(told.read_text().split()) == 1
-        assert running(told) == []
+        assert [one.verdict for one in v.judge([Claim(str(pids), response)])] == [verdict]
+        assert len(pids.read_text().split()) == 1
+        assert running(pids) == []
 
 
 @NEW_SESSIONS
 def test_no_thread_outlives_its_response(module: str, tmp_path: Path) -> None:
-    told = tmp_path / "started"
+    pids = tmp_path / "started"
     with Verifier(workers=1, timeout_seconds=20, function=f"{module}:leaves_behind") as v:
-        assert v.judge([Claim(str(told), "thread")])[0].verdict == "correct"
-        assert len(told.read_text().split()) == 1
-        assert running(told) == []
+        assert v.judge([Claim(str(pids), "thread")])[0].verdict == "correct"
+        assert len(pids.read_text().split()) == 1
+        assert running(pids) == []
 
 
 LEAVES_ITS_MARK = """
@@ -172,7 +172,7 @@ import builtins, json, math, os, random, resource, signal, sys
 calls = []
 
 def marks(problem, gold, response):
-    if response == "spoil":
+    if response == "corrupt":
         calls.append(response)
         json.dumps = lambda *_: '{"outcome": 0.0}'
         math.pi = builtins.len = 3
@@ -196,7 +196,7 @@ def marks(problem, gold, response):
 
 def test_a_function_cannot_change_what_is_judged_later(module: str, tmp_path: Path) -> None:
     (tmp_path / f"{module}.py").write_text(LEAVES_ITS_MARK)
-    claims = [Claim(str(tmp_path), response, problem=str(n)) for n in range(3) for response in ("spoil", "look")]
+    claims = [Claim(str(tmp_path), response, problem=str(n)) for n in range(3) for response in ("corrupt", "look")]
     with Verifier(workers=1, timeout_seconds=20, function=f"{module}:marks") as v:
         assert [one.outcome for one in v.judge(claims)] == [0.0, 1.0] * 3
         assert [one.outcome for one in v.judge(claims[::-1])] == [1.0, 0.0] * 3
@@ -236,7 +236,7 @@ MALFORMED = {
     "a bool": b'{"outcome": true}\n',
     "a verdict": b'{"verdict": "correct"}\n',
     "no verdict": b'{"verdict": ["error"], "message": 1}\n',
-    "more than is asked for": b'{"outcome": 1, "verdict": "correct"}\n',
+    "more than is requested": b'{"outcome": 1, "verdict": "correct"}\n',
     "nested": b"[" * 50_000 + b"\n",
     "long": b"1" * 60_000,
     "a large length": b"\xff\xff\xff\xff" + b"\x7f" * 8,
@@ -244,14 +244,14 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_a_malformed_report_is_an_error_and_costs_nothing_else(module: str, tmp_path: Path, name: str) -> None:
+def test_a_malformed_report_is_an_error_and_affects_nothing_else(module: str, tmp_path: Path, name: str) -> None:
     (tmp_path / f"{module}.py").write_text(WRITES_TO_ITS_PIPE)
     with Verifier(workers=1, timeout_seconds=20, function=f"{module}:writes") as v:
         found = v.judge([Claim("exit", MALFORMED[name].hex()), Claim("", "")])
     assert [(one.verdict, one.outcome) for one in found] == [("error", None), ("correct", 1.0)]
 
 
-def test_the_deadline_stands_still_while_others_have_the_processors(module: str, tmp_path: Path) -> None:
+def test_the_deadline_is_paused_while_other_processes_have_the_cpu(module: str, tmp_path: Path) -> None:
     busy = """
 import time
 
@@ -282,13 +282,13 @@ def test_half_a_report_is_waited_for_until_the_deadline(module: str, tmp_path: P
 
 
 @NEW_SESSIONS
-def test_what_the_module_starts_is_there_for_all_calls(
+def test_what_the_module_starts_is_available_to_all_calls(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told, server = tmp_path / "started", tmp_path / "server"
+    pids, server = tmp_path / "started", tmp_path / "server"
     monkeypatch.setenv("OWN_REWARDS_SERVER", str(server))
     with Verifier(workers=1, timeout_seconds=2, function=f"{module}:leaves_behind") as v:
-        found = v.judge([Claim(str(told), "late"), Claim(str(told), "session")])
+        found = v.judge([Claim(str(pids), "late"), Claim(str(pids), "session")])
         assert [one.verdict for one in found] == ["timeout", "correct"]
         assert len(running(server)) == 1
     assert running(server) == []

@@ -1,4 +1,4 @@
-"""What a run records of its own health: divergence, clipped updates, how far draws are off policy."""
+"""What a run records about its health: divergence, clipped updates, how far draws are off-policy."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hot(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two rounds that are sampled at another temperature than they are scored at."""
+    """Two rounds sampled at another temperature than they are scored at."""
     path = tmp_path_factory.mktemp("runs") / "hot"
     run(path, small_config(rounds=2, rollouts__temperature=1.5, learner__lr=3e-3))
     return path
 
 
 def test_the_divergence_is_that_of_the_tokens_as_they_were_sampled(finished: Path) -> None:
-    """k1 is the log-ratio a token, and k3 its estimate that is never negative."""
+    """k1 is the log-ratio per token, and k3 the estimate that is never negative."""
     rows = ask(
         finished,
         """
@@ -61,7 +61,7 @@ def test_a_log_ratio_at_another_temperature_is_no_divergence(hot: Path) -> None:
     assert ask(hot, "SELECT count(kl_k1), count(kl_k3), count(log_ratio) > 0 FROM scores") == [(0, 0, True)]
 
 
-def test_the_share_of_clipped_updates_is_on_record(finished: Path) -> None:
+def test_the_share_of_clipped_updates_is_recorded(finished: Path) -> None:
     rows = ask(finished, "SELECT grad_clipped, grad_norm > 40.0 AND NOT skipped FROM updates")
     assert {clipped for clipped, _ in rows} == {True, False}, "a limit that tells them apart"
     assert all(clipped == above for clipped, above in rows)
@@ -84,7 +84,9 @@ def drawn_ratios(path: Path) -> Sequence[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("temperature", ["finished", "hot"])
-def test_what_the_policy_has_just_written_is_on_policy(temperature: str, request: pytest.FixtureRequest) -> None:
+def test_the_first_draw_of_fresh_trajectories_is_on_policy(
+    temperature: str, request: pytest.FixtureRequest
+) -> None:
     rows = drawn_ratios(request.getfixturevalue(temperature))
     first = [ratio for _, update, age, ratio in rows if update == 1 and age == 0]
     assert np.abs(first).max() < 1e-4

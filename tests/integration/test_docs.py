@@ -1,4 +1,4 @@
-"""The code in the documentation runs as it stands there."""
+"""The code in the documentation runs unchanged."""
 
 import re
 import sys
@@ -19,7 +19,7 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_the_learner_can_be_lifted_out_as_its_page_shows(tmp_path, capsys):
+def test_the_learner_can_be_used_alone_as_its_page_shows(tmp_path, capsys):
     tiny_model().save_pretrained(tmp_path)
     (program,) = blocks("learner.md", "python")
     exec(compile(program, "learner.md", "exec"), {"MODEL": str(tmp_path)})
@@ -28,7 +28,7 @@ def test_the_learner_can_be_lifted_out_as_its_page_shows(tmp_path, capsys):
     assert float(norm) > 0
 
 
-def test_the_objective_of_the_page_is_learned_from(tmp_path, monkeypatch):
+def test_the_objective_of_the_page_trains(tmp_path, monkeypatch):
     (program,), (settings,) = blocks("objectives.md", "python"), blocks("objectives.md", "yaml")
     (tmp_path / "pinball.py").write_text(program, encoding="utf-8")
     monkeypatch.chdir(tmp_path)

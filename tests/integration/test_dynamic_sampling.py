@@ -1,4 +1,4 @@
-"""Dynamic sampling and the overlong penalty in runs: what is asked, learned from, and on record."""
+"""Dynamic sampling and the overlong penalty in runs: what is sampled, trained on, and recorded."""
 
 import shutil
 from pathlib import Path
@@ -30,7 +30,7 @@ CONFIG = small_config(
     problems__train__limit=26,
     evaluation__every=3,
 )
-"""Responses of up to 4 tokens: of 3 they lose a quarter, of 4 a half."""
+"""Responses of up to 4 tokens: with 3 they lose a quarter, with 4 a half."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 @pytest.fixture(scope="module")
 def two_rounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run broken off after its second round, for tests that hurt a copy of it."""
+    """A run interrupted after its second round, for tests that corrupt a copy of it."""
     path = tmp_path_factory.mktemp("broken") / "run"
     run(path, CONFIG, until=2)
     return path
@@ -54,7 +54,7 @@ def sql(finished: RunDirectory) -> duckdb.DuckDBPyConnection:
     return sql_views(finished.path, finished.manifests())
 
 
-def test_groups_without_signal_are_replaced_by_other_problems_and_all_is_on_record(finished, sql):
+def test_groups_without_signal_are_replaced_by_other_problems_and_recorded(finished, sql):
     groups = sql.execute(
         """
         SELECT t.round, prompt_id, count(DISTINCT v.outcome) AS values, any_value(v.replaced) AS replaced,
@@ -76,10 +76,10 @@ def test_groups_without_signal_are_replaced_by_other_problems_and_all_is_on_reco
     assert column == [(sum(replaced for one, _, _, replaced, *_ in groups if one == round),) for round in (1, 2, 3)]
 
 
-def test_every_problem_is_asked_before_any_twice(sql):
+def test_every_problem_is_sampled_before_any_twice(sql):
     query = "SELECT prompt_id, count(*) FROM trajectories GROUP BY round, prompt_id ORDER BY min(trajectory_id)"
     asked = sql.execute(query).fetchall()
-    assert {responses for _, responses in asked} == {2}, "a problem was asked twice in a round"
+    assert {responses for _, responses in asked} == {2}, "a problem was sampled twice in a round"
     assert len(asked) > 26, "one epoch, nothing tested"
     assert len({prompt for prompt, _ in asked[:26]}) == 26
 
@@ -113,7 +113,7 @@ def test_a_penalty_lowers_the_reward_by_the_length_and_changes_no_accuracy(finis
     assert sql.execute(accuracy).fetchone() == (True,)
 
 
-def test_judging_again_by_the_same_rules_gives_the_same_rewards_and_marks(finished):
+def test_regrading_by_the_same_rules_gives_the_same_rewards_and_marks(finished):
     stored = stored_responses(finished.path, [])
     rules = other_rules(stored, None, None, None)
     with make_verifier(rules.verification, rules.reward) as verifier:
@@ -131,7 +131,7 @@ def test_an_evaluation_of_the_run_has_no_penalty_and_refuses_one(finished, tmp_p
         prepare_evaluation(str(finished.path), None, ["reward.overlong.buffer=1"], None, tmp_path / "e")
 
 
-def test_who_learns_from_the_stored_run_takes_over_its_rewards_and_marks(finished, sql, tmp_path):
+def test_offline_training_uses_the_stored_rewards_and_marks(finished, sql, tmp_path):
     changes = {"rounds": 1, "reward": CONFIG.model_dump()["reward"], "learner__updates": 1}
     offline = offline_config(finished.path, **changes, rollouts__max_tokens=5)
     with pytest.raises(InputError, match=r"rollouts\.max_tokens: its trajectories were made with 4, but this"):
@@ -145,14 +145,14 @@ def test_who_learns_from_the_stored_run_takes_over_its_rewards_and_marks(finishe
     assert theirs.execute(drawn).fetchone() == (0, True)
 
 
-def test_the_run_is_whole(finished):
+def test_the_run_is_intact(finished):
     assert not [problem for result in check_run(finished, CONFIG) for problem in result.problems]
 
 
 @pytest.mark.parametrize(
     "lost", ["shard-000.parquet", "shard-001.json", "judged-000.json", "shard-002.parquet", "verdicts"]
 )
-def test_what_is_lost_of_a_round_is_made_again_to_the_bit(finished, two_rounds, tmp_path, lost):
+def test_what_is_lost_of_a_round_is_regenerated_bit_for_bit(finished, two_rounds, tmp_path, lost):
     path = tmp_path / "run"
     shutil.copytree(two_rounds, path)
     directory = RunDirectory(path)
@@ -166,7 +166,7 @@ def test_what_is_lost_of_a_round_is_made_again_to_the_bit(finished, two_rounds, 
     assert tables(directory) == tables(finished)
 
 
-def test_a_round_broken_off_between_waves_judges_no_shard_again(tmp_path, monkeypatch):
+def test_a_round_interrupted_between_waves_judges_no_shard_twice(tmp_path, monkeypatch):
     judged, judge = [], Verifier.judge
 
     def counted(self, claims):
@@ -186,7 +186,7 @@ def test_a_round_broken_off_between_waves_judges_no_shard_again(tmp_path, monkey
     after = {one.name: one.stat().st_mtime_ns for one in (tmp_path / "run/rollouts/round=00001").iterdir()}
     assert {name: after[name] for name in before} == before
     rows = sum(file.rows for file in done["rollouts"].files)
-    assert sum(judged) == rows + judged[2]  # what was broken off, and everything else once
+    assert sum(judged) == rows + judged[2]  # the interrupted shard twice, everything else once
 
 
 def test_a_round_without_any_signal_stops_the_run_and_says_so(tmp_path, monkeypatch):

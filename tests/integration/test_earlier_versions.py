@@ -1,4 +1,4 @@
-"""Runs of an earlier reval: what needs the learner that made them is refused by name, the rest reads them."""
+"""Runs of an earlier version: what needs the same learner is refused with its name, everything else works."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONFIG = small_config(rounds=3, checkpoints={"every": 1, "keep": 2})
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three rounds of a run that is to have four, as learner 3 records them."""
+    """Three rounds of a run of four, as learner 3 records them."""
     path = tmp_path_factory.mktemp("earlier") / "run"
     run(path, CONFIG)
     machine = RunDirectory(path).machine
@@ -42,7 +42,7 @@ def earlier(made: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def reval(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    """The command: its exit status, and what it wrote to each stream."""
+    """The command: its exit status, and the text of each stream."""
 
     def command(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["reval", *arguments])
@@ -64,7 +64,7 @@ def refusal() -> str:
     return rf"run: was made with learner 3, now {LEARNER_VERSION}; resume with the same versions"
 
 
-def test_training_it_further_is_refused_before_any_work(earlier, reval):
+def test_resuming_it_is_refused_before_any_work(earlier, reval):
     before = state(earlier)
     with pytest.raises(InputError, match=refusal()):
         prepare(earlier / "config.yaml", ["rounds=4"], earlier)
@@ -78,12 +78,12 @@ def test_training_it_further_is_refused_before_any_work(earlier, reval):
         pass
 
 
-def test_without_its_machine_file_it_is_told_by_its_warm_start(earlier):
+def test_without_its_machine_file_its_warm_start_decides(earlier):
     directory = RunDirectory(earlier)
     directory.machine.unlink()
     before = state(earlier)
-    prepare(directory.config, ["rounds=4"], earlier)  # the manifest says the learner of today
-    assert state(earlier) == before, "preparing makes nothing again"
+    prepare(directory.config, ["rounds=4"], earlier)  # the manifest has the current learner version
+    assert state(earlier) == before, "preparing changes nothing"
     manifest = directory.manifest_path("warm_start", 0)
     content = read_sealed(manifest)
     content["info"]["machine"]["learner"] = "3"
@@ -100,18 +100,18 @@ def test_reading_checking_and_its_saved_policies_need_no_learner(earlier, reval,
     assert (code, json.loads(found)) == (0, [{"last": 3}])
     assert reval("report", str(earlier))[0] == 0
     out = tmp_path / "policy"
-    assert reval("policy", str(earlier), "--round", "3", "--out", str(out))[0] == 0
+    assert reval("export-model", str(earlier), "--round", "3", "--out", str(out))[0] == 0
     assert policy_digest(load_model(out)) == policy_digest(load_model(RunDirectory(earlier).checkpoint(3)))
 
 
-def test_a_policy_that_would_have_to_be_learned_again_is_refused(earlier, reval, tmp_path):
+def test_a_policy_that_would_need_reconstruction_is_refused(earlier, reval, tmp_path):
     assert not RunDirectory(earlier).checkpoint(1).exists()
-    code, _, said = reval("policy", str(earlier), "--round", "1", "--out", str(tmp_path / "policy"))
+    code, _, said = reval("export-model", str(earlier), "--round", "1", "--out", str(tmp_path / "policy"))
     assert (code, f"was made with learner 3, now {LEARNER_VERSION}" in said) == (2, True)
     assert not (tmp_path / "policy").exists()
 
 
-def test_settings_that_reval_has_had_since_do_not_make_it_another_config(made, tmp_path):
+def test_settings_added_since_do_not_make_it_another_config(made, tmp_path):
     path = Path(shutil.copytree(made, tmp_path / "run"))
     directory = RunDirectory(path)
     recorded = yaml.safe_load(directory.config.read_text())

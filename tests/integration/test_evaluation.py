@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tokenizers.normalizers import Replace
 
-from flows.benchmarks import examine
+from flows.benchmarks import run_benchmarks
 from flows.preparation import prepare_evaluation
 from reval_core import stages
 from reval_core.atomic_files import file_digest
@@ -43,7 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its last policy as a model's folder."""
+    """Its last policy as a model directory."""
     path = tmp_path_factory.mktemp("model") / "policy"
     checkpoint = RunDirectory(trained).checkpoint(3)
     save_model(load_model(checkpoint), load_tokenizer(checkpoint), path)
@@ -52,7 +52,7 @@ def model(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def engine_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many requests each call of the engine had."""
+    """The number of requests of each engine call."""
     calls: list[int] = []
     generate = TransformersEngine.generate
 
@@ -65,10 +65,10 @@ def engine_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def evaluate(model: Path, out: Path | None, *overrides: str, round: int | None = None) -> dict[str, Any]:
-    """The figures of an evaluation, without Prefect."""
+    """The results of an evaluation, without Prefect."""
     source, protocol, directory = prepare_evaluation(str(model), None, [*ASKED, *overrides], round, out)
     with open_evaluation_context(directory, source, protocol) as context:
-        benchmarks = list(examine(context, stages))
+        benchmarks = list(run_benchmarks(context, stages))
     return find_results(directory, source, protocol, benchmarks)
 
 
@@ -83,7 +83,7 @@ def without_clocks(results: dict[str, Any]) -> dict[str, Any]:
     return {**results, "benchmarks": benchmarks}
 
 
-def test_every_problem_is_asked_and_the_figures_are_those_of_the_rows(trained, tmp_path):
+def test_every_problem_is_sampled_and_the_metrics_are_those_of_the_rows(trained, tmp_path):
     results = evaluate(trained, tmp_path / "e")
     (found,) = results["benchmarks"]
     rows = ask(tmp_path / "e", "SELECT prompt_id, correct FROM evaluations ORDER BY prompt_id, sample")
@@ -118,7 +118,7 @@ def test_responses_are_trajectories_with_tokens_and_join_nothing_twice(trained, 
     assert same == [(52,)]
 
 
-def test_an_evaluation_that_was_cut_off_goes_on_with_the_shards_that_are_missing(trained, tmp_path, monkeypatch):
+def test_an_interrupted_evaluation_resumes_with_the_missing_shards(trained, tmp_path, monkeypatch):
     whole = evaluate(trained, tmp_path / "whole")
     generate = TransformersEngine.generate
 
@@ -140,12 +140,12 @@ def test_an_evaluation_that_was_cut_off_goes_on_with_the_shards_that_are_missing
     assert {path: (path.stat().st_mtime_ns, file_digest(path)) for path in shards} == before
 
 
-def test_what_was_evaluated_is_not_asked_again(trained, tmp_path, engine_calls):
+def test_completed_evaluations_are_not_repeated(trained, tmp_path, engine_calls):
     first = evaluate(trained, tmp_path / "e")
     assert engine_calls == [12, 12, 12, 12, 4]
     assert evaluate(trained, tmp_path / "e") == first
     assert engine_calls == [12, 12, 12, 12, 4]
-    # Another policy, and another set of problems, are asked beside what is there.
+    # Another policy and another problem set are evaluated in addition.
     evaluate(trained, tmp_path / "e", round=0)
     assert sum(engine_calls) == 104
     both = evaluate(trained, tmp_path / "e", SUMS.replace("}}]", f"}}}}, {{path: '{own_problems(tmp_path)}'}}]"))
@@ -163,7 +163,7 @@ def own_problems(directory: Path) -> Path:
     return path
 
 
-def test_verdicts_by_other_settings_are_made_again_without_asking(trained, tmp_path, engine_calls):
+def test_other_verification_settings_judge_again_without_generating(trained, tmp_path, engine_calls):
     strict = evaluate(trained, tmp_path / "e")
     asked = sum(engine_calls)
     boxed = evaluate(trained, tmp_path / "e", "verification.methods=[boxed]")
@@ -174,7 +174,7 @@ def test_verdicts_by_other_settings_are_made_again_without_asking(trained, tmp_p
     assert ask(tmp_path / "e", "SELECT count(*) FROM evaluations") == [(52,)]
 
 
-def test_tables_show_the_sitting_that_was_asked_for_last(trained, tmp_path, engine_calls):
+def test_tables_show_the_latest_benchmark_run(trained, tmp_path, engine_calls):
     for limit in (4, 8):
         evaluate(trained, tmp_path / "e", f"limit={limit}")
         assert ask(tmp_path / "e", "SELECT count(DISTINCT prompt_id), count(*) FROM evaluations") == [
@@ -197,7 +197,7 @@ def test_tables_never_show_two_temperatures_of_a_policy(trained, tmp_path):
     assert ask(tmp_path / "e", "SELECT DISTINCT temperature FROM trajectories") == [(0.5,)]
 
 
-def test_an_evaluation_that_has_only_begun_hides_nothing(trained, tmp_path, monkeypatch):
+def test_an_evaluation_that_has_only_started_hides_nothing(trained, tmp_path, monkeypatch):
     evaluate(trained, tmp_path / "e")
 
     def interrupt(*_: Any) -> None:
@@ -209,7 +209,7 @@ def test_an_evaluation_that_has_only_begun_hides_nothing(trained, tmp_path, monk
     assert ask(tmp_path / "e", "SELECT count(*) FROM evaluations") == [(52,)]
 
 
-def test_a_prompt_that_the_tokenizer_writes_otherwise_is_asked_again(model, tmp_path, engine_calls):
+def test_a_prompt_that_is_tokenized_differently_is_sampled_again(model, tmp_path, engine_calls):
     policy = tmp_path / "runs" / "policy"
     run(policy, small_config(rounds=1, model={"path": str(model)}))
     evaluate(policy, tmp_path / "e")
@@ -225,7 +225,7 @@ def test_a_prompt_that_the_tokenizer_writes_otherwise_is_asked_again(model, tmp_
     assert sum(engine_calls) == asked + 52
 
 
-def test_a_run_is_asked_as_it_asks_itself(tmp_path):
+def test_a_run_is_evaluated_with_its_own_protocol(tmp_path):
     files = {}
     for name in ("a", "b"):
         files[name] = tmp_path / f"{name}.jsonl"
@@ -237,7 +237,7 @@ def test_a_run_is_asked_as_it_asks_itself(tmp_path):
     source, protocol, directory = prepare_evaluation(str(tmp_path / "runs/r"), None, [], None, tmp_path / "e")
     assert (protocol.seed, protocol.max_tokens, protocol.verification) == (5, 4, config.verification)
     with open_evaluation_context(directory, source, protocol) as context:
-        list(examine(context, stages))
+        list(run_benchmarks(context, stages))
         find_results(directory, source, protocol, context.benchmarks)
     query = "SELECT DISTINCT problem_set, prompt_id, problem FROM evaluations ORDER BY ALL"
     assert len(ask(tmp_path / "e", query)) == 6
@@ -255,7 +255,7 @@ def test_majorities_are_left_out_where_a_function_judges(trained, tmp_path, monk
     assert "maj@4" not in results_rows(results)[0]
 
 
-def test_an_evaluation_and_a_run_keep_out_of_each_other(trained, tmp_path):
+def test_an_evaluation_and_a_run_never_share_a_directory(trained, tmp_path):
     with pytest.raises(InputError, match="holds a run; give another --out"):
         prepare_evaluation(str(trained), None, [], None, trained)
     evaluate(trained, tmp_path / "e")
@@ -263,7 +263,7 @@ def test_an_evaluation_and_a_run_keep_out_of_each_other(trained, tmp_path):
         run(tmp_path / "e", small_config())
 
 
-def test_two_models_of_one_name_are_told_apart(model, tmp_path, monkeypatch):
+def test_two_models_with_the_same_name_are_distinguished(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     evaluate(model, None, SUMS, "limit=1")
     other = tmp_path / "other" / model.name
@@ -312,7 +312,7 @@ def test_the_table_fits_a_terminal(trained, tmp_path):
     assert float(rows[0][2]) == pytest.approx(100 * results["benchmarks"][0]["avg@4"]["mean"], abs=0.05)
 
 
-def test_a_second_process_is_kept_out(trained, tmp_path):
+def test_a_second_process_is_locked_out(trained, tmp_path):
     with EvaluationDirectory(tmp_path / "e").lock(), pytest.raises(InputError, match="is running it"):
         evaluate(trained, tmp_path / "e")
 
@@ -329,19 +329,19 @@ def test_a_second_process_is_kept_out(trained, tmp_path):
         (["temperature=0"], "temperature"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_made(trained, tmp_path, overrides, words):
+def test_what_cannot_work_is_refused_without_side_effects(trained, tmp_path, overrides, words):
     with pytest.raises(InputError) as refused:
         prepare_evaluation(str(trained), None, overrides, None, tmp_path / "e")
     assert words in str(refused.value)
     assert not (tmp_path / "e").exists()
 
 
-def test_subjects_that_are_none_are_refused(trained, model, tmp_path):
+def test_invalid_models_are_refused(trained, model, tmp_path):
     for source, round, words in (
         (tmp_path, None, "holds neither a run"),
         (model, 3, "has no rounds"),
         (trained, 4, "policies of rounds 0 to 3"),
-        (model, None, "nothing is said of what to ask; give --benchmarks or --preset"),
+        (model, None, "no benchmarks given; use --benchmarks or --preset"),
         (tmp_path / "nowhere" / "at" / "all", None, "is neither a directory nor a model on the hub"),
     ):
         with pytest.raises(InputError, match=words):
@@ -363,7 +363,7 @@ def test_results_are_json(trained, tmp_path):
     assert time.time() > results["benchmarks"][0]["generation_seconds"] > 0
 
 
-def test_a_run_with_two_held_out_sets_weighs_them_the_same(tmp_path):
+def test_a_run_with_two_held_out_sets_weights_them_equally(tmp_path):
     held_out = [
         {"arithmetic": {"digits": 1, "operators": "+", "split": "held_out"}},
         {"arithmetic": {"digits": 1, "operators": "-", "split": "held_out"}, "limit": 3},

@@ -55,7 +55,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def names_on_the_page(flow_run_id: Any, expected: set[str]) -> set[str]:
-    """The names of a flow run's tasks, once the server has all that are expected: it hears of them by events."""
+    """The names of a flow run's tasks, once the server has all expected ones: it receives them as events."""
     deadline = time.monotonic() + 300
     while True:
         with get_client(sync_client=True) as client:
@@ -69,7 +69,7 @@ def names_on_the_page(flow_run_id: Any, expected: set[str]) -> set[str]:
 
 
 def states(caplog: pytest.LogCaptureFixture) -> set[str]:
-    """The states in which the tasks ended, as this process saw them; the server's come late or out of order."""
+    """The final states of the tasks as seen by this process; the server's arrive late or out of order."""
     messages = [record.getMessage() for record in caplog.records if record.name == "prefect.task_runs"]
     return {message.removeprefix("Finished in state ") for message in messages if "Finished" in message}
 
@@ -81,7 +81,7 @@ def latest_flow_run() -> Any:
         return client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
 
 
-def test_the_flow_gives_what_the_plain_stages_give_and_a_second_start_skips_everything(config, tmp_path, caplog):
+def test_the_flow_equals_the_plain_stages_and_a_second_start_skips_everything(config, tmp_path, caplog):
     path = tmp_path / " my 'runs' %41%20; #1 & é日" / '-*fl"ow [a-b] {x} $HOME'
     first = train(str(config), run_dir=str(path))
     assert states(caplog) == {"Completed()"}
@@ -97,7 +97,7 @@ def test_the_flow_gives_what_the_plain_stages_give_and_a_second_start_skips_ever
     facts = {file: file.stat().st_mtime_ns for file in path.glob("facts/*/*.parquet")}
     caplog.clear()
     again = train(str(config), run_dir=str(path))
-    assert states(caplog) == {"Cached(type=COMPLETED)"}, "a finished stage was run again"
+    assert states(caplog) == {"Cached(type=COMPLETED)"}, "a finished stage was executed again"
     assert {file: file.stat().st_mtime_ns for file in facts} == facts
     assert again["policy_digest"] == first["policy_digest"]
     assert not (path / "cache").exists(), "Prefect stored results"
@@ -127,7 +127,7 @@ def _check_mlflow(path: Path, rounds: int) -> None:
     assert logged.data.params["learner.lr"] == "0.001"
 
 
-def test_a_run_of_stored_trajectories_gives_what_the_plain_stages_give(tmp_path, caplog):
+def test_a_flow_of_offline_training_equals_the_plain_stages(tmp_path, caplog):
     run(tmp_path / "source", small_config(rounds=1))
     stored = {"source": "stored", "run": str(tmp_path / "source"), "batch": 16}
     settings = small_config(rounds=2, rollouts=stored, replay__first="buffer")
@@ -139,7 +139,7 @@ def test_a_run_of_stored_trajectories_gives_what_the_plain_stages_give(tmp_path,
     assert (path / "report.html").exists()
     caplog.clear()
     train(str(config), run_dir=str(path))
-    assert states(caplog) == {"Cached(type=COMPLETED)"}, "a finished stage was run again"
+    assert states(caplog) == {"Cached(type=COMPLETED)"}, "a finished stage was executed again"
 
     client = MlflowClient(f"sqlite:///{path.parent / 'mlflow.db'}")
     (logged,) = client.search_runs([client.get_experiment_by_name("reval").experiment_id])
@@ -150,7 +150,7 @@ def test_a_run_of_stored_trajectories_gives_what_the_plain_stages_give(tmp_path,
 
 
 class Touches:
-    """What makes a file when a pickle of it is loaded."""
+    """Creates a file when a pickle of it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -160,7 +160,7 @@ class Touches:
 
 
 def hostile_records(sign: Path) -> Iterator[bytes]:
-    """What somebody could have left in place of results that Prefect stored: each would make `sign`."""
+    """What an attacker could leave in place of Prefect's stored results: each would create `sign`."""
     pickled = base64.b64encode(pickle.dumps(Touches(sign))).decode()
     squeezed = base64.b64encode(lzma.compress(pickled.encode())).decode()
     orders = json.dumps({"__class__": "os.mkdir", "data": str(sign)})
@@ -190,9 +190,9 @@ def test_records_left_in_the_run_directory_are_never_read(config, tmp_path, capl
     keys = [manifest.key for manifest in directory.manifests()]
     assert len(keys) > len(records)
     directory.cache.mkdir()
-    for place, key in enumerate(keys):  # a result lay under its stage's key
+    for place, key in enumerate(keys):  # a result was stored under its stage's key
         (directory.cache / key).write_bytes(records[place % len(records)])
-    ResultRecord.deserialize(records[2])  # they are what they are taken for
+    ResultRecord.deserialize(records[2])  # they are valid records
     sign.rmdir()
 
     directory.manifest_path("recording", 3).unlink()
@@ -204,7 +204,7 @@ def test_records_left_in_the_run_directory_are_never_read(config, tmp_path, capl
     assert sorted(file.name for file in directory.cache.iterdir()) == sorted(set(keys))
 
 
-def test_an_engine_that_fails_once_is_tried_again_and_the_run_ends_as_without(config, tmp_path, monkeypatch):
+def test_an_engine_that_fails_once_is_retried_and_the_run_ends_the_same(config, tmp_path, monkeypatch):
     generate, calls = TransformersEngine.generate, []
 
     def failing(self, requests, sampling, enough):
@@ -237,7 +237,7 @@ def test_an_engine_that_fails_once_is_tried_again_and_the_run_ends_as_without(co
         ),
     ],
 )
-def test_a_lack_of_memory_stops_the_run_with_advice_and_is_not_tried_again(
+def test_out_of_memory_stops_the_run_with_advice_and_is_not_retried(
     broken, error, title, words, config, tmp_path, monkeypatch
 ):
     calls = []
@@ -254,7 +254,7 @@ def test_a_lack_of_memory_stops_the_run_with_advice_and_is_not_tried_again(
 
 def test_metrics_that_cannot_be_delivered_do_not_stop_training_and_arrive_later(config, tmp_path, caplog):
     blocked = tmp_path / "blocked"
-    blocked.write_text("a file where a folder should be")
+    blocked.write_text("a file where a directory should be")
     path, uri = tmp_path / "runs" / "run", f"sqlite:///{blocked / 'mlflow.db'}"
     override = [f"tracking.uri={uri}"]
     summary = train(str(config), overrides=override, run_dir=str(path))
@@ -285,7 +285,7 @@ def test_the_deployments_of_prefect_yaml_name_flows_that_load():
     assert names == ["reval-train", "reval-evaluate", "reval-reproduce"]
 
 
-def test_an_evaluation_prints_a_table_or_json_and_is_kept_in_mlflow(tmp_path, capsys, caplog, monkeypatch):
+def test_an_evaluation_prints_a_table_or_json_and_is_logged_to_mlflow(tmp_path, capsys, caplog, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(tmp_path / "runs" / "small", small_config())
     command = ["eval", "runs/small", "--samples", "4", "--set", "max_tokens=4", "--out", "evals/small"]
@@ -299,8 +299,8 @@ def test_an_evaluation_prints_a_table_or_json_and_is_kept_in_mlflow(tmp_path, ca
     cli.main([*command, "--json"], standalone_mode=False)
     again = capsys.readouterr()
     results = json.loads(again.out)
-    assert "kept: responses and verdicts" in again.err
-    assert states(caplog) == {"Cached(type=COMPLETED)"}, "a finished stage was run again"
+    assert "reused: responses and verdicts" in again.err
+    assert states(caplog) == {"Cached(type=COMPLETED)"}, "a finished stage was executed again"
     assert {**results, "out": None} == {**read_json(tmp_path / "evals/small/results.json"), "out": None}
     (experiment,) = MlflowClient(f"sqlite:///{tmp_path}/evals/mlflow.db").search_experiments(
         filter_string="name = 'reval'"

@@ -1,4 +1,4 @@
-"""The checks of a GPU, run on a CPU with a small model, so that they run when there is a GPU."""
+"""The GPU checks, run on a CPU with a small model, so that they also work when there is a GPU."""
 
 import json
 import subprocess
@@ -54,7 +54,7 @@ def test_without_a_gpu_it_is_skipped_with_a_message(tmp_path):
         assert (done.returncode, done.stdout) == (0, "gpu-check: skipped: torch finds no GPU\n")
 
 
-def test_checks_of_numerics_and_speed_need_torch_transformers_and_numpy_alone(tmp_path):
+def test_checks_of_numerics_and_speed_need_only_torch_transformers_and_numpy(tmp_path):
     absent = {"pydantic", "duckdb", "prefect", "mlflow", "math_verify", "pyarrow", "pandas", "peft", "pytest"}
     done = run_without(absent, *on_cpu("--json", str(tmp_path / "found.json")))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -68,7 +68,7 @@ def test_checks_of_numerics_and_speed_need_torch_transformers_and_numpy_alone(tm
     assert "needs pydantic" in found["skipped"]["memory"]
 
 
-def test_a_check_that_breaks_or_misses_its_limit_is_recorded_and_the_others_are_made(tmp_path, monkeypatch, capsys):
+def test_a_check_that_fails_is_recorded_and_the_others_still_run(tmp_path, monkeypatch, capsys):
     def broken(source):
         raise RuntimeError("no kernel image")
 
@@ -95,7 +95,7 @@ def test_a_copy_that_is_not_refreshed_is_found(monkeypatch):
     assert missed == ["seen_1", "seen_4", "seen_16", "gap_16"]
 
 
-def test_a_case_of_speed_is_held_to_its_limits_on_the_cards_that_they_are_for():
+def test_speed_limits_apply_only_to_the_gpus_that_they_are_for():
     cases = {"1 x 16384": {"tokens_per_second": 39_000.0, "peak_gib": 30.0}, "stream": {"error": "RuntimeError: x"}}
     slow, broken = "1 x 16384: tokens_per_second is 39000.000", "stream: RuntimeError: x"
     assert [one[: len(slow)] for one in learner_gpu.failures(cases, "NVIDIA H100 80GB HBM3")] == [broken, slow]

@@ -1,6 +1,6 @@
-"""Hostile answers: each is judged within its deadline, nothing else suffers, and what else runs changes no verdict.
+"""Hostile answers: each is judged within its deadline, no other claim is affected, and load changes no verdict.
 
-`python -m tests.integration.test_hostile_answers` prints the table that stands in docs/verification.md.
+`python -m tests.integration.test_hostile_answers` prints the table of docs/verification.md.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ HOSTILE = {
     "python": "__import__('os').system('sleep 9')",
     "dunder": "().__class__.__bases__[0].__subclasses__()",
 }
-"""Contents of a box, by what they are."""
+"""Contents of a box, by kind."""
 
 WHOLE = {
     "300 KB of empty boxes": r"\boxed{}" * 40_000,
@@ -98,7 +98,7 @@ def claims() -> dict[str, Claim]:
 
 
 def judge(timeout_seconds: float) -> tuple[dict[str, Judgement], list[Judgement]]:
-    """The judgements on the hostile claims, and on the others behind them."""
+    """The judgements on the hostile claims, and on the claims queued after them."""
     hostile = claims()
     with Verifier(timeout_seconds=timeout_seconds, mode="lenient") as verifier:
         verifier.judge(OTHERS)
@@ -108,7 +108,7 @@ def judge(timeout_seconds: float) -> tuple[dict[str, Judgement], list[Judgement]
 
 @contextmanager
 def busy_processes(count: int) -> Iterator[None]:
-    """So many processes that compute and do nothing else, at the same priority as this one."""
+    """This many busy processes, at the same priority as this one."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -119,13 +119,13 @@ def busy_processes(count: int) -> Iterator[None]:
             process.wait()
 
 
-def test_hostile_answers_end_and_harm_no_other() -> None:
+def test_hostile_answers_end_and_affect_no_other() -> None:
     hostile, others = judge(0.5)
     assert {one.verdict for one in hostile.values()} <= {"wrong", "timeout", "error", "unparsed"}
     assert [one.verdict for one in others] == ["correct"] * len(OTHERS)
 
 
-def test_honest_answers_are_judged_beside_a_load_of_twelve() -> None:
+def test_honest_answers_are_judged_under_a_load_of_twelve() -> None:
     with Verifier() as verifier:
         verifier.judge(OTHERS[:2])
         with busy_processes(12):
@@ -134,7 +134,7 @@ def test_honest_answers_are_judged_beside_a_load_of_twelve() -> None:
 
 
 @pytest.mark.full
-def test_verdicts_are_the_same_beside_a_load_of_twelve() -> None:
+def test_verdicts_are_the_same_under_a_load_of_twelve() -> None:
     hostile, others = judge(2.0)
     with busy_processes(12):
         hostile_at_load, others_at_load = judge(2.0)
@@ -154,7 +154,7 @@ RESPONSES = st.lists(PIECES | st.text(max_size=3), max_size=14).map(" ".join)
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[list[Verifier]]:
-    """Two verifiers that know nothing of each other."""
+    """Two independent verifiers."""
     found = [Verifier(workers=1, timeout_seconds=5.0, mode="lenient") for _ in range(2)]
     yield found
     for verifier in found:
@@ -168,7 +168,7 @@ def test_no_input_raises_or_is_judged_differently(two: list[Verifier], pairs: li
     first, second = (verifier.judge(order) for verifier, order in zip(two, (fuzzed, fuzzed[::-1]), strict=True))
     told = [(one.verdict, one.extracted) for one in first]
     again = [(one.verdict, one.extracted) for one in reversed(second)]
-    # A timeout says that the machine was slow, or that the answer is: nothing about equality.
+    # A timeout means that the machine or the answer was slow: nothing about equality.
     in_time = [(a, b) for a, b in zip(told, again, strict=True) if "timeout" not in (a[0], b[0])]
     assert [a for a, _ in in_time] == [b for _, b in in_time]
 

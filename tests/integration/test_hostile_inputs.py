@@ -1,4 +1,4 @@
-"""Hostile run directories, configs, problem files and responses: refused in one line, or used rightly."""
+"""Hostile run directories, configs, problem files and responses: refused in one line, or used correctly."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Answer:
 
 @pytest.fixture
 def reval(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The command, whose flow runs without Prefect."""
+    """The command, with its flow executed without Prefect."""
     monkeypatch.chdir(tmp_path)
 
     def command(*arguments: str) -> Answer:
@@ -78,7 +78,7 @@ def _cases(group: list[Hostile]) -> Any:
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run that has a round left to do, and the policy that it ends with."""
+    """An unfinished run with one round left, and its final policy."""
     config = small_config(rounds=2)
     whole, part = (tmp_path_factory.mktemp(name) / "run" for name in ("whole", "part"))
     run(whole, config)
@@ -87,9 +87,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @_cases(RUN_DIRECTORIES)
-def test_a_hostile_run_directory_attacks_nobody(
-    case: Hostile, interrupted: Any, reval: Any, tmp_path: Path
-) -> None:
+def test_a_hostile_run_directory_does_no_harm(case: Hostile, interrupted: Any, reval: Any, tmp_path: Path) -> None:
     path, digest = interrupted
     shutil.copytree(path, tmp_path / "run")
     (tmp_path / "precious").write_text("the owner's")
@@ -112,7 +110,7 @@ def test_a_hostile_run_directory_attacks_nobody(
 
 
 @_cases([case for case in RUN_DIRECTORIES if case.what.startswith("a checkpoint whose")])
-def test_a_checkpoint_that_cannot_be_loaded_is_made_again_as_its_refusal_says(
+def test_a_checkpoint_that_cannot_be_loaded_is_reconstructed_as_the_error_suggests(
     case: Hostile, interrupted: Any, reval: Any, tmp_path: Path
 ) -> None:
     path, digest = interrupted
@@ -148,7 +146,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(model: Path, tmp_path: Path) -> Iterator[dict[str, Any]]:
-    """Settings of one round over the problems of the case, for a model that reads any text."""
+    """Settings of one round on the problems of the case, for a model that reads any text."""
     values = json.loads(json.dumps(SMALL))
     values |= {"rounds": 1, "model": {"path": str(model)}, "evaluation": {"every": 1, "samples": 1}}
     values["problems"] = {"held_out": {"arithmetic": {"digits": 1, "split": "held_out"}, "limit": 2}}
@@ -157,7 +155,7 @@ def config(model: Path, tmp_path: Path) -> Iterator[dict[str, Any]]:
 
 
 @_cases(PROBLEM_FILES)
-def test_a_hostile_problem_file_is_one_line_or_a_right_round(
+def test_a_hostile_problem_file_is_one_line_or_a_correct_round(
     case: Hostile, config: dict[str, Any], reval: Any, tmp_path: Path
 ) -> None:
     case.make(tmp_path)

@@ -1,4 +1,4 @@
-"""Runs that train adapters: the base is the reference, stays as it is, and is kept once."""
+"""Runs that train adapters: the base is the reference, stays unchanged, and is stored once."""
 
 import pytest
 import torch
@@ -24,14 +24,14 @@ def lora_config(**changes):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run of three rounds, with a reset of the reference after the second."""
+    """A run of three rounds, with a reference reset after the second."""
     torch.set_num_threads(1)
     path = tmp_path_factory.mktemp("runs") / "lora"
     summary = run(path, lora_config(reference__reset_every=2))
     return RunDirectory(path), summary
 
 
-def test_the_run_learns_and_says_what_it_got(finished):
+def test_the_run_learns_and_records_its_adapters(finished):
     directory, summary = finished
     assert summary["rounds"] == 3
     updates = read_table(directory.path / directory.facts(3, "updates"))
@@ -47,7 +47,7 @@ def test_a_checkpoint_holds_the_adapters_and_nothing_of_the_base(finished):
     assert not (directory.checkpoint(3) / "model.safetensors").exists()
 
 
-def test_policy_zero_is_its_own_reference_to_the_bit(finished):
+def test_the_initial_policy_is_its_own_reference_bit_for_bit(finished):
     directory, _ = finished
     scores = read_table(directory.path / directory.facts(1, "scores"))
     assert scores.column("log_ref").equals(scores.column("log_policy"))
@@ -62,10 +62,10 @@ def test_policy_zero_is_its_own_reference_to_the_bit(finished):
 def test_a_later_reference_is_another_set_of_adapters(finished):
     directory, _ = finished
     scores = read_table(directory.path / directory.facts(3, "scores"))
-    assert scores.column("log_ref").equals(scores.column("log_policy")), "round 3 begins at the new reference"
+    assert scores.column("log_ref").equals(scores.column("log_policy")), "round 3 starts at the new reference"
 
 
-def test_transformers_loads_a_checkpoint_beside_the_base(finished):
+def test_transformers_loads_a_checkpoint_onto_the_base(finished):
     directory, summary = finished
     by_peft, by_us = load_model(directory.base), load_model(directory.base)
     by_peft.load_adapter(str(directory.checkpoint(3)))
@@ -77,7 +77,7 @@ def test_transformers_loads_a_checkpoint_beside_the_base(finished):
         assert torch.equal(by_peft(tokens).logits, by_us(tokens).logits)
 
 
-def test_a_run_that_is_broken_off_goes_on_bit_for_bit(finished, tmp_path):
+def test_an_interrupted_run_resumes_bit_for_bit(finished, tmp_path):
     _, summary = finished
     config = lora_config(reference__reset_every=2)
     run(tmp_path / "lora", config, until=2)
@@ -85,7 +85,7 @@ def test_a_run_that_is_broken_off_goes_on_bit_for_bit(finished, tmp_path):
 
 
 def test_scoring_the_reference_leaves_the_policy_as_it_was(tmp_path):
-    """Between two rounds the learner's adapters make way for the reference's, and come back."""
+    """Between two rounds the reference's adapters replace the learner's temporarily."""
     directory = RunDirectory(tmp_path / "lora")
     with open_run_context(directory, lora_config()) as context:
         for number in train_rounds(context, stages):

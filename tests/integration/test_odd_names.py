@@ -1,4 +1,4 @@
-"""Runs in directories whose names mean something to DuckDB or a shell; test_flow.py has one under Prefect."""
+"""Runs in directories whose names are special to DuckDB or a shell; test_flow.py has one under Prefect."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_is_read_and_indexed_under_every_name(finished: Path, tmp_path: Path, name: str) -> None:
-    for other in ("run-a", "run-b", name):  # what a pattern would find as well
+    for other in ("run-a", "run-b", name):  # what a pattern would also match
         shutil.copytree(finished, tmp_path / other)
     directory = RunDirectory(tmp_path / name)
     directory.check_place()
@@ -37,5 +37,5 @@ def test_a_run_is_read_and_indexed_under_every_name(finished: Path, tmp_path: Pa
         assert views.sql(count).fetchall() == [(expected["trajectories"],)]
 
 
-def test_a_title_with_the_name_of_a_file_is_no_template() -> None:
+def test_a_title_with_a_file_name_is_not_a_template() -> None:
     assert as_template("responses to {x} {0}").format(key="k") == "responses to {x} {0}"

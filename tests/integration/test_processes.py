@@ -1,4 +1,4 @@
-"""Several processes learn what one does: DDP and FSDP2, under `accelerate launch`, on CPU."""
+"""Several processes learn the same as one: DDP and FSDP2, under `accelerate launch`, on CPU."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def in_two_processes(launch: list[str], *arguments: str) -> None:
 
 
 @pytest.mark.parametrize(("launch", "kind"), [(DDP, "Parameter"), (FSDP2, "DTensor")], ids=["ddp", "fsdp2"])
-def test_two_processes_learn_what_one_learns(launch, kind, tmp_path):
+def test_two_processes_learn_the_same_as_one(launch, kind, tmp_path):
     in_two_processes(launch, "learn", str(tmp_path / "found.json"))
     found = json.loads((tmp_path / "found.json").read_text())
     for objective in process_learner.OBJECTIVES:
@@ -51,7 +51,7 @@ def test_two_processes_learn_what_one_learns(launch, kind, tmp_path):
         assert together["norms"] == pytest.approx(alone["norms"], rel=2e-2)
 
 
-def test_a_run_in_two_processes_learns_what_one_learns_and_goes_on_in_two_alone(tmp_path):
+def test_a_run_in_two_processes_equals_one_and_resumes_only_in_two(tmp_path):
     in_two_processes(DDP, "run", str(tmp_path / "two"))
     settings = small_config(
         rounds=2, reference__reset_every=1, objective={"kind": "reval", "beta_times_length": 0.25}
@@ -68,7 +68,7 @@ def test_a_run_in_two_processes_learns_what_one_learns_and_goes_on_in_two_alone(
         run(tmp_path / "two", settings)
 
 
-def test_sharded_weights_are_refused_for_a_whole_run(monkeypatch):
+def test_sharded_weights_are_refused_for_a_run(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(InputError, match="--multi_gpu"):
         check_launch()

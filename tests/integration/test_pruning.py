@@ -1,4 +1,4 @@
-"""Pruning a finished run: what goes, what stays, and that nothing is lost if it is killed on the way."""
+"""Pruning a finished run: what is deleted, what stays, and that a kill loses nothing."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def directory(finished: Path, tmp_path: Path) -> RunDirectory:
 
 
 def rows(directory: RunDirectory, tokens: bool) -> dict[str, list[tuple]]:
-    """Every row of every table, with or without what there is one of for each token."""
+    """Every row of every table, with or without the per-token columns."""
     connection = sql_views(directory.path, directory.manifests())
     found = {}
     for table, schema in SCHEMAS.items():
@@ -68,7 +68,7 @@ def problems(directory: RunDirectory, config: Config = CONFIG) -> list[str]:
     return [problem for result in check_run(directory, config) for problem in result.problems]
 
 
-def test_only_tokens_outside_the_buffer_go(directory):
+def test_only_tokens_outside_the_buffer_are_deleted(directory):
     before, files = rows(directory, tokens=False), len(list(directory.path.rglob("*.parquet")))
     live = "SELECT * FROM trajectories JOIN scores USING (trajectory_id) WHERE trajectories.round > 4 ORDER BY ALL"
     kept = sql_views(directory.path, directory.manifests()).sql(live).fetchall()
@@ -85,7 +85,7 @@ def test_only_tokens_outside_the_buffer_go(directory):
     assert plan(directory, CONFIG).size < found.size / 2
 
 
-def test_a_pruned_run_passes_its_check_and_gives_the_same_database_report_and_end(directory, tmp_path):
+def test_a_pruned_run_is_intact_with_the_same_database_report_and_policy(directory, tmp_path):
     digest = summarise(directory)["policy_digest"]
     database = tmp_path / "before.duckdb"
     shutil.copy(directory.database, database)
@@ -98,7 +98,7 @@ def test_a_pruned_run_passes_its_check_and_gives_the_same_database_report_and_en
     assert run(directory.path, CONFIG)["policy_digest"] == digest
 
 
-def test_a_pruned_run_goes_on_as_one_that_was_not(directory, finished, tmp_path):
+def test_a_pruned_run_resumes_like_an_unpruned_one(directory, finished, tmp_path):
     longer = CONFIG.model_copy(update={"rounds": 8})
     shutil.copytree(finished, tmp_path / "whole")
     prune(directory, CONFIG)
@@ -106,7 +106,7 @@ def test_a_pruned_run_goes_on_as_one_that_was_not(directory, finished, tmp_path)
     assert problems(directory, longer) == []
 
 
-def test_policies_between_checkpoints_cannot_be_made_again_and_it_is_said(directory):
+def test_policies_between_checkpoints_cannot_be_reconstructed_and_the_error_says_so(directory):
     prune(directory, CONFIG)
     with pytest.raises(CorruptData, match=r"was pruned, .* its checkpoints are available: rounds 0, 2, .*6"):
         reconstruct(directory, CONFIG, DrawReader(directory), recorded_policy(directory, 3))
@@ -119,7 +119,7 @@ def test_an_unfinished_run_is_not_pruned(directory):
 
 
 @pytest.mark.parametrize("number", [0, 3, 6])
-def test_killed_on_the_way_it_is_done_again(directory, number):
+def test_a_killed_pruning_is_completed_by_the_next(directory, number):
     program = """if True:
         import os, signal, sys
         from reval_core.maintenance.prune import prune
@@ -144,7 +144,7 @@ def test_killed_on_the_way_it_is_done_again(directory, number):
     assert problems(directory) == []
 
 
-def test_a_pruned_run_is_not_learned_from(directory):
+def test_a_pruned_run_cannot_be_used_for_offline_training(directory):
     prune(directory, CONFIG)
     rollouts = StoredRollouts(source="stored", run=str(directory.path), batch=8)
     with pytest.raises(InputError, match="was pruned, and the tokens of its first 4 rounds are deleted"):

@@ -1,4 +1,4 @@
-"""Prompts of a chat template that reads the clock: rendered once, whatever is resumed, lost or asked again."""
+"""Prompts of a chat template that reads the clock: rendered once, whatever is resumed, lost or sampled again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import yaml
 from transformers.utils import chat_template_utils
 
-from flows.benchmarks import examine
+from flows.benchmarks import run_benchmarks
 from flows.importing import import_file
 from flows.preparation import prepare, prepare_evaluation
 from reval_core import stages
@@ -34,7 +34,7 @@ CLOCK = (
 
 
 class Clock(datetime):
-    """Is a second later whenever somebody looks."""
+    """A clock that advances a second with each reading."""
 
     passed = 0
 
@@ -68,14 +68,14 @@ def config(tmp_path: Path, model: Path) -> Path:
 
 
 def attempt(config: Path, path: Path, until: int | None = None) -> None:
-    """A run as a process of its own would go on with it."""
+    """Continue a run as a new process would."""
     asked._rendered.clear()
     settings, _ = prepare(config, [], path)
     run(path, settings, until)
 
 
-def asked_with(path: Path) -> dict[str, set[tuple[str, tuple[int, ...]]]]:
-    """What each problem was asked with, over all rounds."""
+def prompts_used(path: Path) -> dict[str, set[tuple[str, tuple[int, ...]]]]:
+    """The prompts that each problem was sampled with, over all rounds."""
     found: dict[str, set[tuple[str, tuple[int, ...]]]] = {}
     for shard in sorted(path.glob("rollouts/*/shard-*.parquet")):
         rows = read_table(shard, ("problem", "prompt", "prompt_tokens")).to_pylist()
@@ -84,26 +84,26 @@ def asked_with(path: Path) -> dict[str, set[tuple[str, tuple[int, ...]]]]:
     return found
 
 
-def test_a_runs_prompts_stay_what_they_were_over_rounds_and_resumes(config, tmp_path):
+def test_a_runs_prompts_stay_the_same_over_rounds_and_resumes(config, tmp_path):
     path = tmp_path / "run"
     attempt(config, path, until=1)
     record = (path / "prompts.parquet").read_bytes()
     attempt(config, path)
     assert (path / "prompts.parquet").read_bytes() == record
-    found, prompts = asked_with(path), read_prompts(path / "prompts.parquet")
+    found, prompts = prompts_used(path), read_prompts(path / "prompts.parquet")
     assert len(found) == 4
     assert len(prompts) == 8, "the held-out ones are among them"
     for problem, once in found.items():
         ((text, tokens),) = once
         assert (text, list(tokens)) == prompts[problem]
-    assert len({text for text, _ in map(prompts.__getitem__, found)}) == 4, "the clock went on between them"
+    assert len({text for text, _ in map(prompts.__getitem__, found)}) == 4, "the clock advanced between them"
 
 
 @pytest.mark.parametrize("how", ["gone", "corrupt"])
-def test_a_lost_record_is_made_again_from_what_was_asked(config, tmp_path, caplog, how):
+def test_a_lost_record_is_reconstructed_from_the_rollouts(config, tmp_path, caplog, how):
     path = tmp_path / "run"
     attempt(config, path, until=1)
-    record, before = path / "prompts.parquet", asked_with(path)
+    record, before = path / "prompts.parquet", prompts_used(path)
     if how == "gone":
         record.unlink()
     else:
@@ -114,7 +114,7 @@ def test_a_lost_record_is_made_again_from_what_was_asked(config, tmp_path, caplo
         assert [one.path for one in inspect(directory, settings)] == ["prompts.parquet"]
     attempt(config, path)
     assert "prompts.parquet" in caplog.text
-    after = asked_with(path)
+    after = prompts_used(path)
     assert all(len(one) == 1 for one in after.values())
     assert {problem: after[problem] for problem in before} == before
     settings, directory = prepare(config, [], path)
@@ -128,7 +128,7 @@ def test_a_dry_run_and_a_failed_check_leave_nothing(config, tmp_path):
 
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """All that engines were asked."""
+    """All requests to engines."""
     seen: list[Any] = []
     generate = TransformersEngine.generate
 
@@ -144,10 +144,10 @@ def evaluate(source: Path, out: Path, *overrides: str) -> None:
     asked._rendered.clear()
     source, protocol, directory = prepare_evaluation(str(source), None, ["samples=1", *overrides], None, out)
     with open_evaluation_context(directory, source, protocol) as context:
-        list(examine(context, stages))
+        list(run_benchmarks(context, stages))
 
 
-def test_an_evaluation_asks_nothing_again(model, tmp_path, requests, caplog):
+def test_an_evaluation_repeats_no_request(model, tmp_path, requests, caplog):
     overrides = ["prompt={chat: true}", "max_tokens=3", "benchmarks=[{arithmetic: {digits: 1}, limit: 5}]"]
     evaluate(model, tmp_path / "e", *overrides)
     assert len(requests) == 5
@@ -155,7 +155,7 @@ def test_an_evaluation_asks_nothing_again(model, tmp_path, requests, caplog):
     assert len(requests) == 5
     evaluate(model, tmp_path / "e", *overrides, "samples=2")
     assert len(requests) == 15
-    assert len({tuple(one.prompt_tokens) for one in requests}) == 5, "other settings ask with the same prompts"
+    assert len({tuple(one.prompt_tokens) for one in requests}) == 5, "other settings use the same prompts"
     (record,) = (tmp_path / "e/prompts").glob("*.parquet")
     record.write_bytes(b"PAR1")
     evaluate(model, tmp_path / "e", *overrides)
@@ -183,12 +183,12 @@ def test_imported_prompts_are_recorded_too(config, tmp_path, capsys):
         import_file(file, config, [], tmp_path / "imported", [], True)
     assert json.loads(capsys.readouterr().out.partition("\n}\n")[2])["was_there"]
     prompts = read_prompts(RunDirectory(tmp_path / "imported").prompts)
-    assert asked_with(tmp_path / "imported") == {
+    assert prompts_used(tmp_path / "imported") == {
         row["problem"]: {(prompts[row["problem"]][0], tuple(prompts[row["problem"]][1]))} for row in rows
     }
 
 
-def test_what_is_left_out_stays_left_out_and_is_said(config, tmp_path, caplog):
+def test_what_is_left_out_stays_left_out_with_a_warning(config, tmp_path, caplog):
     """The order of problems depends on it, and so does every round."""
     write_problems(tmp_path / "train.jsonl", ["1+1=", "x" * 120, "2+2=", "3×3=", "4+4="])
     values = yaml.safe_load(config.read_text())
@@ -196,7 +196,7 @@ def test_what_is_left_out_stays_left_out_and_is_said(config, tmp_path, caplog):
     config.write_text(yaml.safe_dump(values))
     attempt(config, tmp_path / "run", until=1)
     attempt(config, tmp_path / "run")
-    assert set(asked_with(tmp_path / "run")) == {"1+1=", "2+2=", "4+4="}
+    assert set(prompts_used(tmp_path / "run")) == {"1+1=", "2+2=", "4+4="}
     said = [one.message for one in caplog.records if "problems are skipped" in one.message]
     assert len(said) == 2
     assert {one.partition("first of them ")[2] for one in said} == {

@@ -1,4 +1,4 @@
-"""What cannot be trained is refused before any work, alike by `train`, `train --dry-run` and the deployment's flow.
+"""What cannot be trained is refused before any work, also by `train`, `train --dry-run` and the deployment's flow.
 
 Each case is one fault in a run that is otherwise sound. All three refuse it in the same words, on one line, and
 leave nothing behind; where the fault is in what they are given, `eval` and `import` refuse it as well.
@@ -50,7 +50,7 @@ CONFIG: dict[str, Any] = {
 
 @dataclass
 class Place:
-    """A folder with a sound config, model and problems, in which a case breaks one thing."""
+    """A directory with a valid config, model and problems, in which a case breaks one thing."""
 
     path: Path
     config: dict[str, Any]
@@ -86,7 +86,7 @@ class Place:
         (self.path / file).write_text(text)
 
     def chat(self, template: str) -> None:
-        """Give the tokenizer a chat template, and ask in it."""
+        """Give the tokenizer a chat template, and use it."""
         self.edit_json("tokenizer_config.json", chat_template=template)
         (self.model / "chat_template.jinja").unlink(missing_ok=True)
         self.set("problems.prompt.chat", True)
@@ -128,7 +128,7 @@ def reval(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
     return Answer(ended.value.code, *capsys.readouterr())
 
 
-# --- what is wrong in each case, and what is said of it ---
+# --- the fault of each case, and its message ---
 
 
 def drop(part: str) -> Callable[[Place], None]:
@@ -272,13 +272,13 @@ MODELS: dict[str, tuple[Callable[[Place], None], str]] = {
         lambda place: (place.model / "tokenizer.json").unlink(),
         r"tokenizer",
     ),
-    "a folder that is not there": (setting("model.path", "nowhere"), r"nowhere"),
+    "a directory that does not exist": (setting("model.path", "nowhere"), r"nowhere"),
 }
 """Faults of the model: `eval` and `import` refuse them as well."""
 
 
 def a_soft_cap(place: Place) -> None:
-    """A Gemma, of which the config alone is looked at: its weights are those that it would have."""
+    """A Gemma with only a config: its weights are those that it would have."""
     from transformers import AutoModelForCausalLM, Gemma2Config
 
     config = json.loads((place.model / "config.json").read_text())
@@ -333,7 +333,7 @@ FILES: dict[str, tuple[Callable[[Place], None], str]] = {
     ),
     "no problem at all": (file("train.jsonl", ""), r"train\.jsonl"),
     "no such file": (lambda place: (place.path / "held_out.jsonl").unlink(), r"held_out\.jsonl"),
-    "bytes that are no text": (file("train.jsonl", b"\xff\xfe\x00\x01"), r"train\.jsonl"),
+    "bytes that are not text": (file("train.jsonl", b"\xff\xfe\x00\x01"), r"train\.jsonl"),
     "a Parquet file that is none": (
         all_of(file("train.parquet", b"PAR1 and no more"), setting("problems.train.path", "train.parquet")),
         r"train\.parquet",
@@ -382,13 +382,13 @@ def _cases() -> list[Any]:
 
 
 @pytest.mark.parametrize(("change", "said"), _cases())
-def test_training_a_dry_run_and_the_deployment_refuse_alike(place, change, said, capsys, monkeypatch):
+def test_training_a_dry_run_and_the_deployment_refuse_identically(place, change, said, capsys, monkeypatch):
     change(place)
     _refused_alike(place, said, capsys, monkeypatch)
 
 
 @pytest.mark.parametrize(("text", "said"), CONFIGS.values(), ids=CONFIGS)
-def test_a_config_that_is_none_is_refused_alike(place, text, said, capsys, monkeypatch):
+def test_an_invalid_config_is_refused_identically(place, text, said, capsys, monkeypatch):
     (place.path / "config.yaml").write_text(text)
     _refused_alike(place, said, capsys, monkeypatch)
 
@@ -448,11 +448,11 @@ def test_a_directory_that_another_process_runs_is_refused_by_a_dry_run_too(place
 
 def test_a_wrong_api_url_is_refused_by_a_dry_run_too(place, capsys, monkeypatch):
     (place.path / "config.yaml").write_text(yaml.safe_dump(place.config))
-    # Prefect reads its settings once for a process, and other tests have let it do so.
+    # Prefect reads its settings once per process, and other tests may have triggered that.
     monkeypatch.setattr(foreground, "configured_api", lambda: "not a url")
     answer = reval(capsys, monkeypatch, "train", "config.yaml", "--run-dir", "run", "--dry-run")
     assert (answer.code, answer.out) == (2, "")
-    assert re.fullmatch(r"reval: PREFECT_API_URL: .* is no URL .*\n", answer.err), answer.err
+    assert re.fullmatch(r"reval: PREFECT_API_URL: .* is not a URL .*\n", answer.err), answer.err
 
 
 def _makers() -> ModuleType | None:
@@ -478,7 +478,7 @@ SHARED_MODELS = {
     "addeos": r"</s>",
     "bigpad": r"\[PAD\]",
 }
-"""The folders of make_models.py that are refused, and what is said of each. The others are trained."""
+"""The models of make_models.py that are refused, with the message of each. The others are trained."""
 
 
 @pytest.fixture(scope="module")
@@ -495,7 +495,7 @@ def shared_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("name", "said"), SHARED_MODELS.items(), ids=SHARED_MODELS)
-def test_the_shared_broken_models_are_refused_alike(place, shared_models, name, said, capsys, monkeypatch):
+def test_the_shared_broken_models_are_refused_identically(place, shared_models, name, said, capsys, monkeypatch):
     place.set("model.path", str(shared_models / name))
     place.set("rollouts.max_tokens", 4)
     _refused_alike(place, said, capsys, monkeypatch)
@@ -516,7 +516,7 @@ def test_the_shared_models_that_are_only_unusual_are_not_refused(place, shared_m
             prepare(place.path / "config.yaml", ["problems.prompt.system=Be brief."], place.path / "run")
 
 
-def test_the_sound_config_that_all_cases_begin_from_is_not_refused(place, capsys, monkeypatch):
+def test_the_valid_config_of_all_cases_is_not_refused(place, capsys, monkeypatch):
     (place.path / "config.yaml").write_text(yaml.safe_dump(place.config))
     monkeypatch.setattr(sys, "argv", ["reval", "train", "config.yaml", "--run-dir", "run", "--dry-run"])
     main()

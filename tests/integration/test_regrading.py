@@ -1,4 +1,4 @@
-"""`reval regrade`: stored responses under other rules, beside a run of which nothing changes."""
+"""`reval regrade`: stored responses under other rules, without changes to the run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def needs_a_setting(problem, gold, response, setting):
 
 @pytest.fixture
 def reval(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Reval:
-    """Run the command beside a module with judges; gives exit code, output and complaints."""
+    """Run the command next to a module with reward functions; returns exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "regrading_judges.py").write_text(JUDGE)
@@ -60,7 +60,7 @@ def reval(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, t
 
 @pytest.fixture
 def directory(tmp_path: Path) -> RunDirectory:
-    """Two rounds of two prompts with two responses: 4 (right), 13; 111… (cut off in round 1), and a timeout."""
+    """Two rounds of two prompts with two responses: 4 (right), 13; 111… (truncated in round 1), and a timeout."""
     directory = RunDirectory(tmp_path / "runs" / "hand")
     hand_made_run(directory)
     return directory
@@ -70,7 +70,7 @@ def contents(path: Path) -> dict[str, str]:
     return {str(file.relative_to(path)): file_digest(file) for file in path.rglob("*") if file.is_file()}
 
 
-def test_the_run_is_not_changed_and_its_lock_not_asked_for(reval: Reval, directory: RunDirectory) -> None:
+def test_the_run_is_not_changed_and_its_lock_not_taken(reval: Reval, directory: RunDirectory) -> None:
     with directory.lock():
         before = contents(directory.path)
         code, out, _ = reval(directory.path, "--methods", "whole", "--json")
@@ -87,20 +87,18 @@ def test_the_run_is_not_changed_and_its_lock_not_asked_for(reval: Reval, directo
     assert [(one["round"], one["changed"]) for one in found["rounds"]] == [("1", 1), ("2", 1)]
 
 
-def test_a_function_judges_again_and_the_rewards_are_those_it_would_have_given(
-    reval: Reval, directory: RunDirectory
-) -> None:
+def test_a_function_regrades_with_the_rewards_of_a_run_under_it(reval: Reval, directory: RunDirectory) -> None:
     code, out, _ = reval(directory.path, "--function", "regrading_judges:starts_with_1", "--json")
     assert code == 0
     found = json.loads(out)
     assert found["rules"]["reward"]["function"] == "regrading_judges:starts_with_1"
     first, second = found["rounds"]
-    # Round 1: 4 was right and is not, 13 is now; what was cut off stays so, and the timeout is wrong now.
+    # Round 1: 4 was correct and now is not, 13 is now; the truncated one stays, and the timeout is wrong now.
     assert (first["accuracy_before"], first["accuracy"]) == (0.25, 0.25)
     assert (first["reward_before"], first["reward"]) == (pytest.approx(1 / 3), 0.25)
     assert (first["groups"], first["groups_turned"]) == (2, 1), "the easy prompt's two responses change places"
     assert (second["accuracy_before"], second["accuracy"]) == (0.25, 0.5)
-    assert (second["groups"], second["groups_turned"]) == (2, 2), "the hard prompt teaches something now"
+    assert (second["groups"], second["groups_turned"]) == (2, 2), "the hard prompt has a signal now"
     examples = [(one["trajectory_id"], one["verdict_before"], one["verdict"]) for one in found["examples"]]
     assert (IDS_PER_ROUND, "correct", "wrong") in examples
     assert (IDS_PER_ROUND + 1, "wrong", "correct") in examples
@@ -125,7 +123,7 @@ def test_the_table_joins_with_the_run_in_any_duckdb(reval: Reval, directory: Run
     assert rows[0] == (IDS_PER_ROUND, "correct", "wrong", 0.5)
 
 
-def test_one_round_and_a_file_of_ones_own(reval: Reval, directory: RunDirectory, tmp_path: Path) -> None:
+def test_one_round_and_a_chosen_file(reval: Reval, directory: RunDirectory, tmp_path: Path) -> None:
     out = tmp_path / "elsewhere" / "second.parquet"
     code, _, _ = reval(directory.path, "--round", "2", "--methods", "whole", "--out", out)
     assert code == 0
@@ -136,7 +134,7 @@ def test_what_is_printed_fits_80_columns(reval: Reval, directory: RunDirectory) 
     code, out, _ = reval(directory.path, "--methods", "whole")
     assert code == 0
     assert max(map(len, out.splitlines()[:-1])) <= 80
-    assert out.startswith("hand: 8 responses, 2 have another verdict (25.0%)\n")
+    assert out.startswith("hand: 8 responses, 2 change their verdict (25.0%)\n")
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert "timeout wrong 2" in lines
     assert "1 4 25.0% 25.0% → 25.0% 0.333 → 0.250 0/2" in lines
@@ -157,7 +155,7 @@ def test_what_is_printed_fits_80_columns(reval: Reval, directory: RunDirectory) 
         (["runs/hand", "--out", "there.parquet/new.parquet"], "there.parquet/new.parquet: cannot be written"),
     ],
 )
-def test_what_cannot_be_done_is_refused_before_anything_is_judged(
+def test_invalid_options_are_refused_before_anything_is_judged(
     reval: Reval, directory: RunDirectory, tmp_path: Path, arguments: list[str], complaint: str
 ) -> None:
     (tmp_path / "there.parquet").write_text("not ours")

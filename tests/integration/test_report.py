@@ -1,4 +1,4 @@
-"""The report over facts made by hand: what it says, and that no text of a run can break out of it."""
+"""The report of hand-made tables: its content, and that no text of a run can escape its markup."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ class Page(HTMLParser):
         return "".join(text for inside, text in self.texts if tag in (None, inside) and inside not in ("style",))
 
     def count(self, tag: str) -> int:
-        """How many elements of a kind there are."""
+        """The number of elements of a kind."""
         return sum(name == tag for name, _ in self.elements)
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A run made by hand, with its report."""
+    """A hand-made run with its report."""
     directory = RunDirectory(tmp_path_factory.mktemp("runs") / "small")
     hand_made_run(directory)
     write_report(directory)
@@ -70,7 +70,7 @@ def page(directory: RunDirectory) -> Page:
     return Page(directory.report)
 
 
-def test_says_what_happened(page: Page) -> None:
+def test_describes_what_happened(page: Page) -> None:
     text = page.text()
     assert "Held-out accuracy went from 25.0% to 75.0% in 2 rounds." in text
     assert "not finished" not in text
@@ -143,7 +143,7 @@ def test_objectives_without_a_residual(run_path: Path) -> None:
     assert "No residual" in text
 
 
-def test_same_facts_same_page(directory: RunDirectory, page: Page, run_path: Path) -> None:
+def test_the_same_tables_give_the_same_page(directory: RunDirectory, page: Page, run_path: Path) -> None:
     assert write_report(directory).read_text(encoding="utf-8") == page.source
     elsewhere = RunDirectory(run_path)
     hand_made_run(elsewhere)
@@ -165,7 +165,7 @@ def test_same_facts_same_page(directory: RunDirectory, page: Page, run_path: Pat
     ],
 )
 @pytest.mark.parametrize("percent", [False, True])
-def test_axes_hold_their_values(values: list[float | None], percent: bool) -> None:
+def test_axes_contain_their_values(values: list[float | None], percent: bool) -> None:
     scale = value_scale(values, may_be_log=True, percent=percent)
     known = [value for value in values if value is not None and value == value]
     assert all(-1e-9 <= scale.place(value) <= 1 + 1e-9 for value in known if not percent or value <= 1)

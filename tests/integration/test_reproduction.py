@@ -1,4 +1,4 @@
-"""`reval reproduce` through Prefect and real processes: prompts, runs, the page, and going on after a kill."""
+"""`reval reproduce` through Prefect and real processes: prompts, runs, the page, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.conftest import SMALL
 
 ROOT = Path(__file__).parents[2]
 GRPO = ["objective={kind: grpo}", "replay.capacity=16"]
-# Some stand for the same runs.
+# Some arms share their runs.
 ARMS = {
     "GRPO": [*GRPO, "learner.updates=1"],
     "ReVal": ["learner.updates=4"],
@@ -35,7 +35,7 @@ ARMS = {
 
 
 def configs(directory: Path) -> Path:
-    """A study of seconds, laid out as configs/paper/small."""
+    """A study that takes seconds, laid out like configs/paper/small."""
     base: dict[str, Any] = copy.deepcopy(SMALL)
     base["rounds"] = 4
     base["model"]["warm_start"] |= {"seed": 0, "problems": {"arithmetic": {"digits": 1, "operators": "+"}}}
@@ -68,7 +68,7 @@ def configs(directory: Path) -> Path:
     return directory
 
 
-# Worker processes import the script that the first process runs, and so find the same study.
+# Worker processes import the first process's script, and so find the same study.
 _SCRIPT = """
 from pathlib import Path
 
@@ -84,7 +84,7 @@ if __name__ == "__main__":
 
 
 def start(directory: Path, out: Path, **how: Any) -> subprocess.Popen[str]:
-    """`reval reproduce fig3 --json` on the study of seconds."""
+    """`reval reproduce fig3 --json` on that study."""
     script = directory / "reproduce.py"
     script.write_text(_SCRIPT.format(directory=str(directory)))
     arguments = ["reproduce", "fig3", "--json", "--out", str(out), "--workers", "2"]
@@ -101,14 +101,14 @@ def start(directory: Path, out: Path, **how: Any) -> subprocess.Popen[str]:
 
 
 def _is_server(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):  # it has ended
+    with suppress(psutil.Error):  # it has exited
         return "uvicorn" in process.cmdline()
     return False
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
-    """The study's configs, where it was made, and what was printed. It was killed once on the way."""
+    """The study's configs, its output directory and what was printed. It was killed once."""
     directory = configs(tmp_path_factory.mktemp("configs"))
     out = tmp_path_factory.mktemp("made") / "out"
     first = start(directory, out)
@@ -116,12 +116,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str
     while not list(out.glob("runs/*/*/*/config.yaml")) and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     processes = psutil.Process(first.pid).children(recursive=True)
-    servers = [one for one in processes if _is_server(one)]  # Prefect's own outlives whoever started it
+    servers = [one for one in processes if _is_server(one)]  # Prefect's server outlives the process that started it
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     for one in servers:
         one.kill()
-    psutil.wait_procs(processes)  # the workers see that it is gone
+    psutil.wait_procs(processes)  # the workers notice that it is gone
     assert not (out / "figures").exists()
     second = start(directory, out)
     printed, complaints = second.communicate(timeout=400)
@@ -129,7 +129,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str
     return directory, out, json.loads(printed)
 
 
-def test_a_killed_reproduction_goes_on_and_ends(made: tuple[Path, Path, dict[str, Any]]) -> None:
+def test_a_killed_reproduction_resumes_and_completes(made: tuple[Path, Path, dict[str, Any]]) -> None:
     _, out, printed = made
     assert set(printed) == {"fig3"}
     assert set(printed["fig3"]) >= {"verdict", "same_rate", "best", "intervals"}
@@ -149,7 +149,7 @@ def test_prompts_are_chosen_by_their_measured_rates(made: tuple[Path, Path, dict
     assert asked["problem"] == found["hard"]["problem"]
 
 
-def test_the_page_stands_alone(made: tuple[Path, Path, dict[str, Any]]) -> None:
+def test_the_page_is_self_contained(made: tuple[Path, Path, dict[str, Any]]) -> None:
     _, out, _ = made
     page = (out / "index.html").read_text()
     assert "Rounds" in page
@@ -159,7 +159,7 @@ def test_the_page_stands_alone(made: tuple[Path, Path, dict[str, Any]]) -> None:
     assert "https://" not in page
 
 
-def test_a_second_start_does_only_what_is_missing(made: tuple[Path, Path, dict[str, Any]]) -> None:
+def test_a_second_start_executes_only_what_is_missing(made: tuple[Path, Path, dict[str, Any]]) -> None:
     directory, out, printed = made
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*/*/summary.json")}
     lost = sorted(before)[0].parent
@@ -186,11 +186,11 @@ def test_a_run_that_stops_does_not_stop_the_others(made: tuple[Path, Path, dict[
     _, complaints = again.communicate(timeout=400)
     edited.write_text(kept)
     assert again.returncode == 1
-    assert f"fig3: {edited.parent}: holds a run of an earlier config; give another --out" in complaints
+    assert f"fig3: {edited.parent}: contains a run of an earlier config; give another --out" in complaints
     assert (lost.parent / "summary.json").exists()
 
 
-def test_plan_is_the_study_that_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_is_the_study_of_its_description(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "SMALL", configs(tmp_path / "study"))
     assert study.known_figures() == ["fig3"]
     planned = study.units(study.load_figure("fig3"), tmp_path / "out", seeds=2)

@@ -1,4 +1,4 @@
-"""Runs whose K, resets and β go by what is found on the way: what they leave, and that they go on bit for bit."""
+"""Runs whose K, resets and β depend on their residuals: their tables, and that they resume bit for bit."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ CONFIG = small_config(
     reference__reset_below=0.9,
     checkpoints__keep=1,
 )
-"""Three rounds, of which the second begins with less of the residual than the first, and ends with a reset."""
+"""Three rounds; the second starts with less residual than the first, and ends with a reset."""
 
 
 class Broken(Exception):
-    """Stands for whatever ends a process."""
+    """Simulates the end of a process."""
 
 
 class BreakingOff:
-    """The stages, of which one breaks off before or after its work in a round."""
+    """The stages, one of which is interrupted before or after its work in a round."""
 
     def __init__(self, stage: str, round: int, when: str) -> None:
         self._at = (stage, round)
@@ -62,7 +62,7 @@ class BreakingOff:
 
 
 def broken_off(path: Path, config: Config, stage: str, round: int, when: str) -> None:
-    """A run that ends in the middle of a round."""
+    """A run interrupted in the middle of a round."""
     with pytest.raises(Broken), open_run_context(RunDirectory(path), config) as context:
         for _ in train_rounds(context, BreakingOff(stage, round, when)):
             pass
@@ -70,13 +70,13 @@ def broken_off(path: Path, config: Config, stage: str, round: int, when: str) ->
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A run that nothing happened to. Tests may read it."""
+    """An undisturbed run. Tests may read it."""
     path = tmp_path_factory.mktemp("finished") / "run"
     run(path, CONFIG)
     return RunDirectory(path)
 
 
-def test_each_round_makes_as_many_updates_as_its_residual_asks_for(finished: RunDirectory) -> None:
+def test_each_round_makes_as_many_updates_as_its_residual_requires(finished: RunDirectory) -> None:
     views = sql_views(finished.path, finished.manifests())
     found = views.sql(
         """
@@ -93,7 +93,7 @@ def test_each_round_makes_as_many_updates_as_its_residual_asks_for(finished: Run
     assert [(info["residual_left"], info["updates"]) for info in recorded] == [row[:2] for row in found]
 
 
-def test_the_reference_is_reset_after_the_rounds_that_began_below(finished: RunDirectory) -> None:
+def test_the_reference_is_reset_after_rounds_that_started_below_the_limit(finished: RunDirectory) -> None:
     lefts = [finished.manifest("sampling", number).info["residual_left"] for number in range(1, 4)]
     below = [number for number, left in enumerate(lefts, start=1) if left < 0.9]
     assert below == [one.round for one in finished.manifests(("reference_reset",))] == [2]
@@ -117,7 +117,7 @@ def test_a_check_finds_nothing_wrong(finished: RunDirectory) -> None:
         ("reference_reset", "after"),
     ],
 )
-def test_a_run_broken_off_in_the_round_of_a_reset_ends_as_one_that_was_not(
+def test_a_run_interrupted_in_the_round_of_a_reset_ends_like_an_undisturbed_one(
     finished: RunDirectory, tmp_path: Path, stage: str, when: str
 ) -> None:
     path = tmp_path / "run"
@@ -128,8 +128,8 @@ def test_a_run_broken_off_in_the_round_of_a_reset_ends_as_one_that_was_not(
     assert tables(RunDirectory(path)) == tables(finished)
 
 
-def test_what_was_decided_stands_when_the_store_has_moved_on(finished: RunDirectory, tmp_path: Path) -> None:
-    """Without its manifest a round's sampling is made again, from the buffer as it was before it."""
+def test_recorded_decisions_hold_when_the_buffer_has_changed(finished: RunDirectory, tmp_path: Path) -> None:
+    """Without its manifest a round's sampling is repeated, from the buffer as it was before the round."""
     path = tmp_path / "run"
     shutil.copytree(finished.path, path)
     directory = RunDirectory(path)
@@ -141,7 +141,7 @@ def test_what_was_decided_stands_when_the_store_has_moved_on(finished: RunDirect
     assert tables(directory) == tables(finished)
 
 
-def test_where_least_and_most_are_one_the_weights_are_those_of_a_fixed_k(tmp_path: Path) -> None:
+def test_equal_least_and_most_give_the_weights_of_a_fixed_k(tmp_path: Path) -> None:
     plain = run(tmp_path / "plain", small_config(rounds=2))
     following = run(tmp_path / "following", small_config(rounds=2, learner__least_updates=2))
     assert plain["policy_digest"] == following["policy_digest"]
@@ -155,9 +155,7 @@ def mean_length(directory: RunDirectory, round: int) -> float:
     return float(length)
 
 
-def test_beta_comes_from_the_length_and_is_that_of_a_run_that_names_it(
-    finished: RunDirectory, tmp_path: Path
-) -> None:
+def test_beta_from_the_length_equals_the_same_beta_in_a_config(finished: RunDirectory, tmp_path: Path) -> None:
     beta = finished.manifest("consistency", 1).info["beta"]
     assert beta == pytest.approx(3.5 / mean_length(finished, round=1), rel=1e-12)
     assert {one.info["beta"] for one in finished.manifests(("consistency",))} == {beta}
@@ -175,7 +173,7 @@ def test_beta_comes_from_the_length_and_is_that_of_a_run_that_names_it(
     ("stage", "when"),
     [("rollouts", "before"), ("rollouts", "after"), ("consistency", "before"), ("learning", "after")],
 )
-def test_a_run_broken_off_around_the_finding_of_beta_ends_as_one_that_was_not(
+def test_a_run_interrupted_while_beta_is_measured_ends_like_an_undisturbed_one(
     finished: RunDirectory, tmp_path: Path, stage: str, when: str
 ) -> None:
     path = tmp_path / "run"
@@ -185,7 +183,7 @@ def test_a_run_broken_off_around_the_finding_of_beta_ends_as_one_that_was_not(
 
 
 @pytest.mark.parametrize("round", [1, 3])
-def test_a_policy_is_rebuilt_outside_of_the_run(finished: RunDirectory, tmp_path: Path, round: int) -> None:
+def test_a_policy_is_reconstructed_outside_of_the_run(finished: RunDirectory, tmp_path: Path, round: int) -> None:
     path = tmp_path / "run"
     shutil.copytree(finished.path, path)
     directory = RunDirectory(path)
@@ -197,7 +195,7 @@ def test_a_policy_is_rebuilt_outside_of_the_run(finished: RunDirectory, tmp_path
     assert reconstruct(directory, CONFIG, DrawReader(directory), policy).policy == policy.identity
 
 
-def test_a_stored_run_takes_all_of_its_trajectories(finished: RunDirectory, tmp_path: Path) -> None:
+def test_offline_training_measures_beta_on_all_trajectories(finished: RunDirectory, tmp_path: Path) -> None:
     stored = small_config(
         rounds=1,
         rollouts={"source": "stored", "run": str(finished.path), "batch": 32},
@@ -211,7 +209,7 @@ def test_a_stored_run_takes_all_of_its_trajectories(finished: RunDirectory, tmp_
     assert beta == pytest.approx(3.5 / mean_length(directory, round=0), rel=1e-12)
 
 
-def test_the_report_says_what_beta_came_to(finished: RunDirectory, tmp_path: Path) -> None:
+def test_the_report_shows_the_measured_beta(finished: RunDirectory, tmp_path: Path) -> None:
     path = tmp_path / "run"
     shutil.copytree(finished.path, path)
     text = write_report(RunDirectory(path)).read_text(encoding="utf-8")
@@ -226,5 +224,5 @@ def test_a_pruned_run_still_knows_its_beta(finished: RunDirectory, tmp_path: Pat
     known = with_beta(CONFIG, directory).objective
     directory.summary.write_text("{}")
     prune(directory, CONFIG)
-    assert directory.pruned_to() >= 1, "round 1 is still there: the test shows nothing"
+    assert directory.pruned_to() >= 1, "round 1 was not pruned: nothing was tested"
     assert with_beta(CONFIG, directory).objective == known

@@ -1,4 +1,4 @@
-"""The rules of comparison, by cases of our own: half of each kind was written before a rule, half after."""
+"""The rules of comparison on hand-written cases: half of each kind was written before the rule, half after."""
 
 import json
 import random
@@ -23,7 +23,7 @@ def read_cases(name: str) -> list[dict[str, Any]]:
 
 CASES = read_cases("verifier_rules.jsonl")
 ATTACKS = read_cases("verifier_attacks.jsonl")
-"""What a policy would try to be paid for, and pairs of the kinds that honest responses write."""
+"""What a policy might exploit, and pairs of the kinds that honest responses contain."""
 KINDS = sorted({case["kind"] for case in CASES})
 
 
@@ -32,7 +32,7 @@ def paid(gold: str, response: str, lenient: bool) -> bool:
 
 
 def claim_is_paid(claim: Claim, lenient: bool) -> bool:
-    """The verdict that a verifier comes to, without its processes."""
+    """The verifier's verdict, without its processes."""
     answer = extracted_answer(claim, METHODS["lenient" if lenient else "strict"])
     found = verdict_at_sight(claim, answer, lenient)
     if isinstance(found, str):
@@ -94,7 +94,7 @@ SIGNS = [
 
 
 def random_texts(seed: int, count: int) -> list[tuple[str, str]]:
-    """Golds and answers: half of the answers are random signs, half a gold with some signs changed."""
+    """Golds and answers: half of the answers are random characters, half a gold with some characters changed."""
     source = random.Random(seed)
     golds = [case["gold"] for case in CASES]
     found = []
@@ -107,7 +107,7 @@ def random_texts(seed: int, count: int) -> list[tuple[str, str]]:
     return found
 
 
-def test_nothing_is_raised_at_sight() -> None:
+def test_the_fast_path_raises_nothing() -> None:
     verdicts = set()
     for place, (gold, text) in enumerate(random_texts(5, 5_000)):
         known, stated = (text, gold) if place % 4 == 0 else (gold, text)
@@ -121,7 +121,7 @@ def test_there_are_cases_of_both_halves_and_both_verdicts() -> None:
     assert sum(not case["strict"] for case in ATTACKS) >= 300
     for kind in KINDS:
         found = [case for case in CASES if case["kind"] == kind]
-        assert {case["half"] for case in found} >= {"first", "second"}, "the third were found later"
+        assert {case["half"] for case in found} >= {"first", "second"}, "the third half was found later"
         assert {case["strict"] for case in found} == {True, False}
 
 
@@ -140,7 +140,7 @@ numbers = st.fractions(max_denominator=40, min_value=-50, max_value=50)
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(numbers, min_size=1, max_size=3), st.lists(numbers, min_size=1, max_size=3), st.booleans())
-def test_numbers_sets_and_tuples_are_compared_alike_both_ways(
+def test_numbers_sets_and_tuples_are_compared_symmetrically(
     one: list[Any], other: list[Any], lenient: bool
 ) -> None:
     for shape in ("{}", "({})", r"\{{{}\}}"):
@@ -163,7 +163,7 @@ def test_a_line_is_the_same_in_every_form(a: int, b: int, c: int, k: int) -> Non
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(-9, 9), st.integers(-9, 9), st.integers(2, 5))
-def test_factored_and_expanded_forms_are_one(a: int, b: int, k: int) -> None:
+def test_factored_and_expanded_forms_are_equal(a: int, b: int, k: int) -> None:
     factored = f"{k}(x + {a})(x + {b})"
     expanded = f"{k}x^2 + {k * (a + b)}x + {k * a * b}"
     assert paid(factored, boxed(expanded), False)
@@ -185,7 +185,7 @@ def test_tiny_and_huge_numbers_are_compared_exactly(exponent: int, digit: int) -
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 500), st.text("abcdefghijklmnopqrstuvwxyz", min_size=3, max_size=9))
-def test_no_made_up_word_stands_beside_a_number_unnoticed(number: int, word: str) -> None:
+def test_no_invented_word_next_to_a_number_is_ignored(number: int, word: str) -> None:
     from reval_core.answers.units import FILLERS, JOINING, is_trailing_filler, unit_named
 
     if unit_named(word) or word in FILLERS | JOINING or is_trailing_filler(word) or word in ("and", "sqrt"):

@@ -22,7 +22,7 @@ QUERIES = re.findall(r"^\*\*(\d+)\. .*?^```sql\n(.*?)^```", TEXT, re.MULTILINE |
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A run made by hand."""
+    """A hand-made run."""
     directory = RunDirectory(tmp_path_factory.mktemp("runs") / "small")
     hand_made_run(directory)
     return directory
@@ -32,7 +32,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 def test_every_column_is_described_with_its_type(table: str, directory: RunDirectory) -> None:
     with sql_views(directory.path, directory.manifests()) as connection:
         columns = [row[:2] for row in connection.execute(f'DESCRIBE "{table}"').fetchall()]
-    # Those of `partials` are said to be those of `trajectories`, and are looked for there.
+    # The columns of `partials` are documented under `trajectories`.
     section = SECTIONS["trajectories" if table == "partials" else table]
     described = re.findall(r"^\| `(\w+)` \| ([^|]+) \| [^ ].* \|$", section, re.MULTILINE)
     assert described == columns
@@ -62,7 +62,7 @@ def test_plain_duckdb_reads_the_files_as_the_docs_say(
 def test_the_database_of_views_opens_as_the_docs_say(
     directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By DuckDB's own program where there is one, else by the Python package, which opens the same file."""
+    """With DuckDB's CLI if installed, otherwise with the Python package."""
     ((path, query),) = re.findall(r'^duckdb -readonly (\S+) "(.*)"$', TEXT, re.MULTILINE)
     path = path.replace("runs/demo", directory.name)
     monkeypatch.chdir(directory.path.parent)

@@ -1,4 +1,4 @@
-"""Engines whose weights are not the policy's: found by the lag, also where they differ by little."""
+"""Engines whose weights are not the policy's: detected by the lag, even if they differ little."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.runs import run, small_config
 
 
 class OwnWeights(TransformersEngine):
-    """Generates with a copy of the weights that it was given, as an engine in a process of its own does."""
+    """Generates with a copy of the published weights, like an engine in another process."""
 
     dtype: Any = torch.float32
 
@@ -27,22 +27,22 @@ class OwnWeights(TransformersEngine):
 
 
 class OneRoundStale(OwnWeights):
-    """Its sync comes one round late."""
+    """Its weights are one round late."""
 
     _next: Any = None
 
     def load(self, model: Any, policy: str) -> None:
-        """Take what was given last time."""
+        """Take the previous weights."""
         self._model, self._next = self._next or copy.deepcopy(model), copy.deepcopy(model)
 
 
 def engine_of(kind: type[TransformersEngine], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let runs generate with engines of this kind."""
+    """Make runs generate with engines of this kind."""
     monkeypatch.setattr("reval_core.pipeline.run_context.make_engine", lambda *_: kind(0))
 
 
 def lags(path: Path) -> list[float | None]:
-    """The lag of each round, by its column."""
+    """The lag of each round, from its column."""
     with sql_views(path, RunDirectory(path).manifests()) as connection:
         return [lag for (lag,) in connection.sql("SELECT engine_lag FROM rounds ORDER BY round").fetchall()]
 
@@ -54,12 +54,12 @@ ADAPTERS = {"model__lora": {"rank": 4, "alpha": 8}, "learner": {"updates": 2, "l
 def test_an_engine_in_step_has_no_lag_also_after_a_restart(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Broken off where the policy's own checkpoint is saved, and where one is a round older."""
+    """Interrupted with a checkpoint of the policy itself, and with one that is a round older."""
     engine_of(OwnWeights, monkeypatch)
     config = small_config(rounds=4, evaluation__every=4, **changes)
     run(tmp_path / "whole", config)
     found = lags(tmp_path / "whole")
-    assert found[0] is None, "before round 1 nothing was learned"
+    assert found[0] is None, "nothing was learned before round 1"
     assert all(lag is not None and abs(lag) < 0.05 for lag in found[1:])
     run(tmp_path / "broken", config, until=2)
     run(tmp_path / "broken", config, until=3)
@@ -68,7 +68,7 @@ def test_an_engine_in_step_has_no_lag_also_after_a_restart(
     info = [RunDirectory(tmp_path / name).manifest("consistency", 3).info for name in ("whole", "broken")]  # type: ignore[union-attr]
     assert info[0]["engine_lag"] == info[1]["engine_lag"]
     digests = [RunDirectory(tmp_path / name).manifest("learning", 4).info["policy"] for name in ("whole", "broken")]  # type: ignore[union-attr]
-    assert digests[0] == digests[1], "the weights are back after scoring with those of the round before"
+    assert digests[0] == digests[1], "the weights are restored after scoring with those of the previous round"
 
 
 def test_an_engine_that_is_one_round_stale_stops_the_run_below_the_limit(
@@ -82,16 +82,16 @@ def test_an_engine_that_is_one_round_stale_stops_the_run_below_the_limit(
     assert message.startswith("round 2: stale weights: engine transformers generates with the policy of round 0.")
     assert "lack 100%" in message
     assert (run_path / "rollouts/round=00002.damaged/shard-000.parquet").exists()
-    assert RunDirectory(run_path).manifest("consistency", 2) is None, "nothing was learned from them"
+    assert RunDirectory(run_path).manifest("consistency", 2) is None, "they were not trained on"
     engine_of(OwnWeights, monkeypatch)
     run(run_path, config)
     assert all(lag is not None and abs(lag) < 0.05 for lag in lags(run_path)[1:])
 
 
-def test_above_the_limit_the_round_before_is_named_without_its_checkpoint(
+def test_above_the_limit_the_previous_round_is_named_without_its_checkpoint(
     run_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Checkpoints come every second round: that of round 1 does not exist."""
+    """Checkpoints are written every second round: that of round 1 does not exist."""
 
     class StaleLater(OneRoundStale):
         _loads = 0

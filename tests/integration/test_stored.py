@@ -1,4 +1,4 @@
-"""Responses from elsewhere, and training on what is stored: real models, Parquet, DuckDB and verifier."""
+"""Imported responses and offline training: real models, Parquet, DuckDB and verifier."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ REAL = ROOT.parent / "shared/data/stored_responses.parquet"
 
 
 def offline_config(source: Path, **changes: Any) -> Config:
-    """The small settings, learning from a stored run."""
+    """The small settings, training offline on a stored run."""
     rollouts = {"source": "stored", "run": str(source), "batch": 32}
     settings = {"replay": {"capacity": 400, "first": "buffer"}, "learner__updates": 4, "reward__kind": "signed"}
     settings |= changes
@@ -45,13 +45,13 @@ def offline_config(source: Path, **changes: Any) -> Config:
 
 
 def written(path: Path, config: Config) -> Path:
-    """A config as a file, as a user has it."""
+    """A config as a file."""
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
     return path
 
 
 def responses(path: Path, count: int = 300) -> Path:
-    """One-digit sums with right, wrong and longer answers, and every tenth with a reward in place of the gold."""
+    """One-digit sums with correct, wrong and longer answers, and every tenth with a reward in place of the gold."""
     lines = []
     for number in range(count):
         a, b = number % 10, number // 10 % 10
@@ -79,7 +79,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(imported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on the imported one, prioritised, with a reset, that tests may read."""
+    """A finished run on the imported one, with prioritised sampling and a reset, that tests may read."""
     path = tmp_path_factory.mktemp("finished") / "runs/offline"
     run(path, finished_config(imported))
     return path
@@ -104,14 +104,14 @@ def test_an_import_has_a_verdict_for_every_response(imported):
     assert ask(imported, "SELECT DISTINCT problem_set, gold_mode FROM trajectories") == [("sums", "all")]
 
 
-def test_an_import_is_scored_under_policy_0_which_is_the_reference(imported):
+def test_an_import_is_scored_under_the_initial_policy_which_is_the_reference(imported):
     scores = "SELECT count(*), max(abs(delta + v.reward / 0.1)), max(abs(log_ratio)), count(engine_gap) FROM scores"
     count, error, ratio, gaps = ask(imported, f"{scores} JOIN verdicts v USING (trajectory_id)")[0]
-    assert (count, ratio, gaps) == (300, 0.0, 0), "nobody knows an engine to compare with"
+    assert (count, ratio, gaps) == (300, 0.0, 0), "no engine is known to compare with"
     assert error < 1e-5
 
 
-def test_the_gold_mode_of_an_import_decides_what_its_golds_ask_for(tmp_path):
+def test_the_gold_mode_of_an_import_decides_what_its_golds_require(tmp_path):
     (tmp_path / "lists.jsonl").write_text('{"problem": "1+2=", "completion": "7", "gold": "3, 7"}')
     for mode, verdict in (("all", "wrong"), ("any", "correct")):
         path = tmp_path / "runs" / mode
@@ -130,11 +130,11 @@ def test_the_same_import_again_does_nothing_and_another_file_is_refused(imported
     import_small(imported.parents[1] / "sums.jsonl", copy, config)
     out = capsys.readouterr().out
     assert "300 trajectories" in out
-    assert "(all of it was there already)" in out
+    assert "(already imported)" in out
     assert out.split()[-9:] == ["wrong", "150", "50.0%", "correct", "120", "40.0%", "given", "30", "10.0%"]
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*.parquet")} == before
     other = responses(tmp_path / "other.jsonl", count=20)
-    with pytest.raises(InputError, match=r"holds the responses of sums\.jsonl, whose content is not that of"):
+    with pytest.raises(InputError, match=r"contains the responses of sums\.jsonl, whose content differs from"):
         import_small(other, copy, config)
 
 
@@ -162,7 +162,7 @@ def test_empty_and_cut_responses_are_counted_in_the_summary_and_the_manifest(tmp
 CASES = ROOT.parent / "shared/cases/problems"
 
 
-@pytest.mark.skipif(not CASES.exists(), reason="the shared cases are not beside the project")
+@pytest.mark.skipif(not CASES.exists(), reason="the shared cases are missing")
 @pytest.mark.parametrize(
     ("name", "taken", "empty", "cut"),
     [
@@ -177,20 +177,20 @@ def test_the_shared_responses_become_tokens(name, taken, empty, cut):
     letters = {"tiny": {"characters": "0123456789+=.so \\bxed{}"}}
     config = small_config(model=letters, rollouts__max_tokens=60)
     found = read_responses(CASES / name, {}, "all")
-    material = tokenise(found, config, tokenizer_of(config.model))
-    assert (len(material.rows), material.empty, material.cut) == (taken, empty, cut)
+    tokenised = tokenise(found, config, tokenizer_of(config.model))
+    assert (len(tokenised.rows), tokenised.empty, tokenised.cut) == (taken, empty, cut)
 
 
-def test_a_training_run_takes_no_import(finished, imported, tmp_path):
+def test_a_training_run_refuses_an_import(finished, imported, tmp_path):
     config = written(tmp_path / "offline.yaml", offline_config(imported))
-    with pytest.raises(InputError, match="holds a training run; give another --run-dir"):
+    with pytest.raises(InputError, match="contains a training run; give another --run-dir"):
         import_small(imported.parents[1] / "sums.jsonl", finished, config)
 
 
-def test_a_broken_import_goes_on_where_it_was(imported, tmp_path, monkeypatch):
+def test_an_interrupted_import_resumes(imported, tmp_path, monkeypatch):
     file, directory = imported.parents[1] / "sums.jsonl", tmp_path / "runs/stored"
     config = written(tmp_path / "offline.yaml", offline_config(imported))
-    module = sys.modules["reval_core.stages.importing"]  # the package has a stage of that name
+    module = sys.modules["reval_core.stages.importing"]  # in the package, the name is the stage
     monkeypatch.setattr(module, "SHARD_ROWS", 100)
     made: list[int] = []
 
@@ -206,7 +206,7 @@ def test_a_broken_import_goes_on_where_it_was(imported, tmp_path, monkeypatch):
         import_small(file, directory, config)
     assert RunDirectory(directory).manifest("rollouts", 0) is None
     import_small(file, directory, config)
-    assert made == [0, 1, -1, 2], "a shard that was published is not made again"
+    assert made == [0, 1, -1, 2], "a published shard is not written again"
     query = f"SELECT trajectory_id, problem, response, verdict, reward FROM {JUDGED}"
     assert sorted(ask(directory, query)) == sorted(ask(imported, query))
 
@@ -229,7 +229,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def test_the_measured_residuals_are_those_of_the_final_policy(finished, imported):
-    """By another road: all stored trajectories scored anew under the last policy."""
+    """Independently: all stored trajectories scored again under the last policy."""
     directory = RunDirectory(finished)
     with open_run_context(directory, finished_config(imported)) as context:
         policy, start = (Policy.of(directory.manifest(*stage)) for stage in (("learning", 6), ("warm_start", 0)))
@@ -248,7 +248,7 @@ def test_nothing_is_generated_and_what_is_not_known_is_null(finished):
     assert ask(finished, "SELECT count(*) FROM rounds WHERE drawn_delta_abs > 0 AND grad_norm > 0") == [(6,)]
 
 
-def test_no_engine_is_made(imported, tmp_path, monkeypatch):
+def test_no_engine_is_created(imported, tmp_path, monkeypatch):
     def unwanted(*arguments: Any) -> None:
         raise AssertionError("an engine was made")
 
@@ -256,7 +256,7 @@ def test_no_engine_is_made(imported, tmp_path, monkeypatch):
     run(tmp_path / "offline", offline_config(imported, rounds=1))
 
 
-def test_a_broken_run_goes_on_to_the_same_policy_without_the_stored_run(finished, imported, tmp_path):
+def test_an_interrupted_run_resumes_to_the_same_policy_without_the_stored_run(finished, imported, tmp_path):
     source, path = tmp_path / "stored", tmp_path / "runs/offline"
     shutil.copytree(imported, source)
     config = offline_config(source, rounds=6, learner__lr=3e-3, replay__sampling="prioritised")
@@ -272,7 +272,7 @@ def read_digest(path: Path) -> str:
     return digest
 
 
-def test_a_stored_file_that_has_changed_is_not_taken_over(imported, tmp_path):
+def test_a_stored_file_that_has_changed_is_refused(imported, tmp_path):
     source = tmp_path / "stored"
     shutil.copytree(imported, source)
     config, directory = offline_config(source), RunDirectory(tmp_path / "runs/offline")
@@ -284,8 +284,8 @@ def test_a_stored_file_that_has_changed_is_not_taken_over(imported, tmp_path):
         next(train_rounds(context, stages))
 
 
-def test_a_run_learns_from_a_run_with_an_engine(tmp_path):
-    """From all its rounds, with what is known of who wrote them."""
+def test_a_run_trains_offline_on_a_run_with_an_engine(tmp_path):
+    """From all its rounds, with the recorded policies."""
     source, path = tmp_path / "source", tmp_path / "runs/offline"
     run(source, small_config(rounds=2, reward__kind="signed"))
     summary = run(path, offline_config(source, rounds=3, learner__lr=3e-3))
@@ -296,7 +296,9 @@ def test_a_run_learns_from_a_run_with_an_engine(tmp_path):
     policies = (
         "SELECT count(DISTINCT t.policy), count(engine_gap) FROM trajectories t JOIN scores USING (trajectory_id)"
     )
-    assert ask(path, policies) == [(2, 64)], "round 1 was written by policy 0 itself: its engine can be compared"
+    assert ask(path, policies) == [(2, 64)], (
+        "round 1 was written by the initial policy itself: its engine can be compared"
+    )
 
 
 def test_an_objective_that_needs_unknown_probabilities_is_stopped(imported, tmp_path):
@@ -347,7 +349,7 @@ def test_what_would_stop_a_run_is_refused_before_it_starts(imported, tmp_path, m
     RunDirectory(tmp_path / "empty").open(offline_config(imported))
     assert "contains no verified trajectories yet" in complaint(offline_config(tmp_path / "empty"))
     copied = Config.model_validate(read_config(imported))
-    assert "import is what reval import writes into its own folder" in complaint(copied)
+    assert "import is what reval import writes into its own run directory" in complaint(copied)
 
 
 def test_the_forecast_covers_what_a_run_takes(imported, finished):
@@ -358,8 +360,8 @@ def test_the_forecast_covers_what_a_run_takes(imported, finished):
     assert taken < sizes.disk_bytes < 100 * taken
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="the shared data is not beside the project")
-def test_real_responses_are_imported_and_learned_from(tmp_path, capsys):
+@pytest.mark.skipif(not REAL.exists(), reason="the shared data is missing")
+def test_real_responses_are_imported_and_trained_on(tmp_path, capsys):
     model = tmp_path / "model"
     save_byte_level_model(model)
     overrides = [
@@ -376,7 +378,7 @@ def test_real_responses_are_imported_and_learned_from(tmp_path, capsys):
     assert summary["trajectories"] + summary["too_long"] == 1000
     assert sum(summary["verdicts"].values()) == summary["trajectories"] > 50
     agreement = f"SELECT avg((reward = 2 * given_reward - 1)::INT) FROM {JUDGED}"
-    assert ask(tmp_path / "runs/stored", agreement)[0][0] > 0.95, "verdicts are the labels that came with them"
+    assert ask(tmp_path / "runs/stored", agreement)[0][0] > 0.95, "verdicts agree with the labels in the file"
     settings, directory = prepare(config, overrides, tmp_path / "runs/offline")
     summary = run(directory.path, settings)
     assert summary["final_delta_abs"] < 0.9 * summary["initial_delta_abs"]

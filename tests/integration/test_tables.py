@@ -1,4 +1,4 @@
-"""`tables.duckdb`: what readers may open while a trainer trains."""
+"""`tables.duckdb`: what readers may open during training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def store_of(directory: RunDirectory) -> Store:
 
 
 def test_a_reader_and_a_trainer_do_not_wait_for_each_other(tmp_path: Path) -> None:
-    """Every opening finds whole rounds, never fewer than the one before, and the trainer gets to its end."""
+    """Each reader finds complete rounds, never fewer than before, and the trainer finishes."""
     directory = RunDirectory(tmp_path / "run")
     command = [sys.executable, "-m", "tests.integration.process_tables", str(directory.path), str(ROUNDS)]
     trainer = subprocess.Popen(command, cwd=Path(__file__).parents[2])
@@ -48,9 +48,9 @@ def test_a_reader_and_a_trainer_do_not_wait_for_each_other(tmp_path: Path) -> No
             assert sorted(verdicts) == [(round, ROWS) for (round,) in rounds]
             assert len(rounds) >= seen[-1]
             seen.append(len(rounds))
-        assert state is None or seen[-1] == ROUNDS, "the trainer ended and its last round is not there"
+        assert state is None or seen[-1] == ROUNDS, "the trainer finished without its last round"
     assert trainer.wait() == 0
-    assert len(set(seen)) > 2, "the reader came too seldom to have met the trainer"
+    assert len(set(seen)) > 2, "the reader opened the file too rarely to overlap with the trainer"
 
 
 def test_an_open_reader_keeps_what_it_opened(directory: RunDirectory) -> None:
@@ -66,7 +66,7 @@ def test_an_open_reader_keeps_what_it_opened(directory: RunDirectory) -> None:
 
 
 def test_the_views_are_those_of_reval_sql(directory: RunDirectory) -> None:
-    """Texts and lists included, from a folder whose name is full of quotes and wildcards."""
+    """Texts and lists included, from a directory whose name is full of quotes and wildcards."""
     store = store_of(directory)
     store.publish_views(directory.tables)
     with (
@@ -79,7 +79,7 @@ def test_the_views_are_those_of_reval_sql(directory: RunDirectory) -> None:
     store.close()
 
 
-def test_a_new_file_is_published_only_where_something_came_in(directory: RunDirectory) -> None:
+def test_a_new_file_is_published_only_after_new_rows(directory: RunDirectory) -> None:
     store = store_of(directory)
     store.publish_views(directory.tables)
     first = directory.tables.stat()
@@ -88,7 +88,7 @@ def test_a_new_file_is_published_only_where_something_came_in(directory: RunDire
     store.close()
 
 
-def test_what_a_killed_process_left_is_no_hindrance(directory: RunDirectory) -> None:
+def test_leftovers_of_a_killed_process_are_ignored(directory: RunDirectory) -> None:
     for name in ("tables.duckdb.partial", "tables.duckdb.partial.wal"):
         (directory.path / name).write_bytes(b"half a database")
     store = store_of(directory)
@@ -99,7 +99,7 @@ def test_what_a_killed_process_left_is_no_hindrance(directory: RunDirectory) -> 
     assert sorted(path.name for path in directory.path.glob("tables*")) == ["tables.duckdb"]
 
 
-def test_a_damaged_file_is_named_and_the_old_views_stay(directory: RunDirectory) -> None:
+def test_a_corrupt_file_is_named_and_the_old_views_stay(directory: RunDirectory) -> None:
     store = store_of(directory)
     store.publish_views(directory.tables)
     store.close()

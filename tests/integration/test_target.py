@@ -8,7 +8,7 @@ from reval_core.report import write_report
 from reval_core.storage.run_directory import RunDirectory
 from tests.runs import run, small_config
 
-# Policy 0 of the small run is right a third of the time: rounds 1 and 2 are near 0.3, and reach 0.05 at once.
+# The initial policy is correct a third of the time: rounds 1 and 2 are near 0.3, and reach 0.05 at once.
 EASY = {"rounds": 4, "evaluation__every": 4}
 
 
@@ -23,13 +23,13 @@ def test_a_run_ends_where_its_policy_reaches_the_target(tmp_path: Path) -> None:
     assert summary is not None
     assert summary["rounds"] == 1
     assert summary["final_accuracy"] >= 0.05
-    assert rounds_on_record(directory, "checkpoint")[-1] == 1, "what reached it is kept"
+    assert rounds_on_record(directory, "checkpoint")[-1] == 1, "the policy that reached it is kept"
     assert directory.is_finished(config)
     write_report(directory)
     assert "not finished" not in directory.report.read_text()
 
 
-def test_it_ends_there_again_when_it_is_started_again(tmp_path: Path) -> None:
+def test_it_ends_there_again_when_restarted(tmp_path: Path) -> None:
     config = small_config(**EASY, evaluation__target=0.05)
     directory = RunDirectory(tmp_path / "run")
     run(directory.path, config, until=0)
@@ -42,7 +42,7 @@ def test_it_ends_there_again_when_it_is_started_again(tmp_path: Path) -> None:
     assert rounds_on_record(directory, "recording") == [1]
 
 
-def test_a_target_out_of_reach_changes_no_policy(tmp_path: Path) -> None:
+def test_an_unreachable_target_changes_no_policy(tmp_path: Path) -> None:
     near, plain = (
         run(tmp_path / name, small_config(**EASY, **target))
         for name, target in (("near", {"evaluation__target": 1.0}), ("plain", {}))
@@ -54,7 +54,7 @@ def test_a_target_out_of_reach_changes_no_policy(tmp_path: Path) -> None:
 
 
 def test_rounds_near_the_target_are_evaluated(tmp_path: Path) -> None:
-    for target, evaluated in ((0.99, [0, 4]), (0.6, [0, 1, 4])):  # round 1 is right in 13 of 32, later ones less
+    for target, evaluated in ((0.99, [0, 4]), (0.6, [0, 1, 4])):  # round 1 has 13 of 32 correct, later ones fewer
         directory = RunDirectory(tmp_path / str(target))
         run(directory.path, small_config(**EASY, evaluation__target=target))
         assert rounds_on_record(directory, "evaluation") == evaluated
@@ -78,11 +78,11 @@ def test_a_finished_run_can_be_pruned(tmp_path: Path) -> None:
     assert plan(directory, config).last_round >= 0
 
 
-def test_all_samples_are_asked_for_only_near_the_target(tmp_path: Path) -> None:
-    for target, asked in ((0.05, 8), (0.99, 4)):
+def test_all_samples_are_generated_only_near_the_target(tmp_path: Path) -> None:
+    for target, samples in ((0.05, 8), (0.99, 4)):
         config = small_config(**EASY, evaluation__target=target, evaluation__samples=8)
         directory = RunDirectory(tmp_path / str(target))
         run(directory.path, config)
         with open_run_context(directory, config) as context:
             (row,) = context.store.query("SELECT count(*) AS rows FROM evaluations WHERE round = 0").to_pylist()
-            assert row["rows"] == asked * len(context.held_out)
+            assert row["rows"] == samples * len(context.held_out)

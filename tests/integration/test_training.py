@@ -1,4 +1,4 @@
-"""Whole small runs through the plain stages: real models, real Parquet, real DuckDB, the real verifier."""
+"""Complete small runs through the plain stages: real models, real Parquet, real DuckDB, the real verifier."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from flows.rounds import train_rounds
-from flows.upkeep import show_policy
+from flows.upkeep import show_exported_model
 from reval_core import stages
 from reval_core.errors import CorruptData, InputError, RunStopped
 from reval_core.learning.checkpoints import checkpoint_rounds
@@ -36,7 +36,7 @@ from tests.runs import first_round, run, small_config
 
 
 def tables(directory: RunDirectory) -> dict[str, list[tuple]]:
-    """The rows of every table of a run, clock readings left out."""
+    """The rows of every table of a run, without times."""
     connection = sql_views(directory.path, directory.manifests())
     clocks = {"milliseconds", "seconds", "ended_at"}
     found = {}
@@ -72,7 +72,7 @@ def test_a_run_leaves_one_row_for_every_event(finished):
     assert held_out > 0
 
 
-def test_every_table_of_responses_says_whose_problems_they_answer(finished):
+def test_every_table_of_responses_names_its_problem_sets(finished):
     views = sql_views(finished, RunDirectory(finished).manifests())
     for table in ("trajectories", "evaluations"):
         found = views.sql(f"SELECT DISTINCT problem_set, gold_mode FROM {table}").fetchall()
@@ -86,8 +86,8 @@ def test_what_is_held_out_in_several_sets_is_evaluated_in_all_and_not_trained_on
     config = small_config(rounds=1, problems__held_out=sets, problems__contaminated="drop")
     run(tmp_path / "run", config)
     views = sql_views(tmp_path / "run", RunDirectory(tmp_path / "run").manifests())
-    asked = "SELECT problem_set, count(DISTINCT prompt_id), count(*) FROM evaluations WHERE round = 0 GROUP BY 1"
-    assert sorted(views.sql(asked).fetchall()) == [("1-digit sums", 3, 6), ("sums", 2, 4)]
+    sampled = "SELECT problem_set, count(DISTINCT prompt_id), count(*) FROM evaluations WHERE round = 0 GROUP BY 1"
+    assert sorted(views.sql(sampled).fetchall()) == [("1-digit sums", 3, 6), ("sums", 2, 4)]
     with open_run_context(RunDirectory(tmp_path / "run"), config) as context:
         assert "1+2=" not in {problem.problem for problem in context.train}
         assert "2+1=" in {problem.problem for problem in context.train}
@@ -99,7 +99,7 @@ def test_plain_duckdb_opens_the_tables_of_a_run(finished):
         assert views.execute("SELECT count(response_tokens) FROM trajectories").fetchall() == [(3 * 64,)]
 
 
-def test_the_database_can_be_deleted_and_built_again(finished, tmp_path):
+def test_the_database_can_be_deleted_and_rebuilt(finished, tmp_path):
     directory = RunDirectory(finished)
     again = Store(directory.path, tmp_path / "again.duckdb", capacity=160)
     again.build(directory.manifests())
@@ -114,7 +114,7 @@ def test_the_database_can_be_deleted_and_built_again(finished, tmp_path):
             assert one.sql(query).fetchall() == two.sql(query).fetchall(), name
 
 
-def test_the_database_holds_the_scalars_of_the_facts(finished):
+def test_the_database_has_the_scalars_of_the_tables(finished):
     directory = RunDirectory(finished)
     views = sql_views(directory.path, directory.manifests())
     with duckdb.connect(directory.database, read_only=True) as database:
@@ -162,7 +162,7 @@ def test_a_reset_scores_the_live_buffer_against_the_new_reference_and_keeps_the_
     references = dict(views.sql("SELECT reference, count(*) FROM scores GROUP BY 1").fetchall())
     new = Policy.of(directory.manifest("learning", 2)).identity
     old = Policy.of(directory.manifest("warm_start", 0)).identity
-    # Rounds 1 and 2 against policy 0; the 128 then live and round 3 against policy 2.
+    # Rounds 1 and 2 against the initial policy; the 128 then live and round 3 against that of round 2.
     assert references == {old: 128, new: 128 + 64}
     used = views.sql("SELECT DISTINCT round, reference FROM draws ORDER BY 1").fetchall()
     assert used == [(1, old), (2, old), (3, new)]
@@ -173,11 +173,11 @@ def test_the_engine_and_the_trainer_agree(finished):
     assert views.execute("SELECT max(engine_gap) FROM scores").fetchone()[0] < 1e-5
 
 
-def test_every_problem_is_asked_before_any_twice(finished):
+def test_every_problem_is_sampled_before_any_twice(finished):
     views = sql_views(finished, RunDirectory(finished).manifests())
-    asked = views.sql("SELECT round, prompt_id FROM trajectories GROUP BY ALL").fetchall()
-    assert len(asked) == 3 * 16
-    assert len({prompt for _, prompt in asked}) == 48
+    sampled = views.sql("SELECT round, prompt_id FROM trajectories GROUP BY ALL").fetchall()
+    assert len(sampled) == 3 * 16
+    assert len({prompt for _, prompt in sampled}) == 48
 
 
 def test_the_checkpoint_of_the_last_round_is_the_policy_that_the_summary_names(tmp_path):
@@ -195,7 +195,7 @@ def test_the_checkpoint_of_the_last_round_is_the_policy_that_the_summary_names(t
 
 
 @pytest.mark.parametrize("until", [0, 1, 2])
-def test_a_run_broken_off_and_taken_up_again_ends_as_one_that_was_not(finished, tmp_path, until):
+def test_an_interrupted_and_resumed_run_ends_like_an_undisturbed_one(finished, tmp_path, until):
     config, path = small_config(reference__reset_every=2), tmp_path / "broken"
     assert run(path, config, until=until) is None
     shards = {shard: shard.read_bytes() for shard in path.glob("rollouts/*/*.parquet")}
@@ -205,7 +205,7 @@ def test_a_run_broken_off_and_taken_up_again_ends_as_one_that_was_not(finished, 
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
-def test_a_run_cannot_be_made_shorter_and_is_none_the_worse_for_the_try(tmp_path, rounds):
+def test_shortening_a_run_is_rejected_without_side_effects(tmp_path, rounds):
     path = tmp_path / "run"
     run(path, small_config(), until=2)
     with pytest.raises(
@@ -215,7 +215,7 @@ def test_a_run_cannot_be_made_shorter_and_is_none_the_worse_for_the_try(tmp_path
     assert run(path, small_config()) is not None
 
 
-def test_a_longer_run_goes_on_from_a_finished_one(tmp_path):
+def test_a_longer_run_continues_a_finished_one(tmp_path):
     path = tmp_path / "small"
     short = run(path, small_config(rounds=2))
     long = run(path, small_config(rounds=3))
@@ -232,7 +232,7 @@ def test_another_seed_is_another_run(finished, tmp_path):
 
 
 @pytest.mark.parametrize("round", [1, 3])
-def test_any_policy_is_rebuilt_bit_for_bit_from_draws(finished, tmp_path, round):
+def test_any_policy_is_reconstructed_bit_for_bit_from_draws(finished, tmp_path, round):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     directory, config = RunDirectory(copy), small_config(reference__reset_every=2)
@@ -248,7 +248,7 @@ def test_any_policy_is_rebuilt_bit_for_bit_from_draws(finished, tmp_path, round)
         assert rebuilt != policy_digest(load_model(directory.checkpoint(0)))
 
 
-def test_a_changed_draw_is_noticed_when_a_policy_is_rebuilt(finished, tmp_path):
+def test_a_changed_draw_is_detected_when_a_policy_is_reconstructed(finished, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     directory = RunDirectory(copy)
@@ -281,7 +281,7 @@ def test_every_round_records_the_bits_of_its_weights(finished):
 def test_weights_that_come_out_different_are_refused_on_a_cpu_and_recorded_on_a_gpu(
     finished, tmp_path, on_gpu, monkeypatch, caplog
 ):
-    """As if the processor had added in another order."""
+    """As if the processor had summed in another order."""
     shutil.copytree(finished, tmp_path / "copy")
     directory, config = RunDirectory(tmp_path / "copy"), small_config(rounds=4, reference__reset_every=2)
     shutil.rmtree(directory.checkpoint(3))
@@ -294,7 +294,7 @@ def test_weights_that_come_out_different_are_refused_on_a_cpu_and_recorded_on_a_
             next(self.model.parameters())[-1, 0] *= 1 + 2**-23
 
     monkeypatch.setattr(Learner, "_step", differing)
-    if on_gpu:  # all else runs on this machine's processor
+    if on_gpu:  # everything else runs on this machine's CPU
         monkeypatch.setattr(reconstruction, "repeats_bits", lambda: False)
         run(directory.path, config)
         assert "gives different weights than round 3 recorded" in caplog.text
@@ -316,7 +316,7 @@ def test_a_reference_is_read_once_until_there_is_another(tmp_path, monkeypatch):
     monkeypatch.setattr("reval_core.pipeline.run_context.load_model", counting)
     config = small_config(rounds=6, reference__reset_every=3, evaluation__every=9)
     digest = run(tmp_path / "run", config)["policy_digest"]
-    # Rounds 1 and 4 begin with the reference itself: nothing is read for them.
+    # Rounds 1 and 4 start with the reference itself: nothing is read for them.
     assert read == ["round=00000", "round=00003"]
     monkeypatch.setattr(
         RunContext, "_reference", property(lambda self: None, lambda self, value: None), raising=False
@@ -325,7 +325,7 @@ def test_a_reference_is_read_once_until_there_is_another(tmp_path, monkeypatch):
     assert read[2:] == ["round=00000"] * 2 + ["round=00003"] * 2
 
 
-def test_a_shard_of_a_broken_round_is_not_generated_again(run_path):
+def test_a_shard_of_an_interrupted_round_is_not_generated_again(run_path):
     config, directory = small_config(), RunDirectory(run_path)
     with open_run_context(directory, config) as context:
         done = first_round(context, ["rollouts"])
@@ -354,8 +354,8 @@ def test_a_shard_with_a_flipped_byte_is_generated_again(run_path):
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}], ids=["whole", "lora"])
-def test_a_run_in_bfloat16_goes_on_bit_for_bit(lora, tmp_path):
-    """Checkpoints hold float32 weights; what a restarted run computes with is their copy, as before."""
+def test_a_run_in_bfloat16_resumes_bit_for_bit(lora, tmp_path):
+    """Checkpoints contain float32 weights; a resumed run computes with their copy, as before."""
     config = small_config(learner__precision="bfloat16", reference__reset_every=2, model__lora=lora)
     run(tmp_path / "broken", config, until=1)
     again, whole = run(tmp_path / "broken", config), run(tmp_path / "whole", config)
@@ -369,11 +369,11 @@ def test_a_run_in_bfloat16_goes_on_bit_for_bit(lora, tmp_path):
     assert (logprob >= LEAST["bfloat16"].logprob, value >= LEAST["bfloat16"].value, unknown) == (True, True, False)
     assert views.execute("SELECT max(engine_gap) FROM scores").fetchone()[0] < 0.05
     same = "SELECT max(abs(value_term)), count(*) FROM scores WHERE policy = reference AND round = 3"
-    assert views.execute(same).fetchone() == (0, 64), "the reference after a reset is the policy's copy to the bit"
+    assert views.execute(same).fetchone() == (0, 64), "the reference after a reset is the policy's copy bit for bit"
     if lora is None:
         exported = [tmp_path / "copy", tmp_path / "masters"]
         for out in exported:
-            show_policy(directory.path, round=None, out=out, as_json=True, masters=out.name == "masters")
+            show_exported_model(directory.path, round=None, out=out, as_json=True, masters=out.name == "masters")
         copy, masters = (load_file(out / "model.safetensors") for out in exported)
         assert policy_digest(load_model(exported[1])) == again["policy_digest"]
         assert all(torch.equal(copy[name], low_precision(one, 0, name)) for name, one in masters.items())
@@ -393,7 +393,7 @@ def test_trajectories_beyond_the_age_limit_leave_the_buffer_and_are_not_drawn(tm
     ).fetchall()
     assert rescored == [(2,), (3,)]
     directory.summary.write_text("{}")
-    assert plan(directory, config).last_round == 2  # the tokens of what is left are kept
+    assert plan(directory, config).last_round == 2  # the tokens of the rest are kept
     rebuild_store(directory, config.replay.capacity, config.replay.max_age)
     assert not [result.problems for result in check_run(directory, config) if result.problems]
     with duckdb.connect(directory.database, read_only=True) as database:
@@ -402,13 +402,13 @@ def test_trajectories_beyond_the_age_limit_leave_the_buffer_and_are_not_drawn(tm
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["reval", "regression"])
-def test_a_run_whose_rewards_are_all_zero_leaves_the_policy_where_it_was(kind, precision, tmp_path):
+def test_a_run_with_only_zero_rewards_does_not_change_the_policy(kind, precision, tmp_path):
     """Through the store, prioritised draws, other batch shapes and AdamW: no draw is more than noise."""
     config = small_config(
         objective={"kind": kind, "beta": 0.1},
         learner__precision=precision,
         rounds=4,
-        verification__methods=["boxed"],  # no response holds a box: every answer is unparsed, every reward 0
+        verification__methods=["boxed"],  # no response has a box: every answer is unparsed, every reward 0
         replay__sampling="prioritised",
         learner__updates=3,
         learner__lr=3e-4,
@@ -420,7 +420,9 @@ def test_a_run_whose_rewards_are_all_zero_leaves_the_policy_where_it_was(kind, p
     summary = run(path, config)
     start = load_model(RunDirectory(path).checkpoint(0))
     assert summary["policy_digest"] == policy_digest(start)
-    assert any((one != one.bfloat16()).any() for one in start.parameters()), "weights that bfloat16 does not hold"
+    assert any((one != one.bfloat16()).any() for one in start.parameters()), (
+        "weights that bfloat16 cannot represent"
+    )
     views = sql_views(path, RunDirectory(path).manifests())
     assert views.execute("SELECT count(DISTINCT verdict), min(verdict) FROM verdicts").fetchone() == (1, "unparsed")
     assert views.execute("SELECT bool_and(skipped), count(*) FROM updates").fetchone() == (True, 12)
@@ -455,7 +457,7 @@ def test_every_objective_reward_and_sampling_runs(tmp_path, changes):
 
 
 def test_the_run_stops_when_too_many_responses_cannot_be_judged(run_path):
-    """A verdict that takes too long says nothing about the answer: it must not teach that it is wrong."""
+    """A timeout says nothing about the answer: it must not count as wrong in training."""
     config = small_config(verification__timeout_seconds=1e-6, verification__mode="lenient")
     directory = RunDirectory(run_path)
     with open_run_context(directory, config) as context:
@@ -464,7 +466,7 @@ def test_the_run_stops_when_too_many_responses_cannot_be_judged(run_path):
         rows = pq.read_table(path)
         place = rows.schema.get_field_index("response")
         answers = rows.column("response").to_pylist()
-        answers[:5] = [rf"\int_0^1 {number} x \, dx" for number in range(1, 6)]  # which take a worker
+        answers[:5] = [rf"\int_0^1 {number} x \, dx" for number in range(1, 6)]  # which need a worker
         reasons = pa.array(["stop"] * len(rows))
         rows = rows.set_column(place, "response", [answers])
         pq.write_table(
@@ -483,12 +485,12 @@ def test_a_collapsed_run_names_its_last_good_checkpoint(run_path):
             pass
 
 
-def test_a_run_folder_of_another_config_is_refused(finished):
+def test_a_run_directory_of_another_config_is_refused(finished):
     with pytest.raises(InputError, match=r"made with another config \(learner.lr, reference.reset_every differ\)"):
         RunDirectory(finished).check(small_config(learner__lr=1.0))
 
 
-def test_what_was_recorded_of_the_machine_is_kept(finished):
+def test_the_record_of_the_machine_is_kept(finished):
     machine = json.loads((finished / "machine.json").read_text())
     assert machine["threads"] == 1
     assert machine["torch"].startswith("2.13")

@@ -23,7 +23,7 @@ from reval_core.verification.comparison import is_correct
 
 ROOT = Path(__file__).parents[2]
 
-# Computes for minutes inside one C call of sympy. The grammar knows no sums, so math-verify is asked.
+# Computes for minutes inside one C call of sympy. The grammar has no sums, so math-verify is called.
 HANG = r"\sum_{k=1}^{2} \binom{10000000}{5000000}"
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes through /proc")
@@ -51,7 +51,7 @@ def children_of(parent: int) -> set[int]:
 
 
 def descendants_of(ancestor: int) -> set[int]:
-    """Child processes and theirs, zombies included: workers are the children of their nursery."""
+    """Child processes and theirs, zombies included: workers are children of the fork server."""
     children = children_of(ancestor)
     return children.union(*map(descendants_of, children))
 
@@ -64,20 +64,20 @@ def alive(pid: int) -> bool:
 
 
 def computed(pid: int) -> float:
-    """The processor time of a process in seconds."""
+    """The CPU time of a process in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for what has to come, for as long as the time limit of a test lets it."""
+    """Wait for a condition, up to the time limit of a test."""
     while not condition():
         time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
 def verifier() -> Iterator[Verifier]:
-    """A warm verifier for the tests that do no harm to it; patient, since test machines are busy."""
+    """A warm verifier for tests that do not harm it; with a long timeout, since test machines are busy."""
     with Verifier(timeout_seconds=20.0) as shared:
         shared.judge([boxed("x", "y"), boxed("x", "z")])
         yield shared
@@ -105,7 +105,7 @@ def new_workers(verifier: Verifier) -> Callable[[], set[int]]:
         (Claim("5", r"\boxed{}"), "unparsed"),
         (Claim("", r"\boxed{5}"), "error"),
         (Claim("18", "3 * 6 = 18\n#### 18"), "correct"),
-        # Boxes that stand together are a list, and a list does not buy a single gold.
+        # Adjacent boxes are a list, and a list does not match a single gold.
         (Claim("5", r"\boxed{5} or \boxed{6}"), "wrong"),
         (boxed("5", "5, 6"), "wrong"),
         (boxed("5", r"5 \text{ or } 6"), "wrong"),
@@ -133,7 +133,7 @@ def test_verdicts(verifier: Verifier, claim: Claim, verdict: Verdict) -> None:
     assert verifier.judge([claim])[0].verdict == verdict
 
 
-def test_judgements_keep_the_order_and_say_what_was_extracted(verifier: Verifier) -> None:
+def test_judgements_keep_the_order_and_have_the_extracted_answer(verifier: Verifier) -> None:
     claims = [
         boxed("x+1", "1+x"),
         boxed("7", "7"),
@@ -165,7 +165,7 @@ def test_cheap_claims_start_no_worker(new_workers: Callable[[], set[int]]) -> No
         assert not new_workers()
 
 
-def test_a_hang_costs_one_deadline_and_no_other_claim(new_workers: Callable[[], set[int]]) -> None:
+def test_a_hang_takes_one_deadline_and_affects_no_other_claim(new_workers: Callable[[], set[int]]) -> None:
     hostile = [boxed("x+1", answer) for answer in (HANG, "٣\x00\ud800", r"\frac{" * 300)]
     others = [boxed(f"x+{n}", f"{n}+x") for n in range(20)]
     with Verifier(timeout_seconds=1.0) as verifier:
@@ -177,7 +177,7 @@ def test_a_hang_costs_one_deadline_and_no_other_claim(new_workers: Callable[[], 
     assert judgements[0].milliseconds >= 1000
     assert all(judgement.verdict in ("wrong", "unparsed", "timeout") for judgement in judgements[1:3])
     assert verdicts(judgements[3:23]) == ["correct"] * 20
-    # Claims that ask the same share one comparison, down to the time that it took.
+    # Equal claims share one comparison, including its time.
     assert judgements == judgements[:23] * 10
 
 
@@ -193,7 +193,7 @@ def test_memory_is_limited(new_workers: Callable[[], set[int]]) -> None:
     assert other.verdict == "correct"
 
 
-def test_a_killed_worker_costs_at_most_its_item(new_workers: Callable[[], set[int]]) -> None:
+def test_a_killed_worker_affects_at_most_its_item(new_workers: Callable[[], set[int]]) -> None:
     with Verifier(workers=1, timeout_seconds=20.0) as verifier:
         verifier.judge([boxed("x", "y")])
         (at_rest,) = new_workers()
@@ -251,7 +251,7 @@ def test_an_interrupted_call_leaves_nothing_behind(new_workers: Callable[[], set
     assert not new_workers()
 
 
-def test_hangs_in_numbers_cost_no_other_claim(new_workers: Callable[[], set[int]]) -> None:
+def test_many_hangs_affect_no_other_claim(new_workers: Callable[[], set[int]]) -> None:
     hostile = [boxed("x+1", rf"\sum_{{k=1}}^{{2}} \binom{{{10_000_000 + n}}}{{5000000}}") for n in range(4)]
     others = [boxed(f"x+{n}", f"{n}+x") for n in range(1, 40)]
     with Verifier(workers=1, timeout_seconds=0.5) as verifier:
@@ -261,7 +261,7 @@ def test_hangs_in_numbers_cost_no_other_claim(new_workers: Callable[[], set[int]
     assert all(judgement.milliseconds >= 500 for judgement in judgements[:4])
 
 
-def test_a_forked_process_judges_with_workers_of_its_own() -> None:
+def test_a_forked_process_judges_with_its_own_workers() -> None:
     bystanders = children_of(os.getpid())
     verifier = Verifier(workers=1, timeout_seconds=20.0)
     assert verdicts(verifier.judge([boxed("x+1", "1+x")])) == ["correct"]
@@ -273,7 +273,7 @@ def test_a_forked_process_judges_with_workers_of_its_own() -> None:
             os._exit(0 if found == ["correct"] * 28 else 1)
         finally:
             os._exit(2)
-    # At the same time, with other verdicts: what one asks must not be answered to the other.
+    # At the same time, with other verdicts: answers must not be mixed up.
     found = verdicts(verifier.judge([boxed(f"x+{n}", f"{n}-x") for n in range(2, 30)]))
     assert found == ["wrong"] * 28
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -281,7 +281,7 @@ def test_a_forked_process_judges_with_workers_of_its_own() -> None:
     assert children_of(os.getpid()) == bystanders
 
 
-def test_a_killed_nursery_is_replaced() -> None:
+def test_a_killed_fork_server_is_replaced() -> None:
     bystanders = children_of(os.getpid())
     with Verifier(workers=1, timeout_seconds=20.0) as verifier:
         verifier.judge([boxed("x+1", "1+x")])
@@ -293,8 +293,8 @@ def test_a_killed_nursery_is_replaced() -> None:
         assert verdicts(verifier.judge([boxed("x+2", "2+x")])) == ["correct"]
 
 
-def test_judgements_come_as_they_are_known() -> None:
-    # Whoever waited for the last one would wait for hours.
+def test_judgements_are_returned_as_they_are_known() -> None:
+    # Waiting for the last one would take hours.
     with Verifier(workers=1, timeout_seconds=10_000.0) as verifier:
         judgements = verifier.judge_each([boxed("x+1", "1+x"), boxed("5", "5"), boxed("x+1", HANG)])
         assert [next(judgements).verdict, next(judgements).verdict] == ["correct", "correct"]
@@ -367,7 +367,7 @@ spelled = st.integers(-(10**12), 10**12).flatmap(
 
 @settings(max_examples=100, deadline=None)
 @given(gold=spelled, answer=spelled)
-def test_verdicts_at_sight_are_those_of_a_worker(gold: str, answer: str) -> None:
+def test_verdicts_of_the_fast_path_are_those_of_a_worker(gold: str, answer: str) -> None:
     for other in (gold, answer):
         claim = boxed(gold, other)
         stated = extracted_answer(claim, METHODS["strict"])

@@ -1,4 +1,4 @@
-"""Policy 0 of a warm start: what it is fitted to, and who shares it."""
+"""The initial policy of a warm start: its training data, and which runs share it."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def policy_zero(path: Path, config: Config) -> str:
         return str(stages.warm_start(context, 0).info["content"])
 
 
-def test_runs_with_one_seed_of_the_warm_start_share_policy_0(tmp_path: Path) -> None:
+def test_runs_with_the_same_warm_start_seed_share_the_initial_policy(tmp_path: Path) -> None:
     shared = [
         policy_zero(tmp_path / str(seed), small_config(seed=seed, model__warm_start__seed=5)) for seed in (1, 2)
     ]
@@ -28,7 +28,7 @@ def test_runs_with_one_seed_of_the_warm_start_share_policy_0(tmp_path: Path) -> 
     assert policy_zero(tmp_path / "same", small_config(seed=5)) == shared[0]
 
 
-def test_a_run_on_a_file_is_fitted_to_arithmetic_of_its_own(tmp_path: Path) -> None:
+def test_a_run_on_a_file_has_its_own_warm_start_arithmetic(tmp_path: Path) -> None:
     file = tmp_path / "one.jsonl"
     file.write_text(json.dumps({"problem": "3+4=", "answer": "7"}) + "\n")
     shown = [{"arithmetic": {"digits": 1}, "limit": 30}, {"arithmetic": {"digits": 1, "operators": "-"}}]
@@ -38,10 +38,8 @@ def test_a_run_on_a_file_is_fitted_to_arithmetic_of_its_own(tmp_path: Path) -> N
     assert policy_zero(tmp_path / "other", other) != first
 
 
-def test_it_takes_arithmetic_alone(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"arithmetic problems only; name a set of them in model.warm_start.problems"
-    ):
+def test_it_accepts_only_arithmetic(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"arithmetic problems only; say of which in model.warm_start.problems"):
         small_config(problems__train={"path": "own.jsonl"})
     with pytest.raises(ValueError, match=r"arithmetic problems only"):
         small_config(model__warm_start__problems={"path": "own.jsonl"})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flows.benchmarks import examine
+from flows.benchmarks import run_benchmarks
 from flows.preparation import prepare_evaluation
 from reval_core import stages
 from reval_core.config import TinyModel
@@ -29,7 +29,7 @@ OVERRIDES = [
 def evaluate(model, out):
     source, protocol, directory = prepare_evaluation(str(model), None, OVERRIDES, None, out)
     with open_evaluation_context(directory, source, protocol) as context:
-        benchmarks = list(examine(context, stages))
+        benchmarks = list(run_benchmarks(context, stages))
     return find_results(directory, source, protocol, benchmarks)
 
 

@@ -1,4 +1,4 @@
-"""The command line: output, exit codes, and files that it does not change."""
+"""The command line: output, exit codes, and what it does not change."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from flows.cli import main
+from flows.cli import COMMANDS, RENAMED, main
 from flows.preparation import gpu_notes
 from reval_core.config.loader import load_config
 from reval_core.learning.precision import default_precision, with_precision
@@ -60,7 +60,7 @@ def reval(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, t
 
 
 def process(directory: Path, *arguments: str | Path) -> Answer:
-    """Run the command in a separate process."""
+    """Run the command in its own process."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
     done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
@@ -73,7 +73,7 @@ def everything(directory: Path) -> dict[str, bytes | None]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    """A run of the demo, written by hand: two completed rounds, one evaluation, two recorded updates."""
+    """A hand-made run of the demo: two completed rounds, an accuracy, two recorded updates."""
     directory = RunDirectory(tmp_path / "runs/demo")
     directory.open(load_config(DEMO, ["rounds=40"]))
     schema = SCHEMAS["updates"]
@@ -89,7 +89,9 @@ def run(tmp_path: Path) -> RunDirectory:
     return directory
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("train", "--help"), ("import", "-h"), ("sql", "-h")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("train", "--help"), ("import", "-h"), ("sql", "-h"), ("grade", "-h")]
+)
 def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
     program = f"""if True:
         import sys
@@ -104,11 +106,39 @@ def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
     assert done.stdout.splitlines()[-1] == "imported:"
 
 
+def test_the_version_is_shown(reval: Reval) -> None:
+    assert reval("--version").out.startswith("reval ")
+
+
 def test_help_lists_every_command(reval: Reval) -> None:
     answer = reval("--help")
     assert answer.code == 0
-    for command in ("train", "serve", "demo", "sql", "runs", "report", "doctor", "import"):
-        assert f"\n  {command} " in answer.out
+    listed = [
+        line.split()[0] for line in answer.out.partition("Commands:\n")[2].splitlines() if line[2:3].isalpha()
+    ]
+    assert listed == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_has_help(reval: Reval, command: str) -> None:
+    answer = reval(command, "--help")
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out.startswith(f"Usage: reval {command} ")
+
+
+@pytest.mark.parametrize(("former", "current"), RENAMED.items())
+def test_a_former_name_works_and_gives_one_line_of_notice(reval: Reval, former: str, current: str) -> None:
+    answer, expected = reval(former, "--help"), reval(current, "--help")
+    assert (answer.code, answer.out) == (expected.code, expected.out)
+    assert answer.err == f"reval: the command {former} is now called {current}; please use the new name\n"
+    assert f"\n  {former} " not in reval("--help").out
+
+
+def test_the_notice_of_a_former_name_leaves_json_alone(reval: Reval, run: RunDirectory) -> None:
+    expected = reval("reindex", run.path, "--json")
+    answer = reval("rebuild", run.path, "--json")
+    assert (answer.code, json.loads(answer.out)) == (0, json.loads(expected.out))
+    assert answer.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments", [(), ("trian",), ("train",), ("sql", "runs/demo"), ("train", "a", "--nope")])
@@ -147,7 +177,10 @@ def test_a_bad_config_is_refused_before_torch_is_imported(tmp_path: Path) -> Non
     [
         (["none.yaml"], "none.yaml: cannot be read"),
         ([DEMO, "--set", "learner.rl=1"], "--set learner.rl=1: learner.rl: unknown key; did you mean 'lr'?"),
-        ([DEMO, "--run-dir", "new", "--set", "problems.train.limit=3"], "a round, but problems.train has only 3;"),
+        (
+            [DEMO, "--run-dir", "new", "--set", "problems.train.limit=3"],
+            "per round, but problems.train has only 3;",
+        ),
         ([DEMO, "--run-dir", "new", "--set", "model={path: none}"], "none: model.path: "),
         ([DEMO, "--set", "rounds=1000000000"], "make space, or lower rounds or checkpoints.keep"),
         ([DEMO, "--run-dir", "runs/demo", "--set", "seed=5"], "made with another config (seed differ)"),
@@ -227,7 +260,7 @@ def test_a_dry_run_for_people_prints_a_config_that_loads(reval: Reval, tmp_path:
     (tmp_path / "again.yaml").write_text(config, encoding="utf-8")
     assert load_config(tmp_path / "again.yaml") == with_precision(load_config(DEMO))
     assert "rounds to do" in plan
-    assert "6 tokens; over the set 6 to 6, the median 6" in asked
+    assert "6 tokens; in the set 6 to 6, median 6" in asked
     assert [line.split()[-1] for line in asked.splitlines() if line.endswith(("correct", "wrong"))].count(
         "wrong"
     ) == 2
@@ -283,7 +316,7 @@ def test_sql_that_duckdb_refuses_exits_with_2(reval: Reval, run: RunDirectory, q
     assert words in answer.err
 
 
-def test_sql_on_a_directory_that_is_not_a_run_exits_with_2(reval: Reval, tmp_path: Path) -> None:
+def test_sql_of_a_directory_that_is_not_a_run_ends_with_2(reval: Reval, tmp_path: Path) -> None:
     answer = reval("sql", "nowhere", "SELECT 1")
     assert (answer.code, answer.out) == (2, "")
     assert answer.err.startswith("reval: nowhere: is not a run directory")
@@ -302,7 +335,7 @@ def test_sql_names_a_missing_file(reval: Reval, run: RunDirectory) -> None:
     assert "updates.parquet" in answer.err
 
 
-def test_a_corrupt_manifest_exits_with_1(reval: Reval, run: RunDirectory) -> None:
+def test_a_corrupt_manifest_ends_with_1(reval: Reval, run: RunDirectory) -> None:
     run.manifest_path("learning", 1).write_text("{")
     answer = reval("sql", "runs/demo", "SELECT 1")
     assert (answer.code, answer.out, answer.err.count("\n")) == (1, "", 1)
@@ -325,7 +358,7 @@ def test_a_pipe_that_closes_early_is_not_an_error(tmp_path: Path, run: RunDirect
     assert (done.stdout, done.stderr) == ("range\n", "")
 
 
-def test_runs_lists_the_progress_of_each(reval: Reval, run: RunDirectory, tmp_path: Path) -> None:
+def test_runs_lists_the_progress_of_each_run(reval: Reval, run: RunDirectory, tmp_path: Path) -> None:
     fresh = RunDirectory(tmp_path / "runs/fresh")
     fresh.open(load_config(DEMO, ["rounds=7"]))
     run.summary.write_text("{}")
@@ -344,19 +377,19 @@ def test_runs_prints_a_table(reval: Reval, run: RunDirectory) -> None:
     assert lines[2] == ["demo", "interrupted", "2/40", "0.25", "0.75"]
 
 
-def test_runs_in_an_empty_directory_explains_how_to_start_one(reval: Reval) -> None:
+def test_runs_of_an_empty_directory_shows_how_to_start_one(reval: Reval) -> None:
     assert "reval train CONFIG" in reval("runs").out
     assert json.loads(reval("runs", "--json").out) == []
 
 
-def test_doctor_reports_the_environment(reval: Reval, tmp_path: Path) -> None:
+def test_doctor_shows_what_is_installed(reval: Reval, tmp_path: Path) -> None:
     answer = reval("doctor", "--json")
-    facts = json.loads(answer.out)
-    assert facts["python"] == sys.version.split()[0]
-    assert facts["torch"].startswith("2.")
-    assert facts["learner.precision"] == f"auto is {default_precision()} here"
-    assert facts["engines"]["transformers"] == "can run"
-    assert facts["engines"]["auto"].startswith("on a CPU" if find_spec("vllm") else "transformers, since vLLM")
+    installed = json.loads(answer.out)
+    assert installed["python"] == sys.version.split()[0]
+    assert installed["torch"].startswith("2.")
+    assert installed["learner.precision"] == f"auto is {default_precision()} here"
+    assert installed["engines"]["transformers"] == "can run"
+    assert installed["engines"]["auto"].startswith("on a CPU" if find_spec("vllm") else "transformers, since vLLM")
     assert everything(tmp_path) == {}
 
 

@@ -1,4 +1,4 @@
-"""Checks before a run starts."""
+"""What is refused before a run starts."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def test_a_full_disk_is_refused_with_the_space_that_the_run_needs(config, tmp_pa
 SMALL_GPU, FULL_GPU = Card("Small GPU", 15 * 10**8, 15 * 10**8), Card("Large GPU", 80 * 10**9, 10**9)
 
 
-def test_a_stage_that_does_not_fit_the_gpu_is_refused_unless_configured_to_warn(config, tmp_path, monkeypatch):
+def test_a_stage_that_does_not_fit_the_gpu_is_refused_unless_overridden(config, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_memory, "card", lambda: SMALL_GPU)
     refused = (
-        rf"^{re.escape(str(config))}: learning needs about \d+\.\d GB of GPU memory, and the GPU has 1\.5 GB; "
-        r"set learner\.gradient_checkpointing: true, .*; to run it all the same, set memory_check: warn$"
+        rf"^{re.escape(str(config))}: learning needs about \d+\.\d GB of GPU memory and there are 1\.5; "
+        r"set learner\.gradient_checkpointing: true, .*; to run it anyway, set memory_check: warn$"
     )
     plain = "learner.gradient_checkpointing=false"
     with pytest.raises(InputError, match=refused):
@@ -49,9 +49,7 @@ def test_a_stage_that_does_not_fit_the_gpu_is_refused_unless_configured_to_warn(
     assert notes[1].startswith("learning needs about")
 
 
-def test_gradients_are_checkpointed_where_an_update_would_not_fit_and_the_run_keeps_to_it(
-    config, tmp_path, monkeypatch
-):
+def test_gradient_checkpointing_is_chosen_where_an_update_would_not_fit_and_kept(config, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_memory, "card", lambda: SMALL_GPU)
     settings, directory = prepare(config, [], tmp_path / "run")
     assert settings.learner.gradient_checkpointing is True
@@ -64,25 +62,25 @@ def test_gradients_are_checkpointed_where_an_update_would_not_fit_and_the_run_ke
         prepare(config, ["learner.gradient_checkpointing=false"], tmp_path / "run")
 
 
-def test_a_gpu_in_use_by_other_processes_is_a_warning(config, tmp_path, monkeypatch):
+def test_a_gpu_in_use_gives_a_note(config, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_memory, "card", lambda: FULL_GPU)
     settings, _ = prepare(config, [], tmp_path / "run")
     assert gpu_notes(settings)[1].endswith("1.0 GB of the GPU are free; stop other processes on it")
 
 
-def test_without_a_gpu_nothing_is_checked_or_reported(config, tmp_path):
+def test_without_a_gpu_there_are_no_notes(config, tmp_path):
     settings, _ = prepare(config, ["learner.micro_batch_tokens=1000000000"], tmp_path / "run")
     assert gpu_notes(settings) == []
 
 
-def test_memory_check_may_be_changed_during_a_run(config, tmp_path):
+def test_memory_check_may_change_during_a_run(config, tmp_path):
     prepare(config, [], tmp_path / "run")[1].open(small_config())
     settings, _ = prepare(config, ["memory_check=warn"], tmp_path / "run")
     assert settings.memory_check == "warn"
 
 
 def test_more_prompts_per_round_than_problems_are_refused(config, tmp_path):
-    with pytest.raises(InputError, match=r"rollouts\.prompts: 200 a round, but problems\.train has only \d+"):
+    with pytest.raises(InputError, match=r"rollouts\.prompts: 200 per round, but problems\.train has only \d+"):
         prepare(config, ["rollouts.prompts=200", "replay.capacity=1000"], tmp_path / "run")
 
 
@@ -95,7 +93,7 @@ def test_a_problem_file_is_checked_line_by_line_before_anything_is_created(confi
     assert not (tmp_path / "run").exists()
 
 
-def test_held_out_training_problems_are_refused_unless_configured(config, tmp_path):
+def test_training_problems_that_are_also_held_out_are_refused_unless_kept(config, tmp_path):
     same = "problems.held_out={arithmetic: {digits: 1, split: train}}"
     with pytest.raises(InputError, match=r"problems\.train: \d+ of \d+ problems also occur in the test sets"):
         prepare(config, [same], tmp_path / "run")
@@ -103,12 +101,12 @@ def test_held_out_training_problems_are_refused_unless_configured(config, tmp_pa
     assert settings.problems.contaminated == "keep"
 
 
-def test_the_default_run_directory_has_the_name_of_the_config(config, tmp_path, monkeypatch):
+def test_the_default_run_directory_is_named_after_the_config(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert prepare(config, [], None)[1].path == tmp_path / "runs" / "small"
 
 
-def test_the_forecast_is_an_upper_bound_within_a_factor_of_a_hundred(tmp_path):
+def test_the_forecast_covers_a_run_and_is_less_than_a_hundred_times_too_large(tmp_path):
     config = small_config(rounds=2)
     run(tmp_path / "run", config)
     taken = sum(file.stat().st_size for file in (tmp_path / "run").rglob("*") if file.is_file())

@@ -57,7 +57,7 @@ def test_a_valid_file_exits_with_0(reval: Reval, tmp_path: Path) -> None:
     assert "golds: 1 integer, 1 number\n" in out
     assert "problems: 4 to 9 characters, median 6\n" in out
     assert ["aime25", "30", "0", "0", "0"] in [line.split() for line in out.splitlines()]
-    assert out.endswith("It can be trained on as it is.\n")
+    assert out.endswith("Ready for training.\n")
 
 
 ODD = [
@@ -78,7 +78,7 @@ ODD = [
 ]
 
 
-def test_anomalies_are_counted_with_their_lines(reval: Reval, tmp_path: Path) -> None:
+def test_issues_are_counted_with_their_lines(reval: Reval, tmp_path: Path) -> None:
     aime(tmp_path, LONG.format(9))
     file = lines(tmp_path / "odd.jsonl", *ODD)
     code, out, _ = reval("check", file, "--json")
@@ -106,7 +106,7 @@ def test_anomalies_are_counted_with_their_lines(reval: Reval, tmp_path: Path) ->
     ]
 
 
-def test_a_table_fits_80_columns_and_names_the_remedies(reval: Reval, tmp_path: Path) -> None:
+def test_a_table_fits_80_columns_and_shows_what_to_do(reval: Reval, tmp_path: Path) -> None:
     aime(tmp_path, LONG.format(9))
     code, out, _ = reval("check", lines(tmp_path / "odd.jsonl", *ODD))
     assert code == 1
@@ -117,8 +117,8 @@ def test_a_table_fits_80_columns_and_names_the_remedies(reval: Reval, tmp_path: 
     assert shown.index("14 is in aime25: 6") < shown.index("13 is in aime25: 1"), "equal texts come first"
     assert out.endswith(
         "Before training on it:\n"
-        "  mend 3 rows, or leave them out with unusable: drop\n"
-        "  leave 2 out of training with problems.contaminated: drop\n"
+        "  fix 3 rows, or leave them out with unusable: drop\n"
+        "  leave out 2 overlapping rows with problems.contaminated: drop\n"
     )
 
 
@@ -128,7 +128,7 @@ def test_a_copy_of_a_test_set_is_not_compared_with_itself(reval: Reval, tmp_path
     aime(tmp_path)
     code, out, _ = reval("check", copy)
     assert code == 0
-    assert "holds the very problems of aime25, and is not compared with it" in out
+    assert "contains exactly the problems of aime25 and is not compared with it" in out
     code, out, _ = reval("check", copy, "--set", "aime25", "--against", "aime25", "--json")
     assert (code, json.loads(out)["copy_of"]) == (0, ["aime25"])
 
@@ -147,7 +147,7 @@ def test_an_incomplete_registered_set_is_skipped_unless_it_is_named(reval: Reval
     assert list(found["left_out"]) == ["gsm8k", "math500"]
     assert "has 1 rows, but GSM8K has 1319" in found["left_out"]["gsm8k"]
     (tmp_path / "data/aime25.jsonl").unlink()
-    assert "compared with no test set: no whole one was found" in reval("check", file)[1]
+    assert "not compared with any test set: no complete one was found" in reval("check", file)[1]
     code, out, complaint = reval("check", file, "--against", "gsm8k")
     assert (code, out) == (2, "")
     assert "data/gsm8k_test.jsonl: has 1 rows, but GSM8K has 1319" in complaint
@@ -178,7 +178,7 @@ def test_columns_and_test_sets_can_be_named(reval: Reval, tmp_path: Path) -> Non
         ),
         (
             ["a.jsonl", "--set", "gsm9k"],
-            "--set gsm9k: is no registered set; known are deepscaler",
+            "--set gsm9k: is not a registered set; known are deepscaler",
         ),
         (["a.jsonl", "--set", "gsm8k"], "a.jsonl: has 1 rows, but GSM8K has 1319"),
         (["a.jsonl", "--against", "gsm9k"], "--against gsm9k: is neither a file nor a registered set (deepscaler"),
@@ -203,7 +203,7 @@ def test_the_registered_sets_are_listed_with_their_files(reval: Reval, tmp_path:
     assert code == 0
     assert max(map(len, out.splitlines())) <= 80
     assert ["aime25", "test", "30", "30", "aime25.jsonl"] in shown
-    assert ["gsm8k", "test", "1,319", "1", "(a", "part)", "gsm8k_test.jsonl"] in shown
+    assert ["gsm8k", "test", "1,319", "1", "(partial)", "gsm8k_test.jsonl"] in shown
     assert ["gpqa", "test", "198", "–"] in shown
     found = {row["set"]: row for row in json.loads(reval("list", "--json")[1])}
     assert (found["aime25"]["rows"], found["aime25"]["whole"]) == (30, True)
@@ -231,11 +231,11 @@ def test_an_audit_has_three_rates_and_names_suspicious_golds_with_their_lines(re
     assert found["mutants_rejected"]["of"] > 40
     reasons = {(one["place"], reason) for one in found["suspicious"] for reason in one["reasons"]}
     assert {("line 2", "only a unit"), ("line 3", "missing-value word"), ("line 4", "several answers")} <= reasons
-    asked = sum(kind["of"] - kind["count"] for kind in found["kinds"])
-    assert asked == len(found["rest"])
+    failed = sum(kind["of"] - kind["count"] for kind in found["kinds"])
+    assert failed == len(found["rest"])
 
 
-def test_an_audit_for_people_fits_80_columns_and_exits_with_0(reval: Reval, tmp_path: Path) -> None:
+def test_a_printed_audit_fits_80_columns_and_ends_with_0(reval: Reval, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     aime(tmp_path)
     code, out, _ = reval("audit", "aime25", "--workers", "1", "--sample", "3", "--seed", "5")
@@ -245,7 +245,7 @@ def test_an_audit_for_people_fits_80_columns_and_exits_with_0(reval: Reval, tmp_
     assert ["gold", "accepted", "3", "3", "100%"] in [line.split() for line in out.splitlines()]
 
 
-def test_a_check_reports_the_result_of_an_audit(reval: Reval, tmp_path: Path) -> None:
+def test_a_check_includes_an_audit_of_some_problems(reval: Reval, tmp_path: Path) -> None:
     file = lines(tmp_path / "golds.jsonl", *GOLDS)
     _, out, _ = reval("check", file)
     assert any(line.startswith("audit of 4: gold accepted 100%, rewritings ") for line in out.splitlines())

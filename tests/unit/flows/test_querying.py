@@ -127,7 +127,7 @@ def test_a_link_out_of_the_run_directory_is_not_followed(tmp_path: Path) -> None
         show_query(path, "SELECT 1", "table")
 
 
-def test_an_error_is_shown_at_its_position(ask: Ask) -> None:
+def test_the_place_of_an_error_is_shown(ask: Ask) -> None:
     with pytest.raises(QueryError) as failed:
         ask("SELECT nothing FROM verdicts")
     lines = str(failed.value).splitlines()
@@ -183,7 +183,7 @@ def test_markup_and_emoji_in_cells_are_text(ask: Ask) -> None:
 
 
 def test_values_nested_too_deep_to_print_are_refused(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    nested: list[object] = []  # which takes DuckDB a minute to construct
+    nested: list[object] = []  # which would take DuckDB a minute to create
     for _ in range(2000):
         nested = [nested]
     monkeypatch.setattr(querying, "_answer", lambda connection, statement: (["a"], [(nested,)]))

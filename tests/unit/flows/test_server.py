@@ -1,4 +1,4 @@
-"""The Prefect servers that are accepted; others are refused in one line, before any work."""
+"""Which Prefect servers are accepted, and the one-line error for others, before any work."""
 
 from __future__ import annotations
 
@@ -63,21 +63,21 @@ def refusal(url: str) -> str:
     ],
 )
 def test_an_invalid_url_is_refused(url: str) -> None:
-    assert "is no URL such as" in refusal(url)
+    assert "is not a URL such as" in refusal(url)
     assert not answers(url)
 
 
 @pytest.mark.parametrize(
     ("status", "body", "said"),
     [
-        (200, b"<html>hello", "tells no version"),
-        (200, b"true", "tells no version"),
-        (200, b'{"version": "3.7.7"}', "tells no version"),
-        (200, b"\xff\xfe", "is no Prefect server"),
-        (404, b"nothing", "is no Prefect server (status 404)"),
-        (500, b"", "is no Prefect server (status 500)"),
-        (302, b"", "is no Prefect server (status 302)"),
-        (401, b"", "does not let you in"),
+        (200, b"<html>hello", "reports no version"),
+        (200, b"true", "reports no version"),
+        (200, b'{"version": "3.7.7"}', "reports no version"),
+        (200, b"\xff\xfe", "is not a Prefect server"),
+        (404, b"nothing", "is not a Prefect server (status 404)"),
+        (500, b"", "is not a Prefect server (status 500)"),
+        (302, b"", "is not a Prefect server (status 302)"),
+        (401, b"", "denies access"),
         (200, b'"2.20.1"', "runs Prefect 2.20.1, and this is Prefect 3."),
     ],
 )
@@ -89,7 +89,7 @@ def test_another_server_is_refused(status: int, body: bytes, said: str) -> None:
 def test_a_server_of_this_version_is_accepted() -> None:
     with http(200, b'"3.0.0"') as url:
         check_api(url)
-        assert "does not answer" in refusal(url.replace("http:", "https:"))
+        assert "does not respond" in refusal(url.replace("http:", "https:"))
 
 
 def test_a_server_that_does_not_respond_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,24 +97,24 @@ def test_a_server_that_does_not_respond_is_refused(monkeypatch: pytest.MonkeyPat
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         closed = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
-        assert "does not answer" in refusal(closed)
+        assert "does not respond" in refusal(closed)
         silent.listen()
-        assert "does not answer (timed out)" in refusal(closed)
+        assert "does not respond (timed out)" in refusal(closed)
 
 
-def test_prefect_cloud_requires_a_key_and_passwords_are_not_shown() -> None:
+def test_prefect_cloud_needs_a_key_and_passwords_are_not_shown() -> None:
     assert "PREFECT_API_KEY" in refusal("https://api.prefect.cloud/api/accounts/a/workspaces/b")
     assert "secret" not in refusal("ftp://me:secret@host/api")
 
 
-def test_a_page_that_answers_every_request_is_not_a_prefect_server() -> None:
+def test_a_server_that_accepts_everything_is_not_a_prefect_server() -> None:
     with http(200, b"<html>Angular serves on port 4200 too") as url:
         assert not answers(url)
     with http(200, b"true") as url:
         assert answers(url)
 
 
-def test_no_flow_is_started_with_an_incompatible_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_flow_starts_with_another_kind_of_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(foreground, "configured_api", lambda: "garbage")
     with pytest.raises(InputError, match="PREFECT_API_URL: garbage"):
         run_flow(lambda: pytest.fail("a flow was begun"))

@@ -1,4 +1,4 @@
-"""The output of commands: no terminal control characters, and standard output that fails."""
+"""What commands print: control characters are escaped, and standard output may fail."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_escaped_json_parses_to_the_same(text: str) -> None:
     assert json.loads(shown) == [text, {text: 1}]
 
 
-def test_json_supports_arbitrary_values() -> None:
+def test_json_accepts_every_value() -> None:
     value = {
         "floats": [float("nan"), float("inf"), {"deep": (float("-inf"), 1.5)}],
         1: "one",
@@ -72,12 +72,12 @@ def test_json_supports_arbitrary_values() -> None:
 HOSTILE = "\x1b]0;x\x07[bold red]:smile:[/] [link=http://a]b\u202e\x9b"
 
 
-def test_tables_and_lines_show_texts_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_pairs_and_lines_show_texts_literally(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.print_rows(
         [HOSTILE, HOSTILE, "n"], [[HOSTILE, f"two\nlines {HOSTILE}", 1], [None, "", 2.5]], width=200
     )
     terminal.print_table(["a", "b"], [[HOSTILE, HOSTILE]])
-    terminal.print_facts(HOSTILE, {HOSTILE: HOSTILE})
+    terminal.print_pairs(HOSTILE, {HOSTILE: HOSTILE})
     terminal.say(f"one\ntwo {HOSTILE}")
     terminal.console().print(terminal.styled(HOSTILE, (HOSTILE, "bold")))
     shown = capsys.readouterr().out
@@ -99,7 +99,7 @@ def test_commands_print_only_through_the_terminal_module() -> None:
 
 
 def reval(command: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """Run a shell line in which `reval` is the command line."""
+    """A shell command in which `reval` is the command line."""
     line = command.replace("reval ", f"{sys.executable} -m flows.cli ")
     values: dict[str, Any] = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(["bash", "-c", line], env=values, capture_output=True, check=False)
@@ -123,7 +123,7 @@ def test_output_that_fails_gives_no_traceback(command: str, code: int, complaint
     assert (done.returncode, done.stderr) == (code, complaint)
 
 
-def test_everything_can_be_printed_as_ascii() -> None:
+def test_an_ascii_locale_prints_everything() -> None:
     done = reval("reval runs 'é∆'", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, b"")
     assert rb"\xe9\u2206" in done.stdout

@@ -128,8 +128,8 @@ def test_all_leaves_out_searches_and_absent_models(
     made = all_figures()
     left_out = set(known_figures()) - set(made)
     assert {name for name in left_out if not name.startswith("search-")} == {"real-model"}
-    assert "real-model is left out: there is no models/smollm2-135m-instruct" in capsys.readouterr().err
-    with pytest.raises(InputError, match=r"real-model: there is no .*`make smollm2` makes it"):
+    assert "real-model is skipped: models/smollm2-135m-instruct does not exist" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"real-model: .* does not exist; `make smollm2` creates it"):
         reproduce_here(["real-model"], None, tmp_path / "out", None, as_json=False)
     (tmp_path / "models/smollm2-135m-instruct").mkdir(parents=True)
     assert "real-model" in all_figures()
@@ -145,7 +145,7 @@ def test_a_run_of_an_earlier_config_is_neither_reused_nor_resumed(tmp_path: Path
     directory.open(made)
     settings = edited.model_dump(mode="json")
     assert not is_finished(settings, str(directory.path))
-    with pytest.raises(InputError, match=r"run: holds a run of an earlier config; give another --out.*learner.lr"):
+    with pytest.raises(InputError, match=r"run: contains a run of an earlier config; .*learner.lr"):
         finish_run(settings, str(directory.path))
 
 

@@ -1,4 +1,4 @@
-"""`reval verify`: one object a row in the file's order, bad rows refused before anything is judged."""
+"""`reval grade`: one object per row in the file's order; invalid rows are refused before anything is judged."""
 
 import json
 import os
@@ -29,8 +29,8 @@ ROWS: list[dict[str, Any]] = [
 VERDICTS = ["correct", "correct", "unparsed", "correct", "wrong", "correct", "truncated", "timeout", "wrong"]
 
 
-def verify(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flows.cli", "verify", *map(str, arguments)]
+def grade(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flows.cli", "grade", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
@@ -41,8 +41,8 @@ def jsonl(directory: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def test_one_object_a_row_in_order(tmp_path: Path) -> None:
-    done = verify(jsonl(tmp_path, ROWS), "--json", "--workers", "2")
+def test_one_object_per_row_in_order(tmp_path: Path) -> None:
+    done = grade(jsonl(tmp_path, ROWS), "--json", "--workers", "2")
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert all(list(one) == ["verdict", "extracted", "milliseconds"] for one in found)
@@ -56,11 +56,11 @@ def test_other_files_names_and_modes(tmp_path: Path) -> None:
     listed = tmp_path / "rows.json"
     listed.write_text(json.dumps(rows))
     names = ["--column", "response=completion", "--column", "truncated=cut"]  # the latter on one row only
-    done = verify(listed, "--json", *names, "--gold-mode", "any", "--mode", "strict")
+    done = grade(listed, "--json", *names, "--gold-mode", "any", "--mode", "strict")
     assert [json.loads(line)["verdict"] for line in done.stdout.splitlines()] == ["correct", "unparsed"]
     table = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"gold": ["5", "6"], "response": ["it is 5", "it is 5"]}), table)
-    done = verify(table, "--json")
+    done = grade(table, "--json")
     assert [json.loads(line)["verdict"] for line in done.stdout.splitlines()] == ["correct", "wrong"]
 
 
@@ -88,12 +88,12 @@ def test_csv_arrow_and_json_lines_are_read_too(tmp_path: Path) -> None:
     assert found["rows.json"] == found["rows.arrow"] == plain
 
 
-def test_a_problem_beside_the_response_may_not_be_copied(tmp_path: Path) -> None:
+def test_a_problem_next_to_the_response_may_not_be_copied(tmp_path: Path) -> None:
     rows = [
         {"gold": "1024", "response": r"\boxed{2^{10}}", "problem": problem}
         for problem in ("Find $2^{10}$.", "How much is it?", None)
     ]
-    done = verify(jsonl(tmp_path, rows), "--json", "--mode", "strict")
+    done = grade(jsonl(tmp_path, rows), "--json", "--mode", "strict")
     assert [json.loads(line)["verdict"] for line in done.stdout.splitlines()] == ["wrong", "correct", "correct"]
 
 
@@ -103,10 +103,10 @@ def test_a_summary_with_agreement(tmp_path: Path) -> None:
         {"gold": "5", "response": "6", "label": 1},
         {"gold": "5", "response": "7", "label": False},
     ]
-    done = verify(jsonl(tmp_path, rows))
+    done = grade(jsonl(tmp_path, rows))
     assert ["wrong", "2", "66.7%"] in [line.split()[:3] for line in done.stdout.splitlines()]
-    assert "2 of 3 agree with what the file expects (66.7%)" in done.stdout
-    assert f"{tmp_path}/rows.jsonl:2: wrong, expected right; gold '5', extracted '6'" in done.stdout
+    assert "2 of 3 agree with the expected verdicts (66.7%)" in done.stdout
+    assert f"{tmp_path}/rows.jsonl:2: wrong, expected correct; gold '5', extracted '6'" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_summary_with_agreement(tmp_path: Path) -> None:
 def test_bad_rows_are_refused_before_anything_is_judged(tmp_path: Path, line: str, complaint: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(ROWS[0]) + "\n" + line + "\n")
-    done = verify(path, "--json")
+    done = grade(path, "--json")
     assert (done.returncode, done.stdout) == (2, "")
     assert complaint in done.stderr
 
@@ -144,14 +144,14 @@ def test_files_and_options_that_cannot_be_used(tmp_path: Path) -> None:
             "rows.jsonl: has no column 'label2' for the expected; it has 'gold', 'response', 'gold_mode',",
         ),
     ]:
-        done = verify(*arguments)
+        done = grade(*arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert complaint in done.stderr
 
 
 def test_a_closed_pipe_ends_it_quietly(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [{"gold": "5", "response": "6" * 200}] * 5000)
-    command = f"{sys.executable} -m flows.cli verify {path} --json | head -1; exit ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m flows.cli grade {path} --json | head -1; exit ${{PIPESTATUS[0]}}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""`reval verify`: judge a file of responses."""
+"""`reval grade`: judge a file of responses against their golds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHOWN_DISAGREEMENTS = 10
 _SHOWN_CHARACTERS = 60
 
 
-def verify_file(
+def grade_file(
     file: Path,
     columns: Sequence[str],
     mode: Mode,
@@ -28,7 +28,7 @@ def verify_file(
     timeout_seconds: float,
     as_json: bool,
 ) -> None:
-    """Judge each row of a file and print its verdict, or a count for each verdict.
+    """Judge each row of a file and print its verdict (JSON), or a count per verdict.
 
     Raises InputError, before anything is judged, for the first row that cannot be used.
     """
@@ -42,7 +42,7 @@ def verify_file(
 
 
 def _print_lines(judgements: Iterator[Judgement]) -> None:
-    """One JSON object a row, as soon as it and those before it are judged; no more once nobody reads them."""
+    """Print one JSON object per row, as soon as it and those before it are judged; stop if output fails."""
     for judgement in judgements:
         print_json_line(
             {
@@ -74,10 +74,10 @@ def _show_agreement(rows: Sequence[ClaimRow], judgements: Sequence[Judgement]) -
         return
     others = [(row, one) for row, one in known if (one.verdict == "correct") != row.expected]
     agreeing = len(known) - len(others)
-    say(f"{agreeing:,} of {len(known):,} agree with what the file expects ({agreeing / len(known):.1%})")
+    say(f"{agreeing:,} of {len(known):,} agree with the expected verdicts ({agreeing / len(known):.1%})")
     for row, judgement in others[:_SHOWN_DISAGREEMENTS]:
         say(
-            f"{row.place}: {judgement.verdict}, expected {'right' if row.expected else 'not right'}; "
+            f"{row.place}: {judgement.verdict}, expected {'correct' if row.expected else 'not correct'}; "
             f"gold {_short(row.claim.gold)}, extracted {_short(judgement.extracted)}"
         )
     if len(others) > _SHOWN_DISAGREEMENTS:
@@ -85,7 +85,7 @@ def _show_agreement(rows: Sequence[ClaimRow], judgements: Sequence[Judgement]) -
 
 
 def _short(text: str | None) -> str:
-    """The end of a text on one line, without what a terminal would act on."""
+    """The end of a text on one line, in ASCII."""
     if text is None:
         return "nothing"
     return ascii(text if len(text) <= _SHOWN_CHARACTERS else "…" + text[-_SHOWN_CHARACTERS:])

@@ -1,0 +1,22 @@
+"""`reval doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from flows.cli.options import AS_JSON
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path), required=False)
+@AS_JSON
+def doctor(config: Path | None, as_json: bool) -> None:
+    """Show what is installed and can run here.
+
+    With CONFIG, also what that run would do.
+    """
+    from flows.show import show_doctor
+
+    show_doctor(config, as_json)

@@ -1,0 +1,55 @@
+"""`reval grade`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flows.cli.options import AS_JSON, WORKERS, mode
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@mode("lenient")
+@click.option(
+    "--gold-mode",
+    type=click.Choice(["all", "any", "choice"]),
+    default="all",
+    show_default=True,
+    help="What a gold requires where the row does not say: all listed answers, any of them, or a letter.",
+)
+@WORKERS
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.0,
+    show_default=True,
+    help="CPU seconds per comparison.",
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="FIELD=NAME",
+    help="The file's name for gold, response, gold_mode, truncated or expected, such as response=completion.",
+)
+@AS_JSON
+def grade(
+    file: Path,
+    mode: Any,
+    gold_mode: Any,
+    workers: int | None,
+    timeout: float,
+    columns: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Grade the responses in FILE against their golds.
+
+    FILE is JSONL, JSON, CSV, Parquet or Arrow with gold and response in each row. With --json, prints one object
+    per row, in order.
+    """
+    from flows.grading import grade_file
+
+    grade_file(file, columns, mode, gold_mode, workers, timeout, as_json)

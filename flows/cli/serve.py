@@ -1,0 +1,27 @@
+"""`reval serve`."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from flows.terminal import say
+
+
+@click.command()
+def serve() -> None:
+    """Run a Prefect server and a worker.
+
+    Then `prefect deployment run reval-train/default` trains.
+    """
+    from flows.server import server, worker
+
+    with server() as url, worker():
+        say(f"Prefect UI: {url.removesuffix('/api')}")
+        say("Start a run in another terminal:")
+        say(f"  export PREFECT_API_URL={url}")
+        say("  prefect deployment run reval-train/default")
+        say("Stop with Ctrl-C.")
+        while True:
+            time.sleep(3600)
