@@ -12,7 +12,7 @@ from reval_core.config import StoredRollouts
 from reval_core.learning.checkpoints import goodness
 from reval_core.pipeline.reference_average import next_reference
 from reval_core.pipeline.run_context import Policy, RunContext
-from reval_core.replay_buffer.imported import Material
+from reval_core.replay_buffer.imported import ImportedResponses
 from reval_core.replay_buffer.offline import keep_stored_run, stored_run
 from reval_core.storage.run_directory import reaches_target
 from reval_core.storage.tables import Manifest
@@ -89,7 +89,7 @@ def _offline_data(context: RunContext, stages: Any, policy: Policy) -> Manifest:
     return scores
 
 
-def import_responses(context: RunContext, stages: Any, imported: Material) -> list[Manifest]:
+def import_responses(context: RunContext, stages: Any, imported: ImportedResponses) -> list[Manifest]:
     """Store imported responses as a run for offline training. Returns its manifests of rollouts and verdicts."""
     policy = Policy.of(stages.warm_start(context, 0))
     rollouts = stages.importing(context, 0, imported)

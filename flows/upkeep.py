@@ -70,7 +70,7 @@ def show_exported_model(run: Path, round: int | None, out: Path, as_json: bool, 
     from reval_core.learning.draws import DrawReader
     from reval_core.model.loading import tokenizer_of
     from reval_core.pipeline.environment import fix_machine
-    from reval_core.pipeline.reconstruction import newest_policy, recorded_policy, replay
+    from reval_core.pipeline.reconstruction import newest_policy, reconstruct, recorded_policy
 
     directory, config = _run(run)
     check_local(out, "--out")
@@ -85,7 +85,7 @@ def show_exported_model(run: Path, round: int | None, out: Path, as_json: bool, 
     if not directory.checkpoint(policy.round).exists():
         fix_machine(directory, config)  # reconstruction gives the same weights only with the same arithmetic
     with bar("reconstructing rounds") as tick:
-        learner = replay(directory, config, DrawReader(directory), policy, tick=tick)
+        learner = reconstruct(directory, config, DrawReader(directory), policy, tick=tick)
     with learner.masters() if masters else nullcontext():
         export_policy(out, learner.model, tokenizer_of(config.model))
     digest = learner.content()
