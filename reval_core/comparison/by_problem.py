@@ -63,7 +63,7 @@ def problem_by_problem(pair: Pair, place: int) -> Html:
 
 
 def in_counts(pair: Pair) -> str:
-    """Return in words how many problems a run wins and loses."""
+    """Return in words the number of problems that a run wins and loses."""
     run, baseline, whole = pair.run.name, pair.baseline.name, pair.whole
     text = (
         f"Of {whole.problems:,} problems {run} answers {whole.better:,} right more often than {baseline}, "

@@ -14,18 +14,18 @@ from reval_core.storage.run_directory import RunDirectory
 from tests.runs import small_config
 
 
-def policy_zero(path: Path, config: Config) -> str:
+def initial_policy(path: Path, config: Config) -> str:
     with open_run_context(RunDirectory(path), config) as context:
         return str(stages.warm_start(context, 0).info["content"])
 
 
 def test_runs_with_the_same_warm_start_seed_share_the_initial_policy(tmp_path: Path) -> None:
     shared = [
-        policy_zero(tmp_path / str(seed), small_config(seed=seed, model__warm_start__seed=5)) for seed in (1, 2)
+        initial_policy(tmp_path / str(seed), small_config(seed=seed, model__warm_start__seed=5)) for seed in (1, 2)
     ]
     assert shared[0] == shared[1]
-    assert policy_zero(tmp_path / "own", small_config(seed=1)) != shared[0]
-    assert policy_zero(tmp_path / "same", small_config(seed=5)) == shared[0]
+    assert initial_policy(tmp_path / "own", small_config(seed=1)) != shared[0]
+    assert initial_policy(tmp_path / "same", small_config(seed=5)) == shared[0]
 
 
 def test_a_run_on_a_file_has_its_own_warm_start_arithmetic(tmp_path: Path) -> None:
@@ -33,13 +33,15 @@ def test_a_run_on_a_file_has_its_own_warm_start_arithmetic(tmp_path: Path) -> No
     file.write_text(json.dumps({"problem": "3+4=", "answer": "7"}) + "\n")
     shown = [{"arithmetic": {"digits": 1}, "limit": 30}, {"arithmetic": {"digits": 1, "operators": "-"}}]
     config = small_config(problems__train={"path": str(file)}, model__warm_start__problems=shown)
-    first = policy_zero(tmp_path / "first", config)
+    first = initial_policy(tmp_path / "first", config)
     other = small_config(problems__train={"path": str(file)}, model__warm_start__problems=shown[:1])
-    assert policy_zero(tmp_path / "other", other) != first
+    assert initial_policy(tmp_path / "other", other) != first
 
 
 def test_it_accepts_only_arithmetic(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"arithmetic problems only; say of which in model.warm_start.problems"):
+    with pytest.raises(
+        ValueError, match=r"arithmetic problems only; name a set of them in model.warm_start.problems"
+    ):
         small_config(problems__train={"path": "own.jsonl"})
     with pytest.raises(ValueError, match=r"arithmetic problems only"):
         small_config(model__warm_start__problems={"path": "own.jsonl"})

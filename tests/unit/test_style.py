@@ -4,11 +4,10 @@ They are searched in code, comments, messages, documents, configs and identifier
 "gap canary" are all found, also where a line ends between the words. CONTRIBUTING.md says what to write instead.
 Ambiguous single words (figure, score, replay, facts, rest, material) are left to reviewers.
 
-`python tests/unit/test_style.py` prints every place that is not allowed, and `STILL_THERE` as it would be now.
+`python tests/unit/test_style.py` prints every place.
 """
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -104,23 +103,6 @@ ALLOWED = {
 }
 """What stays: names that are on disk or parsed by programs, and other meanings. By phrase: patterns and reasons."""
 
-STILL_THERE = {
-    "configs/paper/small/figures/fig4.yaml": {"practised on"},
-    "docs/engines.md": {"gap canary"},
-    "docs/metrics.md": {"gap canary"},
-    "reval_core/comparison/by_problem.py": {"a file a stage"},
-    "tests/integration/test_comparison.py": {"folder"},
-    "tests/integration/test_evaluation.py": {"folder", "sitting"},
-    "tests/integration/test_warm_start.py": {"policy 0"},
-    "tests/unit/config/test_places.py": {"folder"},
-    "tests/unit/flows/test_cli.py": {"folder"},
-    "tests/unit/model/test_broken_models.py": {"spoil"},
-    "tests/unit/problems/test_problem_sets.py": {"folder"},
-    "tests/unit/rows/test_rows.py": {"folder"},
-    "tests/vllm/test_vllm.py": {"policy 0"},
-}
-"""Files that still hold some of these phrases. It only shrinks: what is gone must be taken off."""
-
 _WORD = re.compile(r"[A-Z]?[a-zà-ÿ]+|[A-Z]+(?![a-zà-ÿ])|\d+|[.,;:!?…()\[\]{}|=/–—<>*+@&%\"]|\n[ \t]*\n")
 _LITERALS = re.compile(r"(?<!\")\"\s*\n\s*[rf]*\"(?!\")")  # between adjacent string literals
 
@@ -205,30 +187,11 @@ def test_other_uses_are_left_alone(text):
 
 
 def test_no_forbidden_phrase_occurs(places):
-    wrong = [
-        f"{path}:{line}: {words!r} ({name})"
-        for path, found in places.items()
-        for name, words, line in found
-        if name not in STILL_THERE.get(path, ())
-    ]
+    wrong = [f"{path}:{line}: {words!r} ({name})" for path, found in places.items() for name, words, line in found]
     assert not wrong, "CONTRIBUTING.md says what to write instead:\n" + "\n".join(wrong)
 
 
-def test_what_is_still_there_is_all_still_there(places):
-    gone = {
-        path: sorted(set(names) - {name for name, _, _ in places.get(path, ())})
-        for path, names in STILL_THERE.items()
-    }
-    assert not {path: names for path, names in gone.items() if names}, "take them off STILL_THERE"
-
-
 if __name__ == "__main__":
-    print("STILL_THERE = {")
     for path, text in texts():
-        here = list(occurrences(text))
-        for name, words, line in here:
-            print(f"{path}:{line}: {words!r} ({name})", file=sys.stderr)
-        if here:
-            names = ", ".join(f'"{name}"' for name in sorted({name for name, _, _ in here}))
-            print(f'    "{path}": {{{names}}},')
-    print("}")
+        for name, words, line in occurrences(text):
+            print(f"{path}:{line}: {words!r} ({name})")

@@ -85,7 +85,7 @@ def engine(tmp_path_factory):
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_the_log_probs_equal_the_trainers(engine, temperature):
     model = make_tiny_model(TINY, 0)
-    engine.load(model, "policy 0")
+    engine.load(model, "initial policy")
     found = dict(engine.generate(requests(48), Sampling(temperature, 12, (EOS,))))
     assert gap(model, requests(48), found, temperature) < 1e-4
     assert {one.finish_reason for one in found.values()} == {"stop", "length"}
@@ -98,14 +98,14 @@ def test_the_log_probs_equal_the_trainers(engine, temperature):
 def test_weights_are_updated_without_a_restart_and_change_the_responses(engine):
     first, second = make_tiny_model(TINY, 0), changed(make_tiny_model(TINY, 0), 1)
     sampling = Sampling(1.0, 8, (EOS,))
-    engine.load(first, "policy 0")
+    engine.load(first, "initial policy")
     before, running = dict(engine.generate(requests(32), sampling)), processes_of(os.getpid())
     engine.load(second, "policy 1")
     after = dict(engine.generate(requests(32), sampling))
     assert processes_of(os.getpid()) == running
     assert gap(second, requests(32), after) < 1e-4
     assert gap(first, requests(32), after) > 0.1
-    engine.load(first, "policy 0 again")
+    engine.load(first, "initial policy again")
     assert tokens(dict(engine.generate(requests(32), sampling))) == tokens(before)
 
 
@@ -136,12 +136,12 @@ def test_tied_weights_arrive(engine, tmp_path):
 
 
 def test_no_weights_are_left_lying_about(engine):
-    engine.load(make_tiny_model(TINY, 0), "policy 0")
+    engine.load(make_tiny_model(TINY, 0), "initial policy")
     assert [one.name for one in engine._directory.glob("*.safetensors*")] == []
 
 
 def test_the_same_request_gives_the_same_response_and_another_seed_another(engine):
-    engine.load(make_tiny_model(TINY, 0), "policy 0")
+    engine.load(make_tiny_model(TINY, 0), "initial policy")
     one, again, other = (dict(engine.generate(requests(32, seed), Sampling(1.0, 8, (EOS,)))) for seed in (0, 0, 99))
     assert tokens(one) == tokens(again)
     assert tokens(one) != tokens(other)
@@ -150,7 +150,7 @@ def test_the_same_request_gives_the_same_response_and_another_seed_another(engin
 def test_tokens_are_drawn_from_the_policy(engine):
     """3,000 first tokens against the model's distribution, each within four standard deviations."""
     model, count = make_tiny_model(TINY, 0), 3000
-    engine.load(model, "policy 0")
+    engine.load(model, "initial policy")
     found = dict(engine.generate([Request([5, 6, 7], seed) for seed in range(count)], Sampling(1.0, 1, (EOS,))))
     with torch.inference_mode():
         expected = model(torch.tensor([[5, 6, 7]])).logits[0, -1].softmax(-1).numpy()
@@ -160,7 +160,7 @@ def test_tokens_are_drawn_from_the_policy(engine):
 
 def test_interrupted_responses_continue_after_their_written_tokens(engine):
     model = make_tiny_model(TINY, 0)
-    engine.load(model, "policy 0")
+    engine.load(model, "initial policy")
     sampling = Sampling(1.0, 40, (EOS,))
     found = dict(engine.generate(requests(64), sampling, lambda tokens: tokens >= 300))
     reasons = Counter(one.finish_reason for one in found.values())
@@ -182,14 +182,14 @@ def test_interrupted_responses_continue_after_their_written_tokens(engine):
 
 def test_prompts_that_do_not_fit_into_one_step_are_processed(engine):
     model = make_tiny_model(TINY, 0)
-    engine.load(model, "policy 0")
+    engine.load(model, "initial policy")
     long = [Request([3 + (one * place) % 9 for place in range(200)], one) for one in range(64)]
     found = dict(engine.generate(long, Sampling(1.0, 4, (EOS,))))
     assert gap(model, long, found) < 1e-4
 
 
 def test_abandoned_generation_leaves_no_state(engine):
-    engine.load(make_tiny_model(TINY, 0), "policy 0")
+    engine.load(make_tiny_model(TINY, 0), "initial policy")
     completions = engine.generate(requests(64), Sampling(1.0, 40, (EOS,)))
     next(completions)
     completions.close()
@@ -201,21 +201,21 @@ def test_abandoned_generation_leaves_no_state(engine):
 
 def test_an_engine_whose_process_dies_raises_and_can_be_restarted(engine):
     model = make_tiny_model(TINY, 0)
-    engine.load(model, "policy 0")
+    engine.load(model, "initial policy")
     completions = engine.generate(requests(64), Sampling(1.0, 100, (EOS,)))
     next(completions)
     for one in processes_of(os.getpid()):
         one.send_signal(signal.SIGKILL)
     with pytest.raises(EngineDied, match="vLLM's process died"):
         list(completions)
-    engine.load(model, "policy 0")
+    engine.load(model, "initial policy")
     found = dict(engine.generate(requests(8), Sampling(1.0, 8, (EOS,))))
     assert gap(model, requests(8), found) < 1e-4
 
 
 def test_loading_weights_does_not_hang_when_the_engine_dies(engine):
     model = make_tiny_model(TINY, 0)
-    engine.load(model, "policy 0")
+    engine.load(model, "initial policy")
     for one in processes_of(os.getpid()):
         one.send_signal(signal.SIGSTOP)
     threading.Timer(1, lambda: [one.kill() for one in processes_of(os.getpid())]).start()
@@ -226,7 +226,7 @@ def test_loading_weights_does_not_hang_when_the_engine_dies(engine):
 def test_closing_leaves_no_process_and_is_idempotent(tmp_path):
     engine = VllmEngine(SETTINGS, tmp_path / "engine.log")
     before = set(processes_of(os.getpid()))
-    engine.load(make_tiny_model(TINY, 0), "policy 0")
+    engine.load(make_tiny_model(TINY, 0), "initial policy")
     started = [one for one in processes_of(os.getpid()) if one not in before]
     directory = engine._directory
     assert started
@@ -241,7 +241,7 @@ def test_an_engine_that_cannot_start_reports_vllms_reason(tmp_path, capfd):
     settings = SETTINGS.model_copy(update={"max_model_len": 100_000})
     before = set(processes_of(os.getpid()))
     with pytest.raises(RunStopped, match=r"the engine vllm cannot start: .*100000.*engine\.log"):
-        VllmEngine(settings, tmp_path / "engine.log").load(model, "policy 0")
+        VllmEngine(settings, tmp_path / "engine.log").load(model, "initial policy")
     assert gone([one for one in processes_of(os.getpid()) if one not in before], 5)
     assert capfd.readouterr() == ("", ""), "vLLM's output is in the log"
 
@@ -251,7 +251,7 @@ def test_the_engine_of_a_killed_run_ends(tmp_path):
         "import sys, time; from pathlib import Path; from tests.vllm.test_vllm import *\n"
         "if __name__ == '__main__':\n"
         f"    engine = VllmEngine(SETTINGS, Path({str(tmp_path)!r}) / 'engine.log')\n"
-        "    engine.load(make_tiny_model(TINY, 0), 'policy 0')\n"
+        "    engine.load(make_tiny_model(TINY, 0), 'initial policy')\n"
         "    print('started', flush=True); time.sleep(600)\n"
     )
     (tmp_path / "parent.py").write_text(script)
@@ -268,7 +268,7 @@ def test_the_engine_of_a_killed_run_ends(tmp_path):
 
 
 def test_an_idle_engine_uses_no_cpu(engine):
-    engine.load(make_tiny_model(TINY, 0), "policy 0")
+    engine.load(make_tiny_model(TINY, 0), "initial policy")
     dict(engine.generate(requests(8), Sampling(1.0, 8, (EOS,))))
     time.sleep(2)
     used = [sum(one.cpu_times()[:2]) for one in processes_of(os.getpid())]

@@ -389,7 +389,9 @@ def test_doctor_shows_what_is_installed(reval: Reval, tmp_path: Path) -> None:
     assert installed["torch"].startswith("2.")
     assert installed["learner.precision"] == f"auto is {default_precision()} here"
     assert installed["engines"]["transformers"] == "can run"
-    assert installed["engines"]["auto"].startswith("on a CPU" if find_spec("vllm") else "transformers, since vLLM")
+    assert installed["engines"]["auto"].startswith(
+        "on a CPU" if find_spec("vllm") else "transformers, because vLLM"
+    )
     assert everything(tmp_path) == {}
 
 

@@ -37,7 +37,7 @@ SMALL_GPU, FULL_GPU = Card("Small GPU", 15 * 10**8, 15 * 10**8), Card("Large GPU
 def test_a_stage_that_does_not_fit_the_gpu_is_refused_unless_overridden(config, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_memory, "card", lambda: SMALL_GPU)
     refused = (
-        rf"^{re.escape(str(config))}: learning needs about \d+\.\d GB of GPU memory and there are 1\.5; "
+        rf"^{re.escape(str(config))}: learning needs about \d+\.\d GB of GPU memory, and the GPU has 1\.5 GB; "
         r"set learner\.gradient_checkpointing: true, .*; to run it anyway, set memory_check: warn$"
     )
     plain = "learner.gradient_checkpointing=false"

@@ -200,14 +200,14 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
 """Faults visible in the headers. Loading refuses them as well: it reads headers before weights."""
 
 
-@pytest.mark.parametrize(("spoil", "words"), [one[1:] for one in BROKEN], ids=[one[0] for one in BROKEN])
-def test_a_broken_model_is_refused_by_the_check_and_by_loading(directory, spoil, words):
-    spoil(directory)
+@pytest.mark.parametrize(("break_it", "words"), [one[1:] for one in BROKEN], ids=[one[0] for one in BROKEN])
+def test_a_broken_model_is_refused_by_the_check_and_by_loading(directory, break_it, words):
+    break_it(directory)
     for check in (lambda: check_model(settings(directory)), lambda: load_model(directory)):
         assert re.search(words, refusal(check))
 
 
-def spoilt(value: float, dtype: torch.dtype) -> Callable[[Path], None]:
+def broken(value: float, dtype: torch.dtype) -> Callable[[Path], None]:
     def change(given: Tensors) -> Tensors:
         given = {name: one.to(dtype) for name, one in given.items()}
         given["model.layers.1.mlp.down_proj.weight"][3, 5] = value
@@ -221,7 +221,7 @@ def spoilt(value: float, dtype: torch.dtype) -> Callable[[Path], None]:
     ("value", "words"), [(float("nan"), "NaN"), (float("inf"), "infinity"), (float("-inf"), "infinity")]
 )
 def test_weights_that_are_not_finite_are_refused(directory, value, words, dtype):
-    spoilt(value, dtype)(directory)
+    broken(value, dtype)(directory)
     said = refusal(lambda: check_model(settings(directory)))
     assert f"{WEIGHTS}: model.path: the weights hold {words}, first in model.layers.1.mlp.down_proj.weight" in said
 
@@ -231,7 +231,7 @@ def test_a_weight_file_is_read_once_and_again_when_it_changes(directory):
     before = _first_fault.cache_info()
     check_model(settings(directory))
     assert _first_fault.cache_info().misses == before.misses
-    spoilt(float("nan"), torch.float32)(directory)
+    broken(float("nan"), torch.float32)(directory)
     assert "the weights hold NaN" in refusal(lambda: check_model(settings(directory)))
 
 

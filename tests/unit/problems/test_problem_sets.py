@@ -67,7 +67,7 @@ def test_a_registered_set_is_found_in_the_given_directories_or_in_data(tmp_path,
     monkeypatch.setenv("REVAL_DATA", "nowhere:first:second")
     assert find_set("aime25") == Path("first/aime_2025.json")
     monkeypatch.setenv("REVAL_DATA", "nowhere")
-    assert find_set("aime25") is None, "data is for those who name no folder"
+    assert find_set("aime25") is None, "data is for those who name no directory"
 
 
 def test_an_incomplete_test_set_is_refused(tmp_path):

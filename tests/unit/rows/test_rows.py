@@ -270,11 +270,11 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, content: b
 
 
 def test_a_directory_a_loop_and_a_broken_link_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "directory.jsonl").mkdir()
     (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
     (tmp_path / "broken.parquet").symlink_to(tmp_path / "nowhere")
     for name, words in (
-        ("folder.jsonl", "it is a directory"),
+        ("directory.jsonl", "it is a directory"),
         ("loop.jsonl", "Too many levels of symbolic links"),
         ("broken.parquet", "No such file or directory"),
     ):
