@@ -16,6 +16,7 @@ from reval_core.errors import InputError
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, Statement
+    from pandas import DataFrame
 
     from reval_core.storage.tables import Manifest
 
@@ -124,3 +125,25 @@ def _apart(names: Iterable[str]) -> list[str]:
             new = f"{name}_{number}"
         found.append(new)
     return found
+
+
+def query_frame(run: Path, query: str) -> DataFrame:
+    """The rows of a query over a run's tables as a DataFrame, under the restrictions of `show_query`.
+
+    Raises:
+        QueryError: The query is not one SELECT, or DuckDB rejects it.
+    """
+    import duckdb
+
+    from reval_core.evaluation.directory import published_tables
+
+    with locked_views(run, published_tables(run)) as connection, ThreadPoolExecutor(max_workers=1) as thread:
+        try:
+            statement = _one_select(connection, query)
+            pending = thread.submit(lambda: connection.execute(statement).df())
+            return pending.result()
+        except KeyboardInterrupt:  # which DuckDB alone would not notice
+            connection.interrupt()
+            raise
+        except (duckdb.Error, ValueError, OverflowError) as error:
+            raise QueryError(f"the query failed: {error}") from error
