@@ -32,8 +32,8 @@ def reval(
 ) -> Outputs:
     """ReVal (arXiv 2603.23355, Eq. 2): the squared trajectory-level Bellman residual.
 
-    loss = Δ², Δ = [V_θ(s_1) − V_ref(s_1)] + log π_θ(τ) − log π_ref(τ) − r(τ)/β. The gradient flows through `logprobs`
-    and `value`.
+    loss = Δ², Δ = [V_θ(s_1) − V_ref(s_1)] + log π_θ(τ) − log π_ref(τ) − r(τ)/β. The gradient flows through
+    `logprobs` and `value`.
 
     Args:
         logprobs: log π_θ(a_h|s_h) [B, H] in nats, at temperature 1.
@@ -48,7 +48,7 @@ def reval(
         length_normalised: Divide the loss by the tokens of the response.
 
     Returns:
-        Tensors [B]: `loss`, and without gradient `delta` (Δ), its parts `value_term` and `log_ratio`, and `metrics`.
+        Tensors [B]: `loss`, and without gradient `delta` (Δ), its parts `value_term` and `log_ratio`, `metrics`.
 
     Raises:
         ValueError: A shape does not fit, or beta is not positive.

@@ -136,5 +136,5 @@ def test_the_loss_runs_as_the_page_shows(capsys):
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path):
-    with pytest.raises(InputError, match="config.yaml"):
+    with pytest.raises(InputError, match=r"config\.yaml"):
         reval.open(tmp_path)
