@@ -30,6 +30,7 @@ COMMANDS = {
     "export-model": "export_model:export_model",
     "grade": "grade:grade",
     "import": "import_responses:import_responses",
+    "init": "init:init",
     "problems": "problems:problems",
     "prune": "prune:prune",
     "regrade": "regrade:regrade",
