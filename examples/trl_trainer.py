@@ -3,6 +3,8 @@
     pip install trl datasets
     python examples/trl_trainer.py MODEL_DIRECTORY
 
+Tried with TRL 1.16.
+
 TRL hands a trainer's loss advantages, not rewards. With `scale_rewards="none"` an advantage is the reward minus the
 mean of its group, which is what reval's pipeline calls a centred reward. TRL draws each batch from the newest
 responses; the replay buffer, which the paper's gains come from, is part of reval's pipeline.
@@ -53,7 +55,6 @@ class RevalTrainer(GRPOTrainer):
             beta=self.reval_beta,
             mask=batch.written,
         )
-        self._metrics["train"]["delta_abs"].append(outputs.delta.abs().mean().item())
         return outputs.loss.mean()
 
 

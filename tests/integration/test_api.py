@@ -35,7 +35,7 @@ def test_a_table_is_a_frame_with_all_its_rows_and_columns(directory, table):
     frame = getattr(reval.open(directory.path), table)()
     assert isinstance(frame, pd.DataFrame)
     assert list(frame.columns) == SCHEMAS[table].names
-    (count,) = sql_views(directory.path, directory.manifests()).sql(f"SELECT count(*) FROM {table}").fetchone()
+    (count,) = sql_views(directory.path, directory.manifests()).execute(f"SELECT count(*) FROM {table}").fetchone()
     assert len(frame) == count
 
 

@@ -42,9 +42,9 @@ def test_the_trl_trainer_trains(tmp_path):
     save_byte_level_model(tmp_path / "model")
     example = runpy.run_path(str(EXAMPLES / "trl_trainer.py"))
     log = example["main"](str(tmp_path / "model"), str(tmp_path / "out"), steps=2)
-    steps = [entry for entry in log if "delta_abs" in entry]
+    steps = [entry for entry in log if "grad_norm" in entry]
     assert len(steps) == 2
-    assert all(entry["loss"] >= 0 and entry["grad_norm"] > 0 for entry in steps)
+    assert all(float(entry["loss"]) >= 0 and float(entry["grad_norm"]) > 0 for entry in steps)
 
 
 @pytest.mark.usefixtures("in_examples")
