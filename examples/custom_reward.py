@@ -4,8 +4,7 @@
     reval train ../configs/demo.yaml --run-dir runs/close --set 'reward={kind: binary,
         function: "custom_reward:close", settings: {scale: 5}}'
 
-It runs in guarded worker processes with limits of time and memory (docs/verification.md). Try it on a file of
-responses before training: `reval verify FILE --function custom_reward:close`.
+It runs in guarded worker processes with limits of time and memory (docs/verification.md).
 """
 
 from __future__ import annotations
