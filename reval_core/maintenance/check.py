@@ -147,7 +147,7 @@ def _database(directory: RunDirectory, config: Config) -> Result:
             differing = [f"table {table} does not match the recorded tables" for table in tables]
         except duckdb.Error as error:
             differing, indexed = [str(error).splitlines()[0]], manifests
-    problems = [f"{directory.database.name}: {one}; reval rebuild fixes it" for one in differing]
+    problems = [f"{directory.database.name}: {one}; reval reindex fixes it" for one in differing]
     behind = len(manifests) - len(indexed)
     pending = f", except for {behind} stages that the next start indexes" if behind else ""
     return Result("database", f"every table matches the recorded tables{pending}", problems)

@@ -104,9 +104,6 @@ def reconstruct(
     return learner
 
 
-replay = reconstruct  # the name in flows/upkeep.py, until its branch is merged
-
-
 def has_recorded_weights(directory: RunDirectory, learner: Learner, round: int) -> bool:
     """Whether a reconstructed policy has the weights that were recorded after `round`.
 

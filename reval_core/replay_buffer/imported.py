@@ -58,9 +58,6 @@ class ImportedResponses:
         return {"too_long": self.too_long, "empty": self.empty, "cut": self.cut}
 
 
-Material = ImportedResponses  # the name in flows, until its branch is merged
-
-
 def tokenise(
     responses: Sequence[Response],
     config: Config,
