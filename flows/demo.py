@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from flows.preparation import prepare
 from flows.server import server, worker
@@ -14,7 +14,7 @@ from reval_core.errors import RunStopped
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from prefect.client.schemas.objects import State
+    from prefect.client.schemas.objects import FlowRun, State
 
 CONFIG = Path("configs/demo.yaml")
 
@@ -37,7 +37,8 @@ def run_demo() -> None:
 def _run_deployment(url: str) -> None:
     from prefect.deployments import run_deployment
 
-    started = run_deployment("reval-train/default", parameters={"config": str(CONFIG)}, timeout=0)
+    # Without a running event loop it is the flow run itself and no coroutine.
+    started = cast("FlowRun", run_deployment("reval-train/default", parameters={"config": str(CONFIG)}, timeout=0))
     say(f"Flow run {started.name}: {url.removesuffix('/api')}/runs/flow-run/{started.id}")
     state = _wait(started.id)
     if not state.is_completed():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.preparation import check_problems, check_stored, checked_settings
 from flows.terminal import print_json, print_pairs, print_table, say, short
-from reval_core.config import Config, Model, ProblemSet, Rollouts, VllmEngine, VllmServerEngine
+from reval_core.config import Config, ImportedRollouts, Model, ProblemSet, Rollouts, VllmEngine, VllmServerEngine
 from reval_core.storage.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def _architecture(config: Path, model: Model) -> Path:
 def _unchecked(config: Path, settings: Config, directory: RunDirectory) -> Iterator[str]:
     """What is not on this machine and therefore not checked. Raises InputError for what is here and invalid."""
     rollouts = settings.rollouts
+    assert not isinstance(rollouts, ImportedRollouts), "refused by checked_settings"
     if isinstance(rollouts, Rollouts):
         yield from _unchecked_problems(config, settings, rollouts)
     elif Path(rollouts.run).is_dir():

@@ -31,6 +31,7 @@ def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tup
     """
     check_launch()
     settings, directory = checked_settings(config, overrides, run_dir)
+    assert not isinstance(settings.rollouts, ImportedRollouts), "refused above"
     if isinstance(settings.rollouts, Rollouts):
         check_problems(config, settings, settings.rollouts)
     else:

@@ -25,4 +25,4 @@ def named_set(file: Path, set_name: str | None, columns: Sequence[str]) -> Probl
     if set_name is None and str(file) in REGISTERED and not file.exists():
         return ProblemSet(set=cast("SetName", str(file)), columns=names)
     check_local(file)
-    return ProblemSet(path=str(file), set=cast("SetName | None", set_name), columns=names)
+    return ProblemSet(path=str(file), set=set_name, columns=names)

@@ -24,7 +24,7 @@ _AUDITED = 20
 
 def list_sets(as_json: bool) -> None:
     """Print the registered sets with the files found for them and their numbers of rows."""
-    found = []
+    found: list[dict[str, Any]] = []
     for name, one in REGISTERED.items():
         path = find_set(name)
         rows = len(read_rows(path)) if path is not None else None
@@ -39,9 +39,9 @@ def list_sets(as_json: bool) -> None:
         return
     lines = []
     for row in found:
-        size, here = ("–" if number is None else f"{number:,}" for number in (row["size"], row["rows"]))
+        full, here = ("–" if number is None else f"{number:,}" for number in (row["size"], row["rows"]))
         here += " (partial)" if row["whole"] is False else ""
-        lines.append((row["set"], row["split"], size, here, Path(row["file"]).name if row["file"] else ""))
+        lines.append((row["set"], row["split"], full, here, Path(row["file"]).name if row["file"] else ""))
     print_table(["set", "split", "size", "here", "file"], lines, right=(2, 3), width=_WIDTH)
     searched = ", ".join(short(directory.absolute()) for directory in directories())
     say(f"Searched {searched}.\nSet {VARIABLE} for other directories; how to get each set: docs/problems.md")

@@ -99,7 +99,7 @@ def _one_select(connection: DuckDBPyConnection, query: str) -> Statement:
 
     try:
         text = os.fsencode(query).decode("utf-8")  # in a C locale Python decodes only ASCII
-    except UnicodeError as error:
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise QueryError(f"the query failed: it is not UTF-8 ({error.reason})") from error
     statements = connection.extract_statements(text)
     if len(statements) != 1:

