@@ -11,7 +11,6 @@ import click
 
 from flows.terminal import say
 from reval_core.atomic_files import publish_file
-from reval_core.config.places import check_local
 from reval_core.errors import InputError
 
 HELD_OUT = 8
@@ -107,6 +106,8 @@ def write_project(directory: Path, model: str | None) -> None:
     Raises:
         InputError: The directory holds files, or cannot be created.
     """
+    from reval_core.config.places import check_local  # imports Pydantic
+
     check_local(directory)
     problems = sample_problems()
     train, held_out = problems[:-HELD_OUT], problems[-HELD_OUT:]

@@ -158,7 +158,7 @@ def test_a_corrupt_config_is_refused_by_name(undisturbed, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(undisturbed, path)
     (path / "config.yaml").write_text("seed: [")
-    with pytest.raises(RevalError, match=r"config\.yaml.*is corrupt: delete it and give the config"):
+    with pytest.raises(RevalError, match=r"config\.yaml.*is corrupt: delete it and pass the config"):
         run(path, CONFIG)
 
 

@@ -256,7 +256,7 @@ def test_majorities_are_left_out_where_a_function_judges(trained, tmp_path, monk
 
 
 def test_an_evaluation_and_a_run_never_share_a_directory(trained, tmp_path):
-    with pytest.raises(InputError, match="holds a run; give another --out"):
+    with pytest.raises(InputError, match="contains a run; give another --out"):
         prepare_evaluation(str(trained), None, [], None, trained)
     evaluate(trained, tmp_path / "e")
     with pytest.raises(InputError, match="contains an evaluation; choose another --run-dir"):
@@ -268,7 +268,7 @@ def test_two_models_with_the_same_name_are_distinguished(model, tmp_path, monkey
     evaluate(model, None, SUMS, "limit=1")
     other = tmp_path / "other" / model.name
     shutil.copytree(model, other)
-    with pytest.raises(InputError, match=f"holds the evaluation of {model}; give another --out"):
+    with pytest.raises(InputError, match=f"contains the evaluation of {model}; give another --out"):
         prepare_evaluation(str(other), None, [*ASKED, SUMS], None, None)
 
 

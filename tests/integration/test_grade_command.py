@@ -112,7 +112,7 @@ def test_a_summary_with_agreement(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("{", "rows.jsonl:2: not JSON"),
+        ("{", "rows.jsonl:2: is not JSON"),
         ('{"gold": "5"}', "rows.jsonl:2: response: is missing"),
         ('{"gold": {"a": 5}, "response": "5"}', "rows.jsonl:2: gold: must be text or a number, not dict"),
         (

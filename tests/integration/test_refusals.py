@@ -339,9 +339,9 @@ FILES: dict[str, tuple[Callable[[Place], None], str]] = {
         r"train\.parquet",
     ),
     "problems at a URL": (setting("problems.train.path", "s3://bucket/train.jsonl"), r"s3://bucket"),
-    "fewer problems than a round may ask": (
+    "fewer problems than a round may need": (
         setting("rollouts.dynamic_sampling", {"waves": 9}),
-        r"rollouts\.dynamic_sampling\.waves: a round may ask",
+        r"rollouts\.dynamic_sampling\.waves: a round may need",
     ),
     "fewer problems than prompts": (setting("rollouts.prompts", 20), r"rollouts\.prompts"),
 }

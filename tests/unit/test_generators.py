@@ -467,7 +467,7 @@ def _(begun: Path, tmp_path: Path) -> None:
 
 
 @leaves("flows.server._process")
-@leaves("flows.server._answering")
+@leaves("flows.server._running")
 @leaves("flows.server.server")
 @leaves("flows.server.worker")
 def _(begun: Path, tmp_path: Path) -> None:
@@ -511,25 +511,25 @@ def _(begun: Path, tmp_path: Path) -> None:
 
 ELSEWHERE = {
     "reval_core.engines.vllm.VllmEngine.generate": (
-        "tests/vllm/test_vllm.py::test_generation_that_is_abandoned_leaves_nothing_behind"
+        "tests/vllm/test_vllm.py::test_abandoned_generation_leaves_no_state"
     ),
     "reval_core.engines.vllm.VllmEngine._alive": (
-        "tests/vllm/test_vllm.py::test_an_engine_whose_process_dies_says_so_and_starts_again"
+        "tests/vllm/test_vllm.py::test_an_engine_whose_process_dies_raises_and_can_be_restarted"
     ),
     "reval_core.engines.vllm_endpoint.Endpoint.choices": (
-        "tests/unit/engines/test_vllm_server.py::test_generation_that_is_dropped_is_called_off"
+        "tests/unit/engines/test_vllm_server.py::test_abandoned_generation_is_cancelled"
     ),
     "reval_core.engines.vllm_endpoint.Endpoint._request": (
-        "tests/unit/engines/test_vllm_server.py::test_generation_that_is_dropped_is_called_off"
+        "tests/unit/engines/test_vllm_server.py::test_abandoned_generation_is_cancelled"
     ),
     "reval_core.engines.vllm_server.VllmServers.generate": (
-        "tests/unit/engines/test_vllm_server.py::test_an_engine_can_be_closed_in_the_middle_of_generation"
+        "tests/unit/engines/test_vllm_server.py::test_an_engine_can_be_closed_during_generation"
     ),
     "reval_core.verification.pool.Pool.run": (
         "tests/integration/test_abandoned_calls.py::test_a_forgotten_call_ends_when_it_is_collected"
     ),
     "reval_core.verification.verifier.Verifier.judge_each": (
-        "tests/integration/test_abandoned_calls.py::test_a_consumer_that_raises_holds_nothing"
+        "tests/integration/test_abandoned_calls.py::test_a_consumer_that_raises_blocks_nothing"
     ),
 }
 

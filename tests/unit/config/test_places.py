@@ -194,7 +194,7 @@ def test_an_earlier_attempt_is_resumed_whatever_files_it_left(tmp_path: Path) ->
         ("eval " + "x" * 300 + " --benchmarks a.jsonl", "is neither a directory nor a model on the hub"),
         ("reproduce fig7 --out photos", "photos: contains a.jpg, not created by reval"),
         ("reproduce fig7 --out s3://bucket/out", "--out s3://bucket/out: is a URL"),
-        ("compare one two --out photos", "--out photos: is a directory; give the name of a page"),
+        ("compare one two --out photos", "--out photos: is a directory; give a file name"),
         ("compare one two --out a.yaml/page.html", "a.yaml is not a directory"),
         ("sql s3://bucket/run select", "s3://bucket/run: is a URL"),
         ("check loop", "loop: cannot be read (Too many levels of symbolic links)"),
@@ -203,7 +203,7 @@ def test_an_earlier_attempt_is_resumed_whatever_files_it_left(tmp_path: Path) ->
         ("train latin.yaml --dry-run", "latin.yaml: is not UTF-8"),
         ("train tabs.yaml --dry-run", "tabs.yaml:2: is not YAML"),
         ("problems check hdfs://node/a.jsonl", "hdfs://node/a.jsonl: is a URL"),
-        ("verify https://host/a.jsonl", "https://host/a.jsonl: is a URL"),
+        ("grade https://host/a.jsonl", "https://host/a.jsonl: is a URL"),
     ],
 )
 def test_every_command_refuses_in_one_line_and_creates_nothing(
