@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from flows.rounds import train_rounds
+from reval.flows.rounds import train_rounds
 from reval_core import stages
 from reval_core.atomic_files import publish_json
 from reval_core.config.loader import load_config

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import reval_core
-from flows.rounds import train_rounds
+from reval.flows.rounds import train_rounds
 from reval_core import stages
 from reval_core.config.loader import load_config
 from reval_core.pipeline.run_context import open_run_context

@@ -26,7 +26,7 @@ from benchmarks import memory as update
 from benchmarks.gpu_model import FULL, parameters
 from benchmarks.gpu_numerics import BETA, REWARD
 from benchmarks.workloads import Work, llama, texts
-from flows.rounds import train_rounds
+from reval.flows.rounds import train_rounds
 from reval_core import config, stages
 from reval_core.learning.checkpoints import checkpoint_state
 from reval_core.learning.learner import Learner

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flows.problem_sources import named_set
-from flows.terminal import print_json, print_table, say, short
-from flows.upkeep import bar
+from reval.flows.problem_sources import named_set
+from reval.flows.terminal import print_json, print_table, say, short
+from reval.flows.upkeep import bar
 from reval_core.answers.extraction import Mode
 from reval_core.auditing.audit import Asked, Audit, Suspicion, What, audit_set
 from reval_core.config import ProblemSet

@@ -7,7 +7,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from flows.terminal import console, print_json, print_rows, say, short
+from reval.flows.terminal import console, print_json, print_rows, say, short
 from reval_core.config.places import check_local, check_writable
 from reval_core.errors import InputError
 

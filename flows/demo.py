@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from flows.preparation import prepare
-from flows.server import server, worker
-from flows.terminal import say
+from reval.flows.preparation import prepare
+from reval.flows.server import server, worker
+from reval.flows.terminal import say
 from reval_core.errors import RunStopped
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def run_demo() -> None:
 
     Raises RunStopped if the flow run does not complete.
     """
-    from flows.show import show_next_steps, show_summary
+    from reval.flows.show import show_next_steps, show_summary
 
     _, directory = prepare(CONFIG, [], None)
     say("Starting Prefect …")

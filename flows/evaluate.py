@@ -8,16 +8,16 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-import tasks
-from flows.benchmarks import run_benchmarks
-from flows.preparation import prepare_evaluation
-from flows.progress import StageBar, shown_warnings
+from reval import tasks
+from reval.flows.benchmarks import run_benchmarks
+from reval.flows.preparation import prepare_evaluation
+from reval.flows.progress import StageBar, shown_warnings
+from reval.tasks.artifacts import show
+from reval.tasks.evaluation_tracking import track_evaluation
 from reval_core.atomic_files import publish_file, publish_json
 from reval_core.evaluation.context import BenchmarkRun, open_evaluation_context
 from reval_core.evaluation.results import find_results, results_markdown
 from reval_core.output.control_characters import visible_lines
-from tasks.artifacts import show
-from tasks.evaluation_tracking import track_evaluation
 
 
 @flow(name="reval-evaluate", flow_run_name="{model}", persist_result=False)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.foreground import leave_undelivered, prefect_api, run_flow
-from flows.preparation import prepare_evaluation
-from flows.terminal import print_json, print_pairs, print_table, say, short
+from reval.flows.foreground import leave_undelivered, prefect_api, run_flow
+from reval.flows.preparation import prepare_evaluation
+from reval.flows.terminal import print_json, print_pairs, print_table, say, short
 from reval_core.atomic_files import read_json
 from reval_core.config.places import check_local
 from reval_core.errors import InputError, RunStopped
@@ -30,7 +30,7 @@ def evaluate_here(
     source, settings, directory = prepare_evaluation(model, protocol, overrides, round, out)
 
     def flow() -> None:
-        from flows.evaluate import evaluate
+        from reval.flows.evaluate import evaluate
 
         evaluate(model, str(protocol) if protocol else None, list(overrides), round, str(directory.path))
 
@@ -58,7 +58,7 @@ def show_evaluation_plan(
     """Print the resolved protocol and the problems that it would evaluate."""
     import yaml
 
-    from flows.plan import PlannedProblems, print_settings
+    from reval.flows.plan import PlannedProblems, print_settings
     from reval_core.engines.choice import choose
     from reval_core.evaluation.context import check_evaluation
 

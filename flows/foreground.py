@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flows.preparation import gpu_notes, prepare
-from flows.server import LOCAL_API, answers, check_api, configured_api
-from flows.streams import exit_code
-from flows.terminal import say
+from reval.flows.preparation import gpu_notes, prepare
+from reval.flows.server import LOCAL_API, answers, check_api, configured_api
+from reval.flows.streams import exit_code
+from reval.flows.terminal import say
 from reval_core import launch
 from reval_core.errors import RunStopped
 from reval_core.learning import distributed
@@ -23,10 +23,10 @@ def train_here(config: Path, run_dir: Path | None, overrides: Sequence[str], as_
         return
     for note in gpu_notes(settings):
         say(note, err=True)
-    from flows.show import show_summary
+    from reval.flows.show import show_summary
 
     def flow() -> None:
-        from flows.train import train
+        from reval.flows.train import train
 
         train(str(config), list(overrides), str(run_dir) if run_dir else None)
 

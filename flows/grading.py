@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from flows.streams import output_error
-from flows.terminal import print_json_line, print_table, say
+from reval.flows.streams import output_error
+from reval.flows.terminal import print_json_line, print_table, say
 from reval_core.answers.extraction import Mode
 from reval_core.problems.claim_files import CLAIM_FIELDS, ClaimRow, read_claims
 from reval_core.rows import column_options

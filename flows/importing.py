@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.preparation import check_space
-from flows.terminal import print_json, print_table, say
+from reval.flows.preparation import check_space
+from reval.flows.terminal import print_json, print_table, say
 from reval_core.atomic_files import file_digest, publish_json
 from reval_core.config import Config, GoldMode, ImportedRollouts, StoredRollouts
 from reval_core.config.loader import load_config
@@ -44,8 +44,8 @@ def import_file(
     _check_directory(directory, settings, file)
 
     # torch and transformers take seconds to import, so only now.
-    from flows.progress import Progress
-    from flows.rounds import import_responses
+    from reval.flows.progress import Progress
+    from reval.flows.rounds import import_responses
     from reval_core import stages
     from reval_core.model.loading import check_model, tokenizer_of
     from reval_core.pipeline.run_context import open_run_context

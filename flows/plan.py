@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from flows.foreground import prefect_api
-from flows.preparation import check_prompts, gpu_notes, prepare, run_forecast
-from flows.terminal import console, print_json, print_pairs, say, short, styled
+from reval.flows.foreground import prefect_api
+from reval.flows.preparation import check_prompts, gpu_notes, prepare, run_forecast
+from reval.flows.terminal import console, print_json, print_pairs, say, short, styled
 from reval_core.config import Config, Reward, Rollouts, Verification
 from reval_core.output.control_characters import visible, visible_lines
 from reval_core.storage.run_directory import RunDirectory

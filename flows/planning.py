@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.preparation import check_problems, check_stored, checked_settings
-from flows.terminal import print_json, print_pairs, print_table, say, short
+from reval.flows.preparation import check_problems, check_stored, checked_settings
+from reval.flows.terminal import print_json, print_pairs, print_table, say, short
 from reval_core.config import Config, ImportedRollouts, Model, ProblemSet, Rollouts, VllmEngine, VllmServerEngine
 from reval_core.storage.run_directory import RunDirectory
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.auditing import audit_counts, audit_line, audit_source
-from flows.problem_sources import named_set
-from flows.terminal import print_json, print_table, say, short
+from reval.flows.auditing import audit_counts, audit_line, audit_source
+from reval.flows.problem_sources import named_set
+from reval.flows.terminal import print_json, print_table, say, short
 from reval_core.auditing.audit import Audit
 from reval_core.problems.checking import Check, check_set, known_tests
 from reval_core.problems.registered import REGISTERED, VARIABLE, directories, find_set

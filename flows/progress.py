@@ -12,7 +12,7 @@ from typing import Any, Self
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from flows.terminal import console, short, styled
+from reval.flows.terminal import console, short, styled
 from reval_core.config import ImportedRollouts
 from reval_core.output.control_characters import visible, visible_lines
 from reval_core.pipeline.run_context import RunContext

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.terminal import print_csv, print_json, print_rows
+from reval.flows.terminal import print_csv, print_json, print_rows
 from reval_core.errors import InputError
 
 if TYPE_CHECKING:

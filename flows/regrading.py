@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flows.terminal import print_json, print_table, say, short
-from flows.upkeep import bar
+from reval.flows.terminal import print_json, print_table, say, short
+from reval.flows.upkeep import bar
 from reval_core.pipeline.run_context import make_verifier
 from reval_core.regrading.changes import Change, changes, examples, verdict_changes
 from reval_core.regrading.regrade import (

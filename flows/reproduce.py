@@ -17,15 +17,15 @@ from prefect import flow
 from prefect.futures import as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.progress import UnitBar, shown_warnings
-from flows.units import find_prompts, finish_run, has_prompts, has_start, is_finished, make_start
+from reval.flows.progress import UnitBar, shown_warnings
+from reval.flows.units import find_prompts, finish_run, has_prompts, has_start, is_finished, make_start
+from reval.tasks.units import submit
 from reval_core.atomic_files import publish_json
 from reval_core.errors import RevalError, RunStopped
 from reval_core.reproduction.measures import measure
 from reval_core.reproduction.records import Record
 from reval_core.reproduction.study import Figure, Unit, check_out, load_figure, units
 from reval_core.reproduction.study_page import write_results
-from tasks.units import submit
 
 _END_SECONDS = 30.0
 

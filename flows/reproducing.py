@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.foreground import leave_undelivered, run_flow
-from flows.terminal import print_json, print_rows, say, short
+from reval.flows.foreground import leave_undelivered, run_flow
+from reval.flows.terminal import print_json, print_rows, say, short
 from reval_core.atomic_files import read_json
 from reval_core.errors import InputError, RunStopped
 from reval_core.reproduction.result import in_words
@@ -35,7 +35,7 @@ def reproduce_here(
     results: dict[str, object] = {}
 
     def flow() -> None:
-        from flows.reproduce import reproduce
+        from reval.flows.reproduce import reproduce
 
         results.update(reproduce(list(figures), seeds, str(out), workers))
 

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from flows.terminal import print_json, print_pairs, print_rows, print_table, say, short
+from reval.flows.terminal import print_json, print_pairs, print_rows, print_table, say, short
 from reval_core.atomic_files import read_json
 from reval_core.errors import CorruptData, InputError
 from reval_core.report.summary import headline
@@ -100,7 +100,7 @@ def show_doctor(config: Path | None, as_json: bool) -> None:
         engines = {f"engine {name}": state for name, state in installed.pop("engines").items()}
         print_pairs("Installed", {name: _flat(value) for name, value in installed.items()} | engines)
     if config is not None:
-        from flows.plan import show_plan
+        from reval.flows.plan import show_plan
 
         show_plan(config, [], None, as_json)
 

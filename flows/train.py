@@ -8,18 +8,18 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-import tasks
-from flows.leftovers import close_leftovers
-from flows.preparation import prepare
-from flows.progress import Progress, shown_warnings
-from flows.rounds import train_rounds
+from reval import tasks
+from reval.flows.leftovers import close_leftovers
+from reval.flows.preparation import prepare
+from reval.flows.progress import Progress, shown_warnings
+from reval.flows.rounds import train_rounds
+from reval.tasks.artifacts import show
+from reval.tasks.tracking import tracked
 from reval_core.atomic_files import publish_json
 from reval_core.output.control_characters import visible_lines
 from reval_core.pipeline.run_context import open_run_context
 from reval_core.report import write_report
 from reval_core.report.summary import summarise, summary_markdown
-from tasks.artifacts import show
-from tasks.tracking import tracked
 
 
 @flow(name="reval-train", flow_run_name="{config}", persist_result=False)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flows.benchmarks import run_benchmarks
-from flows.rounds import train_rounds
+from reval.flows.benchmarks import run_benchmarks
+from reval.flows.rounds import train_rounds
 from reval_core import stages
 from reval_core.atomic_files import digest, publish_json, read_json
 from reval_core.config import Config, ProblemSet

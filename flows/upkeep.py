@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from flows.terminal import console, print_json, print_rows, say
+from reval.flows.terminal import console, print_json, print_rows, say
 from reval_core.config import Config
 from reval_core.config.loader import load_config
 from reval_core.config.places import check_local, check_writable

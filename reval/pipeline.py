@@ -9,9 +9,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from flows.evaluating import benchmarks_override, protocol_file
-from flows.foreground import run_flow
-from flows.preparation import prepare, prepare_evaluation
+from reval.flows.evaluating import benchmarks_override, protocol_file
+from reval.flows.foreground import run_flow
+from reval.flows.preparation import prepare, prepare_evaluation
 from reval.runs import Run
 from reval_core import launch
 from reval_core.atomic_files import read_json
@@ -54,7 +54,7 @@ def train(
         return Run(directory.path)
 
     def flow() -> None:
-        from flows.train import train
+        from reval.flows.train import train
 
         train(str(config), given, str(directory.path))
 
@@ -107,7 +107,7 @@ def evaluate(
     )
 
     def flow() -> None:
-        from flows.evaluate import evaluate
+        from reval.flows.evaluate import evaluate
 
         evaluate(str(model), None if protocol is None else str(protocol), given, round, str(directory.path))
 

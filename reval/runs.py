@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.querying import query_frame
+from reval.flows.querying import query_frame
 from reval_core.errors import InputError
 from reval_core.evaluation.directory import published_tables
 from reval_core.storage.tables import SCHEMAS, Table
@@ -114,7 +114,7 @@ class Run:
         The query can read the tables of this run and nothing else, and can change nothing.
 
         Raises:
-            flows.querying.QueryError: DuckDB rejects the query, or it is not one SELECT.
+            reval.flows.querying.QueryError: DuckDB rejects the query, or it is not one SELECT.
         """
         return query_frame(self.path, query)
 

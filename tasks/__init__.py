@@ -1,8 +1,8 @@
 """The stages as Prefect tasks, under the names of `reval_core.stages`."""
 
+from reval.tasks.recording import recording
+from reval.tasks.stage_task import as_task
 from reval_core import stages
-from tasks.recording import recording
-from tasks.stage_task import as_task
 
 warm_start = as_task(stages.warm_start)
 rollouts = as_task(stages.rollouts, retries=2)

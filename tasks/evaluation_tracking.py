@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from reval.tasks.tracking import flat, metric_name, new_run, open_client, tracking_uri
 from reval_core.atomic_files import digest, publish_json, read_json
 from reval_core.config.protocol import Protocol
 from reval_core.evaluation.directory import EvaluationDirectory
-from tasks.tracking import flat, metric_name, new_run, open_client, tracking_uri
 
 log = logging.getLogger("reval")
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from prefect.artifacts import create_table_artifact
 
+from reval.tasks.artifacts import show
+from reval.tasks.stage_task import as_task
 from reval_core import stages
 from reval_core.pipeline.run_context import RunContext
 from reval_core.storage.tables import Manifest
-from tasks.artifacts import show
-from tasks.stage_task import as_task
 
 _record = as_task(stages.recording, retries=1)
 

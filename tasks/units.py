@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 
-from tasks.stage_task import skipped
+from reval.tasks.stage_task import skipped
 
 Work = Callable[..., dict[str, Any]]
 """Called in the other process, with picklable arguments."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.rounds import train_rounds
+from reval.flows.rounds import train_rounds
 from reval_core import stages
 from reval_core.config import Config
 from reval_core.pipeline.run_context import RunContext, open_run_context

@@ -13,9 +13,9 @@ from typing import Any
 
 import click
 
-from flows.querying import QueryError
-from flows.streams import exit_code, guard
-from flows.terminal import say
+from reval.flows.querying import QueryError
+from reval.flows.streams import exit_code, guard
+from reval.flows.terminal import say
 from reval_core.errors import InputError, RevalError
 from reval_core.output.control_characters import visible
 
@@ -62,7 +62,7 @@ class LazyGroup(click.Group):
         if place is None:
             return None
         module, _, function = place.partition(":")
-        command: click.Command = getattr(import_module(f"flows.cli.{module}"), function)
+        command: click.Command = getattr(import_module(f"reval.flows.cli.{module}"), function)
         return command
 
     def resolve_command(

@@ -1,6 +1,6 @@
-"""`python -m flows.cli`: the command `reval`."""
+"""`python -m reval.flows.cli`: the command `reval`."""
 
-from flows.cli import main
+from reval.flows.cli import main
 
 if __name__ == "__main__":
     main()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flows.cli.options import AS_JSON, RUN
+from reval.flows.cli.options import AS_JSON, RUN
 
 
 @click.command()
@@ -14,6 +14,6 @@ from flows.cli.options import AS_JSON, RUN
 @AS_JSON
 def check(run: Path, as_json: bool) -> None:
     """Check that RUN is intact: files, rows, index and weights."""
-    from flows.upkeep import show_check
+    from reval.flows.upkeep import show_check
 
     show_check(run, as_json)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flows.cli.options import AS_JSON
+from reval.flows.cli.options import AS_JSON
 
 
 @click.command()
@@ -27,6 +27,6 @@ def compare(runs: tuple[Path, ...], round: int | None, out: Path, as_json: bool)
 
     Uses the problems that both share: paired intervals, changed problems, and a page with curves.
     """
-    from flows.comparing import show_comparison
+    from reval.flows.comparing import show_comparison
 
     show_comparison(runs, round, out, as_json)

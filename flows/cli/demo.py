@@ -8,6 +8,6 @@ import click
 @click.command()
 def demo() -> None:
     """Train configs/demo.yaml through Prefect."""
-    from flows.demo import run_demo
+    from reval.flows.demo import run_demo
 
     run_demo()

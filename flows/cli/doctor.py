@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flows.cli.options import AS_JSON
+from reval.flows.cli.options import AS_JSON
 
 
 @click.command()
@@ -17,6 +17,6 @@ def doctor(config: Path | None, as_json: bool) -> None:
 
     With CONFIG, also what that run would do.
     """
-    from flows.show import show_doctor
+    from reval.flows.show import show_doctor
 
     show_doctor(config, as_json)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flows.cli.options import AS_JSON, OVERRIDE
+from reval.flows.cli.options import AS_JSON, OVERRIDE
 
 
 @click.command("eval")
@@ -44,7 +44,13 @@ def evaluate(
 
     MODEL is a model directory or a run. The same command resumes an interrupted evaluation.
     """
-    from flows.evaluating import benchmarks_override, evaluate_here, protocol_file, show_evaluation_plan, use_data
+    from reval.flows.evaluating import (
+        benchmarks_override,
+        evaluate_here,
+        protocol_file,
+        show_evaluation_plan,
+        use_data,
+    )
 
     if data is not None:
         use_data(data)

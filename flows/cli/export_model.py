@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flows.cli.options import AS_JSON, RUN
+from reval.flows.cli.options import AS_JSON, RUN
 
 
 @click.command("export-model")
@@ -22,6 +22,6 @@ def export_model(run: Path, round: int | None, out: Path, masters: bool, as_json
 
     The weights are reconstructed from the last checkpoint at or before that round and the recorded draws after it.
     """
-    from flows.upkeep import show_exported_model
+    from reval.flows.upkeep import show_exported_model
 
     show_exported_model(run, round, out, as_json, masters)

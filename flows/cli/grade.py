@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from flows.cli.options import AS_JSON, WORKERS, mode
+from reval.flows.cli.options import AS_JSON, WORKERS, mode
 
 
 @click.command()
@@ -50,6 +50,6 @@ def grade(
     FILE is JSONL, JSON, CSV, Parquet or Arrow with gold and response in each row. With --json, prints one object
     per row, in order.
     """
-    from flows.grading import grade_file
+    from reval.flows.grading import grade_file
 
     grade_file(file, columns, mode, gold_mode, workers, timeout, as_json)

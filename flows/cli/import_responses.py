@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flows.cli.options import AS_JSON, OVERRIDE
+from reval.flows.cli.options import AS_JSON, OVERRIDE
 
 
 @click.command("import")
@@ -39,6 +39,6 @@ def import_responses(
 
     FILE is JSONL, JSON, CSV, Parquet or Arrow. Runs with rollouts.source: stored train on the imported responses.
     """
-    from flows.importing import import_file
+    from reval.flows.importing import import_file
 
     import_file(file, config, overrides, run_dir, columns, as_json)

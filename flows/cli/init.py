@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from flows.terminal import say
+from reval.flows.terminal import say
 from reval_core.atomic_files import publish_file
 from reval_core.errors import InputError
 

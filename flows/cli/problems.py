@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from flows.cli.options import AS_JSON, WORKERS, mode
+from reval.flows.cli.options import AS_JSON, WORKERS, mode
 
 _SET = click.option("--set", "set_name", metavar="NAME", help="The registered set that FILE contains.")
 _COLUMN = click.option(
@@ -28,7 +28,7 @@ def problems() -> None:
 @AS_JSON
 def list_problems(as_json: bool) -> None:
     """List the registered problem sets and where they were found."""
-    from flows.problems import list_sets
+    from reval.flows.problems import list_sets
 
     list_sets(as_json)
 
@@ -51,7 +51,7 @@ def check_problems(
 
     Also lists its overlap with test sets. Exits with 1 if rows must be fixed or left out before training on it.
     """
-    from flows.problems import check_file
+    from reval.flows.problems import check_file
 
     check_file(file, set_name, columns, against, as_json)
 
@@ -81,6 +81,6 @@ def audit_problems(
     wrong answers derived from it must not. Suspicious golds are listed with their lines. The exit code is 0
     whatever is found.
     """
-    from flows.auditing import audit_file
+    from reval.flows.auditing import audit_file
 
     audit_file(file, set_name, columns, mode, sample, seed, workers, as_json)

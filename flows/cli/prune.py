@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flows.cli.options import AS_JSON, RUN
+from reval.flows.cli.options import AS_JSON, RUN
 
 
 @click.command()
@@ -18,6 +18,6 @@ def prune(run: Path, yes: bool, as_json: bool) -> None:
 
     Rounds outside its buffer lose their per-token columns, and their small files are merged.
     """
-    from flows.upkeep import show_prune
+    from reval.flows.upkeep import show_prune
 
     show_prune(run, yes, as_json)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flows.cli.options import AS_JSON, RUN
+from reval.flows.cli.options import AS_JSON, RUN
 
 
 @click.command()
@@ -33,6 +33,6 @@ def regrade(
     Shows which verdicts change, and the rewards that each round would have had. RUN may be in training, an import
     or an evaluation; it is not changed.
     """
-    from flows.regrading import regrade_run
+    from reval.flows.regrading import regrade_run
 
     regrade_run(run, mode, methods, function, rounds, out, as_json)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flows.cli.options import AS_JSON, RUN
+from reval.flows.cli.options import AS_JSON, RUN
 
 
 @click.command()
@@ -14,6 +14,6 @@ from flows.cli.options import AS_JSON, RUN
 @AS_JSON
 def reindex(run: Path, as_json: bool) -> None:
     """Rebuild RUN's database from its Parquet files."""
-    from flows.upkeep import show_reindex
+    from reval.flows.upkeep import show_reindex
 
     show_reindex(run, as_json)

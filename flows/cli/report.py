@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from flows.cli.options import RUN
-from flows.terminal import say
+from reval.flows.cli.options import RUN
+from reval.flows.terminal import say
 
 
 @click.command()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flows.cli.options import AS_JSON
+from reval.flows.cli.options import AS_JSON
 from reval_core.errors import InputError
 
 
@@ -33,7 +33,7 @@ def reproduce(
 
     The same command resumes an interrupted reproduction; completed runs are reused.
     """
-    from flows.reproducing import all_figures, reproduce_here, show_figures
+    from reval.flows.reproducing import all_figures, reproduce_here, show_figures
 
     if figures and everything:
         raise InputError("reval reproduce: give figures or --all, not both")

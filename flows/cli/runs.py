@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flows.cli.options import AS_JSON
+from reval.flows.cli.options import AS_JSON
 
 
 @click.command()
@@ -14,6 +14,6 @@ from flows.cli.options import AS_JSON
 @AS_JSON
 def runs(directory: Path, as_json: bool) -> None:
     """List the runs in DIRECTORY (default: runs)."""
-    from flows.show import show_runs
+    from reval.flows.show import show_runs
 
     show_runs(directory, as_json)

@@ -6,7 +6,7 @@ import time
 
 import click
 
-from flows.terminal import say
+from reval.flows.terminal import say
 
 
 @click.command()
@@ -15,7 +15,7 @@ def serve() -> None:
 
     Then `prefect deployment run reval-train/default` trains.
     """
-    from flows.server import server, worker
+    from reval.flows.server import server, worker
 
     with server() as url, worker():
         say(f"Prefect UI: {url.removesuffix('/api')}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flows.cli.options import AS_JSON, RUN
+from reval.flows.cli.options import AS_JSON, RUN
 
 
 @click.command()
@@ -19,6 +19,6 @@ def sql(run: Path, query: str, as_json: bool, as_csv: bool) -> None:
 
     docs/schema.md describes the tables.
     """
-    from flows.querying import show_query
+    from reval.flows.querying import show_query
 
     show_query(run, query, "json" if as_json else "csv" if as_csv else "table")

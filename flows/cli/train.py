@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flows.cli.options import AS_JSON, OVERRIDE
+from reval.flows.cli.options import AS_JSON, OVERRIDE
 from reval_core.errors import InputError
 
 
@@ -44,15 +44,15 @@ def train(
     if gpus is not None or gpu_gigabytes is not None:
         if gpus is None or not dry_run:
             raise InputError("--gpus and --gpu-memory plan for another machine: give --dry-run --gpus N")
-        from flows.planning import show_plan_for_other_machine
+        from reval.flows.planning import show_plan_for_other_machine
 
         show_plan_for_other_machine(config, overrides, run_dir, gpus, gpu_gigabytes or 80.0, as_json)
         return
     if dry_run:
-        from flows.plan import show_plan
+        from reval.flows.plan import show_plan
 
         show_plan(config, overrides, run_dir, as_json)
         return
-    from flows.foreground import train_here
+    from reval.flows.foreground import train_here
 
     train_here(config, run_dir, overrides, as_json)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.server import answers
+from reval.flows.server import answers
 from reval_core.report.summary import summarise
 from reval_core.storage.run_directory import RunDirectory
 from tests.faults.zygote import CONFIG
@@ -113,14 +113,14 @@ def assert_as_undisturbed(path: Path, tmp_path: Path) -> None:
 
 def test_a_killed_stopped_and_retried_run_ends_like_an_uninterrupted_one(server, config, tmp_path):
     path = tmp_path / "runs" / "killed"
-    killed = server.start("flows.cli", "train", config, "--run-dir", path)
+    killed = server.start("reval.flows.cli", "train", config, "--run-dir", path)
     read_until(killed, "round  2/")
     killed.kill()
     killed.wait()
     (first,) = flow_runs(path)
     assert server.state(first) == "RUNNING"
 
-    stopped = server.start("flows.cli", "resume", path)
+    stopped = server.start("reval.flows.cli", "resume", path)
     read_until(stopped, "round  4/")
     stopped.send_signal(signal.SIGTERM)
     told: Any = stopped.communicate(timeout=60)[0]
@@ -140,7 +140,7 @@ def test_a_killed_stopped_and_retried_run_ends_like_an_uninterrupted_one(server,
 
 def test_training_continues_without_its_server(server, config, tmp_path):
     path = tmp_path / "runs" / "left"
-    left = server.start("flows.cli", "train", config, "--run-dir", path)
+    left = server.start("reval.flows.cli", "train", config, "--run-dir", path)
     read_until(left, "round  2/")
     server.kill()
     told = left.communicate(timeout=300)[0]

@@ -12,7 +12,7 @@ import yaml
 from prefect.testing.utilities import prefect_test_harness
 
 import reval
-from flows.querying import QueryError
+from reval.flows.querying import QueryError
 from reval_core.errors import InputError
 from reval_core.replay_buffer.index import sql_views
 from reval_core.storage.run_directory import RunDirectory

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from flows.cli import main
+from reval.flows.cli import main
 from reval_core.atomic_files import publish_json
 from reval_core.comparison import write_comparison
 from reval_core.comparison.pairs import AVERAGE, Pair, pair

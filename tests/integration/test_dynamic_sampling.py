@@ -6,7 +6,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from flows.preparation import prepare, prepare_evaluation
+from reval.flows.preparation import prepare, prepare_evaluation
 from reval_core import stages
 from reval_core.errors import InputError, RunStopped
 from reval_core.maintenance.check import check_run

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.cli import main
-from flows.preparation import prepare
+from reval.flows.cli import main
+from reval.flows.preparation import prepare
 from reval_core.atomic_files import publish_sealed, read_sealed
 from reval_core.errors import InputError
 from reval_core.learning.learner import LEARNER_VERSION

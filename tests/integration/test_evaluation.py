@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from tokenizers.normalizers import Replace
 
-from flows.benchmarks import run_benchmarks
-from flows.preparation import prepare_evaluation
+from reval.flows.benchmarks import run_benchmarks
+from reval.flows.preparation import prepare_evaluation
 from reval_core import stages
 from reval_core.atomic_files import file_digest
 from reval_core.engines.transformers import TransformersEngine

@@ -25,8 +25,9 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.results import ResultRecord
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.cli import cli
-from flows.train import train
+from reval.flows.cli import cli
+from reval.flows.train import train
+from reval.tasks.tracking import open_client, tracking_uri
 from reval_core.atomic_files import read_json
 from reval_core.config import Tracking
 from reval_core.engines.transformers import TransformersEngine
@@ -34,7 +35,6 @@ from reval_core.engines.vllm import EngineDied
 from reval_core.errors import InputError, RunStopped
 from reval_core.replay_buffer.index import sql_views
 from reval_core.storage.run_directory import RunDirectory
-from tasks.tracking import open_client, tracking_uri
 from tests.conftest import SMALL
 from tests.runs import run, small_config
 

@@ -30,7 +30,7 @@ VERDICTS = ["correct", "correct", "unparsed", "correct", "wrong", "correct", "tr
 
 
 def grade(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flows.cli", "grade", *map(str, arguments)]
+    command = [sys.executable, "-m", "reval.flows.cli", "grade", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
@@ -151,7 +151,7 @@ def test_files_and_options_that_cannot_be_used(tmp_path: Path) -> None:
 
 def test_a_closed_pipe_ends_it_quietly(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [{"gold": "5", "response": "6" * 200}] * 5000)
-    command = f"{sys.executable} -m flows.cli grade {path} --json | head -1; exit ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m reval.flows.cli grade {path} --json | head -1; exit ${{PIPESTATUS[0]}}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")

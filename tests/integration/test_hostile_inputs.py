@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flows import foreground
-from flows.cli import main
+from reval.flows import foreground
+from reval.flows.cli import main
 from reval_core.atomic_files import publish_json, read_json
 from reval_core.config.loader import load_config
 from reval_core.report.summary import summarise

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flows.rounds import train_rounds
+from reval.flows.rounds import train_rounds
 from reval_core import stages
 from reval_core.config import Lora
 from reval_core.errors import InputError

@@ -8,9 +8,9 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from reval.tasks.stage_task import as_template
 from reval_core.replay_buffer.index import rebuild_store, sql_views
 from reval_core.storage.run_directory import RunDirectory, existing_run
-from tasks.stage_task import as_template
 from tests.runs import run, small_config
 
 NAMES = ["*", "run-*", "run-[ab]", "[", "-a b;c&d#1%41$HOME~!", 'it\'s "é日"', "{a,b}, round=1", "a:b.parquet"]

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from transformers.utils import chat_template_utils
 
-from flows.benchmarks import run_benchmarks
-from flows.importing import import_file
-from flows.preparation import prepare, prepare_evaluation
+from reval.flows.benchmarks import run_benchmarks
+from reval.flows.importing import import_file
+from reval.flows.preparation import prepare, prepare_evaluation
 from reval_core import stages
 from reval_core.engines.transformers import TransformersEngine
 from reval_core.evaluation.context import open_evaluation_context

@@ -22,9 +22,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from flows import evaluating, foreground
-from flows.cli import main
-from flows.preparation import prepare
+from reval.flows import evaluating, foreground
+from reval.flows.cli import main
+from reval.flows.preparation import prepare
 from reval_core.errors import InputError
 from reval_core.model.loading import stop_ids, tokenizer_of
 from reval_core.storage.run_directory import RunDirectory
@@ -406,7 +406,7 @@ def _refused_alike(place: Place, said: str, capsys: Any, monkeypatch: Any) -> No
     assert trained.err.count("\n") == 1, trained.err
     assert re.search(said, trained.err), trained.err
     assert dry == trained
-    from flows.train import train
+    from reval.flows.train import train
 
     with pytest.raises(InputError) as refused:
         train.fn("config.yaml", run_dir=place.run_dir)

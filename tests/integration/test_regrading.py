@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from flows.cli import main
+from reval.flows.cli import main
 from reval_core.atomic_files import file_digest, publish_json
 from reval_core.config.loader import load_config
 from reval_core.evaluation.directory import EvaluationDirectory

@@ -77,7 +77,7 @@ from reval_core.reproduction import study
 study.SMALL = Path({directory!r})
 
 if __name__ == "__main__":
-    from flows.cli import main
+    from reval.flows.cli import main
 
     main()
 """

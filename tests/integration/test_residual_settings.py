@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flows.rounds import train_rounds
+from reval.flows.rounds import train_rounds
 from reval_core import stages
 from reval_core.config import Config
 from reval_core.learning.beta import with_beta

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.importing import import_file
-from flows.preparation import prepare, run_forecast
-from flows.rounds import train_rounds
+from reval.flows.importing import import_file
+from reval.flows.preparation import prepare, run_forecast
+from reval.flows.rounds import train_rounds
 from reval_core import stages
 from reval_core.atomic_files import read_json
 from reval_core.config import Config

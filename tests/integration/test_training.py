@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flows.rounds import train_rounds
-from flows.upkeep import show_exported_model
+from reval.flows.rounds import train_rounds
+from reval.flows.upkeep import show_exported_model
 from reval_core import stages
 from reval_core.errors import CorruptData, InputError, RunStopped
 from reval_core.learning.checkpoints import checkpoint_rounds

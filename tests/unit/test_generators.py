@@ -71,6 +71,7 @@ def holding() -> set[str]:
     for package in ("reval_core", "flows", "tasks"):
         for path in (ROOT / package).rglob("*.py"):
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            module = module if module.startswith("reval") else f"reval.{module}"
             tree = ast.parse(path.read_text(encoding="utf-8"))
             found |= {name for name, function in _functions(tree, module) if holds(function)}
     return found
@@ -181,7 +182,7 @@ def _(begun: Path, tmp_path: Path) -> None:
 @leaves("reval_core.evaluation.context.open_evaluation_context")
 @leaves("reval_core.evaluation.context.EvaluationContext.generate")
 def _(begun: Path, tmp_path: Path) -> None:
-    from flows.preparation import prepare_evaluation
+    from reval.flows.preparation import prepare_evaluation
     from reval_core.engines.engine import Request
     from reval_core.evaluation.context import open_evaluation_context
 
@@ -325,9 +326,9 @@ def _(begun: Path, tmp_path: Path) -> None:
     _rows_are_left(_parquet(path))
 
 
-@leaves("flows.querying.locked_views")
+@leaves("reval.flows.querying.locked_views")
 def _(begun: Path, tmp_path: Path) -> None:
-    from flows.querying import locked_views
+    from reval.flows.querying import locked_views
     from reval_core.evaluation.directory import published_tables
 
     with pytest.MonkeyPatch.context() as patch:
@@ -437,28 +438,28 @@ def _(begun: Path, tmp_path: Path) -> None:
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-@leaves("flows.progress.shown_warnings")
+@leaves("reval.flows.progress.shown_warnings")
 def _(begun: Path, tmp_path: Path) -> None:
-    from flows.progress import shown_warnings
+    from reval.flows.progress import shown_warnings
 
     before = list(logging.getLogger("reval").handlers)
     break_in(shown_warnings())
     assert logging.getLogger("reval").handlers == before
 
 
-@leaves("flows.upkeep.bar")
+@leaves("reval.flows.upkeep.bar")
 def _(begun: Path, tmp_path: Path) -> None:
-    from flows.upkeep import bar
+    from reval.flows.upkeep import bar
 
     break_in(bar("pruning"))
     break_in(bar("pruning again"))  # rich refuses a second display beside one that is left
 
 
-@leaves("flows.reproduce._processes")
+@leaves("reval.flows.reproduce._processes")
 def _(begun: Path, tmp_path: Path) -> None:
     from multiprocessing import active_children
 
-    from flows.reproduce import _processes
+    from reval.flows.reproduce import _processes
 
     with breaking(), _processes(1) as executor:
         executor.submit(time.sleep, 10_000)
@@ -466,13 +467,13 @@ def _(begun: Path, tmp_path: Path) -> None:
     assert active_children() == []
 
 
-@leaves("flows.server._process")
-@leaves("flows.server._running")
-@leaves("flows.server.server")
-@leaves("flows.server.worker")
+@leaves("reval.flows.server._process")
+@leaves("reval.flows.server._running")
+@leaves("reval.flows.server.server")
+@leaves("reval.flows.server.worker")
 def _(begun: Path, tmp_path: Path) -> None:
     """With commands that sleep in the place of Prefect's own."""
-    from flows import server
+    from reval.flows import server
 
     started: list[subprocess.Popen[bytes]] = []
     popen = subprocess.Popen
@@ -498,10 +499,10 @@ def _(begun: Path, tmp_path: Path) -> None:
     assert all(process.poll() is not None for process in started)
 
 
-@leaves("tasks.tracking.tracked")
+@leaves("reval.tasks.tracking.tracked")
 def _(begun: Path, tmp_path: Path) -> None:
+    from reval.tasks.tracking import tracked
     from reval_core.storage.run_directory import RunDirectory
-    from tasks.tracking import tracked
 
     break_in(tracked(RunDirectory(begun), small_config()))
     with sqlite3.connect(begun.parent / "mlflow.db") as connection:

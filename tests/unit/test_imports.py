@@ -11,7 +11,7 @@ sys.modules |= dict.fromkeys({blocked!r})  # as if they were not installed
 import {modules}
 """
 
-PIPELINE = {"prefect", "mlflow", "duckdb", "pyarrow", "pandas", "math_verify", "flows", "tasks"}
+PIPELINE = {"prefect", "mlflow", "duckdb", "pyarrow", "pandas", "math_verify", "reval.flows", "reval.tasks"}
 TRAINING = {"pydantic", "accelerate", "peft", "safetensors", "transformers"}
 
 

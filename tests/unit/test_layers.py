@@ -82,13 +82,14 @@ SAME_NAME = {
 
 KNOWN_CYCLES = [
     # `--dry-run` and `reval doctor` print what the others know, by imports inside functions.
-    {"flows.foreground", "flows.plan", "flows.show"},
+    {"reval.flows.foreground", "reval.flows.plan", "reval.flows.show"},
 ]
 """Cycles of modules that are still to be untied; they are allowed inside one wing only."""
 
 
 def _module(path):
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    return name if name.startswith("reval") else f"reval.{name}"
 
 
 MODULES = {
@@ -97,9 +98,13 @@ MODULES = {
 
 
 def _wing(module):
-    """`reval_core.model.lora` → `model`; `flows.cli` → `flows`; `reval_core` itself → ``."""
-    layer, *rest = module.split(".")
+    """`reval_core.model.lora` → `model`; `reval.flows.cli` → `flows`; `reval_core` itself → ``."""
+    layer, *rest = module.removeprefix("reval.").split(".")
     return layer if layer != "reval_core" else rest[0] if rest else ""
+
+
+def _layer(module):
+    return module.removeprefix("reval.").split(".")[0]
 
 
 def _imports(path):
@@ -146,9 +151,21 @@ def test_reval_core_imports_neither_flows_nor_tasks_and_tasks_no_flows(imports):
     upward = [
         f"{place} imports {target}"
         for module, target, place in imports
-        if height[module.split(".")[0]] < height[target.split(".")[0]]
+        if height[_layer(module)] < height[_layer(target)]
     ]
     assert not upward
+
+
+def test_nothing_imports_flows_or_tasks_by_their_directories():
+    """`reval.flows` and `reval.tasks` are the names in the wheel; a second name would be a second module."""
+    python = [*ROOT.glob("*/**/*.py")]
+    bare = [
+        f"{path.relative_to(ROOT)}: {line}"
+        for path in python
+        if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+        for line in re.findall(r"^\s*(?:from|import) (?:flows|tasks)\b.*", path.read_text(), re.MULTILINE)
+    ]
+    assert not bare
 
 
 def test_wings_import_what_the_table_allows(imports):
@@ -203,7 +220,9 @@ def test_at_most_eight_loose_modules_lie_at_the_top_of_reval_core():
 def test_a_file_name_occurs_twice_only_where_it_means_the_same():
     wings = defaultdict(list)
     for module, path in MODULES.items():
-        if path.name != "__init__.py" and not module.startswith("flows.cli."):  # a file per command, named after it
+        if path.name != "__init__.py" and not module.startswith(
+            "reval.flows.cli."
+        ):  # a file per command, named after it
             wings[path.name].append(_wing(module))
     assert {name: " ".join(sorted(at)) for name, at in wings.items() if len(at) > 1} == SAME_NAME
 

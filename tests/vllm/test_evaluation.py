@@ -2,8 +2,8 @@
 
 import pytest
 
-from flows.benchmarks import run_benchmarks
-from flows.preparation import prepare_evaluation
+from reval.flows.benchmarks import run_benchmarks
+from reval.flows.preparation import prepare_evaluation
 from reval_core import stages
 from reval_core.config import TinyModel
 from reval_core.evaluation.context import open_evaluation_context

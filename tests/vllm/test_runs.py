@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flows.rounds import train_rounds
+from reval.flows.rounds import train_rounds
 from reval_core import stages
 from reval_core.engines.choice import choose
 from reval_core.engines.vllm import VllmEngine

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli import main
+from reval.flows.cli import main
 from reval_core.config import Config
 from reval_core.config.loader import load_config
 from reval_core.config.places import check_directory

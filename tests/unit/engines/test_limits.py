@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from flows.preparation import prepare, prepare_evaluation
+from reval.flows.preparation import prepare, prepare_evaluation
 from reval_core.config import AutoEngine, Model, TinyModel, TransformersEngine, VllmEngine
 from reval_core.engines import choice
 from reval_core.engines.choice import choose

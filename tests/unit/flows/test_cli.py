@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from flows.cli import COMMANDS, RENAMED, main
-from flows.preparation import gpu_notes
+from reval.flows.cli import COMMANDS, RENAMED, main
+from reval.flows.preparation import gpu_notes
 from reval_core.config.loader import load_config
 from reval_core.learning.precision import default_precision, with_precision
 from reval_core.storage.run_directory import RunDirectory
@@ -62,7 +62,7 @@ def reval(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, t
 def process(directory: Path, *arguments: str | Path) -> Answer:
     """Run the command in its own process."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
-    command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "reval.flows.cli", *map(str, arguments)]
     done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
     return Answer(done.returncode, done.stdout, done.stderr)
 
@@ -95,7 +95,7 @@ def run(tmp_path: Path) -> RunDirectory:
 def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
     program = f"""if True:
         import sys
-        from flows.cli import main
+        from reval.flows.cli import main
         sys.argv = ["reval", *{arguments!r}]
         main()
         print("imported:", *({HEAVY!r} & sys.modules.keys()))
@@ -160,7 +160,7 @@ def test_a_bad_config_is_one_line_on_stderr_and_exit_code_2(tmp_path: Path) -> N
 def test_a_bad_config_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
     program = """if True:
         import sys
-        from flows.cli import main
+        from reval.flows.cli import main
         sys.argv = ["reval", "train", "none.yaml"]
         try:
             main()
@@ -350,7 +350,7 @@ def test_a_corrupt_run_does_not_hide_the_others(reval: Reval, run: RunDirectory)
 
 
 def test_a_pipe_that_closes_early_is_not_an_error(tmp_path: Path, run: RunDirectory) -> None:
-    command = f"{sys.executable} -m flows.cli sql runs/demo 'SELECT * FROM range(100000)' --csv | head -n 1"
+    command = f"{sys.executable} -m reval.flows.cli sql runs/demo 'SELECT * FROM range(100000)' --csv | head -n 1"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from flows.cli.init import LINES, init, sample_problems
-from flows.preparation import prepare
+from reval.flows.cli.init import LINES, init, sample_problems
+from reval.flows.preparation import prepare
 from reval_core.config.loader import load_config
 from reval_core.errors import InputError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.preparation import gpu_notes, prepare
+from reval.flows.preparation import gpu_notes, prepare
 from reval_core.errors import InputError
 from reval_core.planning import gpu_memory
 from reval_core.planning.forecast import forecast

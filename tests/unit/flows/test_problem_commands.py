@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flows.cli import main
+from reval.flows.cli import main
 
 Reval = Callable[..., tuple[int, str, str]]
 

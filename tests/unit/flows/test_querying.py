@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from flows import querying
-from flows.querying import QueryError, show_query
+from reval.flows import querying
+from reval.flows.querying import QueryError, show_query
 from reval_core.errors import InputError
 from reval_core.storage.run_directory import RunDirectory
 from tests.facts import hand_made_run

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import foreground, server
-from flows.foreground import run_flow, train_here
-from flows.server import answers, check_api
+from reval.flows import foreground, server
+from reval.flows.foreground import run_flow, train_here
+from reval.flows.server import answers, check_api
 from reval_core.errors import InputError
 from reval_core.storage.run_directory import RunDirectory
 from tests.conftest import SMALL

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from flows import terminal
+from reval.flows import terminal
 from reval_core.output.control_characters import json_escaped, visible, visible_lines
 from reval_core.output.json_text import json_text
 from reval_core.report.page import join, tag
@@ -100,7 +100,7 @@ def test_commands_print_only_through_the_terminal_module() -> None:
 
 def reval(command: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     """A shell command in which `reval` is the command line."""
-    line = command.replace("reval ", f"{sys.executable} -m flows.cli ")
+    line = command.replace("reval ", f"{sys.executable} -m reval.flows.cli ")
     values: dict[str, Any] = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(["bash", "-c", line], env=values, capture_output=True, check=False)
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-REVAL = [sys.executable, "-c", "import sys; sys.argv[0] = 'reval'; from flows.cli import main; main()"]
+REVAL = [sys.executable, "-c", "import sys; sys.argv[0] = 'reval'; from reval.flows.cli import main; main()"]
 
 
 def _reval(*arguments: str, **environment: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from flows.preparation import prepare
+from reval.flows.preparation import prepare
 from reval_core.config import Learner
 from reval_core.config.loader import load_config
 from reval_core.errors import InputError

@@ -17,8 +17,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flows.importing import import_file
-from flows.preparation import prepare, prepare_evaluation
+from reval.flows.importing import import_file
+from reval.flows.preparation import prepare, prepare_evaluation
 from reval_core.config import Model
 from reval_core.errors import InputError
 from reval_core.model.finite import _first_fault

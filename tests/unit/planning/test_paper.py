@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from flows.cli import cli
-from flows.planning import known_model
+from reval.flows.cli import cli
+from reval.flows.planning import known_model
 from reval_core.config import PROMPTS, Config, Grpo, ProblemSet, Reval, Tbrm
 from reval_core.config.loader import load_config
 from reval_core.errors import InputError

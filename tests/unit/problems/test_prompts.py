@@ -10,7 +10,7 @@ import pytest
 import yaml
 from tokenizers import processors
 
-from flows.preparation import check_prompts, prepare, prepare_evaluation
+from reval.flows.preparation import check_prompts, prepare, prepare_evaluation
 from reval_core.config import Example, Prompt, VllmEngine
 from reval_core.errors import CorruptData, InputError
 from reval_core.problems.preview import preview
