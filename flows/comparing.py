@@ -102,7 +102,8 @@ def _flip(row: Row) -> list[str]:
 
 
 def _comparison(sides: Sequence[Side], pairs: Sequence[Pair], out: Path) -> dict[str, Any]:
-    from reval_core.comparison.pairs import LEVEL, RESAMPLES, SEED
+    from reval_core.comparison.pairs import SEED
+    from reval_core.evaluation.intervals import LEVEL, RESAMPLES
 
     return {
         "baseline": sides[0].name,

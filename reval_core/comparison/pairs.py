@@ -9,12 +9,11 @@ import numpy as np
 
 from reval_core.comparison.sides import Answers, Problem, Side
 from reval_core.errors import InputError
-from reval_core.evaluation.metrics import Interval, macro, sign_test
+from reval_core.evaluation.intervals import Interval, macro
+from reval_core.evaluation.metrics import sign_test
 
 SEED = 0
 """Seed of all intervals, so that the same runs give the same results."""
-RESAMPLES = 10_000
-LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def score(sets: Sequence[Sequence[Answers]]) -> Score:
     shares = {str(place): np.array([one.share for one in members]) for place, members in enumerate(sets)}
     return Score(
         samples=(min(samples), max(samples)),
-        avg=macro(shares, SEED, RESAMPLES, LEVEL),
+        avg=macro(shares, SEED),
         tokens=float(np.mean([np.mean([one.tokens for one in members]) for members in sets])),
         truncated=float(np.mean([np.mean([one.truncated for one in members]) for members in sets])),
     )
@@ -139,7 +138,7 @@ def _part(name: str, sets: dict[str, list[Row]]) -> Part:
         problems=len(rows),
         baseline=score([[row.baseline for row in members] for members in sets.values()]),
         run=score([[row.run for row in members] for members in sets.values()]),
-        difference=macro(differences, SEED, RESAMPLES, LEVEL),
+        difference=macro(differences, SEED),
         better=sum(row.difference > 0 for row in rows),
         worse=sum(row.difference < 0 for row in rows),
         gained=sum(row.run.solved and not row.baseline.solved for row in rows),

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from reval_core.comparison.pairs import Pair, Part, Score
 from reval_core.comparison.sides import LEARNING, SPENT, Point, Problem, Side
-from reval_core.evaluation.metrics import Interval
+from reval_core.evaluation.intervals import Interval
 from reval_core.report.charts import (
     Scale,
     Series,

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from reval_core.config.protocol import Protocol
 from reval_core.evaluation.context import BenchmarkRun
 from reval_core.evaluation.directory import EvaluationDirectory
-from reval_core.evaluation.metrics import avg_at_k, bootstrap, macro, maj_at_k, pass_at_k
+from reval_core.evaluation.intervals import bootstrap, macro
+from reval_core.evaluation.metrics import avg_at_k, maj_at_k, pass_at_k
 from reval_core.evaluation.model_source import ModelSource
 from reval_core.problems import problems_digest
 from reval_core.storage.tables import read_table

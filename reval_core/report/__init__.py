@@ -16,7 +16,17 @@ from reval_core.report.examples import example_answers, recent
 from reval_core.report.fit import fit, fit_in_words, fits
 from reval_core.report.off_policy import off_policy
 from reval_core.report.page import MINUS, Html, duration, folded, number, page, percent, section, statement, tag
-from reval_core.report.sections import GAIN, HELD_OUT, Ask, Run, accuracy, curves, hardest, time_by_stage
+from reval_core.report.sections import (
+    GAIN,
+    HELD_OUT,
+    Ask,
+    Run,
+    accuracy,
+    curves,
+    hardest,
+    over_problems,
+    time_by_stage,
+)
 from reval_core.storage.run_directory import RunDirectory, wall_seconds
 from reval_core.storage.tables import Manifest
 
@@ -92,14 +102,14 @@ def _accuracy_in_words(run: Run) -> str:
     if len(held_out) == 1:
         return f"Before training, held-out accuracy is {percent(first['accuracy'])} ({first['problems']} problems)."
     (change,) = run.ask(statement(GAIN))
-    gain, margin = change["gain"], change["margin"]
-    clear = margin and abs(gain) > margin
+    gain, interval = change["gain"], over_problems(change["gains"])
+    clear = interval is not None and interval.clear
     verb = ("rose" if gain > 0 else "fell") if clear else "went"
     text = f"Held-out accuracy {verb} from {percent(first['accuracy'])} to {percent(last['accuracy'])}"
     text += f" in {last['round']} rounds"
-    if margin:
-        interval = f"95% interval {_points(gain - margin)} to {_points(gain + margin)}"
-        text += f" ({_points(gain)} points, {interval}, over {last['problems']} problems)"
+    if interval:
+        shown = f"95% interval {_points(interval.low)} to {_points(interval.high)}"
+        text += f" ({_points(gain)} points, {shown}, over {last['problems']} problems)"
         text += "" if clear else ", which is not a clear difference"
     best = max(held_out, key=lambda row: (row["accuracy"], -row["round"]))
     if best["accuracy"] > last["accuracy"]:

@@ -7,7 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from reval_core.config.loader import load_config
+from reval_core.evaluation.intervals import Interval, macro
 from reval_core.report.charts import Series, line_chart, rounds_scale, stacked_chart, value_scale
 from reval_core.report.page import Html, duration, join, number, percent, section, sql_note, statement, tag
 from reval_core.storage.run_directory import RunDirectory, wall_seconds
@@ -18,6 +21,9 @@ Ask = Callable[[str], list[dict[str, Any]]]
 
 STAGES = ("rollouts", "verification", "consistency", "sampling", "learning", "evaluation", "other")
 """The stages that the time of a round is divided into; the table `rounds` has a column of seconds for each."""
+
+SEED = 0
+"""Seed of the intervals, so that a report can be repeated."""
 
 MOST_BARS = 130
 """Maximum number of bars; with more rounds, each bar covers several."""
@@ -30,8 +36,7 @@ _TRAINING = """
     ORDER BY round
 """
 
-# Answers to one problem are correlated, so intervals are over problems, not answers. Where all problems agree, the
-# margin is 0 and meaningless, and no interval is shown. Problem sets have equal weight, whatever their size.
+# Problem sets have equal weight, whatever their size. `shares` has a list per set, for the interval.
 HELD_OUT = """
     WITH problems AS (
         SELECT round, problem_set, prompt_id, avg(correct::INTEGER) AS share
@@ -39,15 +44,12 @@ HELD_OUT = """
         GROUP BY ALL
     ),
     sets AS (
-        SELECT round, avg(share) AS share, var_samp(share) / count(*) AS variance, count(*) AS problems
+        SELECT round, avg(share) AS share, list(share ORDER BY prompt_id) AS shares, count(*) AS problems
         FROM problems
         GROUP BY round, problem_set
+        ORDER BY problem_set
     )
-    SELECT
-        round,
-        avg(share) AS accuracy,
-        1.96 * sqrt(sum(variance)) / count(*) AS margin,
-        sum(problems)::BIGINT AS problems
+    SELECT round, avg(share) AS accuracy, list(shares) AS shares, sum(problems)::BIGINT AS problems
     FROM sets
     GROUP BY round
     ORDER BY round
@@ -59,19 +61,16 @@ GAIN = """
         FROM evaluations
         GROUP BY ALL
     ),
-    gains AS (
-        SELECT problem_set, after.share - before.share AS gain
+    sets AS (
+        SELECT problem_set, list(after.share - before.share ORDER BY prompt_id) AS gains
         FROM problems AS before
         JOIN problems AS after USING (problem_set, prompt_id)
         WHERE before.round = (SELECT min(round) FROM evaluations)
           AND after.round = (SELECT max(round) FROM evaluations)
-    ),
-    sets AS (
-        SELECT avg(gain) AS gain, var_samp(gain) / count(*) AS variance
-        FROM gains
         GROUP BY problem_set
+        ORDER BY problem_set
     )
-    SELECT avg(gain) AS gain, 1.96 * sqrt(sum(variance)) / count(*) AS margin
+    SELECT list_avg(list(list_avg(gains))) AS gain, list(gains) AS gains
     FROM sets
 """
 
@@ -188,6 +187,7 @@ def accuracy(run: Run) -> Html:
     title = "Accuracy"
     if not training and not held_out:
         return section(title, "There are no measurements yet.")
+    intervals = [over_problems(row["shares"]) for row in held_out]
     lines = [
         Series("training", _column(training, "policy_round"), _column(training, "accuracy"), style="thin"),
         Series(
@@ -195,11 +195,11 @@ def accuracy(run: Run) -> Html:
             _column(held_out, "round"),
             _column(held_out, "accuracy"),
             marked=True,
-            low=[_end_of_interval(row, -1) for row in held_out],
-            high=[_end_of_interval(row, 1) for row in held_out],
+            low=[one and one.low for one in intervals],
+            high=[one and one.high for one in intervals],
         ),
     ]
-    readings = _accuracy_readings(training, held_out)
+    readings = _accuracy_readings(training, held_out, intervals)
     chart = line_chart(
         lines,
         rounds_scale(run.last),
@@ -280,21 +280,25 @@ def hardest(run: Run) -> Html:
 
 
 def _accuracy_readings(
-    training: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]]
+    training: Sequence[dict[str, Any]],
+    held_out: Sequence[dict[str, Any]],
+    intervals: Sequence[Interval | None],
 ) -> list[tuple[float, str]]:
     parts: dict[int, list[str]] = defaultdict(list)
     for row in training:
         parts[row["policy_round"]].append(f"training {percent(row['accuracy'])}")
-    for row in held_out:
-        low, high = _end_of_interval(row, -1), _end_of_interval(row, 1)
-        interval = "" if low is None else f" ({percent(low)} to {percent(high)})"
+    for row, one in zip(held_out, intervals, strict=True):
+        interval = f" ({percent(one.low)} to {percent(one.high)})" if one else ""
         parts[row["round"]].append(f"held-out {percent(row['accuracy'])}{interval}")
     return [(round, f"after round {round}: {', '.join(texts)}") for round, texts in sorted(parts.items())]
 
 
-def _end_of_interval(row: dict[str, Any], side: int) -> float | None:
-    """Return the lower (−1) or upper (1) end, or None."""
-    return min(1.0, max(0.0, row["accuracy"] + side * row["margin"])) if row["margin"] else None
+def over_problems(values_by_set: Sequence[Sequence[float]] | None) -> Interval | None:
+    """Return the mean over sets with its interval; None without problems, or where each set's values are equal."""
+    if not values_by_set:
+        return None
+    found = macro({str(place): np.array(values) for place, values in enumerate(values_by_set)}, SEED)
+    return found if found.low < found.high else None
 
 
 def about_resets(run: Run) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student_t
 
-RESAMPLES = 10_000
+from reval_core.evaluation.intervals import resampled, student
+
 SEED = 0
 _FEWEST = 3
 """Minimum number of seeds to resample. With 3 seeds and 3 prompts, intervals of equal sides cover 1 in 96%."""
@@ -52,12 +52,12 @@ Counts = Mapping[str, Sequence[float | None]]
 
 def typical(counts: Counts, limit: float) -> float:
     """Return the geometric mean over prompts of medians over seeds. None counts as `limit`."""
-    return math.exp(np.mean([math.log(np.median(_filled(found, limit))) for found in counts.values()]))
+    return math.exp(_log_typical(*_filled(counts, limit), axis=-1))
 
 
 def typical_over_seeds(counts: Counts, limit: float) -> Estimate:
     """Return `typical` with its interval from resampling the seeds within each prompt."""
-    return Estimate(typical(counts, limit), *_ends(np.exp(_drawn(counts, limit, 0)), _seeds(counts)))
+    return _estimate(_filled(counts, limit), _log_typical)
 
 
 def speed_up(baseline: Counts, ours: Counts, limit: float) -> Estimate:
@@ -66,18 +66,18 @@ def speed_up(baseline: Counts, ours: Counts, limit: float) -> Estimate:
     Seeds are resampled within each prompt and side; the prompts were chosen, not sampled. A median at `limit` means
     that the side did not reach the target, and the ratio is computed as if it had at that round.
     """
-    drawn = [_drawn(side, limit, stream) for stream, side in enumerate((baseline, ours))]
-    ends = _ends(np.exp(drawn[0] - drawn[1]), min(_seeds(baseline), _seeds(ours)))
-    return Estimate(typical(baseline, limit) / typical(ours, limit), *ends)
+
+    def log_ratio(*filled: np.ndarray, axis: int) -> Any:
+        sides = filled[: len(baseline)], filled[len(baseline) :]
+        return _log_typical(*sides[0], axis=axis) - _log_typical(*sides[1], axis=axis)
+
+    return _estimate([*_filled(baseline, limit), *_filled(ours, limit)], log_ratio)
 
 
 def mean_over_seeds(values: Sequence[float]) -> Estimate:
     """Return the mean over runs with Student's 95% interval: a bootstrap over three runs covers at most 75%."""
     mean = float(np.mean(values))
-    if len(values) == 1:
-        return Estimate(mean, -math.inf, math.inf)
-    reach = float(student_t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return Estimate(mean, mean - reach, mean + reach)
+    return Estimate(mean, *(student(values) if len(values) > 1 else (-math.inf, math.inf)))
 
 
 def difference(ours: Sequence[float], baseline: Sequence[float]) -> Estimate:
@@ -85,29 +85,18 @@ def difference(ours: Sequence[float], baseline: Sequence[float]) -> Estimate:
     return mean_over_seeds(np.subtract(ours, baseline).tolist())
 
 
-def _ends(drawn: np.ndarray, seeds: int) -> tuple[float, float]:
-    """Return the percentile interval of a resampled statistic. With two seeds it would cover only 2 in 3."""
-    if seeds < _FEWEST:
-        return -math.inf, math.inf
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(low), float(high)
+def _estimate(filled: Sequence[np.ndarray], log_of: Callable[..., Any]) -> Estimate:
+    """Return exp of a statistic of medians with its percentile interval: with two seeds, it would cover 2 in 3."""
+    value = float(log_of(*filled, axis=-1))
+    if min(map(len, filled)) < _FEWEST:
+        return Estimate(math.exp(value), -math.inf, math.inf)
+    low, high = resampled(value, filled, log_of, SEED, method="percentile")
+    return Estimate(*(math.exp(one) for one in (value, low, high)))
 
 
-def _seeds(counts: Counts) -> int:
-    return min(map(len, counts.values()))
+def _log_typical(*filled: np.ndarray, axis: int) -> Any:
+    return sum(np.log(np.median(found, axis=axis)) for found in filled) / len(filled)
 
 
-def _drawn(side: Counts, limit: float, stream: int) -> np.ndarray:
-    """Return the log of `typical` under resampled seeds, [RESAMPLES]."""
-    rng = np.random.default_rng([SEED, stream])
-    logs = []
-    for found in side.values():
-        filled = _filled(found, limit)
-        drawn = filled[rng.integers(len(filled), size=(RESAMPLES, len(filled)))]
-        logs.append(np.log(np.median(drawn, axis=1)))
-    means: np.ndarray = np.mean(logs, axis=0)
-    return means
-
-
-def _filled(found: Sequence[float | None], limit: float) -> np.ndarray:
-    return np.array([limit if one is None else one for one in found], float)
+def _filled(counts: Counts, limit: float) -> list[np.ndarray]:
+    return [np.array([limit if one is None else one for one in found], float) for found in counts.values()]

@@ -20,7 +20,7 @@ from reval_core.comparison.pairs import AVERAGE, Pair, pair
 from reval_core.comparison.sides import Point, open_sides
 from reval_core.errors import InputError
 from reval_core.evaluation.directory import EvaluationDirectory
-from reval_core.evaluation.metrics import macro, paired_bootstrap
+from reval_core.evaluation.intervals import bootstrap, macro
 from reval_core.replay_buffer.index import sql_views
 from reval_core.storage.run_directory import RunDirectory
 from reval_core.storage.tables import SCHEMAS, Manifest, publish_table, read_table
@@ -169,7 +169,7 @@ def test_real_runs_give_the_explicitly_computed_metrics(trained: tuple[Path, Pat
     tail = sum(comb(differing, fewer) for fewer in range(min(better, worse) + 1))
     assert whole.p == pytest.approx(min(1, 2 * tail / 2**differing))
     assert whole.difference.mean == pytest.approx((after - before).mean())
-    expected = paired_bootstrap(after, before, seed=0)
+    expected = bootstrap(after - before, seed=0)
     # Resampled in another order of the problems: the same interval up to chance.
     assert (whole.difference.low, whole.difference.high) == pytest.approx((expected.low, expected.high), abs=0.02)
 

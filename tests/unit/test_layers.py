@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "auditing": "answers config rows verification problems",
     "regrading": "errors atomic_files user_code answers config storage verification replay_buffer evaluation "
     "stages",
-    "report": "errors atomic_files output config storage replay_buffer",
+    "report": "errors atomic_files output config storage replay_buffer evaluation",
     "comparison": "errors atomic_files config storage replay_buffer evaluation report",
     "reproduction": "errors atomic_files config storage problems replay_buffer evaluation report comparison",
 }
