@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reval.flows.problem_sources import named_set
-from reval.flows.terminal import print_json, print_table, say, short
-from reval.flows.upkeep import bar
+from reval.flows.terminal import Bar, print_json, print_table, say, short
 from reval_core.answers.extraction import Mode
 from reval_core.auditing.audit import Asked, Audit, Suspicion, What, audit_set
 from reval_core.config import ProblemSet
@@ -60,8 +59,8 @@ def audit_file(
 def audit_source(source: ProblemSet, mode: Mode, sample: int | None, seed: int, workers: int | None) -> Audit:
     """Audit a problem set with its own verifier, and show the progress."""
     verifier = Verifier(workers=workers or os.cpu_count() or 1, timeout_seconds=TIMEOUT_SECONDS, mode=mode)
-    with verifier, bar("problems") as tick:
-        return audit_set(source, verifier, mode, sample, seed, tick)
+    with verifier, Bar("problems", stderr=True) as bar:
+        return audit_set(source, verifier, mode, sample, seed, bar.update)
 
 
 def audit_line(found: Audit) -> str:

@@ -11,7 +11,8 @@ from prefect.artifacts import create_markdown_artifact
 from reval import tasks
 from reval.flows.benchmarks import run_benchmarks
 from reval.flows.preparation import prepare_evaluation
-from reval.flows.progress import StageBar, shown_warnings
+from reval.flows.progress import StageBar
+from reval.flows.terminal import shown_warnings
 from reval.tasks.artifacts import show
 from reval.tasks.evaluation_tracking import track_evaluation
 from reval_core.atomic_files import publish_file, publish_json

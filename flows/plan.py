@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import wrap
-from typing import TYPE_CHECKING
-
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from reval.flows.foreground import prefect_api
 from reval.flows.preparation import check_prompts, gpu_notes, prepare, run_forecast
-from reval.flows.terminal import console, print_json, print_pairs, say, short, styled
+from reval.flows.terminal import console, print_json, print_pairs, print_quoted, print_rows, say, short, styled
 from reval_core.config import Config, Reward, Rollouts, Verification
-from reval_core.output.control_characters import visible, visible_lines
+from reval_core.output.control_characters import visible
 from reval_core.storage.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -24,8 +21,6 @@ if TYPE_CHECKING:
 
 _LINES = 30
 """The maximum number of prompt lines printed; `--json` has the whole prompt."""
-
-_GUTTER = "  │ "
 
 
 def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_json: bool) -> None:
@@ -139,56 +134,27 @@ def _planned_problems(config: Path, settings: Config, directory: RunDirectory) -
 
 
 def _show_prompt(shown: Preview) -> None:
-    place = console()
     shortest, median, longest = shown.lengths
     say()
-    place.print(styled(("A prompt as the model reads it", "bold")))
+    console().print(styled(("A prompt as the model reads it", "bold")))
     say(f"  {len(shown.tokens):,} tokens; in the set {shortest:,} to {longest:,}, median {median:,}")
-    lines = list(_lines(visible_lines(shown.text), max(20, place.width - len(_GUTTER) - 1)))
-    for line in lines[:_LINES]:
-        place.print(Text(_GUTTER, "dim") + _marked(line, shown.special))
-    if len(lines) > _LINES:
-        say(f"{_GUTTER}… {len(lines) - _LINES:,} more lines; --json has them")
+    more = print_quoted(shown.text, shown.special, _LINES)
+    if more:
+        say(f"  … {more:,} more lines; --json has them")
 
 
 def _show_judged(shown: Preview) -> None:
-    place = console()
     say()
-    place.print(styled(("How answers to it would be judged", "bold")))
-    say(f"  the reference answer is {visible(shown.problem.answer)}\n")
-    width = max(12, (place.width - 24) // 2)
+    console().print(styled(("How answers to it would be judged", "bold")))
+    say(f"  the reference answer is {visible(shown.problem.answer)}")
     rows = [
-        (_cut(response, width), _cut(one.extracted or "–", width), one.verdict, _reward(one.outcome))
+        (visible(response), one.extracted and visible(one.extracted), _verdict(one.verdict, one.outcome))
         for response, one in shown.judged
     ]
-    first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
-    for response, read, verdict, reward in [("response", "extracted", "verdict", ""), *rows]:
-        style = {"correct": "green", "verdict": "dim"}.get(verdict, "yellow")
-        line = Text(
-            f"  {response:<{max(first, 8)}}  {read:<{max(second, 9)}}  ", "dim" if verdict == "verdict" else ""
-        )
-        place.print(line + Text(verdict + reward, style))
-    say()
+    print_rows(["response", "extracted", "verdict"], rows)
 
 
-def _cut(text: str, width: int) -> str:
-    """A text on one line, cut to this width."""
-    line = visible(text)
-    return line if len(line) <= width else line[: width - 1] + "…"
-
-
-def _reward(outcome: float | None) -> str:
-    """The reward by a user-defined function."""
-    return "" if outcome is None else f" {outcome:g}"
-
-
-def _lines(text: str, width: int) -> Iterator[str]:
-    for line in text.split("\n"):
-        yield from wrap(line, width, drop_whitespace=False, replace_whitespace=False, expand_tabs=False) or [""]
-
-
-def _marked(line: str, special: Sequence[str]) -> Text:
-    """A line with special tokens highlighted."""
-    text = Text(line)
-    text.highlight_words([visible(one) for one in special], "bold cyan")
-    return text
+def _verdict(verdict: str, outcome: float | None) -> Any:
+    """The verdict, followed by the reward of a user-defined function."""
+    reward = "" if outcome is None else f" {outcome:g}"
+    return styled((verdict + reward, "green" if verdict == "correct" else "yellow"))

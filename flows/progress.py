@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
-
-from reval.flows.terminal import console, short, styled
+from reval.flows.terminal import Bar, short
 from reval_core.config import ImportedRollouts
-from reval_core.output.control_characters import visible, visible_lines
 from reval_core.pipeline.run_context import RunContext
 from reval_core.reproduction.result import in_words
 
@@ -22,47 +15,32 @@ _QUIET_SECONDS = 0.5
 """A stage gets a bar after this time, or when it reports its start."""
 
 
-class StageBar:
-    """A progress bar for the current stage. Without a terminal there is no bar, and lines are plain."""
+class StageBar(Bar):
+    """A progress bar for the current stage."""
 
     def __init__(self, host: Any, stderr: bool = False) -> None:
         """`host` is a run context or an evaluation context."""
+        super().__init__(stderr=stderr)
         self._host = host
-        self.console = console(stderr)
-        self._bars = Bars(
-            TextColumn("  {task.description}", markup=False),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
-        self._bar = self._bars.add_task("", visible=False, total=None)
         self._stage = ""
         self._stage_started = 0.0
 
     def __enter__(self) -> Self:
-        self._bars.start()
         self._host.progress = self._tick
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bars.stop()
+        return super().__enter__()
 
     def line(self, *parts: str | tuple[str, str]) -> None:
-        """Print a line in place of the bar; each part is a text or a pair of text and style."""
-        self._bars.update(self._bar, visible=False)
-        self.console.print(styled(*parts))
+        """Print a line in place of the bar."""
+        self.hide()
+        super().line(*parts)
 
     def _tick(self, stage: str, number: int, done: int, total: int) -> None:
         title = self._host.title(stage, number)
         if title != self._stage:
             self._stage, self._stage_started = title, time.monotonic()
-            self._bars.reset(self._bar, description=visible(title), visible=False)
+            self.begin(title)
         slow = time.monotonic() - self._stage_started > _QUIET_SECONDS
-        shown = (slow or done == 0) and done < total
-        self._bars.update(self._bar, completed=done, total=total, visible=shown)
+        self.update(done, total, shown=(slow or done == 0) and done < total)
 
 
 class Progress:
@@ -95,64 +73,16 @@ class Progress:
         self._bar.line(*line, (f"  ({kept})" if kept else "", "dim"))
 
 
-class UnitBar:
+class UnitBar(Bar):
     """Prints the results of a reproduction, with a bar over the runs of the current figure."""
 
     def __init__(self) -> None:
-        self._console = console(stderr=True)
-        self._bars = Bars(
-            TextColumn("  {task.description}", markup=False),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TextColumn("runs"),
-            TimeElapsedColumn(),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-        )
-        self._bar = self._bars.add_task("prompts", total=None)
+        super().__init__("prompts", unit="runs", stderr=True, shown=True)
 
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bars.stop()
-
-    def begin(self, figure: str, runs: int) -> None:
-        """Show the bar of a figure with this many runs."""
-        self._bars.reset(self._bar, description=visible(figure), total=runs)
-
-    def step(self) -> None:
-        """Count one more completed run."""
-        self._bars.advance(self._bar)
-
-    def line(self, figure: str, found: dict[str, Any], seconds: float) -> None:
+    def result(self, figure: str, found: dict[str, Any], seconds: float) -> None:
         """Print the result of a figure."""
         said = in_words(found["verdict"], found["paper"])
-        self._console.print(styled(f"{figure}: ", (said, "bold"), f", {seconds:.0f} s. {found['says']}"))
-
-
-class _Visible(logging.Formatter):
-    """Escapes control characters: messages contain file names and texts of other libraries."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The message, safe for a terminal."""
-        return visible_lines(super().format(record))
-
-
-@contextmanager
-def shown_warnings() -> Iterator[None]:
-    """Show reval's own warnings on the terminal; Prefect's log level would hide them."""
-    handler = logging.StreamHandler()
-    handler.setLevel(logging.WARNING)
-    handler.setFormatter(_Visible("reval: %(message)s"))
-    logger = logging.getLogger("reval")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
+        self.line(f"{figure}: ", (said, "bold"), f", {seconds:.0f} s. {found['says']}")
 
 
 def _kept(stages: set[str]) -> str:

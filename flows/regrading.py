@@ -7,8 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from reval.flows.terminal import print_json, print_table, say, short
-from reval.flows.upkeep import bar
+from reval.flows.terminal import Bar, print_json, print_table, say, short
 from reval_core.pipeline.run_context import make_verifier
 from reval_core.regrading.changes import Change, changes, examples, verdict_changes
 from reval_core.regrading.regrade import (
@@ -43,8 +42,8 @@ def regrade_run(
     rules = other_rules(stored, mode, methods, function)
     out = out or stored.directory.path.with_name(f"{stored.directory.name}-regraded.parquet")
     check_out(stored, out)
-    with make_verifier(rules.verification, rules.reward) as verifier, bar("responses") as tick:
-        table = regrade(stored, rules, verifier, tick)
+    with make_verifier(rules.verification, rules.reward) as verifier, Bar("responses", stderr=True) as bar:
+        table = regrade(stored, rules, verifier, bar.update)
     write_regraded(out, table, stored, rules)
     by = "round" if stored.is_run else "problem_set"
     found = {

@@ -17,7 +17,8 @@ from prefect import flow
 from prefect.futures import as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from reval.flows.progress import UnitBar, shown_warnings
+from reval.flows.progress import UnitBar
+from reval.flows.terminal import shown_warnings
 from reval.flows.units import find_prompts, finish_run, has_prompts, has_start, is_finished, make_start
 from reval.tasks.units import submit
 from reval_core.atomic_files import publish_json
@@ -67,7 +68,7 @@ def reproduce(
             found[name] = measure(name, figure, [Record(unit) for unit in planned])
             publish_json(place / "figures" / f"{name}.json", found[name])
             write_results(place)
-            bar.line(name, found[name], time.monotonic() - started)
+            bar.result(name, found[name], time.monotonic() - started)
     if stopped:
         raise RunStopped("; ".join(stopped))
     return found

@@ -1,16 +1,20 @@
-"""Everything that commands print: lines, tables and progress for people, JSON and CSV for programs.
+"""Everything that commands print: lines, tables and progress bars for people, JSON and CSV for programs.
 
-Output may contain untrusted text, so nothing is interpreted as markup, and control characters are escaped.
+Output may contain untrusted text, so nothing is interpreted as markup, and control characters are escaped. Without
+a terminal there are no bars and no colours, with NO_COLOR no colours. Rich is imported where it is used, because
+`reval --help` does not need it.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import logging
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from reval_core.output.control_characters import visible, visible_lines
 from reval_core.output.json_text import json_text
@@ -19,10 +23,42 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+_NARROWEST = 16
+"""Text is folded to columns of at least this width; a table that needs more is printed as one block per row."""
+
+_GUTTER = "  │ "
+
 
 def say(text: object = "", err: bool = False) -> None:
     """Print lines of text with control characters escaped."""
     _write(visible_lines(str(text)) + "\n", sys.stderr if err else sys.stdout)
+
+
+def notice(text: object) -> None:
+    """Print a line on standard error that names the command."""
+    say(f"reval: {text}", err=True)
+
+
+class _Visible(logging.Formatter):
+    """Escapes control characters: messages contain file names and texts of other libraries."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message, safe for a terminal."""
+        return visible_lines(super().format(record))
+
+
+@contextmanager
+def shown_warnings() -> Iterator[None]:
+    """Show reval's own warnings on the terminal; Prefect's log level would hide them."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(_Visible("reval: %(message)s"))
+    logger = logging.getLogger("reval")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def console(stderr: bool = False, soft_wrap: bool = True) -> Console:
@@ -64,13 +100,37 @@ def _print_table(
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name, numbers in zip(names, right, strict=True):
-        table.add_column(styled(name), justify="right" if numbers else "left", overflow=overflow)
-    for row in rows:
-        table.add_row(*map(_cell, row))
     place = console(soft_wrap=False)
-    place.print(table, width=width and min(place.width, width))
+    available = min(place.width, width or place.width)
+    heads, cells = [styled(name) for name in names], [[_cell(value) for value in row] for row in rows]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    needed = 2  # the edges
+    for column, (head, numbers) in enumerate(zip(heads, right, strict=True)):
+        widths = [place.measure(cell).maximum for cell in (head, *(row[column] for row in cells))]
+        least = max([min(max(widths), _NARROWEST), *(widths[1:] if numbers else [])])
+        table.add_column(head, justify="right" if numbers else "left", overflow=overflow, min_width=least)
+        needed += least + (3 if column else 0)
+    for row in cells:
+        table.add_row(*row)
+    if needed <= available or not cells:
+        place.print(table, width=available)
+    else:
+        _print_records(heads, cells, available)
+
+
+def _print_records(names: Sequence[Text], rows: Sequence[Sequence[Text]], width: int) -> None:
+    """Print a block per row with a line per column, for tables that are wider than the terminal."""
+    from rich.table import Table
+
+    place = console(soft_wrap=False)
+    for number, row in enumerate(rows, start=1):
+        place.print(styled((f"row {number}", "bold")))
+        grid = Table(box=None, show_header=False, padding=(0, 0, 0, 2))
+        grid.add_column(overflow="fold")
+        grid.add_column(overflow="fold")
+        for name, value in zip(names, row, strict=True):
+            grid.add_row(name, value)
+        place.print(grid, width=width)
 
 
 def _cell(value: Any) -> Text:
@@ -78,6 +138,8 @@ def _cell(value: Any) -> Text:
 
     if value is None:
         return Text("–")
+    if isinstance(value, Text):
+        return value
     return Text(f"{value:.4g}" if isinstance(value, float) else visible_lines(str(value)))
 
 
@@ -87,6 +149,73 @@ def print_pairs(title: str, values: dict[str, str]) -> None:
     console().print(styled((title, "bold")))
     for name, value in values.items():
         say(f"  {name:<{width}}  {value}")
+
+
+def print_quoted(text: str, marked: Sequence[str], most: int) -> int:
+    """Print a text behind a line in the margin and return how many lines were left out.
+
+    Args:
+        text: Any text.
+        marked: Words that are highlighted.
+        most: The maximum number of lines.
+    """
+    from rich.text import Text
+
+    place = console()
+    quoted = Text(visible_lines(text))
+    quoted.highlight_words([visible(one) for one in marked], "bold cyan")
+    lines = quoted.wrap(place, max(20, place.width - len(_GUTTER) - 1), overflow="fold")
+    for line in lines[:most]:
+        place.print(styled((_GUTTER, "dim")) + line)
+    return max(0, len(lines) - most)
+
+
+class Bar:
+    """A progress bar on a terminal. Elsewhere there is none, and lines are plain."""
+
+    def __init__(self, title: str = "", unit: str = "", stderr: bool = False, shown: bool = False) -> None:
+        """`unit` names what is counted; a bar that is not `shown` yet appears with the first update."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._console = console(stderr)
+        self._progress = Progress(
+            TextColumn("  {task.description}", markup=False),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            *([TextColumn(unit, markup=False)] if unit else []),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task(visible(title), visible=shown, total=None)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def begin(self, title: str, total: int | None = None) -> None:
+        """Start again with this title; hidden unless the total is known."""
+        self._progress.reset(self._task, description=visible(title), total=total, visible=total is not None)
+
+    def update(self, done: int, total: int, shown: bool = True) -> None:
+        """Show how much is done."""
+        self._progress.update(self._task, completed=done, total=total, visible=shown)
+
+    def step(self) -> None:
+        """Count one more."""
+        self._progress.advance(self._task)
+
+    def line(self, *parts: str | tuple[str, str]) -> None:
+        """Print a line above the bar; each part is a text or a pair of text and style."""
+        self._console.print(styled(*parts))
+
+    def hide(self) -> None:
+        """Hide the bar until the next update."""
+        self._progress.update(self._task, visible=False)
 
 
 def print_json(value: Any) -> None:

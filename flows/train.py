@@ -11,8 +11,9 @@ from prefect.artifacts import create_markdown_artifact
 from reval import tasks
 from reval.flows.leftovers import close_leftovers
 from reval.flows.preparation import prepare
-from reval.flows.progress import Progress, shown_warnings
+from reval.flows.progress import Progress
 from reval.flows.rounds import train_rounds
+from reval.flows.terminal import shown_warnings
 from reval.tasks.artifacts import show
 from reval.tasks.tracking import tracked
 from reval_core.atomic_files import publish_json

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-from reval.flows.terminal import console, print_json, print_rows, say
+from reval.flows.terminal import Bar, print_json, print_rows, say
 from reval_core.config import Config
 from reval_core.config.loader import load_config
 from reval_core.config.places import check_local, check_writable
@@ -23,8 +19,8 @@ def show_check(run: Path, as_json: bool) -> None:
 
     directory, config = _run(run)
     results = []
-    with directory.lock(), bar("reconstructing rounds") as tick:
-        for result in check_run(directory, config, tick):
+    with directory.lock(), Bar("reconstructing rounds", stderr=True) as bar:
+        for result in check_run(directory, config, bar.update):
             results.append(result)
             if not as_json:
                 verdict = "WRONG" if result.problems else "ok"
@@ -84,8 +80,8 @@ def show_exported_model(run: Path, round: int | None, out: Path, as_json: bool, 
         raise InputError(f"{run}: has {reached}; give one of those as --round")
     if not directory.checkpoint(policy.round).exists():
         fix_machine(directory, config)  # reconstruction gives the same weights only with the same arithmetic
-    with bar("reconstructing rounds") as tick:
-        learner = reconstruct(directory, config, DrawReader(directory), policy, tick=tick)
+    with Bar("reconstructing rounds", stderr=True) as bar:
+        learner = reconstruct(directory, config, DrawReader(directory), policy, tick=bar.update)
     with learner.masters() if masters else nullcontext():
         export_policy(out, learner.model, tokenizer_of(config.model))
     digest = learner.content()
@@ -100,11 +96,11 @@ def show_prune(run: Path, yes: bool, as_json: bool) -> None:
     from reval_core.maintenance.prune import plan, prune
 
     directory, config = _run(run)
-    with directory.lock(), bar("merging tables") as tick:
+    with directory.lock(), Bar("merging tables", stderr=True) as bar:
         found = plan(directory, config)
         before = _bytes(directory)
         if yes:
-            prune(directory, config, tick)
+            prune(directory, config, bar.update)
         after = _bytes(directory)
     if as_json:
         print_json({**vars(found), "done": yes, "bytes_before": before, "bytes_after": after})
@@ -128,13 +124,3 @@ def _bytes(directory: RunDirectory) -> int:
 def _run(run: Path) -> tuple[RunDirectory, Config]:
     directory = existing_run(run)
     return directory, load_config(directory.config)
-
-
-@contextmanager
-def bar(title: str) -> Iterator[Any]:
-    """A callback `(done, total)` that shows a progress bar on a terminal."""
-    place = console(stderr=True)
-    columns = (TextColumn("  {task.description}"), BarColumn(bar_width=30), MofNCompleteColumn())
-    with Progress(*columns, console=place, transient=True, disable=not place.is_terminal) as progress:
-        bar = progress.add_task(title, visible=False, total=None)
-        yield lambda done, total: progress.update(bar, completed=done, total=total, visible=True)

@@ -15,7 +15,7 @@ import click
 
 from reval.flows.querying import QueryError
 from reval.flows.streams import exit_code, guard
-from reval.flows.terminal import say
+from reval.flows.terminal import notice, say
 from reval_core.errors import InputError, RevalError
 from reval_core.output.control_characters import visible
 
@@ -72,7 +72,7 @@ class LazyGroup(click.Group):
         name, command, rest = super().resolve_command(ctx, args)
         if args[0] in RENAMED:
             name = RENAMED[args[0]]
-            say(f"reval: the command {args[0]} is now called {name}; please use the new name", err=True)
+            notice(f"the command {args[0]} is now called {name}; please use the new name")
         return name, command, rest
 
 
@@ -103,7 +103,7 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="reval", standalone_mode=False)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except click.ClickException as error:
@@ -114,13 +114,13 @@ def _run() -> int:
     except click.Abort:
         raise KeyboardInterrupt from None
     except QueryError as error:
-        say(f"reval: {error}", err=True)
+        notice(error)
         return 2
     except InputError as error:
-        say(visible(f"reval: {error}"), err=True)
+        notice(visible(str(error)))
         return 2
     except RevalError as error:
-        say(f"reval: {error}", err=True)
+        notice(error)
         return 1
     return 0
 

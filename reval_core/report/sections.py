@@ -195,8 +195,8 @@ def accuracy(run: Run) -> Html:
             _column(held_out, "round"),
             _column(held_out, "accuracy"),
             marked=True,
-            low=[one and one.low for one in intervals],
-            high=[one and one.high for one in intervals],
+            low=[one.low if one else None for one in intervals],
+            high=[one.high if one else None for one in intervals],
         ),
     ]
     readings = _accuracy_readings(training, held_out, intervals)

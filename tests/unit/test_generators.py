@@ -438,21 +438,13 @@ def _(begun: Path, tmp_path: Path) -> None:
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-@leaves("reval.flows.progress.shown_warnings")
+@leaves("reval.flows.terminal.shown_warnings")
 def _(begun: Path, tmp_path: Path) -> None:
-    from reval.flows.progress import shown_warnings
+    from reval.flows.terminal import shown_warnings
 
     before = list(logging.getLogger("reval").handlers)
     break_in(shown_warnings())
     assert logging.getLogger("reval").handlers == before
-
-
-@leaves("reval.flows.upkeep.bar")
-def _(begun: Path, tmp_path: Path) -> None:
-    from reval.flows.upkeep import bar
-
-    break_in(bar("pruning"))
-    break_in(bar("pruning again"))  # rich refuses a second display beside one that is left
 
 
 @leaves("reval.flows.reproduce._processes")

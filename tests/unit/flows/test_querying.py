@@ -178,6 +178,17 @@ def test_a_column_name_cannot_break_a_table(ask: Ask, name: str) -> None:
     assert list(json.loads(ask(query, "json"))[0].values()) == [7, 8]
 
 
+def test_a_row_of_many_columns_is_printed_as_a_block(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = ask("SELECT * FROM trajectories JOIN verdicts USING (trajectory_id) ORDER BY trajectory_id LIMIT 2")
+    rows = json.loads(ask("SELECT * FROM trajectories JOIN verdicts USING (trajectory_id) LIMIT 1", "json"))
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split() for line in lines if line.startswith("row")] == [["row", "1"], ["row", "2"]]
+    names = [line.split()[0] for line in lines[: lines.index("row 2")] if line.startswith("  ") and line[2] != " "]
+    assert names == list(rows[0])
+
+
 def test_markup_and_emoji_in_cells_are_text(ask: Ask) -> None:
     assert ":smile: [bold]x[/] [link=http://a]" in ask("SELECT ':smile: [bold]x[/] [link=http://a]' AS a")
 

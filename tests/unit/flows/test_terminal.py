@@ -85,6 +85,93 @@ def test_tables_pairs_and_lines_show_texts_literally(capsys: pytest.CaptureFixtu
     assert "[bold red]:smile:[/]" in shown
 
 
+NAMES = ("round", "problem", "response", "verdict", "advantage", "correct", "note")
+WIDE = [
+    [1, "What is 7 + 8? " * 4, "The answer is \\boxed{15}. " * 3, "correct", -0.25, True, None],
+    [123456, "z" * 90, "", "wrong", 12345678.5, False, "two\nlines"],
+]
+
+
+@pytest.mark.parametrize("width", [30, 50, 80, 120, 250])
+@pytest.mark.parametrize("columns", [2, 4, 7])
+def test_no_table_is_wider_than_the_terminal_or_squeezed(
+    width: int, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    terminal.print_rows(NAMES[:columns], [row[:columns] for row in WIDE])
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= width
+    words = shown.split()
+    assert {"1", "123456", *NAMES[:columns]} <= set(words), "numbers and names are whole"
+    assert shown.count("z") == 90
+    if columns > 4:
+        assert {"-0.25", "1.235e+07", "correct", "wrong"} <= set(words)
+
+
+def test_a_table_that_does_not_fit_is_printed_as_a_block_per_row(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"column_{number}" for number in range(12)]
+    monkeypatch.setenv("COLUMNS", "80")
+    terminal.print_rows(names, [[HOSTILE, *range(11)], [None, *range(11)]])
+    shown = capsys.readouterr().out
+    assert [line for line in shown.splitlines() if not line.startswith("  ")] == ["row 1", "row 2"]
+    assert "  column_0   –" in shown
+    assert [line.split() for line in shown.splitlines() if "column_11" in line] == [["column_11", "10"]] * 2
+    assert shown.replace("\n", "").isprintable()
+    monkeypatch.setenv("COLUMNS", "200")
+    terminal.print_rows(names, [["a", *range(11)]])
+    assert capsys.readouterr().out.split()[:12] == names
+
+
+def test_a_table_without_rows_has_its_names(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.print_rows(["a", "b"], [])
+    assert capsys.readouterr().out.split()[:2] == ["a", "b"]
+
+
+def test_bars_are_for_terminals_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal.Bar(HOSTILE) as bar:
+        bar.update(1, 2)
+        bar.line("half ", (HOSTILE, "bold"))
+    shown = capsys.readouterr()
+    assert shown.out.startswith("half ")
+    assert shown.out.count("\n") == 1
+    assert shown.out.strip().isprintable()
+    assert shown.err == ""
+
+
+def test_a_bar_on_a_terminal_shows_its_title_literally_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, "w") as screen:
+        monkeypatch.setattr(sys, "stdout", screen)
+        with terminal.Bar("[red]problems\u202e") as bar:
+            bar.update(1, 2)
+            bar.line("half")
+        screen.flush()
+        shown = ""
+        while "\x1b[?25h" not in shown:  # the cursor again, at the end
+            shown += os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert "[red]problems\\u202e" in shown
+    assert "1/2" in shown
+    assert "half" in shown
+    assert "\x1b[2K" in shown, "the bar is erased"
+    assert not re.search(r"\x1b\[[0-9;]*[1-9][0-9;]*m", re.sub(r"\x1b\[[12]m", "", shown)), "no colours"
+
+
+def test_quoted_texts_are_cut_after_some_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    left_out = terminal.print_quoted(f"{'word ' * 20}\n\n{'y' * 100}\n{HOSTILE}", ["<|end|>"], most=5)
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 5
+    assert all(line.startswith("  │") and len(line) <= 40 for line in shown)
+    assert left_out > 1
+
+
 def test_the_report_shows_them_too() -> None:
     shown = tag("p", HOSTILE, join([HOSTILE]), title=HOSTILE)
     assert shown.isprintable()
@@ -92,9 +179,9 @@ def test_the_report_shows_them_too() -> None:
 
 
 def test_commands_print_only_through_the_terminal_module() -> None:
-    for path in (ROOT / "flows").glob("*.py"):
+    for path in (ROOT / "flows").rglob("*.py"):
         if path.name not in ("terminal.py", "streams.py"):
-            found = re.search(r"click\.echo|Console\(|Table\(|sys\.stdout|(?<![.\w])print\(", path.read_text())
+            found = re.search(r"click\.echo|import rich|from rich|sys\.stdout|(?<![.\w])print\(", path.read_text())
             assert found is None, f"{path.name}: {found}"
 
 
