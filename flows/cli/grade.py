@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from reval.flows.cli.options import AS_JSON, WORKERS, mode
+from reval.flows.cli.options import AS_JSON, WORKERS, column, mode
 
 
 @click.command()
@@ -28,13 +28,7 @@ from reval.flows.cli.options import AS_JSON, WORKERS, mode
     show_default=True,
     help="CPU seconds per comparison.",
 )
-@click.option(
-    "--column",
-    "columns",
-    multiple=True,
-    metavar="FIELD=NAME",
-    help="The file's name for gold, response, gold_mode, truncated or expected, such as response=completion.",
-)
+@column("gold, response, gold_mode, truncated or expected", "response=completion")
 @AS_JSON
 def grade(
     file: Path,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from reval.flows.cli.options import AS_JSON, OVERRIDE
+from reval.flows.cli.options import AS_JSON, OVERRIDE, column
 
 
 @click.command("import")
@@ -18,13 +18,7 @@ from reval.flows.cli.options import AS_JSON, OVERRIDE
     help="The config that will train on the responses.",
 )
 @click.option("--run-dir", type=click.Path(path_type=Path), help="New run directory; default: runs/<file name>.")
-@click.option(
-    "--column",
-    "columns",
-    multiple=True,
-    metavar="FIELD=NAME",
-    help="The file's name for problem, response, gold or reward, such as response=completion.",
-)
+@column("problem, response, gold or reward", "response=completion")
 @OVERRIDE
 @AS_JSON
 def import_responses(

@@ -18,6 +18,17 @@ WORKERS = click.option(
 )
 
 
+def column(fields: str, example: str) -> Callable[[Any], Any]:
+    """The option `--column` of commands that read a file of rows, with these fields and an example of its value."""
+    return click.option(
+        "--column",
+        "columns",
+        multiple=True,
+        metavar="FIELD=NAME",
+        help=f"The file's name for {fields}, such as {example}.",
+    )
+
+
 def mode(default: str) -> Callable[[Any], Any]:
     """The option `--mode` of commands that judge responses, with this default."""
     return click.option(

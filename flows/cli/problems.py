@@ -7,16 +7,10 @@ from typing import Any
 
 import click
 
-from reval.flows.cli.options import AS_JSON, WORKERS, mode
+from reval.flows.cli.options import AS_JSON, WORKERS, column, mode
 
 _SET = click.option("--set", "set_name", metavar="NAME", help="The registered set that FILE contains.")
-_COLUMN = click.option(
-    "--column",
-    "columns",
-    multiple=True,
-    metavar="FIELD=NAME",
-    help="The file's name for problem, answer, prompt_id or options, such as answer=solution.",
-)
+_COLUMN = column("problem, answer, prompt_id or options", "answer=solution")
 
 
 @click.group()

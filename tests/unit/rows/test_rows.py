@@ -327,3 +327,17 @@ def test_missing_values_inside_boxes_are_noted_and_stay_usable(tmp_path: Path) -
 )
 def test_latex_in_a_json_list_keeps_its_commands_however_its_backslashes_were_written(text, members):
     assert json_list(text) == members
+
+
+READERS = re.compile(r"csv\.(reader|DictReader)\(|ParquetFile\(|ipc\.open_|read_csv|read_json_auto|pd\.read_|split\(\"\\n\"\).*loads")
+
+
+def test_nothing_else_reads_files_of_rows():
+    root = Path(__file__).parents[3]
+    found = {
+        str(path.relative_to(root))
+        for folder in ("reval_core", "flows", "tasks", "reval")
+        for path in (root / folder).rglob("*.py")
+        if READERS.search(path.read_text(encoding="utf-8"))
+    }
+    assert found == {"reval_core/rows/files.py"}
