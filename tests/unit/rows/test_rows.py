@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import json
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -329,7 +330,9 @@ def test_latex_in_a_json_list_keeps_its_commands_however_its_backslashes_were_wr
     assert json_list(text) == members
 
 
-READERS = re.compile(r"csv\.(reader|DictReader)\(|ParquetFile\(|ipc\.open_|read_csv|read_json_auto|pd\.read_|split\(\"\\n\"\).*loads")
+READERS = re.compile(
+    r"csv\.(reader|DictReader)\(|ParquetFile\(|ipc\.open_|read_csv|read_json_auto|pd\.read_|split\(\"\\n\"\).*loads"
+)
 
 
 def test_nothing_else_reads_files_of_rows():
