@@ -21,6 +21,7 @@ from reval_core.output.json_text import json_text
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
 _NARROWEST = 16
@@ -113,7 +114,7 @@ def _print_table(
     for row in cells:
         table.add_row(*row)
     if needed <= available or not cells:
-        place.print(table, width=available)
+        _print_lines(table, available)
     else:
         _print_records(heads, cells, available)
 
@@ -122,15 +123,25 @@ def _print_records(names: Sequence[Text], rows: Sequence[Sequence[Text]], width:
     """Print a block per row with a line per column, for tables that are wider than the terminal."""
     from rich.table import Table
 
-    place = console(soft_wrap=False)
     for number, row in enumerate(rows, start=1):
-        place.print(styled((f"row {number}", "bold")))
+        console().print(styled((f"row {number}", "bold")))
         grid = Table(box=None, show_header=False, padding=(0, 0, 0, 2))
         grid.add_column(overflow="fold")
         grid.add_column(overflow="fold")
         for name, value in zip(names, row, strict=True):
             grid.add_row(name, value)
-        place.print(grid, width=width)
+        _print_lines(grid, width)
+
+
+def _print_lines(table: Table, width: int) -> None:
+    """Print a table without the spaces that rich adds at the ends of lines."""
+    from rich.text import Text
+
+    place = console()
+    for line in place.render_lines(table, place.options.update(width=width), pad=False):
+        text = Text.assemble(*((part.text, part.style or "") for part in line))
+        text.rstrip()
+        place.print(text)
 
 
 def _cell(value: Any) -> Text:

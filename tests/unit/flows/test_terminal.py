@@ -101,6 +101,7 @@ def test_no_table_is_wider_than_the_terminal_or_squeezed(
     terminal.print_rows(NAMES[:columns], [row[:columns] for row in WIDE])
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= width
+    assert not re.search(" $", shown, re.MULTILINE)
     words = shown.split()
     assert {"1", "123456", *NAMES[:columns]} <= set(words), "numbers and names are whole"
     assert shown.count("z") == 90
