@@ -59,8 +59,8 @@ def _print_parts(pairs: Sequence[Pair]) -> None:
 
 
 def _line(side: Side, part: Part, score: Score) -> list[str]:
-    from reval_core.comparison.sections import points, responses_each, span
-    from reval_core.report.page import number, percent
+    from reval_core.comparison.sections import responses_each, span
+    from reval_core.report.formats import number, percent, points
 
     if score is part.baseline:
         difference = "baseline"
@@ -90,7 +90,7 @@ def _print_flips(pair: Pair) -> None:
 
 
 def _flip(row: Row) -> list[str]:
-    from reval_core.comparison.sections import points
+    from reval_core.report.formats import points
 
     text = " ".join(row.problem.problem.split())
     return [

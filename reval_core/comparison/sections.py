@@ -1,4 +1,4 @@
-"""Sections of the comparison page: differences with intervals, both sides in numbers, and training curves."""
+"""The values of the comparison's sections: differences with intervals, both sides in numbers, and curves."""
 
 from __future__ import annotations
 
@@ -8,16 +8,9 @@ from itertools import groupby
 from reval_core.comparison.pairs import Pair, Part, Score
 from reval_core.comparison.sides import LEARNING, SPENT, Point, Problem, Side
 from reval_core.evaluation.intervals import Interval
-from reval_core.report.charts import (
-    Scale,
-    Series,
-    line_chart,
-    rounds_scale,
-    value_scale,
-    whisker,
-    whisker_axis,
-)
-from reval_core.report.page import MINUS, Html, number, percent, section, sql_note, tag
+from reval_core.report.charts import Panel, Plot, Scale, Series, line_chart, rounds_scale, value_scale, whisker
+from reval_core.report.formats import percent, points
+from reval_core.report.sections import Section
 
 _TIMES = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
 _AMOUNTS = (("billion tokens", 1e9), ("million tokens", 1e6), ("thousand tokens", 1e3), ("tokens", 1.0))
@@ -26,11 +19,6 @@ _AMOUNTS = (("billion tokens", 1e9), ("million tokens", 1e6), ("thousand tokens"
 def style_of(place: int) -> str:
     """Return the CSS class for the colour of a run; 0 is the baseline."""
     return f"run{place}"
-
-
-def points(share: float) -> str:
-    """Format a difference of shares in signed percentage points."""
-    return f"{100 * share:+.1f}".replace("-", MINUS)
 
 
 def span(interval: Interval) -> str:
@@ -71,99 +59,56 @@ def in_words(one: Pair) -> str:
     return f"{one.run.name} is clearly {'better' if found.mean > 0 else 'worse'} than {one.baseline.name} {shown}."
 
 
-def differences(pairs: Sequence[Pair]) -> Html:
-    """Render each run's difference from the baseline per problem set: a dot with its interval as whiskers."""
+def differences(pairs: Sequence[Pair]) -> Section:
+    """Plot each run's difference from the baseline per problem set: a dot with its interval as whiskers."""
     found = [100 * end for pair in pairs for part in pair.parts for end in _ends(part.difference)]
     x = value_scale([*found, 0.0])
     rows = [
-        _difference(pair, part, style_of(place), x)
+        (place, pair, part, _whisker(pair, part, place, x))
         for name in part_names(pairs)
         for place, pair in enumerate(pairs, start=1)
         for part in pair.parts
         if part.name == name
     ]
-    axis = tag("tr", tag("td"), tag("td", whisker_axis(x)), tag("td", "points", class_="right unit"), class_="axes")
-    baseline = pairs[0].baseline
-    lead = (
-        f"Accuracy minus that of {baseline.name}, in percentage points, on shared problems. The whiskers are 95% "
-        "paired bootstrap intervals over problems (BCa, 10,000 resamples, seed 0). A difference is clear if its "
-        "interval excludes 0; among many comparisons some are clear by chance."
-    )
-    table = tag("table", *rows, axis, class_="whiskers")
-    return section("Differences", lead, table, sql_note(pairs[0].baseline.answers_query))
+    return {"rows": rows, "axis": x.labels(), "queries": [pairs[0].baseline.answers_query]}
 
 
-def side_by_side(pairs: Sequence[Pair]) -> Html:
-    """Render each side's accuracy, response length and truncated share per problem set."""
-    head = ("run", "accuracy", "tokens", "cut off", "problems")
+def side_by_side(pairs: Sequence[Pair]) -> Section:
+    """Return each side's accuracy, response length and truncated share per problem set."""
     places = {side: place for place, side in enumerate([pairs[0].baseline, *(pair.run for pair in pairs)])}
-    tables = [
-        tag(
-            "div",
-            tag("h3", name),
-            tag(
-                "table",
-                tag("tr", *(tag("th", title) for title in head)),
-                *(_score(*found, style_of(places[found[0]])) for found in scores_of(pairs, name)),
-            ),
-            class_="block",
-        )
+    tables = {
+        name: [(places[side], side, part, score) for side, part, score in scores_of(pairs, name)]
         for name in part_names(pairs)
-    ]
-    lead = (
-        "Accuracy is avg@k, the mean over problems of the share of right responses, with its 95% interval; tokens "
-        "are per response, and cut off is the share of responses that reached the length limit. Each run is "
-        "shown on the problems that it shares with the baseline."
-    )
-    return section("Side by side", lead, *tables, sql_note(pairs[0].baseline.answers_query))
+    }
+    return {"tables": tables, "queries": [pairs[0].baseline.answers_query]}
 
 
-def curves(sides: Sequence[Side]) -> Html:
-    """Render held-out accuracy over rounds, generated tokens and time, if a side has several evaluations."""
-    title = "During training"
+def curves(sides: Sequence[Side]) -> Section | None:
+    """Plot held-out accuracy over rounds, generated tokens and time; None if each side has only one evaluation."""
     shared = [problem for problem in sides[0].answers if all(problem in side.answers for side in sides)]
     if not shared:
-        return section(title, "The runs share no problem, so their curves cannot be shown in one chart.")
+        return {"panels": []}
     known = {side: side.curve(shared) for side in sides}
     if all(len(curve) == 1 for curve in known.values()):
-        return Html("")
-    lead = (
-        f"Held-out accuracy on the {_problems(shared)} shared by all runs; for several problem sets, the mean of "
-        "their means. Tokens are the response tokens generated for training. Time is that of the run's rounds, "
-        "including evaluations, without what comes before the first round."
-    )
-    charts = [_by_round(known), *_by_cost(known)]
-    return section(title, lead, *charts, *_about_starts(sides), sql_note(LEARNING, SPENT))
+        return None
+    panels = [_by_round(known), *_by_cost(known)]
+    return {"problems": _problems(shared), "panels": panels, "queries": [LEARNING, SPENT]}
 
 
-def _difference(pair: Pair, part: Part, style: str, x: Scale) -> Html:
+def _whisker(pair: Pair, part: Part, place: int, x: Scale) -> Plot:
     found = part.difference
     said = f"{pair.run.name}, {part.name}: {points(found.mean)} points, {span(found)}"
     low, high = _ends(found)
-    chart = whisker(100 * low, 100 * found.mean, 100 * high, x, style=style, description=said)
-    name = tag("td", tag("b", pair.run.name, class_=f"name {style}"), tag("small", part.name))
-    figure = tag("td", tag("b", points(found.mean)), tag("small", span(found)), class_="right")
-    return tag("tr", name, tag("td", chart, class_="chart"), figure)
+    return whisker(100 * low, 100 * found.mean, 100 * high, x, style=style_of(place), description=said)
 
 
-def _score(side: Side, part: Part, score: Score, style: str) -> Html:
-    return tag(
-        "tr",
-        tag("td", tag("b", side.name, class_=f"name {style}"), tag("small", f"after round {side.round}")),
-        tag("td", percent(score.avg.mean), tag("small", f"{percent(score.avg.low)} to {percent(score.avg.high)}")),
-        tag("td", number(score.tokens)),
-        tag("td", percent(score.truncated)),
-        tag("td", f"{part.problems:,}", tag("small", f"{responses_each(score)} each")),
-    )
-
-
-def _by_round(known: Mapping[Side, list[Point]]) -> Html:
+def _by_round(known: Mapping[Side, list[Point]]) -> Panel:
     last = max(point.round for curve in known.values() for point in curve)
     return _chart(known, lambda point: point.round, rounds_scale(last), "Over rounds")
 
 
-def _by_cost(known: Mapping[Side, list[Point]]) -> Iterator[Html]:
-    """Yield the charts over tokens and over time, where these are recorded."""
+def _by_cost(known: Mapping[Side, list[Point]]) -> Iterator[Panel]:
+    """Yield the plots over tokens and over time, where these are recorded."""
     measures: list[tuple[str, Callable[[Point], float | None], tuple[tuple[str, float], ...]]] = [
         ("Over generated tokens", lambda point: point.tokens, _AMOUNTS),
         ("Over training time", lambda point: point.seconds, _TIMES),
@@ -191,7 +136,7 @@ def _chart(
     x: Scale,
     title: str,
     unit: str = "",
-) -> Html:
+) -> Panel:
     lines: list[Series] = []
     readings: list[tuple[float, str]] = []
     last: list[str] = []
@@ -203,9 +148,8 @@ def _chart(
         readings += said
         last += [text for _, text in said[-1:]]
     y = value_scale([value for line in lines for value in line.y], percent=True)
-    chart = line_chart(lines, x, y, description=title, readings=_joined(readings), size="tall", text=percent)
-    name = tag("span", tag("b", title), " ", tag("span", unit, class_="unit"))
-    return tag("figure", tag("figcaption", name, tag("output", ", ".join(last)), class_="headed"), chart)
+    plot = line_chart(lines, x, y, description=title, readings=_joined(readings), size="tall", text=percent)
+    return Panel(title, ", ".join(last), plot, unit)
 
 
 def _spent(at: float, unit: str) -> str:
@@ -218,14 +162,6 @@ def _joined(readings: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
     for at, text in sorted(readings, key=lambda reading: reading[0]):
         places.setdefault(at, []).append(text)
     return [(at, ", ".join(texts)) for at, texts in places.items()]
-
-
-def _about_starts(sides: Sequence[Side]) -> Iterator[Html]:
-    """Yield a note on the runs that were interrupted: their curves have no gap there."""
-    resumed = [f"{side.name} was started {side.source.starts} times" for side in sides if side.source.starts > 1]
-    if resumed:
-        text = "; ".join(resumed) + ". Their time excludes the pause between an interruption and the next start, "
-        yield tag("p", text + "and the work that was lost and repeated.", class_="note")
 
 
 def _ends(interval: Interval) -> tuple[float, float]:

@@ -6,29 +6,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from reval_core.comparison.sections import style_of
 from reval_core.comparison.sides import Side
-from reval_core.report.page import Html, section, tag
 
 
-def settings(sides: Sequence[Side]) -> Html:
-    """Render a table of the settings that are not the same in all runs."""
+def settings(sides: Sequence[Side]) -> dict[str, list[str]]:
+    """Return the settings that are not the same in all runs: the value in each run by the setting's name."""
     values = [dict(_leaves(side.source.settings)) for side in sides]
     names = dict.fromkeys(name for one in values for name in one)
     differing = [name for name in names if any(one.get(name) != values[0].get(name) for one in values)]
-    title = "Settings that differ"
-    if not differing:
-        return section(title, "None: all runs have the same settings.")
-    head = [
-        tag("th", "setting"),
-        *(tag("th", tag("b", side.name, class_=style_of(place))) for place, side in enumerate(sides)),
-    ]
-    rows = (
-        tag("tr", tag("td", tag("code", name)), *(tag("td", tag("code", _shown(one, name))) for one in values))
-        for name in differing
-    )
-    lead = "Different settings for sampling or judging responses change accuracies by themselves."
-    return section(title, lead, tag("div", tag("table", tag("tr", *head), *rows), class_="scrolled"))
+    return {name: [_shown(one, name) for one in values] for name in differing}
 
 
 def _leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,7 +14,7 @@ from reval_core.config.loader import load_config
 from reval_core.errors import InputError
 from reval_core.evaluation.directory import EvaluationDirectory
 from reval_core.replay_buffer.index import sql_views
-from reval_core.report.page import statement
+from reval_core.report.formats import statement
 from reval_core.report.sections import STAGES, Ask
 from reval_core.storage.run_directory import RunDirectory, existing_run
 from reval_core.storage.tables import Manifest

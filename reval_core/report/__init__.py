@@ -10,12 +10,12 @@ from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
 
-from reval_core.atomic_files import publish_file
 from reval_core.replay_buffer.index import sql_views
 from reval_core.report.examples import example_answers, recent
 from reval_core.report.fit import fit, fit_in_words, fits
+from reval_core.report.formats import duration, number, percent, points, statement
 from reval_core.report.off_policy import off_policy
-from reval_core.report.page import MINUS, Html, duration, folded, number, page, percent, section, statement, tag
+from reval_core.report.page import publish_page
 from reval_core.report.sections import (
     GAIN,
     HELD_OUT,
@@ -36,17 +36,20 @@ def write_report(directory: RunDirectory) -> Path:
     manifests = directory.manifests()
     with _asking(directory, manifests) as ask, _asking(directory, recent(manifests)) as ask_recent:
         run = Run(directory, manifests, ask)
-        sections = [
-            accuracy(run) if run.source == "engine" else fit(run),
-            curves(run),
-            off_policy(run),
-            time_by_stage(run),
-            hardest(run),
-            example_answers(directory, ask_recent),
-        ]
-        main = tag("main", _head(run), *sections, _settings(run), _footer())
-    text = page(f"{directory.name} · reval", main)
-    publish_file(directory.report, lambda partial: partial.write_text(text, encoding="utf-8"))
+        publish_page(
+            directory.report,
+            "report/templates/report.html.j2",
+            run=run,
+            summary=" ".join(filter(None, [_outcome(run), _unfinished(run)])),
+            tiles=_tiles(run),
+            outcome=accuracy(run) if run.source == "engine" else fit(run),
+            curves=curves(run),
+            off_policy=off_policy(run),
+            time=time_by_stage(run),
+            hardest=hardest(run),
+            examples=example_answers(directory, ask_recent),
+            config=directory.config.read_text(encoding="utf-8"),
+        )
     return directory.report
 
 
@@ -58,7 +61,7 @@ def _asking(directory: RunDirectory, manifests: Sequence[Manifest]) -> Iterator[
         yield cache(lambda sql: connection.sql(sql).to_arrow_table().to_pylist())
 
 
-def _head(run: Run) -> Html:
+def _tiles(run: Run) -> dict[str, str]:
     trajectories = sum(file.rows for one in run.of("rollouts") for file in one.files_of("trajectories"))
     engines = sorted({one.info["engine"] for one in run.of("rollouts")})
     if run.source == "engine":
@@ -75,17 +78,7 @@ def _head(run: Run) -> Html:
     scored = run.of("consistency")
     if scored and run.settings["objective"].get("beta_times_length"):  # the config does not contain the resulting β
         tiles["β"] = number(scored[0].info["beta"])
-    cards = [tag("div", tag("dt", title), tag("dd", value)) for title, value in tiles.items()]
-    for checkpoint in run.of("checkpoint")[-1:]:
-        title = f"digest of the policy after round {checkpoint.round}"
-        digest = tag("code", checkpoint.info["content"])
-        cards.append(tag("div", tag("dt", title), tag("dd", digest), class_="whole"))
-    return tag(
-        "header",
-        tag("h1", run.directory.name),
-        tag("p", " ".join(filter(None, [_outcome(run), _unfinished(run)])), class_="summary"),
-        tag("dl", *cards, class_="tiles"),
-    )
+    return tiles
 
 
 def _outcome(run: Run) -> str:
@@ -108,8 +101,8 @@ def _accuracy_in_words(run: Run) -> str:
     text = f"Held-out accuracy {verb} from {percent(first['accuracy'])} to {percent(last['accuracy'])}"
     text += f" in {last['round']} rounds"
     if interval:
-        shown = f"95% interval {_points(interval.low)} to {_points(interval.high)}"
-        text += f" ({_points(gain)} points, {shown}, over {last['problems']} problems)"
+        shown = f"95% interval {points(interval.low)} to {points(interval.high)}"
+        text += f" ({points(gain)} points, {shown}, over {last['problems']} problems)"
         text += "" if clear else ", which is not a clear difference"
     best = max(held_out, key=lambda row: (row["accuracy"], -row["round"]))
     if best["accuracy"] > last["accuracy"]:
@@ -132,23 +125,3 @@ def _reached_target(run: Run) -> bool:
     target = run.settings["evaluation"].get("target")
     accuracies = [one.info["accuracy"] for one in run.manifests if one.stage == "evaluation"] if target else []
     return bool(accuracies) and accuracies[-1] >= target
-
-
-def _settings(run: Run) -> Html:
-    text = run.directory.config.read_text(encoding="utf-8")
-    return section(
-        "Settings", "The resolved config of the run, including defaults.", folded("config.yaml", tag("pre", text))
-    )
-
-
-def _footer() -> Html:
-    return tag(
-        "footer",
-        "All values come from the run's published tables. For other queries: ",
-        tag("code", 'reval sql RUN "SELECT …"'),
-        "; docs/schema.md describes the tables.",
-    )
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:+.1f}".replace("-", MINUS)

@@ -1,6 +1,6 @@
-"""The report's charts: SVG for lines and bars, HTML for every label, so that text keeps its size.
+"""The geometry of plots: SVG paths for lines and bars, and labels. `plots.html.j2` turns it into markup.
 
-A chart fills the width of its container. Its SVG has 1000 × 1000 units and is stretched; strokes keep their width.
+A plot fills the width of its container. Its SVG has 1000 × 1000 units and is stretched; strokes keep their width.
 Coordinates are rounded, so that the same data give the same page.
 """
 
@@ -14,9 +14,11 @@ from itertools import groupby
 from statistics import median
 
 from reval_core.output.control_characters import visible
-from reval_core.report.page import MINUS, Html, join, tag
+from reval_core.report.formats import MINUS
 
 Values = Sequence[float | None]
+Path = tuple[str, str]
+"""An SVG path: its CSS classes, and its commands."""
 
 LOG_FROM = 30.0
 """A scale that may be logarithmic becomes so if its largest value exceeds this multiple of the median."""
@@ -26,6 +28,17 @@ _MOST_DECIMALS = 4
 
 MANY = 200
 """Lines with more points than this are drawn thinner."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """A text at a position of an axis, 0 to 1."""
+
+    text: str
+    at: float
+    name: str = ""
+    """A line's name, shown above the text."""
+    style: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,10 @@ class Scale:
         if decimals > _MOST_DECIMALS:
             return f"{scale * tick:.1e}{unit}".replace("-", MINUS) if tick else f"0{unit}"
         return f"{scale * tick:,.{decimals}f}{unit}".replace("-", MINUS)
+
+    def labels(self) -> list[Label]:
+        """Return the ticks' labels with their positions."""
+        return [Label(self.label(tick), self.place(tick)) for tick in self.ticks]
 
 
 @dataclass(frozen=True)
@@ -112,6 +129,37 @@ def value_scale(values: Values, may_be_log: bool = False, percent: bool = False)
     return Scale(ticks[0], ticks[-1], ticks, percent=percent)
 
 
+@dataclass(frozen=True)
+class Plot:
+    """A plot as its template draws it."""
+
+    description: str
+    """Text for screen readers."""
+    paths: Sequence[Path]
+    x: Sequence[Label] = ()
+    """Ticks of the x axis, as of the y axis below."""
+    y: Sequence[Label] = ()
+    ends: Sequence[Label] = ()
+    """Names and last values at the ends of lines."""
+    readings: str = ""
+    """Positions on the x axis with the texts shown there, as JSON."""
+    size: str = ""
+    """CSS class of the height; none for a small plot."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A plot with its caption."""
+
+    title: str
+    value: str
+    """The text shown while the pointer is elsewhere: the last value."""
+    plot: Plot
+    unit: str = ""
+    about: str = ""
+    """What the plot shows, in a sentence."""
+
+
 def line_chart(
     series: Sequence[Series],
     x: Scale,
@@ -123,8 +171,8 @@ def line_chart(
     resets: Sequence[int] = (),
     text: Callable[[float], str] | None = None,
     bands: Sequence[Band] = (),
-) -> Html:
-    """Render lines, drawn over optional bands.
+) -> Plot:
+    """Plot lines over optional bands.
 
     Args:
         series: The lines.
@@ -137,12 +185,17 @@ def line_chart(
         text: Formats the last values; if given, lines carry their names and last values at their ends.
         bands: Areas behind the lines.
     """
-    drawn = [_grid(y), *(_band(one, x, y) for one in bands)]
-    drawn.append(_path("resets", "".join(f"M{_c(x.place(at))} 0V1000" for at in resets)))
-    for one in series:
-        drawn += _line(one, x, y)
-    ends = _ends(series, y, text) if text else []
-    return _plot(drawn, x, y, [size, "named" if ends else ""], description, readings, ends)
+    marks = "".join(f"M{_c(x.place(at))} 0V1000" for at in resets)
+    lines = [path for one in series for path in _line(one, x, y)]
+    return Plot(
+        description,
+        [_grid(y), *(_band(one, x, y) for one in bands), ("resets", marks), *lines],
+        x.labels(),
+        y.labels(),
+        _ends(series, y, text) if text else (),
+        _readings(readings, x),
+        size,
+    )
 
 
 def stacked_chart(
@@ -151,81 +204,44 @@ def stacked_chart(
     *,
     description: str,
     readings: Sequence[tuple[float, str]],
-) -> Html:
-    """Render stacked bars. Each is (x start, x end, heights by part); the parts are CSS classes of the page."""
+) -> Plot:
+    """Plot stacked bars. Each is (x start, x end, heights by part); the parts are CSS classes of the page."""
     y = value_scale([sum(parts.values()) for _, _, parts in bars])
-    paths: dict[str, list[str]] = {}
+    paths: dict[str, str] = {}
     for first, last, parts in bars:
         left, right = x.place(first), x.place(last)
         gap = 0.1 * (right - left)
         base = 0.0
         for name, height in parts.items():
-            top = y.place(base + height)
-            paths.setdefault(name, []).append(
-                f"M{_c(left + gap)} {_up(y.place(base))}V{_up(top)}H{_c(right - gap)}V{_up(y.place(base))}Z"
-            )
+            low, top = _up(y.place(base)), _up(y.place(base + height))
+            bar = f"M{_c(left + gap)} {low}V{top}H{_c(right - gap)}V{low}Z"
+            paths[name] = paths.get(name, "") + bar
             base += height
-    drawn = [_grid(y), *(_path(f"bars {name}", "".join(path)) for name, path in paths.items())]
-    return _plot(drawn, x, y, ["middle"], description, readings, [])
+    drawn = [_grid(y), *((f"bars {name}", path) for name, path in paths.items())]
+    return Plot(description, drawn, x.labels(), y.labels(), readings=_readings(readings, x), size="middle")
 
 
-def whisker(low: float, middle: float, high: float, x: Scale, *, style: str, description: str) -> Html:
-    """Render an interval with a dot at its middle, for one row of a table; the rows together form the chart."""
-    at = _c(x.place(middle))
+def whisker(low: float, middle: float, high: float, x: Scale, *, style: str, description: str) -> Plot:
+    """Plot an interval with a dot at its middle, for one row of a table; the rows together form the plot."""
     drawn = [
-        _path("grid-lines", "".join(f"M{_c(x.place(tick))} 0V1000" for tick in x.ticks if tick)),
-        _path("zero", f"M{_c(x.place(0))} 0V1000"),
-        _path(style, f"M{_c(x.place(low))} 500H{_c(x.place(high))}"),
-        _path(f"dots {style}", f"M{at} 500h.01"),
+        ("grid-lines", "".join(f"M{_c(x.place(tick))} 0V1000" for tick in x.ticks if tick)),
+        ("zero", f"M{_c(x.place(0))} 0V1000"),
+        (style, f"M{_c(x.place(low))} 500H{_c(x.place(high))}"),
+        (f"dots {style}", f"M{_c(x.place(middle))} 500h.01"),
     ]
-    return tag("div", _svg(drawn, description), class_="plot whisker")
+    return Plot(description, drawn, size="whisker")
 
 
-def whisker_axis(x: Scale) -> Html:
-    """Render the axis below rows of whiskers."""
-    return tag("div", *_ticks(x), class_="plot axis")
+def _readings(readings: Sequence[tuple[float, str]], x: Scale) -> str:
+    points = [[round(x.place(at), 4), visible(text)] for at, text in readings]
+    return json.dumps(points, ensure_ascii=False) if points else ""
 
 
-def _plot(
-    drawn: Sequence[Html],
-    x: Scale,
-    y: Scale,
-    sizes: Sequence[str],
-    description: str,
-    readings: Sequence[tuple[float, str]],
-    ends: Sequence[Html],
-) -> Html:
-    labels = [
-        *(tag("span", y.label(tick), class_="y", style=f"bottom:{_share(y.place(tick))}") for tick in y.ticks),
-        *_ticks(x),
-    ]
-    points = json.dumps([[round(x.place(at), 4), visible(text)] for at, text in readings], ensure_ascii=False)
-    name = " ".join(["plot", *filter(None, sizes)])
-    return tag(
-        "div", _svg(drawn, description), *labels, *ends, class_=name, data_points=points if readings else None
-    )
+def _grid(y: Scale) -> Path:
+    return "grid-lines", "".join(f"M0 {_up(y.place(tick))}H1000" for tick in y.ticks)
 
 
-def _svg(drawn: Sequence[Html], description: str) -> Html:
-    return tag(
-        "svg",
-        *drawn,
-        viewBox="0 0 1000 1000",
-        preserveAspectRatio="none",
-        role="img",
-        aria_label=description,
-    )
-
-
-def _ticks(x: Scale) -> list[Html]:
-    return [tag("span", x.label(tick), class_="x", style=f"left:{_share(x.place(tick))}") for tick in x.ticks]
-
-
-def _grid(y: Scale) -> Html:
-    return _path("grid-lines", "".join(f"M0 {_up(y.place(tick))}H1000" for tick in y.ticks))
-
-
-def _line(one: Series, x: Scale, y: Scale) -> list[Html]:
+def _line(one: Series, x: Scale, y: Scale) -> list[Path]:
     """Return the paths of a line (with gaps for missing values), its intervals and its dots."""
     places = [
         (x.place(at), y.place(value)) if value is not None and math.isfinite(value) else None
@@ -244,39 +260,31 @@ def _line(one: Series, x: Scale, y: Scale) -> list[Html]:
     )
     # A stroke of zero length with round caps is a dot, and stays round when the SVG is stretched.
     dots = "".join(f"M{_c(across)} {_up(up)}h.01" for across, up in known)
-    parts = [
-        _path(f"spans {one.style}", spans),
-        _path(f"{one.style} many" if len(known) > MANY else one.style, path),
-    ]
+    parts = [(f"spans {one.style}", spans), (f"{one.style} many" if len(known) > MANY else one.style, path)]
     if one.marked or len(known) == 1:
-        parts.append(_path(f"dots {one.style}" if one.style != "line" else "dots", dots))
+        parts.append((f"dots {one.style}" if one.style != "line" else "dots", dots))
     return parts
 
 
-def _band(one: Band, x: Scale, y: Scale) -> Html:
+def _band(one: Band, x: Scale, y: Scale) -> Path:
     corners = [*zip(one.x, one.low, strict=True), *reversed(list(zip(one.x, one.high, strict=True)))]
-    return _path("band", "M" + "L".join(f"{_c(x.place(at))} {_up(y.place(value))}" for at, value in corners) + "Z")
+    return "band", "M" + "L".join(f"{_c(x.place(at))} {_up(y.place(value))}" for at, value in corners) + "Z"
 
 
-def _ends(series: Sequence[Series], y: Scale, text: Callable[[float], str]) -> list[Html]:
+def _ends(series: Sequence[Series], y: Scale, text: Callable[[float], str]) -> list[Label]:
     """Return names and last values at the lines' ends, moved apart where they would overlap."""
     last = [(one, [value for value in one.y if value is not None]) for one in series]
     placed = sorted(
         ((y.place(values[-1]), one, values[-1]) for one, values in last if values), key=lambda end: end[0]
     )
-    labels: list[Html] = []
+    labels: list[Label] = []
     floor = 0.0
     for number, (at, one, value) in enumerate(placed):
         above = len(placed) - 1 - number
         at = min(max(at, floor), 1.0 - 0.15 * above)
         floor = at + 0.15
-        name = join([tag("b", one.name), text(value)])
-        labels.append(tag("span", name, class_=f"end {one.style}", style=f"bottom:{_share(at)}"))
+        labels.append(Label(text(value), at, one.name, one.style))
     return labels
-
-
-def _path(name: str, commands: str) -> Html:
-    return tag("path", class_=name, d=commands) if commands else Html("")
 
 
 def _step(span: float, count: int) -> float:
@@ -291,7 +299,3 @@ def _c(place: float) -> str:
 
 def _up(place: float) -> str:
     return _c(1 - place)
-
-
-def _share(place: float) -> str:
-    return f"{100 * place:.2f}%"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from reval_core.report.page import Html, join, number, section, sql_note, statement, tag
+from reval_core.report.formats import number, statement
+from reval_core.report.sections import Section
 from reval_core.storage.run_directory import RunDirectory
 from reval_core.storage.tables import Manifest
 
@@ -17,13 +19,8 @@ SHORT = 24
 HEAD, TAIL = 240, 80
 """Tokens of a long response that are shown, at its start and its end."""
 
-LONGEST_PROMPT = 1500
-"""Maximum characters of a problem that are shown."""
-
 RECENT = 10
 """Number of the last scored rounds from which examples are taken."""
-
-_REF = tag("sub", "ref")
 
 # Scored by the policy that wrote the response; a stored one has round 0 and is scored by the initial policy.
 _SCORED = "s.trajectory_id = t.trajectory_id AND (s.policy = t.policy OR s.round = 0)"
@@ -70,24 +67,29 @@ def recent(manifests: Sequence[Manifest]) -> list[Manifest]:
     return [manifest for manifest in manifests if scored - RECENT < manifest.round <= scored]
 
 
-def example_answers(directory: RunDirectory, ask: Callable[[str], list[dict[str, Any]]]) -> Html:
-    """Render the section of examples. `ask` executes SQL."""
+@dataclass(frozen=True)
+class Token:
+    """A token of a response, tinted by its step residual δ."""
+
+    place: int
+    """Its position h in the response, from 1."""
+    text: str
+    step: float
+    tint: float
+    """The strength of the tint, 0 to 0.6."""
+
+
+def example_answers(directory: RunDirectory, ask: Callable[[str], list[dict[str, Any]]]) -> Section | None:
+    """Return the examples by prompt, with their tokens where these have residuals. `ask` executes SQL."""
     query = statement(_EXAMPLES, rounds=RECENT, scored=_SCORED)
     rows = ask(query)
-    title = "Example responses"
     if not rows:
-        return section(title, "No response has been scored yet.")
-    tokens = _Tokens(directory)
+        return None
     largest = max((abs(step) for row in rows for step in row["step_deltas"] or ()), default=0.0)
-    lead = (
-        "For a few recent prompts, the likeliest right and the likeliest wrong answer under the policy. The loss "
-        "is Δ²: for Δ\u00a0<\u00a00 training makes a response likelier, for Δ\u00a0>\u00a00 less likely. "
-    )
-    if largest:
-        lead += "Each token shows its step residual δ; they sum to Δ."
-    groups = groupby(rows, key=lambda row: (row["round"], row["prompt_id"]))
-    shown = (_prompt([*answers], tokens, largest) for _, answers in groups)
-    return section(title, lead, _legend(largest) if largest else "", *shown, sql_note(query))
+    tokens = _Tokens(directory)
+    shown = [{**row, **_tokens(row, tokens, largest)} for row in rows]
+    groups = groupby(shown, key=lambda row: (row["round"], row["prompt_id"]))
+    return {"prompts": [[*answers] for _, answers in groups], "legend": _legend(largest), "queries": [query]}
 
 
 class _Tokens:
@@ -120,60 +122,25 @@ def _shared(one: str, other: str) -> int:
     )
 
 
-def _prompt(answers: Sequence[dict[str, Any]], tokens: _Tokens, largest: float) -> Html:
-    first = answers[0]
-    problem = first["problem"]
-    if len(problem) > LONGEST_PROMPT:
-        problem = problem[:LONGEST_PROMPT] + " …"
-    origin = f"round {first['round']}" if first["round"] else "stored"
-    solved = f"{origin}, right in {first['solved']} of {first['attempts']} samples"
-    title = tag("h3", tag("span", problem, class_="say"))
-    answer = [", answer ", tag("span", first["gold"], class_="say")] if first["gold"] else []
-    about = tag("p", solved, *answer, class_="unit")
-    pair = tag("div", *(_answer(row, tokens, largest) for row in answers), class_="pair")
-    return tag("div", title, about, pair, class_="example")
-
-
-def _answer(row: dict[str, Any], tokens: _Tokens, largest: float) -> Html:
-    verdict = tag(
-        "span",
-        f"{'✓' if row['correct'] else '✗'} {row['verdict']}",
-        class_="verdict yes" if row["correct"] else "verdict",
-    )
-    found = join(["read as ", tag("span", row["extracted"], class_="say"), ", "]) if row["extracted"] else ""
-    rest = f"reward {number(row['reward'])}, log\u00a0π\u00a0=\u00a0{number(row['log_policy'])}"
-    about = tag("p", verdict, " ", tag("span", found, rest, class_="unit"))
-    return tag("div", about, _response(row, tokens, largest), _equation(row), class_="answer")
-
-
-def _response(row: dict[str, Any], tokens: _Tokens, largest: float) -> Html:
+def _tokens(row: dict[str, Any], tokens: _Tokens, largest: float) -> dict[str, Any]:
+    """Return the displayed tokens of a response: all, or the first and the last ones of a long response."""
     ids, steps = row["response_tokens"], row["step_deltas"]
     if steps is None or not largest:
-        return tag("div", row["response"] or "(nothing)", class_="tokens say")
-    if len(ids) <= SHORT:
-        marked = _marked(tokens.texts(ids), steps, 1, largest, numbers=True)
-        return tag("div", *marked, class_="tokens short say")
-    if len(ids) <= HEAD + TAIL:
-        return tag("div", *_marked(tokens.texts(ids), steps, 1, largest), class_="tokens say")
-    head = _marked(tokens.texts(ids[:HEAD]), steps[:HEAD], 1, largest)
-    tail = _marked(tokens.texts(ids[-TAIL:]), steps[-TAIL:], len(ids) - TAIL + 1, largest)
-    between = tag("em", f" … {len(ids) - HEAD - TAIL:,} tokens … ")
-    return tag("div", *head, between, *tail, class_="tokens say")
+        return {"head": [], "tail": []}
+    head = len(ids) if len(ids) <= HEAD + TAIL else HEAD
+    tail = len(ids) if len(ids) <= HEAD + TAIL else len(ids) - TAIL
+    return {
+        "head": _marked(tokens.texts(ids[:head]), steps[:head], 1, largest),
+        "tail": _marked(tokens.texts(ids[tail:]), steps[tail:], tail + 1, largest),
+        "skipped": tail - head,
+        "numbers": len(ids) <= SHORT,
+    }
 
 
-def _marked(
-    texts: Sequence[str], steps: Sequence[float], first: int, largest: float, numbers: bool = False
-) -> list[Html]:
-    """Render tokens tinted by δ_h. `first` is the position h of the first one."""
+def _marked(texts: Sequence[str], steps: Sequence[float], first: int, largest: float) -> list[Token]:
+    """Return tokens tinted by δ_h. `first` is the position h of the first one."""
     return [
-        tag(
-            "span",
-            text.replace("\n", "↵\n"),
-            tag("small", number(step)) if numbers else "",
-            class_="more" if step > 0 else "less",
-            style=f"--t:{_tint(step, largest):.2f}",
-            title=f"δ{place} = {number(step)}",
-        )
+        Token(place, text.replace("\n", "↵\n"), step, _tint(step, largest))
         for place, (text, step) in enumerate(zip(texts, steps, strict=True), first)
     ]
 
@@ -183,23 +150,6 @@ def _tint(step: float, largest: float) -> float:
     return 0.6 * math.sqrt(min(1.0, abs(step) / largest)) if math.isfinite(step) else 0.0
 
 
-def _legend(largest: float) -> Html:
+def _legend(largest: float) -> list[Token]:
     steps = [-largest, -largest / 4, 0.0, largest / 4, largest]
-    marks = _marked([number(step) for step in steps], steps, 1, largest)
-    return tag("div", tag("span", "δ", class_="unit"), tag("div", *marks, class_="short"), class_="scale")
-
-
-def _equation(row: dict[str, Any]) -> Html:
-    if row["delta"] is None:
-        return tag("div", "No residual: this objective does not define one.", class_="unit")
-    parts = [
-        (number(row["delta"]), "Δ"),
-        ("=", ""),
-        (number(row["value_term"]), join(["V − V", _REF])),
-        ("+", ""),
-        (number(row["log_ratio"]), join(["log π/π", _REF])),
-        ("−", ""),
-        (number(row["scaled_reward"]), "r/β"),
-    ]
-    shown = (tag("div", value, tag("small", name)) if name else tag("div", value) for value, name in parts)
-    return tag("div", *shown, class_="sum")
+    return _marked([number(step) for step in steps], steps, 1, largest) if largest else []

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from reval_core.report.charts import Series, line_chart, rounds_scale, value_scale
-from reval_core.report.page import Html, number, section, sql_note, statement, tag
-from reval_core.report.sections import Run
+from reval_core.report.charts import Panel, Series, line_chart, rounds_scale, value_scale
+from reval_core.report.formats import number, statement
+from reval_core.report.sections import Run, Section
 
 _FIT = """
     SELECT round, avg(abs(delta)) AS delta_abs, count(*) AS trajectories
@@ -22,31 +22,23 @@ def fits(run: Run) -> list[dict[str, Any]]:
     return [row for row in run.ask(statement(_FIT)) if row["delta_abs"] is not None]
 
 
-def fit(run: Run) -> Html:
-    """Render mean |Δ| over all stored trajectories under the policy after each evaluated round."""
-    rows, title = fits(run), "Fit to the stored trajectories"
+def fit(run: Run) -> Section | None:
+    """Plot mean |Δ| over all stored trajectories under the policy after each evaluated round."""
+    rows = fits(run)
     if not rows:
-        return section(title, "There are no measurements yet.")
+        return None
     rounds, means = [row["round"] for row in rows], [row["delta_abs"] for row in rows]
-    chart = line_chart(
+    readings = [(round, f"after round {round}: {number(mean)}") for round, mean in zip(rounds, means, strict=True)]
+    plot = line_chart(
         [Series("mean |Δ|", rounds, means, marked=True)],
         rounds_scale(run.last),
         value_scale(means),
         description="Mean |Δ| over the stored trajectories by round",
-        readings=[
-            (round, f"after round {round}: {number(mean)}") for round, mean in zip(rounds, means, strict=True)
-        ],
+        readings=readings,
         size="tall",
         resets=run.resets,
     )
-    lead = (
-        "The policy was trained offline on stored trajectories. Each point is the mean of |Δ| over all of them, "
-        "under the policy after that round, in nats."
-        + (" Dotted lines: the reference was reset." if run.resets else "")
-    )
-    output = tag("output", f"after round {rounds[-1]}: {number(means[-1])}")
-    caption = tag("figcaption", tag("b", "Mean |Δ| after each round"), output, class_="headed")
-    return section(title, lead, tag("figure", caption, chart), sql_note(statement(_FIT)))
+    return {"panel": Panel("Mean |Δ| after each round", readings[-1][1], plot), "queries": [statement(_FIT)]}
 
 
 def fit_in_words(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""Sections of the report: accuracy, training curves, time per stage, and the hardest prompts."""
+"""The values of the report's sections: accuracy, training curves, time per stage, and the hardest prompts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ import numpy as np
 
 from reval_core.config.loader import load_config
 from reval_core.evaluation.intervals import Interval, macro
-from reval_core.report.charts import Series, line_chart, rounds_scale, stacked_chart, value_scale
-from reval_core.report.page import Html, duration, join, number, percent, section, sql_note, statement, tag
+from reval_core.report.charts import Panel, Series, line_chart, rounds_scale, stacked_chart, value_scale
+from reval_core.report.formats import duration, number, percent, statement
 from reval_core.storage.run_directory import RunDirectory, wall_seconds
 from reval_core.storage.tables import Manifest
 
 Ask = Callable[[str], list[dict[str, Any]]]
 """Executes SQL and returns one dict per row."""
+
+Section = dict[str, Any]
+"""The variables of a section in the template; `queries` are those behind it."""
 
 STAGES = ("rollouts", "verification", "consistency", "sampling", "learning", "evaluation", "other")
 """The stages that the time of a round is divided into; the table `rounds` has a column of seconds for each."""
@@ -181,12 +184,11 @@ class Run:
         return [manifest for manifest in self.manifests if manifest.stage == stage]
 
 
-def accuracy(run: Run) -> Html:
-    """Render accuracy of the policy after each round, in training and on held-out problems."""
+def accuracy(run: Run) -> Section | None:
+    """Plot accuracy of the policy after each round, in training and on held-out problems."""
     training, held_out = run.ask(statement(_TRAINING)), run.ask(statement(HELD_OUT))
-    title = "Accuracy"
     if not training and not held_out:
-        return section(title, "There are no measurements yet.")
+        return None
     intervals = [over_problems(row["shares"]) for row in held_out]
     lines = [
         Series("training", _column(training, "policy_round"), _column(training, "accuracy"), style="thin"),
@@ -200,7 +202,7 @@ def accuracy(run: Run) -> Html:
         ),
     ]
     readings = _accuracy_readings(training, held_out, intervals)
-    chart = line_chart(
+    plot = line_chart(
         lines,
         rounds_scale(run.last),
         value_scale([value for line in lines for value in (*line.y, *line.high)], percent=True),
@@ -210,73 +212,52 @@ def accuracy(run: Run) -> Html:
         resets=run.resets,
         text=percent,
     )
-    lead = (
-        "The share of sampled answers that are right. Each point is the policy after that round; the bars are 95% "
-        "intervals over problems." + about_resets(run)
-    )
-    output = tag("output", readings[-1][1])
-    caption = tag("figcaption", tag("b", "Accuracy after each round"), output, class_="headed")
-    queries = (statement(query) for query in (_TRAINING, HELD_OUT, GAIN))
-    return section(title, lead, tag("figure", caption, chart), sql_note(*queries))
+    return {
+        "panel": Panel("Accuracy after each round", readings[-1][1], plot),
+        "queries": [statement(query) for query in (_TRAINING, HELD_OUT, GAIN)],
+    }
 
 
-def curves(run: Run) -> Html:
-    """Render small charts of the policy and of the data of its updates."""
+def curves(run: Run) -> Section | None:
+    """Plot the metrics of the policy and of the data of its updates."""
     rows = run.ask(statement(_CURVES))
-    title = "Training metrics"
-    if not rows:
-        return section(title, "No round is recorded yet.")
-    lead = join(
-        [
-            "Means over each round, with the last value as a number. The log-ratio is the mean of "
-            "log\u00a0π(τ) − log\u00a0π",
-            tag("sub", "ref"),
-            "(τ) over fresh responses; it estimates the KL divergence if sampled and scored at one temperature.",
-            about_resets(run),
-        ]
-    )
     known = [curve for curve in CURVES if any(row[curve.column] is not None for row in rows)]
-    charts = (curve_figure(run, curve, rows) for curve in known)
-    return section(title, lead, tag("div", *charts, class_="grid"), sql_note(statement(_CURVES)))
+    panels = [curve_panel(run, curve, rows) for curve in known]
+    return {"panels": panels, "queries": [statement(_CURVES)]} if rows else None
 
 
-def time_by_stage(run: Run) -> Html:
-    """Render the seconds of each stage, per round and in total."""
+def time_by_stage(run: Run) -> Section | None:
+    """Plot the seconds of each stage per round, and return those in total and outside the rounds."""
     width = -(-max(run.rounds, 1) // MOST_BARS)
     means = ",\n    ".join(f"avg({stage}_seconds) AS {stage}" for stage in STAGES)
     sums = ",\n    ".join(f"sum({stage}_seconds) AS {stage}" for stage in STAGES)
     bars_sql, totals_sql = statement(_BARS, means=means, width=width), statement(_TOTALS, sums=sums)
     bars, (totals,) = run.ask(bars_sql), run.ask(totals_sql)
-    title = "Time per stage"
     if not bars:
-        return section(title, "No round is recorded yet.")
-    chart = stacked_chart(
+        return None
+    plot = stacked_chart(
         [(row["first"] - 1.0, float(row["last"]), {stage: row[stage] for stage in STAGES}) for row in bars],
         rounds_scale(run.last),
         description="Seconds per round by stage",
         readings=[_bar_reading(row) for row in bars],
     )
+    total = sum(totals.values())
     unit = "seconds" if width == 1 else f"seconds, means of {width} rounds"
-    name = tag("span", tag("b", "Time of each round"), " ", tag("span", unit, class_="unit"))
-    output = tag("output", f"on average {duration(sum(totals.values()) / run.rounds)}")
-    figure = tag("figure", tag("figcaption", name, output, class_="headed"), chart)
-    lead = "The bars are stacked in the order of the list. Other is the time of a round outside these stages."
-    return section(title, lead, figure, _total_times(totals), _outside(run), sql_note(bars_sql, totals_sql))
+    return {
+        "panel": Panel("Time of each round", f"on average {duration(total / run.rounds)}", plot, unit),
+        "stages": totals,
+        "total": total,
+        "outside": _outside(run),
+        "wall": wall_seconds(run.directory),
+        "queries": [bars_sql, totals_sql],
+    }
 
 
-def hardest(run: Run) -> Html:
-    """Render the training prompts with the lowest shares of right answers."""
+def hardest(run: Run) -> Section:
+    """Return the training prompts with the lowest shares of right answers."""
     least = max(4, run.settings["rollouts"].get("samples", 1))
     query = statement(_HARDEST, least=least)
-    rows = run.ask(query)
-    title = "Hardest prompts"
-    if not rows:
-        return section(title, f"No prompt has been sampled {least} times yet.")
-    lead = (
-        f"The lowest shares of right answers over the run, among training prompts sampled at least {least} times."
-    )
-    head = tag("tr", *(tag("th", name) for name in ("problem", "right", "most frequent wrong answer")))
-    return section(title, lead, tag("table", head, *map(_hard_prompt, rows)), sql_note(query))
+    return {"least": least, "rows": run.ask(query), "queries": [query]}
 
 
 def _accuracy_readings(
@@ -301,18 +282,13 @@ def over_problems(values_by_set: Sequence[Sequence[float]] | None) -> Interval |
     return found if found.low < found.high else None
 
 
-def about_resets(run: Run) -> str:
-    """Return the explanation of the marks at reference resets, if there are any."""
-    return " Dotted lines: the reference was reset." if run.resets else ""
-
-
-def curve_figure(run: Run, curve: Curve, rows: Sequence[dict[str, Any]]) -> Html:
-    """Render a small chart of a curve over the rounds that have a value."""
+def curve_panel(run: Run, curve: Curve, rows: Sequence[dict[str, Any]]) -> Panel:
+    """Plot a curve over the rounds that have a value."""
     shown = percent if curve.percent else number
     known = [row for row in rows if row[curve.column] is not None]
     rounds, values = _column(known, "round"), _column(known, curve.column)
     y = value_scale(values, may_be_log=curve.may_be_log, percent=curve.percent)
-    chart = line_chart(
+    plot = line_chart(
         [Series(curve.name, rounds, values)],
         rounds_scale(run.last, ticks=4),
         y,
@@ -320,9 +296,7 @@ def curve_figure(run: Run, curve: Curve, rows: Sequence[dict[str, Any]]) -> Html
         readings=[(round, f"round {round}: {shown(value)}") for round, value in zip(rounds, values, strict=True)],
         resets=run.resets,
     )
-    unit = curve.unit + (", log scale" if y.log else "")
-    name = tag("span", tag("b", curve.name), " ", tag("span", unit, class_="unit"))
-    return tag("figure", tag("figcaption", name, tag("output", shown(values[-1]))), chart)
+    return Panel(curve.name, shown(values[-1]), plot, curve.unit + (", log scale" if y.log else ""))
 
 
 def _bar_reading(row: dict[str, Any]) -> tuple[float, str]:
@@ -332,26 +306,8 @@ def _bar_reading(row: dict[str, Any]) -> tuple[float, str]:
     return (row["first"] - 1 + row["last"]) / 2, f"{rounds}: {total} ({parts})"
 
 
-def _total_times(totals: dict[str, float]) -> Html:
-    whole, longest = sum(totals.values()) or 1.0, max(totals.values()) or 1.0
-    rows = [
-        tag(
-            "tr",
-            tag("td", stage),
-            tag(
-                "td", tag("i", class_=f"share {stage}", style=f"width:{100 * spent / longest:.1f}%"), class_="wide"
-            ),
-            tag("td", duration(spent), class_="right"),
-            tag("td", percent(spent / whole), class_="right"),
-        )
-        for stage, spent in totals.items()
-    ]
-    total = (tag("td", tag("b", "all rounds")), tag("td"), tag("td", tag("b", duration(whole)), class_="right"))
-    return tag("table", *rows, tag("tr", *total, tag("td")), class_="narrow")
-
-
-def _outside(run: Run) -> Html:
-    """Render the time outside the bars: before the first round, and in stages without a column."""
+def _outside(run: Run) -> dict[str, float]:
+    """Return the seconds outside the bars: before the first round, and in stages without a column."""
     spent: dict[str, float] = defaultdict(float)
     for manifest in run.manifests:
         name = manifest.stage.replace("_", " ")
@@ -359,26 +315,7 @@ def _outside(run: Run) -> Html:
             spent[name] += manifest.seconds
         elif manifest.round == 0:
             spent[f"{name} before training"] += manifest.seconds
-    parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in spent.items())
-    wall = duration(wall_seconds(run.directory))
-    return tag("p", f"Not in the bars: {parts}. Wall time of the whole run: {wall}.", class_="note")
-
-
-def _hard_prompt(row: dict[str, Any]) -> Html:
-    cut = f", {row['cut_off']} cut off" if row["cut_off"] else ""
-    times = "once" if row["times"] == 1 else f"{row['times']} times"
-    mistake = [tag("span", row["mistake"], class_="say clamp"), tag("small", times)] if row["mistake"] else ["–"]
-    return tag(
-        "tr",
-        tag(
-            "td",
-            tag("span", row["problem"], class_="say clamp"),
-            tag("small", "answer ", tag("span", row["gold"] or "–", class_="say")),
-            class_="wide",
-        ),
-        tag("td", f"{row['solved']} of {row['attempts']}", tag("small", f"last in round {row['round']}{cut}")),
-        tag("td", *mistake),
-    )
+    return spent
 
 
 def _column(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:

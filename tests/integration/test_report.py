@@ -13,7 +13,7 @@ import pytest
 from reval_core.replay_buffer.index import sql_views
 from reval_core.report import write_report
 from reval_core.report.charts import value_scale
-from reval_core.report.page import duration, number
+from reval_core.report.formats import duration, number
 from reval_core.storage.run_directory import RunDirectory
 from tests.facts import hand_made_run, publish_stages
 

@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "stages",
     "report": "errors atomic_files output config storage replay_buffer evaluation",
     "comparison": "errors atomic_files config storage replay_buffer evaluation report",
-    "reproduction": "errors atomic_files config storage problems replay_buffer evaluation report comparison",
+    "reproduction": "errors atomic_files config storage problems replay_buffer evaluation report",
 }
 """From bottom to top: each wing of reval_core, and all that it imports. A wing imports only wings above it here."""
 

@@ -17,7 +17,6 @@ import pytest
 from reval.flows import terminal
 from reval_core.output.control_characters import json_escaped, visible, visible_lines
 from reval_core.output.json_text import json_text
-from reval_core.report.page import join, tag
 
 ROOT = Path(__file__).parents[3]
 SEEN = set("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u08e2\u0890\u0891\U000110bd\U000110cd")
@@ -171,12 +170,6 @@ def test_quoted_texts_are_cut_after_some_lines(
     assert len(shown) == 5
     assert all(line.startswith("  │") and len(line) <= 40 for line in shown)
     assert left_out > 1
-
-
-def test_the_report_shows_them_too() -> None:
-    shown = tag("p", HOSTILE, join([HOSTILE]), title=HOSTILE)
-    assert shown.isprintable()
-    assert "\\u202e" in shown
 
 
 def test_commands_print_only_through_the_terminal_module() -> None:
