@@ -8,7 +8,17 @@ from itertools import groupby
 from reval_core.comparison.pairs import Pair, Part, Score
 from reval_core.comparison.sides import LEARNING, SPENT, Point, Problem, Side
 from reval_core.evaluation.intervals import Interval
-from reval_core.report.charts import Panel, Plot, Scale, Series, line_chart, rounds_scale, value_scale, whisker
+from reval_core.report.charts import (
+    Panel,
+    Plot,
+    Scale,
+    Series,
+    amount_scale,
+    line_chart,
+    rounds_scale,
+    value_scale,
+    whisker,
+)
 from reval_core.report.formats import percent, points
 from reval_core.report.sections import Section
 
@@ -117,9 +127,7 @@ def _by_cost(known: Mapping[Side, list[Point]]) -> Iterator[Panel]:
         last = max((cost(point) or 0.0 for curve in known.values() for point in curve), default=0.0)
         if last:
             unit, size = next((unit for unit in units if last >= 2 * unit[1]), units[-1])
-            ticks = value_scale([last / size]).ticks
-            x = Scale(0.0, last / size, tuple(tick for tick in ticks if tick * size <= last))
-            yield _chart(known, _scaled(cost, size), x, title, unit)
+            yield _chart(known, _scaled(cost, size), amount_scale(last / size), title, unit)
 
 
 def _scaled(cost: Callable[[Point], float | None], size: float) -> Callable[[Point], float | None]:
@@ -148,8 +156,10 @@ def _chart(
         readings += said
         last += [text for _, text in said[-1:]]
     y = value_scale([value for line in lines for value in line.y], percent=True)
-    plot = line_chart(lines, x, y, description=title, readings=_joined(readings), size="tall", text=percent)
-    return Panel(title, ", ".join(last), plot, unit)
+    plot = line_chart(
+        lines, x, y, description=title, readings=_joined(readings), size="tall", text=percent, across=unit
+    )
+    return Panel(title, ", ".join(last), plot)
 
 
 def _spent(at: float, unit: str) -> str:

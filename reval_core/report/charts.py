@@ -102,10 +102,18 @@ class Band:
 
 
 def rounds_scale(last: int, ticks: int = 5) -> Scale:
-    """Return the axis of rounds, 0 to the last one."""
+    """Return the axis of rounds, 0 to the last one. Both ends have a tick."""
     last = max(last, 1)
     step = max(1, round(_step(last, ticks)))
-    return Scale(0, last, tuple(float(tick) for tick in range(0, last + 1, step)), zero="round 0")
+    inner = [float(tick) for tick in range(0, last, step) if tick == 0 or last - tick >= 0.75 * step]
+    return Scale(0, last, (*inner, float(last)), zero="round 0")
+
+
+def amount_scale(last: float) -> Scale:
+    """Return an axis from 0 to the first tick that is not below the last value."""
+    step = _step(last, 8)
+    ticks = tuple(tick * step for tick in range(math.ceil(last / step - 1e-9) + 1))
+    return Scale(0.0, ticks[-1], ticks)
 
 
 def value_scale(values: Values, may_be_log: bool = False, percent: bool = False) -> Scale:
@@ -115,9 +123,8 @@ def value_scale(values: Values, may_be_log: bool = False, percent: bool = False)
     if may_be_log and low > 0 and high > LOG_FROM * median(known):
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
         every = math.ceil((last - first) / 4)
-        return Scale(
-            10.0**first, 10.0**last, tuple(10.0**power for power in range(first, last + 1, every)), log=True
-        )
+        powers = range(first, last + every, every)
+        return Scale(10.0**first, 10.0 ** powers[-1], tuple(10.0**power for power in powers), log=True)
     low, high = min(low, 0.0), max(high, 0.0)
     if high == low:
         high = low + 1.0
@@ -145,6 +152,8 @@ class Plot:
     """Positions on the x axis with the texts shown there, as JSON."""
     size: str = ""
     """CSS class of the height; none for a small plot."""
+    across: str = ""
+    """The unit of the x axis, if its first tick does not have it."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +180,7 @@ def line_chart(
     resets: Sequence[int] = (),
     text: Callable[[float], str] | None = None,
     bands: Sequence[Band] = (),
+    across: str = "",
 ) -> Plot:
     """Plot lines over optional bands.
 
@@ -184,6 +194,7 @@ def line_chart(
         resets: Rounds at which the reference was reset, marked by dotted lines.
         text: Formats the last values; if given, lines carry their names and last values at their ends.
         bands: Areas behind the lines.
+        across: The unit of the x axis, if its first tick does not have it.
     """
     marks = "".join(f"M{_c(x.place(at))} 0V1000" for at in resets)
     lines = [path for one in series for path in _line(one, x, y)]
@@ -195,6 +206,7 @@ def line_chart(
         _ends(series, y, text) if text else (),
         _readings(readings, x),
         size,
+        across,
     )
 
 

@@ -35,7 +35,7 @@ def off_policy(run: Run) -> Section | None:
     rows = run.ask(statement(_BY_ROUND))
     if not rows:
         return None
-    effective = Curve("ess", "Effective sample size", "of draws", percent=True)
+    effective = Curve("ess", "Effective sample size", "of draws", "100% is on policy.", percent=True)
     return {
         "panels": [_ratios(run, rows), curve_panel(run, effective, rows)],
         "ages": run.ask(statement(_BY_AGE)),
@@ -55,7 +55,8 @@ def _ratios(run: Run, rows: list[dict[str, Any]]) -> Panel:
         resets=run.resets,
         bands=[Band(rounds, of["q05"], of["q95"]), Band(rounds, of["q25"], of["q75"])],
     )
-    return Panel("Log-ratio to the writer", number(of["q50"][-1]), plot, "nats; median, 25–75%, 5–95%")
+    about = "Above 0 the policy finds a trajectory likelier than its writer did."
+    return Panel("Log-ratio to the writer", number(of["q50"][-1]), plot, "nats; median, 25–75%, 5–95%", about)
 
 
 def _spread(row: dict[str, Any]) -> str:

@@ -136,30 +136,63 @@ _HARDEST = """
 
 @dataclass(frozen=True)
 class Curve:
-    """A metric of every round: a column of `rounds`, its name, and its unit."""
+    """A metric of every round: a column of `rounds`, its name, its unit, and what it shows in a sentence."""
 
     column: str
     name: str
     unit: str
+    about: str
     percent: bool = False
     may_be_log: bool = False
 
 
 CURVES = (
-    Curve("delta_abs", "Mean |Δ|", "nats"),
-    Curve("drawn_delta_abs", "Mean |Δ| of draws", "nats, before each update"),
-    Curve("residual_left", "Residual left", "of |r/β|", percent=True),
-    Curve("log_ratio", "Log-ratio to the reference", "nats per response"),
-    Curve("kl_k3", "KL to the reference", "nats per token, k3"),
-    Curve("entropy", "Entropy", "nats per token"),
-    Curve("response_length", "Response length", "tokens"),
-    Curve("truncated", "Cut off", "of responses", percent=True),
-    Curve("grad_norm", "Gradient norm", "before clipping", may_be_log=True),
-    Curve("grad_clipped", "Clipped", "of updates", percent=True),
-    Curve("staleness", "Staleness of draws", "rounds"),
-    Curve("effective_sample_size", "Effective sample size", "trajectories per update"),
-    Curve("engine_gap", "Engine mismatch", "nats per token"),
-    Curve("engine_lag", "Engine lag", "0 current weights, 1 one round behind"),
+    Curve("delta_abs", "Mean |Δ|", "nats", "The residual of fresh responses. The loss is its square."),
+    Curve(
+        "drawn_delta_abs",
+        "Mean |Δ| of draws",
+        "nats, before each update",
+        "The same over the trajectories that the updates train on.",
+    ),
+    Curve(
+        "residual_left",
+        "Residual left",
+        "of |r/β|",
+        "Mean |Δ| over the replay buffer, relative to its rewards. At 0% all are fitted.",
+        percent=True,
+    ),
+    Curve(
+        "log_ratio",
+        "Log-ratio to the reference",
+        "nats per response",
+        "How far the policy has moved from the reference. A reset returns it to 0.",
+    ),
+    Curve("kl_k3", "KL to the reference", "nats per token, k3", "An estimate that is never negative."),
+    Curve("entropy", "Entropy", "nats per token", "Near 0, all responses to a prompt are the same."),
+    Curve("response_length", "Response length", "tokens", "The mean over fresh responses."),
+    Curve("truncated", "Cut off", "of responses", "Responses that reached the length limit.", percent=True),
+    Curve("grad_norm", "Gradient norm", "before clipping", "The length of an update's gradient.", may_be_log=True),
+    Curve(
+        "grad_clipped",
+        "Clipped",
+        "of updates",
+        "Updates whose gradient norm exceeded learner.grad_clip.",
+        percent=True,
+    ),
+    Curve("staleness", "Staleness of draws", "rounds", "The age of the drawn trajectories. 0 is fresh."),
+    Curve(
+        "effective_sample_size",
+        "Effective sample size",
+        "trajectories per update",
+        "The number of equally weighted trajectories that the weights amount to.",
+    ),
+    Curve(
+        "engine_gap",
+        "Engine mismatch",
+        "nats per token",
+        "The difference between the trainer's and the engine's log-probs of the same tokens.",
+    ),
+    Curve("engine_lag", "Engine lag", "rounds", "0 if the engine has the current weights, 1 if one round behind."),
 )
 
 
@@ -296,7 +329,8 @@ def curve_panel(run: Run, curve: Curve, rows: Sequence[dict[str, Any]]) -> Panel
         readings=[(round, f"round {round}: {shown(value)}") for round, value in zip(rounds, values, strict=True)],
         resets=run.resets,
     )
-    return Panel(curve.name, shown(values[-1]), plot, curve.unit + (", log scale" if y.log else ""))
+    unit = curve.unit + (", log scale" if y.log else "")
+    return Panel(curve.name, shown(values[-1]), plot, unit, curve.about)
 
 
 def _bar_reading(row: dict[str, Any]) -> tuple[float, str]:

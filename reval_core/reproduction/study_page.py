@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reval_core.atomic_files import publish_file, read_json
-from reval_core.report.charts import Panel, Scale, Series, line_chart, rounds_scale, value_scale
+from reval_core.report.charts import Panel, Series, amount_scale, line_chart, rounds_scale, value_scale
 from reval_core.report.formats import number, percent
 from reval_core.report.page import publish_page
 from reval_core.reproduction.markdown import results_markdown
@@ -45,15 +45,16 @@ def _panel(chart: Mapping[str, Any]) -> Panel:
         for at, value in zip(line["x"], line["y"], strict=True):
             points.setdefault(at, []).append(f"{line['name']} {text(value)}")
     readings = [(at, f"{chart['across']} {at:g}: " + ", ".join(said)) for at, said in sorted(points.items())]
+    by_round, last = chart["across"] == "round", max(points)
     plot = line_chart(
-        lines, _across(chart), y, description=chart["title"], readings=readings, size="tall", text=text
+        lines,
+        rounds_scale(round(last)) if by_round else amount_scale(last),
+        y,
+        description=chart["title"],
+        readings=readings,
+        size="tall",
+        text=text,
+        across="" if by_round else f"{chart['across']}s",
     )
-    return Panel(chart["title"], readings[-1][1], plot)
-
-
-def _across(chart: Mapping[str, Any]) -> Scale:
-    last = max(at for line in chart["lines"] for at in line["x"])
-    if chart["across"] == "round":
-        return rounds_scale(round(last))
-    ticks = value_scale([last]).ticks
-    return Scale(0.0, last, tuple(tick for tick in ticks if tick <= last))
+    about = "Lines are means over seeds; bars show the range over seeds."
+    return Panel(chart["title"], readings[-1][1], plot, about=about)

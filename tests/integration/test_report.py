@@ -12,7 +12,7 @@ import pytest
 
 from reval_core.replay_buffer.index import sql_views
 from reval_core.report import write_report
-from reval_core.report.charts import value_scale
+from reval_core.report.charts import amount_scale, rounds_scale, value_scale
 from reval_core.report.formats import duration, number
 from reval_core.storage.run_directory import RunDirectory
 from tests.facts import hand_made_run, publish_stages
@@ -171,6 +171,23 @@ def test_axes_contain_their_values(values: list[float | None], percent: bool) ->
     assert all(-1e-9 <= scale.place(value) <= 1 + 1e-9 for value in known if not percent or value <= 1)
     assert all(low < high for low, high in itertools.pairwise(scale.ticks))
     assert len({scale.label(tick) for tick in scale.ticks}) == len(scale.ticks) >= 2
+
+
+@pytest.mark.parametrize("last", [*range(1, 40), 64, 99, 101, 250, 1999, 2000])
+def test_the_last_tick_of_the_round_axis_is_the_last_round_and_overlaps_no_other(last: int) -> None:
+    scale = rounds_scale(last, ticks=4)
+    assert (scale.ticks[0], scale.ticks[-1]) == (0, last)
+    gaps = [after - before for before, after in itertools.pairwise(scale.ticks)]
+    assert min(gaps) >= 0.75 * gaps[0] or len(gaps) == 1
+    assert len({scale.label(tick) for tick in scale.ticks}) == len(scale.ticks)
+
+
+@pytest.mark.parametrize("last", [0.3, 1.0, 7.9, 44.5, 63.1, 80.1, 999.0])
+def test_axes_end_at_a_tick(last: float) -> None:
+    for scale in (amount_scale(last), value_scale([last]), value_scale([last] * 3 + [1e5 * last], may_be_log=True)):
+        assert scale.place(scale.ticks[-1]) == pytest.approx(1)
+    scale = amount_scale(last)
+    assert 0.8 * scale.high <= last <= scale.high + 1e-9
 
 
 @pytest.mark.parametrize(
