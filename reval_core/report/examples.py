@@ -127,8 +127,7 @@ def _tokens(row: dict[str, Any], tokens: _Tokens, largest: float) -> dict[str, A
     ids, steps = row["response_tokens"], row["step_deltas"]
     if steps is None or not largest:
         return {"head": [], "tail": []}
-    head = len(ids) if len(ids) <= HEAD + TAIL else HEAD
-    tail = len(ids) if len(ids) <= HEAD + TAIL else len(ids) - TAIL
+    head, tail = (HEAD, len(ids) - TAIL) if len(ids) > HEAD + TAIL else (len(ids), len(ids))
     return {
         "head": _marked(tokens.texts(ids[:head]), steps[:head], 1, largest),
         "tail": _marked(tokens.texts(ids[tail:]), steps[tail:], tail + 1, largest),
