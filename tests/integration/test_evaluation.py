@@ -72,6 +72,19 @@ def evaluate(model: Path, out: Path | None, *overrides: str, round: int | None =
     return find_results(directory, source, protocol, benchmarks)
 
 
+@pytest.fixture(scope="module")
+def finished(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """An evaluation of the run, for reading, and its results."""
+    path = tmp_path_factory.mktemp("finished") / "e"
+    return path, evaluate(trained, path)
+
+
+@pytest.fixture
+def evaluated(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> Path:
+    """A copy of it that a test may change."""
+    return shutil.copytree(finished[0], tmp_path / "e")
+
+
 def ask(directory: Path, query: str) -> list[tuple]:
     return sql_views(directory, published_tables(directory)).execute(query).fetchall()
 
@@ -83,10 +96,10 @@ def without_clocks(results: dict[str, Any]) -> dict[str, Any]:
     return {**results, "benchmarks": benchmarks}
 
 
-def test_every_problem_is_sampled_and_the_metrics_are_those_of_the_rows(trained, tmp_path):
-    results = evaluate(trained, tmp_path / "e")
+def test_every_problem_is_sampled_and_the_metrics_are_those_of_the_rows(finished):
+    path, results = finished
     (found,) = results["benchmarks"]
-    rows = ask(tmp_path / "e", "SELECT prompt_id, correct FROM evaluations ORDER BY prompt_id, sample")
+    rows = ask(path, "SELECT prompt_id, correct FROM evaluations ORDER BY prompt_id, sample")
     problems = sorted({prompt for prompt, _ in rows})
     right = np.array([[correct for prompt, correct in rows if prompt == one] for one in problems])
     assert right.shape == (13, 4)
@@ -95,31 +108,30 @@ def test_every_problem_is_sampled_and_the_metrics_are_those_of_the_rows(trained,
     assert found["avg@4"]["low"] < right.mean() < found["avg@4"]["high"]
     assert found["pass@1"]["mean"] == pytest.approx(right.mean())
     assert found["pass@4"]["mean"] == pytest.approx(right.any(axis=1).mean())
-    lengths = ask(tmp_path / "e", "SELECT avg(response_length) FROM evaluations")
+    lengths = ask(path, "SELECT avg(response_length) FROM evaluations")
     assert found["tokens"] == pytest.approx(lengths[0][0])
     assert results["round"] == 3
     assert results["average"]["avg@4"] == found["avg@4"]
 
 
-def test_responses_are_trajectories_with_tokens_and_join_nothing_twice(trained, tmp_path):
-    evaluate(trained, tmp_path / "e")
+def test_responses_are_trajectories_with_tokens_and_join_nothing_twice(finished):
+    path, _ = finished
     ((rows, ids, tokens, masks),) = ask(
-        tmp_path / "e",
+        path,
         "SELECT count(*), count(DISTINCT trajectory_id), sum(len(response_tokens)), sum(len(engine_logprobs)) "
         "FROM trajectories",
     )
     assert rows == ids == 52
     assert tokens == masks > 52
     same = ask(
-        tmp_path / "e",
+        path,
         "SELECT count(*) FROM trajectories JOIN evaluations USING (problem_set, prompt_id, sample, policy, round) "
         "WHERE trajectories.response = evaluations.response",
     )
     assert same == [(52,)]
 
 
-def test_an_interrupted_evaluation_resumes_with_the_missing_shards(trained, tmp_path, monkeypatch):
-    whole = evaluate(trained, tmp_path / "whole")
+def test_an_interrupted_evaluation_resumes_with_the_missing_shards(trained, finished, tmp_path, monkeypatch):
     generate = TransformersEngine.generate
 
     def failing(self: Any, requests: Any, *rest: Any) -> Iterator[Any]:
@@ -136,7 +148,7 @@ def test_an_interrupted_evaluation_resumes_with_the_missing_shards(trained, tmp_
     before = {path: (path.stat().st_mtime_ns, file_digest(path)) for path in shards}
     assert len(before) == 2
     monkeypatch.setattr(TransformersEngine, "generate", generate)
-    assert without_clocks(evaluate(trained, tmp_path / "cut")) == without_clocks(whole)
+    assert without_clocks(evaluate(trained, tmp_path / "cut")) == without_clocks(finished[1])
     assert {path: (path.stat().st_mtime_ns, file_digest(path)) for path in shards} == before
 
 
@@ -163,15 +175,13 @@ def own_problems(directory: Path) -> Path:
     return path
 
 
-def test_other_verification_settings_judge_again_without_generating(trained, tmp_path, engine_calls):
-    strict = evaluate(trained, tmp_path / "e")
-    asked = sum(engine_calls)
-    boxed = evaluate(trained, tmp_path / "e", "verification.methods=[boxed]")
-    assert sum(engine_calls) == asked
-    assert strict["benchmarks"][0]["avg@4"]["mean"] > 0
+def test_other_verification_settings_judge_again_without_generating(trained, finished, evaluated, engine_calls):
+    boxed = evaluate(trained, evaluated, "verification.methods=[boxed]")
+    assert engine_calls == []
+    assert finished[1]["benchmarks"][0]["avg@4"]["mean"] > 0
     assert boxed["benchmarks"][0]["avg@4"]["mean"] == 0
     assert boxed["benchmarks"][0]["unparsed"] == 1
-    assert ask(tmp_path / "e", "SELECT count(*) FROM evaluations") == [(52,)]
+    assert ask(evaluated, "SELECT count(*) FROM evaluations") == [(52,)]
 
 
 def test_tables_show_the_latest_benchmark_run(trained, tmp_path, engine_calls):
@@ -186,27 +196,24 @@ def test_tables_show_the_latest_benchmark_run(trained, tmp_path, engine_calls):
     assert ask(tmp_path / "e", "SELECT count(*) FROM trajectories") == [(16,)]
 
 
-def test_tables_never_show_two_temperatures_of_a_policy(trained, tmp_path):
+def test_tables_never_show_two_temperatures_of_a_policy(trained, evaluated, tmp_path):
     own = f"benchmarks=[{{path: '{own_problems(tmp_path)}'}}]"
-    evaluate(trained, tmp_path / "e")
-    evaluate(trained, tmp_path / "e", own)
+    evaluate(trained, evaluated, own)
     query = "SELECT problem_set, count(*) FROM evaluations GROUP BY ALL ORDER BY ALL"
-    assert ask(tmp_path / "e", query) == [("1-digit sums", 52), ("own", 8)]
-    evaluate(trained, tmp_path / "e", own, "temperature=0.5")
-    assert ask(tmp_path / "e", query) == [("own", 8)]
-    assert ask(tmp_path / "e", "SELECT DISTINCT temperature FROM trajectories") == [(0.5,)]
+    assert ask(evaluated, query) == [("1-digit sums", 52), ("own", 8)]
+    evaluate(trained, evaluated, own, "temperature=0.5")
+    assert ask(evaluated, query) == [("own", 8)]
+    assert ask(evaluated, "SELECT DISTINCT temperature FROM trajectories") == [(0.5,)]
 
 
-def test_an_evaluation_that_has_only_started_hides_nothing(trained, tmp_path, monkeypatch):
-    evaluate(trained, tmp_path / "e")
-
+def test_an_evaluation_that_has_only_started_hides_nothing(trained, evaluated, monkeypatch):
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(TransformersEngine, "generate", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(trained, tmp_path / "e", "temperature=2")
-    assert ask(tmp_path / "e", "SELECT count(*) FROM evaluations") == [(52,)]
+        evaluate(trained, evaluated, "temperature=2")
+    assert ask(evaluated, "SELECT count(*) FROM evaluations") == [(52,)]
 
 
 def test_a_prompt_that_is_tokenized_differently_is_sampled_again(model, tmp_path, engine_calls):
@@ -255,12 +262,11 @@ def test_majorities_are_left_out_where_a_function_judges(trained, tmp_path, monk
     assert "maj@4" not in results_rows(results)[0]
 
 
-def test_an_evaluation_and_a_run_never_share_a_directory(trained, tmp_path):
+def test_an_evaluation_and_a_run_never_share_a_directory(trained, evaluated):
     with pytest.raises(InputError, match="contains a run; give another --out"):
         prepare_evaluation(str(trained), None, [], None, trained)
-    evaluate(trained, tmp_path / "e")
     with pytest.raises(InputError, match="contains an evaluation; choose another --run-dir"):
-        run(tmp_path / "e", small_config())
+        run(evaluated, small_config())
 
 
 def test_two_models_with_the_same_name_are_distinguished(model, tmp_path, monkeypatch):
@@ -281,12 +287,12 @@ def test_responses_that_cannot_be_judged_stop_an_evaluation(trained, tmp_path, m
         evaluate(trained, tmp_path / "e", "reward={function: 'failing:score'}")
 
 
-def test_a_model_and_the_run_that_it_comes_from_answer_alike(trained, model, tmp_path):
-    evaluate(trained, tmp_path / "run")
+def test_a_model_and_the_run_that_it_comes_from_answer_alike(finished, model, tmp_path):
     evaluate(model, tmp_path / "model", SUMS)
     query = "SELECT prompt_id, sample, response, verdict FROM evaluations ORDER BY ALL"
-    assert ask(tmp_path / "run", query) == ask(tmp_path / "model", query)
-    policies = [ask(tmp_path / name, "SELECT DISTINCT policy, round FROM evaluations") for name in ("run", "model")]
+    paths = (finished[0], tmp_path / "model")
+    assert ask(paths[0], query) == ask(paths[1], query)
+    policies = [ask(path, "SELECT DISTINCT policy, round FROM evaluations") for path in paths]
     assert policies[0][0][1] == 3
     assert policies[1][0][1] == 0
 
@@ -303,8 +309,8 @@ def test_problems_are_drawn_by_the_seed_alone(model, tmp_path):
     assert set(first) < set(asked("d"))
 
 
-def test_the_table_fits_a_terminal(trained, tmp_path):
-    results = evaluate(trained, tmp_path / "e")
+def test_the_table_fits_a_terminal(finished):
+    _, results = finished
     names, rows = results_rows(results)
     assert names[2] == "avg@4"
     assert max(map(len, results_markdown(results).split("\n")[2:])) <= 80
@@ -348,17 +354,16 @@ def test_invalid_models_are_refused(trained, model, tmp_path):
             prepare_evaluation(str(source), None, [], round, tmp_path / "e")
 
 
-def test_a_lost_shard_is_generated_again(trained, tmp_path):
-    evaluate(trained, tmp_path / "e")
-    shard = tmp_path / "e/rollouts/sitting=00001/shard-001.parquet"
+def test_a_lost_shard_is_generated_again(trained, evaluated):
+    shard = evaluated / "rollouts/sitting=00001/shard-001.parquet"
     before = file_digest(shard)
     shard.unlink()
-    evaluate(trained, tmp_path / "e")
+    evaluate(trained, evaluated)
     assert file_digest(shard) == before
 
 
-def test_results_are_json(trained, tmp_path):
-    results = evaluate(trained, tmp_path / "e")
+def test_results_are_json(finished):
+    _, results = finished
     assert json.loads(json.dumps(results)) == results
     assert time.time() > results["benchmarks"][0]["generation_seconds"] > 0
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import yaml
 
 from reval_core.atomic_files import read_json
 from reval_core.reproduction import study
+from reval_core.reproduction.measures import measure
+from reval_core.reproduction.records import Record
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +76,8 @@ _SCRIPT = """
 from pathlib import Path
 
 from reval_core.reproduction import study
+from reval_core.reproduction.measures import measure
+from reval_core.reproduction.records import Record
 
 study.SMALL = Path({directory!r})
 
@@ -106,11 +111,51 @@ def _is_server(process: psutil.Process) -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class Made:
+    """A study that was started three times: killed, with a run that stops, and with a finished run removed."""
+
+    configs: Path
+    out: Path
+    complaints: str
+    """What the second start printed on standard error."""
+    stopped: Path
+    """The run that stopped it: its config had been edited."""
+    removed: Path
+    """The run that was removed before the third start."""
+    before: dict[Path, tuple[int, str]]
+    """The runs that were finished by then, with the times and the policies of their summaries."""
+    printed: dict[str, Any]
+    """What the third start printed."""
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
-    """The study's configs, its output directory and what was printed. It was killed once."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """The study, completed."""
     directory = configs(tmp_path_factory.mktemp("configs"))
     out = tmp_path_factory.mktemp("made") / "out"
+    _start_and_kill(directory, out)
+    assert not (out / "figures").exists()
+
+    edited = sorted(out.glob("runs/*/*/*/config.yaml"))[0]
+    kept = edited.read_text()
+    edited.write_text(kept.replace("seed: 0", "seed: 7", 1))
+    second = start(directory, out)
+    _, complaints = second.communicate(timeout=400)
+    assert second.returncode == 1, complaints
+    edited.write_text(kept)
+
+    before = finished(out)
+    removed = sorted(before.keys() - {edited.parent})[0]
+    shutil.rmtree(removed)
+    third = start(directory, out)
+    printed, still = third.communicate(timeout=400)
+    assert third.returncode == 0, still
+    return Made(directory, out, complaints, edited.parent, removed, before, json.loads(printed))
+
+
+def _start_and_kill(directory: Path, out: Path) -> None:
+    """Start the study and kill it in its first run."""
     first = start(directory, out)
     deadline = time.monotonic() + 300
     while not list(out.glob("runs/*/*/*/config.yaml")) and first.poll() is None and time.monotonic() < deadline:
@@ -122,72 +167,62 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str
     for one in servers:
         one.kill()
     psutil.wait_procs(processes)  # the workers notice that it is gone
-    assert not (out / "figures").exists()
-    second = start(directory, out)
-    printed, complaints = second.communicate(timeout=400)
-    assert second.returncode == 0, complaints
-    return directory, out, json.loads(printed)
 
 
-def test_a_killed_reproduction_resumes_and_completes(made: tuple[Path, Path, dict[str, Any]]) -> None:
-    _, out, printed = made
-    assert set(printed) == {"fig3"}
-    assert set(printed["fig3"]) >= {"verdict", "same_rate", "best", "intervals"}
-    found = read_json(out / "figures" / "fig3.json")
+def finished(out: Path) -> dict[Path, tuple[int, str]]:
+    """The finished runs, with the times and the policies of their summaries."""
+    return {
+        path.parent: (path.stat().st_mtime_ns, read_json(path)["policy_digest"])
+        for path in out.glob("runs/*/*/*/summary.json")
+    }
+
+
+def test_a_killed_reproduction_resumes_and_completes(made: Made) -> None:
+    assert set(made.printed) == {"fig3"}
+    assert set(made.printed["fig3"]) >= {"verdict", "same_rate", "best", "intervals"}
+    found = read_json(made.out / "figures" / "fig3.json")
     assert [(run["arm"], run["prompt"], run["seed"]) for run in found["runs"]] == [
         (arm, level, 0) for level in ("hard", "easy") for arm in ARMS
     ]
-    assert all((Path(run["path"]) / "summary.json").exists() for run in found["runs"])
+    assert {Path(run["path"]) for run in found["runs"]} == finished(made.out).keys()
 
 
-def test_prompts_are_chosen_by_their_measured_rates(made: tuple[Path, Path, dict[str, Any]]) -> None:
-    _, out, _ = made
-    found = read_json(out / "prompts" / "search" / "summary.json")
+def test_a_run_that_stops_does_not_stop_the_others(made: Made) -> None:
+    assert f"fig3: {made.stopped}: contains a run of an earlier config; give another --out" in made.complaints
+    assert made.before.keys() | {made.stopped} == finished(made.out).keys()
+
+
+def test_another_start_executes_only_what_is_missing_and_ends_the_same(made: Made) -> None:
+    after = finished(made.out)
+    assert made.removed in made.before
+    assert {path for path in after if after[path] != made.before.get(path)} <= {made.removed, made.stopped}
+    assert after[made.removed][0] != made.before[made.removed][0]
+    assert after[made.removed][1] == made.before[made.removed][1]
+
+
+def test_the_numbers_are_those_of_the_runs(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "SMALL", made.configs)
+    figure = study.load_figure("fig3")
+    found = measure("fig3", figure, [Record(unit) for unit in study.units(figure, made.out)])
+    expected = {"verdict": found["verdict"], "says": found["says"], **found["numbers"]}
+    assert json.loads(json.dumps(expected)) == made.printed["fig3"]
+
+
+def test_prompts_are_chosen_by_their_measured_rates(made: Made) -> None:
+    found = read_json(made.out / "prompts" / "search" / "summary.json")
     assert found["hard"]["rate"] < found["easy"]["rate"]
     assert {one["samples"] for one in found.values()} == {32}
-    asked = json.loads((out / "prompts" / "search" / "hard.jsonl").read_text())
+    asked = json.loads((made.out / "prompts" / "search" / "hard.jsonl").read_text())
     assert asked["problem"] == found["hard"]["problem"]
 
 
-def test_the_page_is_self_contained(made: tuple[Path, Path, dict[str, Any]]) -> None:
-    _, out, _ = made
-    page = (out / "index.html").read_text()
+def test_the_page_is_self_contained(made: Made) -> None:
+    page = (made.out / "index.html").read_text()
     assert "Rounds" in page
     assert "<svg" in page
     assert "SELECT" in page
     assert "http://" not in page
     assert "https://" not in page
-
-
-def test_a_second_start_executes_only_what_is_missing(made: tuple[Path, Path, dict[str, Any]]) -> None:
-    directory, out, printed = made
-    before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*/*/summary.json")}
-    lost = sorted(before)[0].parent
-    shutil.rmtree(lost)
-    again = start(directory, out)
-    text, complaints = again.communicate(timeout=400)
-    assert again.returncode == 0, complaints
-    after = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*/*/summary.json")}
-    assert {path for path in after if after[path] != before[path]} == {lost / "summary.json"}
-    numbers = {key: value for key, value in printed["fig3"].items() if key != "costs"}
-    assert {key: value for key, value in json.loads(text)["fig3"].items() if key != "costs"} == {
-        **numbers,
-        "says": json.loads(text)["fig3"]["says"],
-    }
-
-
-def test_a_run_that_stops_does_not_stop_the_others(made: tuple[Path, Path, dict[str, Any]]) -> None:
-    directory, out, _ = made
-    edited, lost, *_ = sorted(out.glob("runs/*/*/*/config.yaml"))
-    kept = edited.read_text()
-    edited.write_text(kept.replace("seed: 0", "seed: 7", 1))
-    shutil.rmtree(lost.parent)
-    again = start(directory, out)
-    _, complaints = again.communicate(timeout=400)
-    edited.write_text(kept)
-    assert again.returncode == 1
-    assert f"fig3: {edited.parent}: contains a run of an earlier config; give another --out" in complaints
-    assert (lost.parent / "summary.json").exists()
 
 
 def test_the_plan_is_the_study_of_its_description(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
