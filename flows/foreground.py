@@ -9,7 +9,7 @@ from pathlib import Path
 from reval.flows.preparation import gpu_notes, prepare
 from reval.flows.server import LOCAL_API, answers, check_api, configured_api
 from reval.flows.streams import exit_code
-from reval.flows.terminal import say
+from reval.flows.terminal import lines_beside_json, say
 from reval_core import launch
 from reval_core.errors import RunStopped
 from reval_core.learning import distributed
@@ -30,7 +30,8 @@ def train_here(config: Path, run_dir: Path | None, overrides: Sequence[str], as_
 
         train(str(config), list(overrides), str(run_dir) if run_dir else None)
 
-    delivered = run_flow(flow)
+    with lines_beside_json(as_json):
+        delivered = run_flow(flow)
     if not delivered and not directory.is_finished(settings):
         raise RunStopped(
             f"the Prefect server stopped responding; restart it, then run reval resume {directory.path}"

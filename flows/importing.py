@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reval.flows.preparation import check_space
-from reval.flows.terminal import print_json, print_table, say
+from reval.flows.terminal import lines_beside_json, print_json, print_table, say
 from reval_core.atomic_files import file_digest, publish_json
 from reval_core.config import Config, GoldMode, ImportedRollouts, StoredRollouts
 from reval_core.config.loader import load_config
@@ -60,7 +60,7 @@ def import_file(
     check_space(directory, import_bytes(settings, len(imported.rows), tokens), "import fewer responses")
     with open_run_context(directory, settings) as context:
         context.record_prompts(imported.prompts)
-        with Progress(context):
+        with lines_beside_json(as_json), Progress(context):
             rollouts, verdicts = import_responses(context, stages, imported)
         kept = {"rollouts", "verification", "consistency"} <= context.kept
     summary = _summary(directory, rollouts, verdicts)

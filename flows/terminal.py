@@ -12,7 +12,7 @@ import io
 import logging
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
@@ -33,6 +33,11 @@ _GUTTER = "  │ "
 def say(text: object = "", err: bool = False) -> None:
     """Print lines of text with control characters escaped."""
     _write(visible_lines(str(text)) + "\n", sys.stderr if err else sys.stdout)
+
+
+def lines_beside_json(as_json: bool) -> AbstractContextManager[object]:
+    """With `as_json`, what is printed meanwhile goes to standard error: standard output is for the JSON."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
 def notice(text: object) -> None:

@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import pickle
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,15 @@ def _prefect() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A run of the same settings without Prefect, for reading, and its summary."""
+    path = tmp_path_factory.mktemp("plain") / "small"
+    summary = run(path, small_config())
+    assert summary is not None
+    return path, summary
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
@@ -81,12 +91,11 @@ def latest_flow_run() -> Any:
         return client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
 
 
-def test_the_flow_equals_the_plain_stages_and_a_second_start_skips_everything(config, tmp_path, caplog):
+def test_the_flow_equals_the_plain_stages_and_a_second_start_skips_everything(config, plain, tmp_path, caplog):
     path = tmp_path / " my 'runs' %41%20; #1 & é日" / '-*fl"ow [a-b] {x} $HOME'
     first = train(str(config), run_dir=str(path))
     assert states(caplog) == {"Completed()"}
-    plain = run(tmp_path / "plain", small_config())
-    assert first["policy_digest"] == plain["policy_digest"]
+    assert first["policy_digest"] == plain[1]["policy_digest"]
     assert (path / "report.html").exists()
     assert read_json(path / "summary.json") == first
 
@@ -108,7 +117,7 @@ def test_the_flow_equals_the_plain_stages_and_a_second_start_skips_everything(co
 def _check_mlflow(path: Path, rounds: int) -> None:
     """Two attempts are one MLflow run, and every round is in it once."""
     client = open_client(tracking_uri(RunDirectory(path), Tracking()))
-    assert {one.name for one in path.parents[1].iterdir()} == {"small.yaml", "plain", path.parent.name}
+    assert {one.name for one in path.parents[1].iterdir()} == {"small.yaml", path.parent.name}
     (experiment,) = [one for one in client.search_experiments() if one.name == "reval"]
     (logged,) = client.search_runs([experiment.experiment_id])
     assert logged.info.status == "FINISHED"
@@ -204,7 +213,7 @@ def test_records_left_in_the_run_directory_are_never_read(config, tmp_path, capl
     assert sorted(file.name for file in directory.cache.iterdir()) == sorted(set(keys))
 
 
-def test_an_engine_that_fails_once_is_retried_and_the_run_ends_the_same(config, tmp_path, monkeypatch):
+def test_an_engine_that_fails_once_is_retried_and_the_run_ends_the_same(config, plain, tmp_path, monkeypatch):
     generate, calls = TransformersEngine.generate, []
 
     def failing(self, requests, sampling, enough):
@@ -213,10 +222,9 @@ def test_an_engine_that_fails_once_is_retried_and_the_run_ends_the_same(config, 
             raise RuntimeError("the engine broke")
         return generate(self, requests, sampling, enough)
 
-    expected = run(tmp_path / "plain", small_config())
     monkeypatch.setattr(TransformersEngine, "generate", failing)
     summary = train(str(config), run_dir=str(tmp_path / "runs" / "failing"))
-    assert summary["policy_digest"] == expected["policy_digest"]
+    assert summary["policy_digest"] == plain[1]["policy_digest"]
     assert len(calls) > 4
 
 
@@ -285,9 +293,17 @@ def test_the_deployments_of_prefect_yaml_name_flows_that_load():
     assert names == ["reval-train", "reval-evaluate", "reval-reproduce"]
 
 
-def test_an_evaluation_prints_a_table_or_json_and_is_logged_to_mlflow(tmp_path, capsys, caplog, monkeypatch):
+def test_the_rounds_of_a_run_are_printed_beside_its_json(plain, tmp_path, capsys):
+    path = shutil.copytree(plain[0], tmp_path / "runs" / "small")
+    cli.main(["resume", str(path), "--json"], standalone_mode=False)
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["policy_digest"] == plain[1]["policy_digest"]
+    assert "round 3/3" in shown.err
+
+
+def test_an_evaluation_prints_a_table_or_json_and_is_logged_to_mlflow(plain, tmp_path, capsys, caplog, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run(tmp_path / "runs" / "small", small_config())
+    shutil.copytree(plain[0], tmp_path / "runs" / "small")
     command = ["eval", "runs/small", "--samples", "4", "--set", "max_tokens=4", "--out", "evals/small"]
     cli.main(command, standalone_mode=False)
     shown = capsys.readouterr()
