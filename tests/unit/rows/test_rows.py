@@ -339,8 +339,8 @@ def test_nothing_else_reads_files_of_rows():
     root = Path(__file__).parents[3]
     found = {
         str(path.relative_to(root))
-        for folder in ("reval_core", "flows", "tasks", "reval")
-        for path in (root / folder).rglob("*.py")
+        for name in ("reval_core", "flows", "tasks", "reval")
+        for path in (root / name).rglob("*.py")
         if READERS.search(path.read_text(encoding="utf-8"))
     }
     assert found == {"reval_core/rows/files.py"}
