@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from reval.flows.rounds import train_rounds
-from reval_core import stages
 from reval_core.atomic_files import publish_json
 from reval_core.config.loader import load_config
 from reval_core.pipeline.run_context import open_run_context
@@ -32,7 +31,7 @@ def measure(config: Path, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as path:
         directory = RunDirectory(Path(path) / "run")
         with open_run_context(directory, load_config(config, [f"seed={seed}"])) as context:
-            for round in train_rounds(context, stages):
+            for round in train_rounds(context):
                 print(f"{config.stem} seed {seed}: round {round}", end="\r", flush=True)
         summary = summarise(directory)
         overhead = sql_views(directory.path, directory.manifests()).sql("SELECT median(other_seconds) FROM rounds")

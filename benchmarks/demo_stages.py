@@ -11,7 +11,6 @@ from pathlib import Path
 
 import reval_core
 from reval.flows.rounds import train_rounds
-from reval_core import stages
 from reval_core.config.loader import load_config
 from reval_core.pipeline.run_context import open_run_context
 from reval_core.storage.run_directory import RunDirectory
@@ -27,7 +26,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as path:
         directory = RunDirectory(Path(path) / "run")
         with open_run_context(directory, config) as context:
-            for _ in train_rounds(context, stages):
+            for _ in train_rounds(context):
                 pass
         manifests = [one for one in directory.manifests() if one.round > 1]
     took = {stage: sum(one.seconds for one in manifests if one.stage == stage) for stage in MEASURED}

@@ -27,7 +27,7 @@ from benchmarks.gpu_model import FULL, parameters
 from benchmarks.gpu_numerics import BETA, REWARD
 from benchmarks.workloads import Work, llama, texts
 from reval.flows.rounds import train_rounds
-from reval_core import config, stages
+from reval_core import config
 from reval_core.learning.checkpoints import checkpoint_state
 from reval_core.learning.learner import Learner
 from reval_core.maintenance.check import check_run
@@ -227,7 +227,7 @@ def _run(path: Path, precision: str, killed: bool) -> None:
 
     with open_run_context(directory, settings) as context:
         context.progress = progress
-        for _ in train_rounds(context, stages):
+        for _ in train_rounds(context):
             pass
     with directory.lock():
         results = list(check_run(directory, directory.check(settings)))

@@ -1,4 +1,10 @@
-"""The order of the stages, as Prefect flows, and the command line."""
+"""The order of the stages, as Prefect flows, and the command line.
+
+- The flows: `train.py`, `evaluate.py`, `reproduce.py`. The order of their stages: `rounds.py`.
+- Before a flow: `preparation.py` checks everything; `plan.py` and `other_machine.py` show it for `--dry-run`.
+- Around a flow: `foreground.py` starts it in this process, `server.py` and `demo.py` in a worker's.
+- `cli/` defines the commands, one file each. A command without a flow acts in the file that it imports.
+"""
 
 import os
 

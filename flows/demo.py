@@ -26,7 +26,7 @@ def run_demo() -> None:
     """
     from reval.flows.show import show_next_steps, show_summary
 
-    _, directory = prepare(CONFIG, [], None)
+    directory = prepare(CONFIG, [], None).directory  # the worker's flow run prepares again, in its own process
     say("Starting Prefect …")
     with server() as url, worker():
         _run_deployment(url)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact
 
-from reval import tasks
-from reval.flows.benchmarks import run_benchmarks
-from reval.flows.preparation import prepare_evaluation
+from reval.flows.preparation import PreparedEvaluation, prepare_evaluation
 from reval.flows.progress import StageBar
+from reval.flows.rounds import run_benchmarks
 from reval.flows.terminal import shown_warnings
-from reval.tasks.artifacts import show
+from reval.tasks.artifacts import show_text
 from reval.tasks.evaluation_tracking import track_evaluation
+from reval.tasks.stage_task import run_as_task
 from reval_core.atomic_files import publish_file, publish_json
 from reval_core.evaluation.context import BenchmarkRun, open_evaluation_context
 from reval_core.evaluation.results import find_results, results_markdown
 from reval_core.output.control_characters import visible_lines
+
+_prepared: ContextVar[PreparedEvaluation | None] = ContextVar("prepared", default=None)
+"""The evaluation that `evaluate_prepared` hands to the flow: a parameter would be sent to Prefect."""
 
 
 @flow(name="reval-evaluate", flow_run_name="{model}", persist_result=False)
@@ -40,22 +43,36 @@ def evaluate(
         round: For a run, the round whose policy is evaluated; None for the last.
         out: The output directory; None for `evals/<name>`.
     """
-    source, settings, directory = prepare_evaluation(
+    evaluation = _prepared.get() or prepare_evaluation(
         model, Path(protocol) if protocol else None, overrides or [], round, Path(out) if out else None
     )
-    with shown_warnings(), open_evaluation_context(directory, source, settings) as context:
+    directory, source, settings = evaluation.directory, evaluation.source, evaluation.protocol
+    with (
+        shown_warnings(),
+        open_evaluation_context(directory, source, settings, evaluation.problems) as context,
+    ):
         with StageBar(context, stderr=True) as bar:
-            for benchmark in run_benchmarks(context, tasks):
+            for benchmark in run_benchmarks(context, run_as_task):
                 bar.line(*_line(benchmark, context.kept))
         results = find_results(directory, source, settings, context.benchmarks)
         publish_json(directory.results, results)
         text = visible_lines(results_markdown(results))
         publish_file(directory.table, lambda partial: partial.write_text(text, encoding="utf-8"))
         track_evaluation(directory, settings, results)
-    show(
-        create_markdown_artifact, markdown=text, key="reval-evaluation", description=f"Evaluation {directory.name}"
-    )
+    show_text("reval-evaluation", text, f"Evaluation {directory.name}")
     return results
+
+
+def evaluate_prepared(evaluation: PreparedEvaluation) -> None:
+    """Execute the flow for an evaluation that is prepared already."""
+    token = _prepared.set(evaluation)
+    protocol = str(evaluation.file) if evaluation.file else None
+    try:
+        evaluate(
+            evaluation.model, protocol, list(evaluation.overrides), evaluation.round, str(evaluation.directory.path)
+        )
+    finally:
+        _prepared.reset(token)
 
 
 def _line(benchmark: BenchmarkRun, kept: set[str]) -> list[str | tuple[str, str]]:

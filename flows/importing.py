@@ -46,22 +46,21 @@ def import_file(
     # torch and transformers take seconds to import, so only now.
     from reval.flows.progress import Progress
     from reval.flows.rounds import import_responses
-    from reval_core import stages
-    from reval_core.model.loading import check_model, tokenizer_of
+    from reval_core.model.loading import check_model
     from reval_core.pipeline.run_context import open_run_context
     from reval_core.planning.forecast import import_bytes
     from reval_core.problems.asked import known_prompts
     from reval_core.replay_buffer.imported import tokenise
 
-    check_model(settings.model)
+    tokenizer = check_model(settings.model)
     known = known_prompts(directory, [response.problem for response in responses])
-    imported = tokenise(responses, settings, tokenizer_of(settings.model), known)
+    imported = tokenise(responses, settings, tokenizer, known)
     tokens = sum(len(row.prompt_tokens) + len(row.tokens) for row in imported.rows)
     check_space(directory, import_bytes(settings, len(imported.rows), tokens), "import fewer responses")
     with open_run_context(directory, settings) as context:
         context.record_prompts(imported.prompts)
         with lines_beside_json(as_json), Progress(context):
-            rollouts, verdicts = import_responses(context, stages, imported)
+            rollouts, verdicts = import_responses(context, imported)
         kept = {"rollouts", "verification", "consistency"} <= context.kept
     summary = _summary(directory, rollouts, verdicts)
     publish_json(directory.summary, summary)

@@ -1,20 +1,20 @@
-"""`--dry-run`: a run's problems, a rendered prompt and how answers are judged, then its settings and sizes."""
+"""`--dry-run`: the problems, a rendered prompt and how answers are judged, then the settings and sizes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reval.flows.foreground import prefect_api
-from reval.flows.preparation import check_prompts, gpu_notes, prepare, run_forecast
+from reval.flows.preparation import PreparedEvaluation, PreparedRun
+from reval.flows.server import prefect_api
 from reval.flows.terminal import console, print_json, print_pairs, print_quoted, print_rows, say, short, styled
 from reval_core.config import Config, Reward, Rollouts, Verification
 from reval_core.output.control_characters import visible
-from reval_core.storage.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from reval_core.config import Model
+    from transformers import PreTrainedTokenizerBase
+
+    from reval_core.config.protocol import Protocol
     from reval_core.problems import Problem
     from reval_core.problems.preview import Preview
     from reval_core.problems.recorded import Prompts
@@ -23,29 +23,22 @@ _LINES = 30
 """The maximum number of prompt lines printed; `--json` has the whole prompt."""
 
 
-def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_json: bool) -> None:
-    """Print the problems and how answers are judged, the resolved config, the sizes of the run and its progress.
-
-    Raises InputError for anything that would stop the run.
-    """
-    import yaml
-
+def show_plan(run: PreparedRun, as_json: bool) -> None:
+    """Print the problems and how answers are judged, the resolved config, the sizes of the run and its progress."""
     from reval_core.engines.choice import choose
 
-    settings, directory = prepare(config, overrides, run_dir)
     prefect_api()
-    sizes = run_forecast(settings, directory)
-    notes = gpu_notes(settings)
+    settings, directory, sizes = run.config, run.directory, run.forecast
     engine = choose(settings.model, settings.engine) if isinstance(settings.rollouts, Rollouts) else None
     finished = max(
         (manifest.round for manifest in directory.manifests() if manifest.stage == "recording"), default=0
     )
-    planned = _planned_problems(config, settings, directory)
+    planned = _planned_problems(run)
     plan = {
         "run_dir": str(directory.path),
         "engine": engine and {"kind": engine.kind, "reason": engine.reason},
         "precision": settings.learner.precision,
-        "gpu_notes": notes,
+        "gpu_notes": run.notes,
         "parameters": sizes.parameters,
         "trajectories": sizes.trajectories,
         "updates": sizes.updates,
@@ -56,13 +49,12 @@ def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_j
         "left_out": planned and planned.left_out,
         "prompt": planned and planned.preview.to_json(),
     }
-    resolved = settings.model_dump(mode="json")
     if as_json:
-        print_json({**plan, "config": resolved})
+        print_json({**plan, "config": settings.model_dump(mode="json")})
         return
     if planned is not None:
         planned.show()
-    print_settings(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+    print_settings(settings)
     lines = {
         "run directory": short(directory.path),
         "engine": f"{engine.kind} ({engine.reason})" if engine else "none: offline training",
@@ -75,8 +67,45 @@ def show_plan(config: Path, overrides: Sequence[str], run_dir: Path | None, as_j
         "rounds to do": f"{plan['rounds_to_do']}",
     }
     print_pairs("What the run would do", lines)
-    for note in notes:
+    for note in run.notes:
         say(note)
+
+
+def show_evaluation_plan(evaluation: PreparedEvaluation, as_json: bool) -> None:
+    """Print the resolved protocol and the problems that it would evaluate."""
+    from reval_core.engines.choice import choose
+
+    prefect_api()
+    source, settings, found = evaluation.source, evaluation.protocol, evaluation.problems
+    engine = choose(source.model, settings.engine)
+    planned = PlannedProblems(
+        found.sets, found.left_out, found.prompts, found.tokenizer, settings.verification, settings.reward
+    )
+    responses = sum(planned.problems.values()) * settings.samples
+    plan = {
+        "model": source.source,
+        "round": source.round,
+        "policy": source.identity,
+        "engine": {"kind": engine.kind, "reason": engine.reason},
+        "out": str(evaluation.directory.path),
+        "benchmarks": planned.problems,
+        "responses": responses,
+        "left_out": planned.left_out,
+        "prompt": planned.preview.to_json(),
+    }
+    if as_json:
+        print_json({**plan, "protocol": settings.model_dump(mode="json")})
+        return
+    planned.show()
+    print_settings(settings)
+    lines = {
+        "policy": f"{source.name}, {source.identity[:12]}",
+        "engine": f"{engine.kind} ({engine.reason})",
+        "problems": ", ".join(f"{name} {count:,}" for name, count in planned.problems.items()),
+        "responses": f"{responses:,} of at most {settings.max_tokens:,} tokens",
+        "output directory": short(evaluation.directory.path),
+    }
+    print_pairs("What the evaluation would do", lines)
 
 
 class PlannedProblems:
@@ -87,12 +116,11 @@ class PlannedProblems:
         problems: Mapping[str, Sequence[Problem]],
         left_out: Mapping[str, Mapping[Problem, str]],
         prompts: Prompts,
-        model: Model,
+        tokenizer: PreTrainedTokenizerBase,
         verification: Verification,
         reward: Reward,
     ) -> None:
         """`problems` has the problems of each set; the first one of the first set is shown."""
-        from reval_core.model.loading import tokenizer_of
         from reval_core.pipeline.run_context import make_verifier
         from reval_core.problems.asked import left_out_counts
         from reval_core.problems.preview import preview
@@ -102,7 +130,7 @@ class PlannedProblems:
         shown = next(iter(problems.values()))
         judging = verification.model_copy(update={"workers": 1})
         with make_verifier(judging, reward) as verifier:
-            self.preview: Preview = preview(shown, prompts, tokenizer_of(model), verifier)
+            self.preview: Preview = preview(shown, prompts, tokenizer, verifier)
 
     def show(self) -> None:
         """Print everything as text."""
@@ -114,22 +142,24 @@ class PlannedProblems:
         _show_judged(self.preview)
 
 
-def print_settings(text: str) -> None:
+def print_settings(settings: Config | Protocol) -> None:
     """Print resolved settings as YAML that can be used as a config."""
+    import yaml
+
     console().print(styled(("Settings", "bold")))
-    say(text)
+    say(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
-def _planned_problems(config: Path, settings: Config, directory: RunDirectory) -> PlannedProblems | None:
+def _planned_problems(run: PreparedRun) -> PlannedProblems | None:
     """The problems of a run; None for offline training."""
+    settings, problems = run.config, run.problems
     if not isinstance(settings.rollouts, Rollouts):
         return None
-    problems = check_prompts(config, settings, directory)
     sets: dict[str, list[Problem]] = {"train": problems.train}
     for problem in problems.held_out:
         sets.setdefault(f"held out, {problem.problem_set}", []).append(problem)
     return PlannedProblems(
-        sets, problems.left_out, problems.prompts, settings.model, settings.verification, settings.reward
+        sets, problems.left_out, problems.prompts, problems.tokenizer, settings.verification, settings.reward
     )
 
 

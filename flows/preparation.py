@@ -1,9 +1,13 @@
-"""Everything that can be checked about a run or an evaluation before any work begins."""
+"""Everything that can be checked about a run or an evaluation before any work begins.
+
+A command, `reval.train` or `--dry-run` prepares once, and the flow that it starts in this process gets the result.
+A flow that a worker starts, in a process of its own, has only its parameters and prepares itself.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,47 +16,92 @@ from reval_core.config.loader import load_config, load_settings
 from reval_core.errors import InputError
 from reval_core.launch import is_first
 from reval_core.learning.distributed import check_launch
-from reval_core.problems import check_contamination, load_held_out, load_train
+from reval_core.problems import RunSets, check_contamination, load_run_sets
 from reval_core.storage.run_directory import RunDirectory
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from reval_core.config.protocol import Protocol
     from reval_core.evaluation.directory import EvaluationDirectory
     from reval_core.evaluation.model_source import ModelSource
+    from reval_core.evaluation.rendered_prompts import EvaluationProblems
     from reval_core.planning.forecast import Forecast
     from reval_core.problems import Problem
     from reval_core.problems.asked import RunProblems
+    from reval_core.replay_buffer.offline import StoredRun
 
 
-def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tuple[Config, RunDirectory]:
-    """The checked settings of a run and its directory, `runs/<config name>` by default.
+@dataclass(frozen=True)
+class PreparedRun:
+    """A training run that passed every check."""
+
+    file: Path
+    """The config as named by the user."""
+    overrides: Sequence[str]
+    config: Config
+    """The resolved settings."""
+    directory: RunDirectory
+    problems: RunProblems
+    forecast: Forecast
+    notes: Sequence[str]
+    """Notes on precision and memory for this machine's GPU; empty without one."""
+
+
+@dataclass(frozen=True)
+class PreparedEvaluation:
+    """An evaluation that passed every check."""
+
+    model: str
+    """The model or the run as named by the user."""
+    file: Path | None
+    """The protocol as named by the user."""
+    overrides: Sequence[str]
+    round: int | None
+    """The round of the run's policy as named by the user."""
+    source: ModelSource
+    protocol: Protocol
+    """The resolved settings."""
+    directory: EvaluationDirectory
+    problems: EvaluationProblems
+
+
+def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> PreparedRun:
+    """Check a run whose directory is `runs/<config name>` by default.
 
     Raises InputError, one line, for the first problem that would stop the run. Changes nothing on disk.
     """
     check_launch()
     settings, directory = checked_settings(config, overrides, run_dir)
     assert not isinstance(settings.rollouts, ImportedRollouts), "refused above"
+    stored = None
     if isinstance(settings.rollouts, Rollouts):
-        check_problems(config, settings, settings.rollouts)
+        sets = check_problems(config, settings, settings.rollouts)
     else:
-        check_stored(config, settings, settings.rollouts, directory)
+        stored = check_stored(config, settings, settings.rollouts, directory)
+        sets = load_run_sets(settings.problems, settings.seed)
     # torch and transformers take seconds to import: whatever can be refused without them has been by now.
     from reval_core.engines.choice import check_installed
     from reval_core.learning.precision import with_precision
     from reval_core.model.loading import check_attention, check_model
     from reval_core.pipeline.environment import check_machine
+    from reval_core.planning.forecast import forecast
     from reval_core.planning.gpu_memory import card, with_checkpointing
+    from reval_core.problems.asked import run_problems
 
     check_installed(settings.engine.kind)
     check_machine(directory, settings)
-    check_model(settings.model)
+    tokenizer = check_model(settings.model)
     check_attention(settings.model, settings.learner)
     settings = with_precision(with_checkpointing(settings, card()))
-    _check_engine(settings)
-    _check_memory(config, settings)
-    check_prompts(config, settings, directory)
-    check_space(directory, run_forecast(settings, directory).disk_bytes, "lower rounds or checkpoints.keep")
-    return settings, directory
+    _check_engine(settings, tokenizer)
+    notes = _gpu_notes(config, settings)
+    problems = run_problems(settings, directory, tokenizer, sets)
+    if isinstance(settings.rollouts, Rollouts):
+        _check_enough(config, problems.train, settings.rollouts)
+    sizes = forecast(settings, stored)
+    check_space(directory, sizes.disk_bytes, "lower rounds or checkpoints.keep")
+    return PreparedRun(config, overrides, settings, directory, problems, sizes, notes)
 
 
 def checked_settings(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tuple[Config, RunDirectory]:
@@ -72,8 +121,8 @@ def checked_settings(config: Path, overrides: Sequence[str], run_dir: Path | Non
 
 def prepare_evaluation(
     model: str, protocol: Path | None, overrides: Sequence[str], round: int | None, out: Path | None
-) -> tuple[ModelSource, Protocol, EvaluationDirectory]:
-    """The model, the protocol and the directory of an evaluation, `evals/<name>` by default.
+) -> PreparedEvaluation:
+    """Check an evaluation whose directory is `evals/<name>` by default.
 
     Without a protocol, a run is evaluated like its own held-out problems; a protocol is complete in itself.
     Raises InputError, one line, for the first problem that would stop the evaluation. Changes nothing on disk.
@@ -98,24 +147,15 @@ def prepare_evaluation(
     from reval_core.model.loading import check_model
 
     check_installed(settings.engine.kind)
-    check_model(source.model)
+    tokenizer = check_model(source.model)
     check_engine(source.model, settings.engine)
     directory.check_free()
     if directory.config.exists():
         raise InputError(f"{directory.path}: contains a run; give another --out")
     if out is None and directory.source() not in (None, source.source):
         raise InputError(f"{directory.path}: contains the evaluation of {directory.source()}; give another --out")
-    check_evaluation(directory, source, settings)
-    return source, settings, directory
-
-
-def run_forecast(settings: Config, directory: RunDirectory) -> Forecast:
-    """The estimated sizes of a run in its directory."""
-    from reval_core.planning.forecast import forecast
-    from reval_core.replay_buffer.offline import stored_run
-
-    rollouts = settings.rollouts
-    return forecast(settings, stored_run(directory, rollouts) if isinstance(rollouts, StoredRollouts) else None)
+    problems = check_evaluation(directory, source, settings, tokenizer)
+    return PreparedEvaluation(model, protocol, overrides, round, source, settings, directory, problems)
 
 
 def check_space(directory: RunDirectory, needed: int, remedy: str) -> None:
@@ -128,60 +168,47 @@ def check_space(directory: RunDirectory, needed: int, remedy: str) -> None:
         )
 
 
-def _check_engine(settings: Config) -> None:
+def _check_engine(settings: Config, tokenizer: PreTrainedTokenizerBase) -> None:
     """Check what an engine would only refuse when it starts."""
     if isinstance(settings.rollouts, Rollouts):
         from reval_core.engines.limits import check_engine
-        from reval_core.model.loading import stop_ids, tokenizer_of
+        from reval_core.model.loading import stop_ids
 
         check_engine(settings.model, settings.engine)
-        stop_ids(settings.model, tokenizer_of(settings.model), settings.rollouts.stop)
+        stop_ids(settings.model, tokenizer, settings.rollouts.stop)
     if isinstance(settings.engine, VllmServerEngine):
         from reval_core.engines.vllm_server import api_key
 
         api_key(settings.engine.api_key_variable)
 
 
-def _check_memory(config: Path, settings: Config) -> None:
-    """Check that every stage fits the GPU, if there is one, unless `memory_check: warn` is set."""
-    from reval_core.planning.gpu_memory import card, overflows, run_memory
+def _gpu_notes(config: Path, settings: Config) -> list[str]:
+    """Check that every stage fits the GPU, if there is one, unless `memory_check: warn` is set.
 
-    gpu = card()
-    if gpu is not None and settings.memory_check == "refuse":
-        for line in overflows(run_memory(settings, gpu), gpu)[:1]:
-            raise InputError(f"{config}: {line}; to run it anyway, set memory_check: warn")
-
-
-def gpu_notes(settings: Config) -> list[str]:
-    """Notes on precision and memory for this machine's GPU; empty without one."""
+    Returns notes on the GPU. Raises InputError.
+    """
     from reval_core.planning.gpu_memory import card, overflows, run_memory, tight_fit
 
     gpu = card()
     if gpu is None:
         return []
     stages = run_memory(settings, gpu)
-    memory = overflows(stages, gpu) or tight_fit(stages, gpu)
-    return [f"learner.precision: {settings.learner.precision} on {gpu.name}", *memory]
+    over = overflows(stages, gpu)
+    if over and settings.memory_check == "refuse":
+        raise InputError(f"{config}: {over[0]}; to run it anyway, set memory_check: warn")
+    return [f"learner.precision: {settings.learner.precision} on {gpu.name}", *(over or tight_fit(stages, gpu))]
 
 
-def check_problems(config: Path, settings: Config, rollouts: Rollouts) -> None:
-    """Check that the problem sets can be read, are large enough and do not overlap. Raises InputError."""
-    train = load_train(settings.problems, settings.seed)
-    load_held_out(settings.problems, settings.seed)
-    _check_enough(config, train, rollouts)
+def check_problems(config: Path, settings: Config, rollouts: Rollouts) -> RunSets:
+    """Check that the problem sets can be read, are large enough and do not overlap, and return them.
+
+    Raises InputError.
+    """
+    sets = load_run_sets(settings.problems, settings.seed)
+    _check_enough(config, sets.train, rollouts)
     if settings.problems.contaminated == "refuse":
-        check_contamination(train, settings.problems, settings.seed)
-
-
-def check_prompts(config: Path, settings: Config, directory: RunDirectory) -> RunProblems:
-    """Check that every problem can be rendered as a prompt. Returns the problems in use. Raises InputError."""
-    from reval_core.model.loading import tokenizer_of
-    from reval_core.problems.asked import run_problems
-
-    found = run_problems(settings, directory, tokenizer_of(settings.model))
-    if isinstance(settings.rollouts, Rollouts):
-        _check_enough(config, found.train, settings.rollouts)
-    return found
+        check_contamination(sets, settings.problems, settings.seed)
+    return sets
 
 
 def _check_enough(config: Path, train: Sequence[Problem], rollouts: Rollouts) -> None:
@@ -197,8 +224,11 @@ def _check_enough(config: Path, train: Sequence[Problem], rollouts: Rollouts) ->
         )
 
 
-def check_stored(config: Path, settings: Config, rollouts: StoredRollouts, directory: RunDirectory) -> None:
-    """Check that the stored run can be used for training with these settings. Raises InputError."""
+def check_stored(config: Path, settings: Config, rollouts: StoredRollouts, directory: RunDirectory) -> StoredRun:
+    """Check that the stored run can be used for training with these settings, and return its data.
+
+    Raises InputError.
+    """
     from reval_core.replay_buffer.offline import check_stored_run, stored_run
 
     stored = stored_run(directory, rollouts)
@@ -208,3 +238,4 @@ def check_stored(config: Path, settings: Config, rollouts: StoredRollouts, direc
             f"{stored.path}, and the buffer must hold all of them; set replay.capacity: {stored.rows}"
         )
     check_stored_run(directory, stored, settings)
+    return stored

@@ -18,9 +18,16 @@ from prefect.futures import as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from reval.flows.progress import UnitBar
+from reval.flows.reproduction_runs import (
+    find_prompts,
+    finish_run,
+    has_prompts,
+    has_start,
+    is_finished,
+    make_start,
+)
 from reval.flows.terminal import shown_warnings
-from reval.flows.units import find_prompts, finish_run, has_prompts, has_start, is_finished, make_start
-from reval.tasks.units import submit
+from reval.tasks.process_task import submit
 from reval_core.atomic_files import publish_json
 from reval_core.errors import RevalError, RunStopped
 from reval_core.reproduction.measures import measure
@@ -76,11 +83,10 @@ def reproduce(
 
 def _prepare(executor: Executor, figure: Figure, out: Path) -> None:
     """Ensure that the initial policy of a figure's runs exists, and the prompts of a one-prompt study."""
-    given = (figure.base, str(out))
-    submit(executor, make_start, given, f"initial policy of {figure.base}", has_start(*given)).result()
-    if figure.prompts is not None:
-        given = (figure.prompts, str(out))
-        submit(executor, find_prompts, given, f"prompts {given[0]}", has_prompts(*given)).result()
+    base, prompts, place = figure.base, figure.prompts, str(out)
+    submit(executor, f"initial policy of {base}", has_start(base, place), make_start, base, place).result()
+    if prompts is not None:
+        submit(executor, f"prompts {prompts}", has_prompts(prompts, place), find_prompts, prompts, place).result()
 
 
 def _finish(executor: Executor, planned: list[Unit], out: Path, bar: UnitBar) -> None:
@@ -90,10 +96,9 @@ def _finish(executor: Executor, planned: list[Unit], out: Path, bar: UnitBar) ->
     """
     futures = []
     for unit in {unit.path: unit for unit in planned}.values():
-        settings = unit.config.model_dump(mode="json")
-        given = (settings, str(unit.path))
+        settings, path = unit.config.model_dump(mode="json"), str(unit.path)
         title = str(unit.path.relative_to(out / "runs"))
-        futures.append(submit(executor, finish_run, given, title, is_finished(*given)))
+        futures.append(submit(executor, title, is_finished(settings, path), finish_run, settings, path))
     errors = []
     for future in as_completed(futures):
         try:

@@ -46,6 +46,26 @@ def configured_api() -> str | None:
     return get_current_settings().api.url
 
 
+def prefect_api() -> str | None:
+    """The API that a flow in this process reports to; None if Prefect starts a server for it.
+
+    Raises InputError if a configured one cannot be used (see `check_api`).
+    """
+    # The server that Prefect starts for a run needs more than its default 20 s on a busy machine.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
+    # Prefect logs a line per task; the terminal shows one per round. The Prefect UI has the others.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
+    # Training does not need the server: retry for seconds, not minutes, when the end cannot be reported.
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
+    url = configured_api()  # reads the settings above, once for this process
+    if url is not None:
+        check_api(url)
+    elif answers(LOCAL_API):
+        os.environ["PREFECT_API_URL"] = url = LOCAL_API
+    return url
+
+
 def answers(url: str) -> bool:
     """Whether a Prefect server responds at `url`. Many other servers answer 200 to any request."""
     try:

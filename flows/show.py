@@ -60,8 +60,8 @@ def show_runs(directory: Path, as_json: bool) -> None:
         print_rows(list(found[0]), [list(row.values()) for row in found])
 
 
-def show_doctor(config: Path | None, as_json: bool) -> None:
-    """Print versions and engines and, with a config, the plan of its run."""
+def show_doctor(as_json: bool) -> None:
+    """Print versions and engines."""
     import torch
 
     from reval_core.engines.choice import auto_rule, vllm_installed
@@ -99,10 +99,6 @@ def show_doctor(config: Path | None, as_json: bool) -> None:
     else:
         engines = {f"engine {name}": state for name, state in installed.pop("engines").items()}
         print_pairs("Installed", {name: _flat(value) for name, value in installed.items()} | engines)
-    if config is not None:
-        from reval.flows.plan import show_plan
-
-        show_plan(config, [], None, as_json)
 
 
 def _version(name: str) -> str:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact
 
-from reval import tasks
 from reval.flows.leftovers import close_leftovers
-from reval.flows.preparation import prepare
+from reval.flows.preparation import PreparedRun, prepare
 from reval.flows.progress import Progress
 from reval.flows.rounds import train_rounds
 from reval.flows.terminal import shown_warnings
-from reval.tasks.artifacts import show
+from reval.tasks.artifacts import show_rounds, show_text
+from reval.tasks.stage_task import run_as_task
 from reval.tasks.tracking import tracked
 from reval_core.atomic_files import publish_json
 from reval_core.output.control_characters import visible_lines
 from reval_core.pipeline.run_context import open_run_context
 from reval_core.report import write_report
 from reval_core.report.summary import summarise, summary_markdown
+
+_prepared: ContextVar[PreparedRun | None] = ContextVar("prepared", default=None)
+"""The run that `train_prepared` hands to the flow: a parameter would be sent to Prefect."""
 
 
 @flow(name="reval-train", flow_run_name="{config}", persist_result=False)
@@ -34,20 +37,30 @@ def train(config: str, overrides: list[str] | None = None, run_dir: str | None =
         overrides: Settings such as `rounds=6`.
         run_dir: The run directory; None for `runs/<config name>`.
     """
-    settings, directory = prepare(Path(config), overrides or [], Path(run_dir) if run_dir else None)
+    run = _prepared.get() or prepare(Path(config), overrides or [], Path(run_dir) if run_dir else None)
+    directory, settings = run.directory, run.config
     with (
         shown_warnings(),
-        open_run_context(directory, settings) as context,
+        open_run_context(directory, settings, run.problems) as context,
         tracked(directory, settings) as tracker,
     ):
         close_leftovers(directory)
         with Progress(context) as progress:
-            for round in train_rounds(context, tasks):
+            for round in train_rounds(context, run_as_task):
+                show_rounds(context, round)
                 progress.round_done(round)
                 tracker.send(round)
         summary = summarise(directory)
         publish_json(directory.summary, summary)
         write_report(directory)
-    text = visible_lines(summary_markdown(summary))
-    show(create_markdown_artifact, markdown=text, key="reval-summary", description=f"Run {directory.name}")
+    show_text("reval-summary", visible_lines(summary_markdown(summary)), f"Run {directory.name}")
     return summary
+
+
+def train_prepared(run: PreparedRun) -> None:
+    """Execute the flow for a run that is prepared already."""
+    token = _prepared.set(run)
+    try:
+        train(str(run.file), list(run.overrides), str(run.directory.path))
+    finally:
+        _prepared.reset(token)

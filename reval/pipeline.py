@@ -9,13 +9,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from reval.flows.evaluating import benchmarks_override, protocol_file
-from reval.flows.foreground import run_flow
+from reval.flows.foreground import UNDELIVERED, evaluate_here, train_here
 from reval.flows.preparation import prepare, prepare_evaluation
+from reval.flows.protocols import protocol_file, protocol_overrides
 from reval.runs import Run
-from reval_core import launch
 from reval_core.atomic_files import read_json
-from reval_core.errors import RunStopped
 
 Overrides = Mapping[str, Any] | Sequence[str]
 """Settings laid over a config: `{"learner.lr": 1e-4}`, or `["learner.lr=1e-4"]` as for `--set`."""
@@ -44,25 +42,9 @@ def train(
         reval_core.errors.InputError: The config or something that it names cannot be used. Nothing was written.
         reval_core.errors.RunStopped: The run stopped early; the message says why.
     """
-    given = _override_list(overrides)
-    path = None if run_dir is None else Path(run_dir)
-    settings, directory = prepare(Path(config), given, path)
-    if not launch.is_first():
-        from reval_core.learning import distributed
-
-        distributed.follow(directory, settings)
-        return Run(directory.path)
-
-    def flow() -> None:
-        from reval.flows.train import train
-
-        train(str(config), given, str(directory.path))
-
-    if not run_flow(flow):
-        if not directory.is_finished(settings):
-            raise RunStopped("the Prefect server stopped responding; restart it and call reval.train again")
-        _warn_undelivered()
-    return Run(directory.path)
+    run = prepare(Path(config), _override_list(overrides), None if run_dir is None else Path(run_dir))
+    _warn_unless(train_here(run))
+    return Run(run.directory.path)
 
 
 def evaluate(
@@ -98,26 +80,11 @@ def evaluate(
         reval_core.errors.InputError: An argument cannot be used. Nothing was written.
         reval_core.errors.RunStopped: The evaluation stopped early.
     """
-    given = [benchmarks_override(benchmarks)] if benchmarks else []
-    given += [f"{name}={value}" for name, value in (("samples", samples), ("limit", limit)) if value is not None]
-    given += _override_list(overrides)
+    given = [*protocol_overrides(benchmarks, samples, limit), *_override_list(overrides)]
     protocol = None if preset is None else protocol_file(preset)
-    source, settings, directory = prepare_evaluation(
-        str(model), protocol, given, round, None if out is None else Path(out)
-    )
-
-    def flow() -> None:
-        from reval.flows.evaluate import evaluate
-
-        evaluate(str(model), None if protocol is None else str(protocol), given, round, str(directory.path))
-
-    delivered = run_flow(flow)
-    results = read_json(directory.results) if directory.results.exists() else {}
-    if (results.get("policy"), results.get("protocol")) != (source.identity, settings.model_dump(mode="json")):
-        raise RunStopped("the Prefect server stopped responding; restart it and call reval.evaluate again")
-    if not delivered:
-        _warn_undelivered()
-    return {**results, "out": str(directory.path)}
+    evaluation = prepare_evaluation(str(model), protocol, given, round, None if out is None else Path(out))
+    _warn_unless(evaluate_here(evaluation))
+    return {**read_json(evaluation.directory.results), "out": str(evaluation.directory.path)}
 
 
 def _override_list(overrides: Overrides) -> list[str]:
@@ -126,9 +93,6 @@ def _override_list(overrides: Overrides) -> list[str]:
     return list(overrides)
 
 
-def _warn_undelivered() -> None:
-    warnings.warn(
-        "the Prefect server stopped responding: its UI does not show how this run ended",
-        RuntimeWarning,
-        stacklevel=3,
-    )
+def _warn_unless(delivered: bool) -> None:
+    if not delivered:
+        warnings.warn(UNDELIVERED, RuntimeWarning, stacklevel=3)

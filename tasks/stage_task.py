@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -13,47 +14,47 @@ from prefect.states import Completed
 from prefect.tasks import Task
 
 from reval_core.errors import RevalError
-from reval_core.stages import Stage
-from reval_core.stages.stage import Host
+from reval_core.stages.stage import Context, Inputs, Stage
 from reval_core.storage.tables import Manifest
 
 log = logging.getLogger("reval")
 
-StageCall = Callable[..., Manifest]
-"""(context, round, *inputs) -> the stage's manifest."""
+RETRIES = {
+    "warm_start": 0,
+    "rollouts": 2,
+    "verification": 2,
+    "consistency": 1,
+    "sampling": 1,
+    "learning": 1,
+    "evaluation": 2,
+    "checkpoint": 2,
+    "reference_reset": 1,
+    "recording": 1,
+}
+"""How often Prefect retries a stage after an error that is not a RevalError."""
 
 
-def as_task(stage: Stage, retries: int = 0) -> StageCall:
-    """The stage as a Prefect task, called like the stage itself.
+def run_as_task(
+    stage: Stage[Context, Inputs], context: Context, round: int, *inputs: Inputs.args, **named: Inputs.kwargs
+) -> Manifest:
+    """Execute a stage as a Prefect task.
 
     Prefect stores no result and reads none: it would decode a record with whatever serializer the record names,
     and a run directory may come from an untrusted source. What counts is the manifest that the stage publishes. A
     stage whose manifest and files are valid is not executed again; the Prefect UI shows its task as Cached.
-
-    Args:
-        stage: The stage.
-        retries: How often Prefect retries it after an error that is not a RevalError.
     """
-
-    @task(
+    kept = stage.kept(context, round, *inputs, **named)
+    titled = _stage.with_options(
         name=stage.name.replace("_", " "),
-        cache_policy=NO_CACHE,
-        persist_result=False,
-        retries=retries,
-        retry_delay_seconds=5,
-        retry_condition_fn=_worth_retrying,
-        log_prints=False,
+        task_run_name=as_template(context.title(stage.name, round)),
+        retries=RETRIES[stage.name],
     )
-    def run(context: Host, round: int, inputs: tuple[Any, ...], kept: Manifest | None) -> Manifest | State[Any]:
-        return stage(context, round, *inputs) if kept is None else skipped()
-
-    def call(context: Host, round: int, *inputs: Any) -> Manifest:
-        kept = stage.kept(context, round, *inputs)
-        named = run.with_options(task_run_name=as_template(context.title(stage.name, round)))
-        made = named(context, round, inputs, kept)
-        return made if isinstance(made, Manifest) else cast("Manifest", kept)
-
-    return call
+    if kept is not None:
+        titled(None)
+        return kept
+    manifest = titled(partial(stage, context, round, *inputs, **named))
+    assert isinstance(manifest, Manifest), "a task that was not skipped returns what its stage returns"
+    return manifest
 
 
 def as_template(title: str) -> str:
@@ -75,3 +76,15 @@ def _worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bo
     except Exception as error:
         log.warning("%s failed (%s: %s); retrying", run.name, type(error).__name__, error)
     return True
+
+
+@task(
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retry_delay_seconds=5,
+    retry_condition_fn=_worth_retrying,
+    log_prints=False,
+)
+def _stage(work: Callable[[], Manifest] | None) -> Manifest | State[None]:
+    """A stage's work; None if there is nothing to do."""
+    return skipped() if work is None else work()

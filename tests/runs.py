@@ -32,7 +32,7 @@ def run(path: Path, config: Config, until: int | None = None) -> dict[str, Any] 
     """Run a whole run and return its summary; with `until`, break off after that round's last stage."""
     directory = RunDirectory(path)
     with open_run_context(directory, config) as context:
-        for number in train_rounds(context, stages):
+        for number in train_rounds(context):
             if number == until:
                 return None
     return summarise(directory)

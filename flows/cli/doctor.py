@@ -19,4 +19,9 @@ def doctor(config: Path | None, as_json: bool) -> None:
     """
     from reval.flows.show import show_doctor
 
-    show_doctor(config, as_json)
+    show_doctor(as_json)
+    if config is not None:
+        from reval.flows.plan import show_plan
+        from reval.flows.preparation import prepare
+
+        show_plan(prepare(config, [], None), as_json)

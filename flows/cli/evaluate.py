@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from reval.flows.cli.options import AS_JSON, OVERRIDE
+from reval.flows.terminal import print_json, print_table, say, short
+
+if TYPE_CHECKING:
+    from reval.flows.preparation import PreparedEvaluation
 
 
 @click.command("eval")
@@ -44,18 +49,44 @@ def evaluate(
 
     MODEL is a model directory or a run. The same command resumes an interrupted evaluation.
     """
-    from reval.flows.evaluating import (
-        benchmarks_override,
-        evaluate_here,
-        protocol_file,
-        show_evaluation_plan,
-        use_data,
-    )
+    from reval.flows.preparation import prepare_evaluation
+    from reval.flows.protocols import protocol_file, protocol_overrides, use_data
 
     if data is not None:
         use_data(data)
-    given = [benchmarks_override(benchmarks)] if benchmarks else []
-    given += [f"{name}={value}" for name, value in (("samples", samples), ("limit", limit)) if value is not None]
+    given = protocol_overrides(benchmarks, samples, limit)
     protocol = protocol_file(preset) if preset else None
-    act = show_evaluation_plan if dry_run else evaluate_here
-    act(model, protocol, [*given, *overrides], round, out, as_json)
+    evaluation = prepare_evaluation(model, protocol, [*given, *overrides], round, out)
+    if dry_run:
+        from reval.flows.plan import show_evaluation_plan
+
+        show_evaluation_plan(evaluation, as_json)
+    else:
+        _evaluate(evaluation, as_json)
+
+
+def _evaluate(evaluation: PreparedEvaluation, as_json: bool) -> None:
+    """Evaluate in this process and print the metrics."""
+    from reval.flows.foreground import evaluate_here, leave_undelivered
+    from reval_core.atomic_files import read_json
+
+    delivered = evaluate_here(evaluation)
+    results, directory = read_json(evaluation.directory.results), evaluation.directory.path
+    if as_json:
+        print_json({**results, "out": str(directory)})
+    else:
+        _show(results, directory)
+    if not delivered:
+        leave_undelivered()
+
+
+def _show(results: dict[str, Any], directory: Path) -> None:
+    from reval_core.evaluation.results import results_rows
+
+    names, rows = results_rows(results)
+    say()
+    print_table(names, rows)
+    say(f"All metrics: {short(directory)}/results.json, results.md. Every response:")
+    say(f"  reval sql {short(directory)} \\")
+    say('    "SELECT problem_set, verdict, count(*) FROM evaluations')
+    say(f"     WHERE policy LIKE '{results['policy'][:12]}%' GROUP BY ALL\"")

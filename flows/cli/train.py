@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from reval.flows.cli.options import AS_JSON, OVERRIDE
+from reval.flows.terminal import lines_beside_json
 from reval_core.errors import InputError
+from reval_core.launch import is_first
 
 
 @click.command()
@@ -44,15 +47,29 @@ def train(
     if gpus is not None or gpu_gigabytes is not None:
         if gpus is None or not dry_run:
             raise InputError("--gpus and --gpu-memory plan for another machine: give --dry-run --gpus N")
-        from reval.flows.planning import show_plan_for_other_machine
+        from reval.flows.other_machine import show_plan_for_other_machine
 
         show_plan_for_other_machine(config, overrides, run_dir, gpus, gpu_gigabytes or 80.0, as_json)
         return
     if dry_run:
         from reval.flows.plan import show_plan
+        from reval.flows.preparation import prepare
 
-        show_plan(config, overrides, run_dir, as_json)
+        show_plan(prepare(config, overrides, run_dir), as_json)
         return
-    from reval.flows.foreground import train_here
+    train_and_show(config, overrides, run_dir, as_json)
 
-    train_here(config, run_dir, overrides, as_json)
+
+def train_and_show(config: Path, overrides: Sequence[str], run_dir: Path | None, as_json: bool) -> None:
+    """Train in this process and print the summary; only the first process of `accelerate launch` prints."""
+    from reval.flows.foreground import leave_undelivered, train_here
+    from reval.flows.preparation import prepare
+    from reval.flows.show import show_summary
+
+    run = prepare(config, overrides, run_dir)  # before Prefect, which takes seconds to start
+    with lines_beside_json(as_json):
+        delivered = train_here(run)
+    if is_first():
+        show_summary(run.directory, as_json)
+    if not delivered:
+        leave_undelivered()

@@ -22,11 +22,11 @@ from reval_core.model.loading import stop_ids, tokenizer_of
 from reval_core.model.low_precision import compute_in
 from reval_core.pipeline.run_context import explained_disk, make_verifier
 from reval_core.problems import Problem, problems_digest
-from reval_core.problems.asked import left_out_counts, prompts_in
+from reval_core.problems.asked import file_version, left_out_counts, prompts_in
 from reval_core.storage.tables import SCHEMA_VERSION, Manifest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 log = logging.getLogger("reval")
@@ -48,7 +48,13 @@ class BenchmarkRun:
 class EvaluationContext:
     """State shared by the stages of an evaluation. Open it with `open_evaluation_context`."""
 
-    def __init__(self, directory: EvaluationDirectory, source: ModelSource, protocol: Protocol) -> None:
+    def __init__(
+        self,
+        directory: EvaluationDirectory,
+        source: ModelSource,
+        protocol: Protocol,
+        selected: EvaluationProblems | None = None,
+    ) -> None:
         self.directory = directory
         self.source = source
         self.protocol = protocol
@@ -63,8 +69,9 @@ class EvaluationContext:
         if protocol.threads is not None:
             torch.set_num_threads(protocol.threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.tokenizer = tokenizer_of(source.model)
-        selected = evaluation_problems(directory, source, protocol, self.tokenizer)
+        if selected is None or selected.record != file_version(selected.file):
+            selected = evaluation_problems(directory, source, protocol, tokenizer_of(source.model))
+        self.tokenizer = selected.tokenizer
         for name, one in left_out_counts(selected.left_out).items():
             log.warning("%s: skipped %s problems, the first is %s", name, one["problems"], one["first"])
         self.prompts = selected.prompts
@@ -157,7 +164,9 @@ class EvaluationContext:
         return BenchmarkRun(self.directory.benchmark(key), key, name, problems)
 
 
-def check_evaluation(directory: EvaluationDirectory, source: ModelSource, protocol: Protocol) -> EvaluationProblems:
+def check_evaluation(
+    directory: EvaluationDirectory, source: ModelSource, protocol: Protocol, tokenizer: PreTrainedTokenizerBase
+) -> EvaluationProblems:
     """Check that every problem can be used and that the stop tokens exist.
 
     Returns:
@@ -166,16 +175,25 @@ def check_evaluation(directory: EvaluationDirectory, source: ModelSource, protoc
     Raises:
         InputError: Names the first problem or stop token that cannot be used.
     """
-    tokenizer = tokenizer_of(source.model)
     stop_ids(source.model, tokenizer, protocol.stop)
     return evaluation_problems(directory, source, protocol, tokenizer)
 
 
 @contextmanager
 def open_evaluation_context(
-    directory: EvaluationDirectory, source: ModelSource, protocol: Protocol
+    directory: EvaluationDirectory,
+    source: ModelSource,
+    protocol: Protocol,
+    problems: EvaluationProblems | None = None,
 ) -> Iterator[EvaluationContext]:
     """Lock the directory and open an evaluation in it.
+
+    Args:
+        directory: The evaluation directory.
+        source: The model.
+        protocol: The settings.
+        problems: The result of `check_evaluation`. Loaded again if there is none, or if another process has
+            recorded prompts since.
 
     Raises:
         InputError: Another process holds the lock.
@@ -189,7 +207,7 @@ def open_evaluation_context(
         }
         text = yaml.safe_dump(recorded, sort_keys=False, allow_unicode=True)
         publish_file(directory.protocol, lambda partial: partial.write_text(text, encoding="utf-8"))
-        context = EvaluationContext(directory, source, protocol)
+        context = EvaluationContext(directory, source, protocol, problems)
         try:
             yield context
         finally:

@@ -13,7 +13,7 @@ from reval_core.evaluation.directory import EvaluationDirectory
 from reval_core.evaluation.model_source import ModelSource
 from reval_core.model.loading import reading_digest
 from reval_core.problems import Problem, load_sets
-from reval_core.problems.asked import Room, Wanted, ask, prompts_in, rendered
+from reval_core.problems.asked import FileVersion, Room, Wanted, ask, file_version, prompts_in, rendered
 from reval_core.problems.recorded import Prompts, read_by
 from reval_core.storage.run_directory import RunDirectory
 
@@ -35,6 +35,10 @@ class EvaluationProblems:
     """Digest of that tokenizer."""
     is_recorded: bool
     """Whether the file already holds all of them."""
+    record: FileVersion
+    """The file when the prompts were selected."""
+    tokenizer: PreTrainedTokenizerBase
+    """The model's tokenizer."""
 
 
 def evaluation_problems(
@@ -56,7 +60,7 @@ def evaluation_problems(
     }
     turns, reading = protocol.prompt.model_dump(mode="json"), reading_digest(tokenizer)
     file = directory.path / "prompts" / f"{digest(turns, reading)[:16]}.parquet"
-    kept = prompts_in(file) or Prompts()
+    version, kept = file_version(file), prompts_in(file) or Prompts()
     of_run = Prompts()
     if turns == source.habits.get("prompt"):
         record = RunDirectory(Path(source.source)).prompts
@@ -67,7 +71,7 @@ def evaluation_problems(
     prompts = known.with_more(rendered(new, protocol.prompt, source.model, tokenizer)) if new else known
     asked = ask(wanted, prompts)
     is_recorded = all(text in kept for text in texts)
-    return EvaluationProblems(asked.sets, asked.left_out, prompts, file, reading, is_recorded)
+    return EvaluationProblems(asked.sets, asked.left_out, prompts, file, reading, is_recorded, version, tokenizer)
 
 
 def asked_sets(protocol: Protocol) -> dict[str, tuple[Problem, ...]]:

@@ -229,11 +229,14 @@ def _tiny_config(settings: TinyModel) -> LlamaConfig:
     )
 
 
-def check_model(settings: Model) -> None:
+def check_model(settings: Model) -> PreTrainedTokenizerBase:
     """Check that the model is a complete causal language model with a matching tokenizer.
 
     Weights are read only to find NaN and infinity in them, once per process. The weights of a model on the Hub that
     is not in the cache are checked by `load_model`.
+
+    Returns:
+        The tokenizer.
 
     Raises:
         InputError: Names the first fault.
@@ -241,7 +244,7 @@ def check_model(settings: Model) -> None:
     if settings.lora is not None:
         check_peft()
     if settings.path is None:
-        return
+        return tokenizer_of(settings)
     config = _config(settings)
     check_unquantized(settings.path, config)
     directory = _weights_directory(settings.path)
@@ -250,10 +253,11 @@ def check_model(settings: Model) -> None:
     if stored:
         check_coverage(settings.path, model, stored)
     check_causal(settings.path, config)
-    tokenizer = load_tokenizer(settings.path, settings.trust_remote_code)
+    tokenizer = tokenizer_of(settings)
     rows = model.get_input_embeddings().weight.shape[0]
     check_vocabulary(settings.path, tokenizer, rows, model_ends(settings.path))
     check_finite({tensor.file for tensor in stored.values()})
+    return tokenizer
 
 
 def check_attention(settings: Model, learner: Learner) -> None:

@@ -32,8 +32,8 @@ from reval_core.pipeline.integrity import clear
 from reval_core.pipeline.reconstruction import Policy, reconstruct
 from reval_core.pipeline.reference_average import drop_averages, make_average
 from reval_core.planning.gpu_memory import card, memory_advice, with_checkpointing
-from reval_core.problems import PromptOrder
-from reval_core.problems.asked import left_out_counts, run_problems
+from reval_core.problems import PromptOrder, load_run_sets
+from reval_core.problems.asked import RunProblems, file_version, left_out_counts, run_problems
 from reval_core.replay_buffer.index import Store
 from reval_core.storage.run_directory import Attempt, RunDirectory
 from reval_core.storage.tables import Manifest
@@ -52,7 +52,13 @@ log = logging.getLogger("reval")
 class RunContext:
     """The per-process state that the stages of a run share. Opened by `open_run_context`."""
 
-    def __init__(self, directory: RunDirectory, config: Config, machine: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        directory: RunDirectory,
+        config: Config,
+        machine: dict[str, Any],
+        problems: RunProblems | None = None,
+    ) -> None:
         self.directory = directory
         self.config = config
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -64,8 +70,10 @@ class RunContext:
         """Called during long work with the stage, its round, and the number of completed and of all pieces."""
         self.stage_now = ("", 0)
         """The running stage and its round."""
-        self.tokenizer = tokenizer_of(config.model)
-        problems = run_problems(config, directory, self.tokenizer)
+        if problems is None or problems.record != file_version(directory.prompts):
+            sets = load_run_sets(config.problems, config.seed)
+            problems = run_problems(config, directory, tokenizer_of(config.model), sets)
+        self.tokenizer = problems.tokenizer
         for name, one in left_out_counts(problems.left_out).items():
             log.warning("%s: %s problems are skipped, the first of them %s", name, one["problems"], one["first"])
         self.train = problems.train
@@ -351,10 +359,18 @@ def make_verifier(verification: Verification, reward: Reward) -> Verifier:
 
 
 @contextmanager
-def open_run_context(directory: RunDirectory, config: Config) -> Iterator[RunContext]:
+def open_run_context(
+    directory: RunDirectory, config: Config, problems: RunProblems | None = None
+) -> Iterator[RunContext]:
     """Lock a run directory and open its context.
 
     Corrupt files are quarantined first, so that the stages regenerate them.
+
+    Args:
+        directory: The run directory.
+        config: The settings.
+        problems: The problems of the run, as checked before. Loaded again if there are none, or if another process
+            has recorded prompts since.
 
     Raises:
         InputError: If another process holds the lock, or the directory was made with another config or other
@@ -365,7 +381,7 @@ def open_run_context(directory: RunDirectory, config: Config) -> Iterator[RunCon
         directory.open(config)
         machine = fix_machine(directory, config)  # other versions may not even be able to read the files
         clear(directory, config)
-        context = RunContext(directory, config, machine)
+        context = RunContext(directory, config, machine, problems)
         try:
             yield context
         finally:

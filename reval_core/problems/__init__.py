@@ -3,11 +3,11 @@
 from reval_core.problems.order import PromptOrder
 from reval_core.problems.problem import Problem, problems_digest
 from reval_core.problems.problem_sets import (
+    RunSets,
     check_contamination,
-    load_held_out,
     load_problems,
+    load_run_sets,
     load_sets,
-    load_train,
 )
 from reval_core.problems.prompts import Rendered, prompt_text, render
 
@@ -15,11 +15,11 @@ __all__ = [
     "Problem",
     "PromptOrder",
     "Rendered",
+    "RunSets",
     "check_contamination",
-    "load_held_out",
     "load_problems",
+    "load_run_sets",
     "load_sets",
-    "load_train",
     "problems_digest",
     "prompt_text",
     "render",

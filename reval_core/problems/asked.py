@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from reval_core.atomic_files import digest
 from reval_core.config import Config, EngineSettings, Model, Prompt, Rollouts
 from reval_core.engines.limits import engine_context
 from reval_core.errors import CorruptData, InputError
-from reval_core.model.loading import context_length, reading_digest, stop_ids
+from reval_core.model.loading import context_length, stop_ids
 from reval_core.problems.problem import Problem
-from reval_core.problems.problem_sets import load_problems, load_sets, load_train
+from reval_core.problems.problem_sets import RunSets, load_problems
 from reval_core.problems.prompts import render
 from reval_core.problems.recorded import PROMPTS, Prompts, read_prompts
 from reval_core.storage.run_directory import RunDirectory
@@ -138,19 +137,24 @@ def _length_refusal(room: Room, long: Mapping[Problem, int], may_drop: bool) -> 
     )
 
 
-_rendered: dict[str, Prompts] = {}
-"""The prompts that this process rendered last: the checked prompts are those used, and sets are rendered once."""
-
-
 def rendered(problems: Iterable[str], prompt: Prompt, model: Model, tokenizer: PreTrainedTokenizerBase) -> Prompts:
     """The prompts of these problems. Raises InputError if they cannot be rendered."""
     texts = list(dict.fromkeys(problems))
     ends = stop_ids(model, tokenizer, ())
-    key = digest(prompt.model_dump(mode="json"), reading_digest(tokenizer), ends, texts)
-    if key not in _rendered:
-        _rendered.clear()
-        _rendered[key] = Prompts.of(texts, render(texts, prompt, tokenizer, ends))
-    return _rendered[key]
+    return Prompts.of(texts, render(texts, prompt, tokenizer, ends))
+
+
+FileVersion = tuple[int, int] | None
+"""When a file was last changed (nanoseconds), and its size in bytes; None if it does not exist."""
+
+
+def file_version(path: Path) -> FileVersion:
+    """The version of a file, by which a later change by another process is noticed."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
 def prompts_in(path: Path) -> Prompts | None:
@@ -204,15 +208,20 @@ class RunProblems:
     """By set, the dropped problems with the reasons."""
     is_recorded: bool
     """Whether all prompts are already recorded in the run directory."""
+    record: FileVersion
+    """The record of prompts in the run directory when the prompts were selected."""
+    tokenizer: PreTrainedTokenizerBase
+    """The model's tokenizer."""
 
 
-def run_problems(config: Config, directory: RunDirectory, tokenizer: PreTrainedTokenizerBase) -> RunProblems:
+def run_problems(
+    config: Config, directory: RunDirectory, tokenizer: PreTrainedTokenizerBase, sets: RunSets
+) -> RunProblems:
     """The problems of a run, with their prompts as rendered when the run started.
 
     Raises InputError if a prompt cannot be rendered, naming the first unusable problem.
     """
-    train = load_train(config.problems, config.seed)
-    held_out = load_sets(config.problems.held_out, config.seed, "problems.held_out")
+    train, held_out, record = sets.train, sets.held_out, file_version(directory.prompts)
     wanted = _wanted(config, train, held_out)
     texts = list(dict.fromkeys(problem.problem for one in wanted.values() for problem in one.problems))
     kept = prompts_in(directory.prompts)
@@ -227,6 +236,8 @@ def run_problems(config: Config, directory: RunDirectory, tokenizer: PreTrainedT
         prompts.leaving_out(asked.why),
         {name: problems for name, problems in asked.left_out.items() if problems},
         is_recorded,
+        record,
+        tokenizer,
     )
 
 

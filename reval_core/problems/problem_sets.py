@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from reval_core.config import Problems, ProblemSet
@@ -35,11 +36,30 @@ def load_problems(source: ProblemSet, seed: int) -> list[Problem]:
     return [problem for problem in problems if problem.prompt_id in kept]
 
 
-def load_held_out(settings: Problems, seed: int) -> list[Problem]:
-    """Load the problems of all held-out sets in order. Raises InputError if two sets have the same name."""
-    return [
-        one for problems in load_sets(settings.held_out, seed, "problems.held_out").values() for one in problems
-    ]
+@dataclass(frozen=True)
+class RunSets:
+    """The problem sets of a run."""
+
+    train: list[Problem]
+    held_out: dict[str, tuple[Problem, ...]]
+    """By the name of the set. Ids are unique within a set only."""
+
+
+def load_run_sets(settings: Problems, seed: int) -> RunSets:
+    """Load the training problems, without contaminated ones if the settings drop those, and the held-out sets.
+
+    Raises InputError for the first unusable problem, if two held-out sets have the same name, or if no training
+    problem is left.
+    """
+    train = [] if settings.train is None else load_problems(settings.train, seed)
+    sets = RunSets(train, load_sets(settings.held_out, seed, "problems.held_out"))
+    if settings.contaminated != "drop" or not train:
+        return sets
+    left_out = {overlap.train.prompt_id for overlap in contaminated(train, _tests(sets, settings, seed))}
+    kept = [problem for problem in train if problem.prompt_id not in left_out]
+    if not kept:
+        raise InputError("problems.train: every problem also occurs in a test set; use another training set")
+    return RunSets(kept, sets.held_out)
 
 
 def load_sets(sources: Sequence[ProblemSet], seed: int, field: str) -> dict[str, tuple[Problem, ...]]:
@@ -57,44 +77,32 @@ def load_sets(sources: Sequence[ProblemSet], seed: int, field: str) -> dict[str,
     return sets
 
 
-def load_train(settings: Problems, seed: int) -> list[Problem]:
-    """Load the training problems, without contaminated ones if the settings drop those.
-
-    Raises InputError if no problem is left.
-    """
-    if settings.train is None:
-        return []
-    problems = load_problems(settings.train, seed)
-    if settings.contaminated != "drop":
-        return problems
-    found = contaminated(problems, load_tests(settings, seed))
-    left_out = {overlap.train.prompt_id for overlap in found}
-    kept = [problem for problem in problems if problem.prompt_id not in left_out]
-    if not kept:
-        raise InputError("problems.train: every problem also occurs in a test set; use another training set")
-    return kept
-
-
-def check_contamination(train: Sequence[Problem], settings: Problems, seed: int) -> None:
+def check_contamination(sets: RunSets, settings: Problems, seed: int) -> None:
     """Raise InputError if training problems also occur in a test set, with their number and an example."""
-    found = contaminated(train, load_tests(settings, seed))
+    found = contaminated(sets.train, _tests(sets, settings, seed))
     if found:
         first = min(found, key=lambda overlap: overlap.shared != "")
         rows = len({overlap.train.prompt_id for overlap in found})
         by_text = len({overlap.train.prompt_id for overlap in found if not overlap.shared})
         why = f"they share {first.shared[:80]!r}" if first.shared else "the same text"
         raise InputError(
-            f"problems.train: {rows:,} of {len(train):,} problems also occur in the test sets ({by_text:,} with "
-            f"the same text, the others share {WORDS} consecutive words), for example {first.train.prompt_id} "
+            f"problems.train: {rows:,} of {len(sets.train):,} problems also occur in the test sets ({by_text:,} "
+            f"with the same text, the others share {WORDS} consecutive words), for example {first.train.prompt_id} "
             f"of {first.train.problem_set} and {first.test.prompt_id} of {first.test.problem_set} ({why}); set "
             "problems.contaminated: drop to exclude them, or keep to train on them anyway"
         )
 
 
-def load_tests(settings: Problems, seed: int) -> list[Problem]:
-    """Load all problems that must not be trained on: whole sets, regardless of their limits."""
-    sources = [*settings.held_out, *settings.never_train_on]
-    return [problem for one in sources for problem in load_problems(one.model_copy(update={"limit": None}), seed)]
+def _tests(sets: RunSets, settings: Problems, seed: int) -> list[Problem]:
+    """All problems that must not be trained on: whole sets, regardless of their limits."""
+    loaded = [*sets.held_out.values(), *([None] * len(settings.never_train_on))]
+    whole = [
+        load_problems(source.model_copy(update={"limit": None}), seed)
+        if problems is None or source.limit is not None
+        else problems
+        for source, problems in zip((*settings.held_out, *settings.never_train_on), loaded, strict=True)
+    ]
+    return [problem for problems in whole for problem in problems]
 
 
 def read_set(source: ProblemSet) -> tuple[str, list[Read]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -49,22 +49,28 @@ class Host(Protocol):
         """Forget everything after a stage that is about to be regenerated."""
 
 
+Context = TypeVar("Context", bound=Host)
+Inputs = ParamSpec("Inputs")
+
+
 @dataclass(frozen=True)
-class Stage:
+class Stage(Generic[Context, Inputs]):
     """A named unit of work of a round. Call it with a context, the round, and the stage's inputs."""
 
     name: str
-    inputs: Callable[..., list[Any]]
+    inputs: Callable[Concatenate[Context, int, Inputs], list[Any]]
     """Everything that the outcome depends on, as JSON: settings, digests of inputs, seeds."""
-    work: Callable[..., Outcome]
-    is_complete: Callable[[Any, Manifest], bool] = lambda context, manifest: True
+    work: Callable[Concatenate[Context, int, Inputs], Outcome]
+    is_complete: Callable[[Context, Manifest], bool] = lambda context, manifest: True
     """Whether everything that the stage left in addition to the files of its manifest still exists."""
 
-    def key(self, context: Host, round: int, *inputs: Any) -> str:
+    def key(self, context: Context, round: int, *inputs: Inputs.args, **named: Inputs.kwargs) -> str:
         """The digest that identifies this stage's outcome."""
-        return digest(self.name, round, self.inputs(context, round, *inputs))
+        return digest(self.name, round, self.inputs(context, round, *inputs, **named))
 
-    def published(self, context: Host, round: int, *inputs: Any) -> Manifest | None:
+    def published(
+        self, context: Context, round: int, *inputs: Inputs.args, **named: Inputs.kwargs
+    ) -> Manifest | None:
         """The published manifest of this stage, if all of its files still exist; else None.
 
         Raises:
@@ -74,22 +80,22 @@ class Stage:
         manifest = context.directory.manifest(self.name, round)
         if manifest is None:
             return None
-        if manifest.key != self.key(context, round, *inputs):
+        if manifest.key != self.key(context, round, *inputs, **named):
             raise CorruptData(
                 f"{context.directory.manifest_path(self.name, round)}: was made from other inputs than the current "
                 "ones; a record of this run was changed"
             )
         return manifest if context.directory.holds(manifest) and self.is_complete(context, manifest) else None
 
-    def kept(self, context: Host, round: int, *inputs: Any) -> Manifest | None:
+    def kept(self, context: Context, round: int, *inputs: Inputs.args, **named: Inputs.kwargs) -> Manifest | None:
         """As `published`, for a run that skips the stage: also ingests the files and records the stage as kept."""
-        manifest = self.published(context, round, *inputs)
+        manifest = self.published(context, round, *inputs, **named)
         if manifest is not None:
             context.kept.add(self.name)
             context.take_in(manifest)
         return manifest
 
-    def __call__(self, context: Host, round: int, *inputs: Any) -> Manifest:
+    def __call__(self, context: Context, round: int, *inputs: Inputs.args, **named: Inputs.kwargs) -> Manifest:
         """Run the stage, unless it has been published before.
 
         Returns:
@@ -98,21 +104,21 @@ class Stage:
         Raises:
             CorruptData: If a lost file was regenerated and differs from the record.
         """
-        existing = self.kept(context, round, *inputs)
+        existing = self.kept(context, round, *inputs, **named)
         if existing is not None:
             return existing
         context.stage_now = (self.name, round)
         context.rewind(self.name, round)
         title = context.title(self.name, round)
         with explained_disk(context.directory), explained_memory(title, lambda: context.memory_advice(self.name)):
-            manifest = self._made(context, round, *inputs)
+            manifest = self._made(context, round, *inputs, **named)
             context.directory.publish(manifest)
             context.take_in(manifest)
         return manifest
 
-    def _made(self, context: Host, round: int, *inputs: Any) -> Manifest:
+    def _made(self, context: Context, round: int, *inputs: Inputs.args, **named: Inputs.kwargs) -> Manifest:
         started = time.perf_counter()
-        outcome = self.work(context, round, *inputs)
+        outcome = self.work(context, round, *inputs, **named)
         seconds = time.perf_counter() - started
         context.worked_seconds += seconds
         files = tuple(outcome.files)
@@ -120,13 +126,14 @@ class Stage:
         if recorded is not None:
             _check_equal(context, recorded, outcome)
             return replace(recorded, files=files)  # keeps the original time and duration
-        key = self.key(context, round, *inputs)
+        key = self.key(context, round, *inputs, **named)
         return Manifest(self.name, round, key, files, seconds, ended_at=time.time(), info=outcome.info)
 
 
 def stage(
-    inputs: Callable[..., list[Any]], is_complete: Callable[[Any, Manifest], bool] = lambda context, manifest: True
-) -> Callable[[Callable[..., Outcome]], Stage]:
+    inputs: Callable[Concatenate[Context, int, Inputs], list[Any]],
+    is_complete: Callable[[Context, Manifest], bool] = lambda context, manifest: True,
+) -> Callable[[Callable[Concatenate[Context, int, Inputs], Outcome]], Stage[Context, Inputs]]:
     """Decorator: make a stage of a function `(context, round, *inputs) -> Outcome`, named like the function."""
     return lambda work: Stage(work.__name__, inputs, work, is_complete)
 

@@ -125,7 +125,7 @@ def test_regrading_by_the_same_rules_gives_the_same_rewards_and_marks(finished):
 
 
 def test_an_evaluation_of_the_run_has_no_penalty_and_refuses_one(finished, tmp_path):
-    _, protocol, _ = prepare_evaluation(str(finished.path), None, [], None, tmp_path / "e")
+    protocol = prepare_evaluation(str(finished.path), None, [], None, tmp_path / "e").protocol
     assert protocol.reward.overlong is None
     with pytest.raises(InputError, match=r"reward\.overlong: applies to training only"):
         prepare_evaluation(str(finished.path), None, ["reward.overlong.buffer=1"], None, tmp_path / "e")

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from tokenizers.normalizers import Replace
 
-from reval.flows.benchmarks import run_benchmarks
 from reval.flows.preparation import prepare_evaluation
-from reval_core import stages
+from reval.flows.rounds import run_benchmarks
 from reval_core.atomic_files import file_digest
 from reval_core.engines.transformers import TransformersEngine
 from reval_core.errors import InputError, RunStopped
@@ -66,9 +65,10 @@ def engine_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def evaluate(model: Path, out: Path | None, *overrides: str, round: int | None = None) -> dict[str, Any]:
     """The results of an evaluation, without Prefect."""
-    source, protocol, directory = prepare_evaluation(str(model), None, [*ASKED, *overrides], round, out)
+    prepared = prepare_evaluation(str(model), None, [*ASKED, *overrides], round, out)
+    source, protocol, directory = prepared.source, prepared.protocol, prepared.directory
     with open_evaluation_context(directory, source, protocol) as context:
-        benchmarks = list(run_benchmarks(context, stages))
+        benchmarks = list(run_benchmarks(context))
     return find_results(directory, source, protocol, benchmarks)
 
 
@@ -241,10 +241,11 @@ def test_a_run_is_evaluated_with_its_own_protocol(tmp_path):
     held_out = [{"path": str(path), "limit": 3} for path in files.values()]
     config = small_config(rounds=1, seed=5, problems__held_out=held_out, problems__contaminated="keep")
     run(tmp_path / "runs/r", config)
-    source, protocol, directory = prepare_evaluation(str(tmp_path / "runs/r"), None, [], None, tmp_path / "e")
+    prepared = prepare_evaluation(str(tmp_path / "runs/r"), None, [], None, tmp_path / "e")
+    source, protocol, directory = prepared.source, prepared.protocol, prepared.directory
     assert (protocol.seed, protocol.max_tokens, protocol.verification) == (5, 4, config.verification)
     with open_evaluation_context(directory, source, protocol) as context:
-        list(run_benchmarks(context, stages))
+        list(run_benchmarks(context))
         find_results(directory, source, protocol, context.benchmarks)
     query = "SELECT DISTINCT problem_set, prompt_id, problem FROM evaluations ORDER BY ALL"
     assert len(ask(tmp_path / "e", query)) == 6

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import lzma
 import os
 import pickle
 import shutil
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,7 @@ from reval_core.errors import InputError, RunStopped
 from reval_core.replay_buffer.index import sql_views
 from reval_core.storage.run_directory import RunDirectory
 from tests.conftest import SMALL
+from tests.models import save_byte_level_model
 from tests.runs import run, small_config
 
 ROOT = Path(__file__).parents[2]
@@ -299,6 +303,64 @@ def test_the_rounds_of_a_run_are_printed_beside_its_json(plain, tmp_path, capsys
     shown = capsys.readouterr()
     assert json.loads(shown.out)["policy_digest"] == plain[1]["policy_digest"]
     assert "round 3/3" in shown.err
+
+
+class Counted:
+    """Counts the calls of functions, by what they load."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: Counter[str] = Counter()
+        self._monkeypatch = monkeypatch
+
+    def count(self, function: str, name: Callable[..., str] | None = None) -> None:
+        """Count a function, given by its dotted path, under its own name or what `name` makes of its arguments."""
+        module, _, last = function.rpartition(".")
+        original = getattr(import_module(module), last)
+
+        def counted(*given: Any, **named: Any) -> Any:
+            self.calls[name(*given) if name else last] += 1
+            return original(*given, **named)
+
+        self._monkeypatch.setattr(function, counted)
+
+
+def test_a_command_loads_and_checks_everything_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_byte_level_model(tmp_path / "model")
+    for name, numbers in (("train", range(1, 17)), ("held_out", range(17, 21))):
+        rows = [{"problem": f"{n}+{n}=", "answer": f"{2 * n}"} for n in numbers]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = copy.deepcopy(SMALL) | {"rounds": 1, "model": {"path": "model"}}
+    settings["problems"] = {"train": {"path": "train.jsonl"}, "held_out": {"path": "held_out.jsonl"}}
+    Path("own.yaml").write_text(yaml.safe_dump(settings))
+
+    counted = Counted(monkeypatch)
+    counted.count("reval_core.problems.problem_sets.read_rows", lambda path: path.name)
+    counted.count("reval_core.model.loading.load_tokenizer")
+    counted.count("reval_core.model.loading.check_model")
+    counted.count("reval_core.problems.asked.render")
+    once = dict.fromkeys(("train.jsonl", "held_out.jsonl", "load_tokenizer", "check_model", "render"), 1)
+    for command in (["--dry-run"], []):
+        cli.main(["train", "own.yaml", *command], standalone_mode=False)
+        assert counted.calls == once, command
+        counted.calls.clear()
+
+    del once["train.jsonl"]
+    sets = [
+        "--benchmarks",
+        "held_out.jsonl",
+        "--samples",
+        "1",
+        "--set",
+        "max_tokens=4",
+        "--set",
+        "prompt.chat=false",
+    ]
+    for command in (["--dry-run"], []):
+        cli.main(["eval", "model", *sets, *command], standalone_mode=False)
+        assert counted.calls == once, command
+        counted.calls.clear()
+    assert latest_flow_run().parameters["model"] == "model", "a flow run shows how to repeat it"
 
 
 def test_an_evaluation_prints_a_table_or_json_and_is_logged_to_mlflow(plain, tmp_path, capsys, caplog, monkeypatch):

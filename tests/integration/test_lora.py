@@ -5,7 +5,6 @@ import torch
 from safetensors.torch import load_file
 
 from reval.flows.rounds import train_rounds
-from reval_core import stages
 from reval_core.config import Lora
 from reval_core.errors import InputError
 from reval_core.model.loading import load_model, load_tokenizer, policy_digest
@@ -88,7 +87,7 @@ def test_scoring_the_reference_leaves_the_policy_as_it_was(tmp_path):
     """Between two rounds the reference's adapters replace the learner's temporarily."""
     directory = RunDirectory(tmp_path / "lora")
     with open_run_context(directory, lora_config()) as context:
-        for number in train_rounds(context, stages):
+        for number in train_rounds(context):
             if number == 2:
                 break
     manifest = directory.manifest("learning", 2)

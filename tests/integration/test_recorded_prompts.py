@@ -12,15 +12,13 @@ import pytest
 import yaml
 from transformers.utils import chat_template_utils
 
-from reval.flows.benchmarks import run_benchmarks
 from reval.flows.importing import import_file
 from reval.flows.preparation import prepare, prepare_evaluation
-from reval_core import stages
+from reval.flows.rounds import run_benchmarks
 from reval_core.engines.transformers import TransformersEngine
 from reval_core.evaluation.context import open_evaluation_context
 from reval_core.maintenance.check import check_run
 from reval_core.pipeline.integrity import inspect
-from reval_core.problems import asked
 from reval_core.problems.recorded import read_prompts
 from reval_core.storage.run_directory import RunDirectory
 from reval_core.storage.tables import read_table
@@ -69,9 +67,7 @@ def config(tmp_path: Path, model: Path) -> Path:
 
 def attempt(config: Path, path: Path, until: int | None = None) -> None:
     """Continue a run as a new process would."""
-    asked._rendered.clear()
-    settings, _ = prepare(config, [], path)
-    run(path, settings, until)
+    run(path, prepare(config, [], path).config, until)
 
 
 def prompts_used(path: Path) -> dict[str, set[tuple[str, tuple[int, ...]]]]:
@@ -110,14 +106,16 @@ def test_a_lost_record_is_reconstructed_from_the_rollouts(config, tmp_path, capl
         content = bytearray(record.read_bytes())
         content[len(content) // 2] ^= 1
         record.write_bytes(content)
-        settings, directory = prepare(config, [], path)
+        prepared = prepare(config, [], path)
+        settings, directory = prepared.config, prepared.directory
         assert [one.path for one in inspect(directory, settings)] == ["prompts.parquet"]
     attempt(config, path)
     assert "prompts.parquet" in caplog.text
     after = prompts_used(path)
     assert all(len(one) == 1 for one in after.values())
     assert {problem: after[problem] for problem in before} == before
-    settings, directory = prepare(config, [], path)
+    prepared = prepare(config, [], path)
+    settings, directory = prepared.config, prepared.directory
     assert [one for result in check_run(directory, settings) for one in result.problems] == []
 
 
@@ -141,10 +139,10 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def evaluate(source: Path, out: Path, *overrides: str) -> None:
-    asked._rendered.clear()
-    source, protocol, directory = prepare_evaluation(str(source), None, ["samples=1", *overrides], None, out)
+    prepared = prepare_evaluation(str(source), None, ["samples=1", *overrides], None, out)
+    source, protocol, directory = prepared.source, prepared.protocol, prepared.directory
     with open_evaluation_context(directory, source, protocol) as context:
-        list(run_benchmarks(context, stages))
+        list(run_benchmarks(context))
 
 
 def test_an_evaluation_repeats_no_request(model, tmp_path, requests, caplog):
@@ -179,7 +177,6 @@ def test_imported_prompts_are_recorded_too(config, tmp_path, capsys):
     rows = [{"problem": f"{number}+1=", "response": "7", "gold": "7"} for number in range(4)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for _ in range(2):
-        asked._rendered.clear()
         import_file(file, config, [], tmp_path / "imported", [], True)
     assert json.loads(capsys.readouterr().out.partition("\n}\n")[2])["was_there"]
     prompts = read_prompts(RunDirectory(tmp_path / "imported").prompts)

@@ -22,7 +22,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from reval.flows import evaluating, foreground
+from reval.flows import foreground, server
 from reval.flows.cli import main
 from reval.flows.preparation import prepare
 from reval_core.errors import InputError
@@ -105,8 +105,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     shutil.copytree(sound, tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
-    for module in (foreground, evaluating):
-        monkeypatch.setattr(module, "run_flow", _no_work)
+    monkeypatch.setattr(foreground, "run_flow", _no_work)
     return Place(tmp_path / "work", json.loads(json.dumps(CONFIG)))
 
 
@@ -449,7 +448,7 @@ def test_a_directory_that_another_process_runs_is_refused_by_a_dry_run_too(place
 def test_a_wrong_api_url_is_refused_by_a_dry_run_too(place, capsys, monkeypatch):
     (place.path / "config.yaml").write_text(yaml.safe_dump(place.config))
     # Prefect reads its settings once per process, and other tests may have triggered that.
-    monkeypatch.setattr(foreground, "configured_api", lambda: "not a url")
+    monkeypatch.setattr(server, "configured_api", lambda: "not a url")
     answer = reval(capsys, monkeypatch, "train", "config.yaml", "--run-dir", "run", "--dry-run")
     assert (answer.code, answer.out) == (2, "")
     assert re.fullmatch(r"reval: PREFECT_API_URL: .* is not a URL .*\n", answer.err), answer.err
@@ -507,7 +506,7 @@ def test_the_shared_models_that_are_only_unusual_are_not_refused(place, shared_m
     place.set("rollouts.max_tokens", 4)
     place.set("problems.prompt.chat", name in ("dated", "nosystem"))
     (place.path / "config.yaml").write_text(yaml.safe_dump(place.config))
-    settings, _ = prepare(place.path / "config.yaml", [], place.path / "run")
+    settings = prepare(place.path / "config.yaml", [], place.path / "run").config
     if name == "eoslist":
         ends = stop_ids(settings.model, tokenizer_of(settings.model), ())
         assert len(ends) == 2, "generation stops at either"

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from reval.flows.rounds import train_rounds
-from reval_core import stages
+from reval.flows.rounds import Runner, run_here, train_rounds
 from reval_core.config import Config
 from reval_core.learning.beta import with_beta
 from reval_core.learning.checkpoints import checkpoint_rounds
@@ -22,6 +21,7 @@ from reval_core.replay_buffer.index import sql_views
 from reval_core.report import write_report
 from reval_core.report.summary import summarise
 from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.tables import Manifest
 from tests.integration.test_training import tables
 from tests.runs import run, small_config
 
@@ -41,30 +41,25 @@ class Broken(Exception):
     """Simulates the end of a process."""
 
 
-class BreakingOff:
-    """The stages, one of which is interrupted before or after its work in a round."""
+def breaking_off(stage: str, round: int, when: str) -> Runner:
+    """A runner that is interrupted before or after the work of a stage in a round."""
 
-    def __init__(self, stage: str, round: int, when: str) -> None:
-        self._at = (stage, round)
-        self._when = when
+    def run(one: Any, context: Any, number: int, *inputs: Any, **named: Any) -> Manifest:
+        struck = (one.name, number) == (stage, round)
+        if struck and when == "before":
+            raise Broken
+        manifest = run_here(one, context, number, *inputs, **named)
+        if struck:
+            raise Broken
+        return manifest
 
-    def __getattr__(self, name: str) -> Any:
-        def call(context: Any, round: int, *inputs: Any) -> Any:
-            struck = (name, round) == self._at
-            if struck and self._when == "before":
-                raise Broken
-            manifest = getattr(stages, name)(context, round, *inputs)
-            if struck:
-                raise Broken
-            return manifest
-
-        return call
+    return run
 
 
 def broken_off(path: Path, config: Config, stage: str, round: int, when: str) -> None:
     """A run interrupted in the middle of a round."""
     with pytest.raises(Broken), open_run_context(RunDirectory(path), config) as context:
-        for _ in train_rounds(context, BreakingOff(stage, round, when)):
+        for _ in train_rounds(context, breaking_off(stage, round, when)):
             pass
 
 

@@ -12,17 +12,18 @@ import pytest
 import yaml
 
 from reval.flows.importing import import_file
-from reval.flows.preparation import prepare, run_forecast
+from reval.flows.preparation import prepare
 from reval.flows.rounds import train_rounds
-from reval_core import stages
 from reval_core.atomic_files import read_json
-from reval_core.config import Config
+from reval_core.config import Config, StoredRollouts
 from reval_core.errors import CorruptData, InputError, RunStopped
 from reval_core.model.loading import load_model, policy_digest, tokenizer_of
 from reval_core.pipeline.run_context import Policy, open_run_context
+from reval_core.planning.forecast import forecast
 from reval_core.problems.response_files import read_responses
 from reval_core.replay_buffer.imported import import_table, tokenise
 from reval_core.replay_buffer.index import sql_views
+from reval_core.replay_buffer.offline import stored_run
 from reval_core.report import write_report
 from reval_core.stages.consistency import score_trajectories
 from reval_core.stages.reference_reset import live_trajectories
@@ -281,7 +282,7 @@ def test_a_stored_file_that_has_changed_is_refused(imported, tmp_path):
         open_run_context(directory, config) as context,
         pytest.raises(CorruptData, match=r"verdicts\.parquet: is missing or has changed"),
     ):
-        next(train_rounds(context, stages))
+        next(train_rounds(context))
 
 
 def test_a_run_trains_offline_on_a_run_with_an_engine(tmp_path):
@@ -353,9 +354,10 @@ def test_what_would_stop_a_run_is_refused_before_it_starts(imported, tmp_path, m
 
 
 def test_the_forecast_covers_what_a_run_takes(imported, finished):
-    config, directory = finished_config(imported), RunDirectory(finished)
+    config = finished_config(imported)
+    assert isinstance(config.rollouts, StoredRollouts)
     taken = sum(file.stat().st_size for file in finished.rglob("*") if file.is_file())
-    sizes = run_forecast(config, directory)
+    sizes = forecast(config, stored_run(RunDirectory(finished), config.rollouts))
     assert sizes.trajectories == 300
     assert taken < sizes.disk_bytes < 100 * taken
 
@@ -379,6 +381,7 @@ def test_real_responses_are_imported_and_trained_on(tmp_path, capsys):
     assert sum(summary["verdicts"].values()) == summary["trajectories"] > 50
     agreement = f"SELECT avg((reward = 2 * given_reward - 1)::INT) FROM {JUDGED}"
     assert ask(tmp_path / "runs/stored", agreement)[0][0] > 0.95, "verdicts agree with the labels in the file"
-    settings, directory = prepare(config, overrides, tmp_path / "runs/offline")
+    prepared = prepare(config, overrides, tmp_path / "runs/offline")
+    settings, directory = prepared.config, prepared.directory
     summary = run(directory.path, settings)
     assert summary["final_delta_abs"] < 0.9 * summary["initial_delta_abs"]

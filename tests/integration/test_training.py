@@ -481,7 +481,7 @@ def test_a_collapsed_run_names_its_last_good_checkpoint(run_path):
     config = small_config(rounds=30, learner__lr=1.0, collapse={"below": 0.5, "rounds": 3})
     complaint = pytest.raises(RunStopped, match=r"last good checkpoint is .*checkpoints/round=0000\d")
     with open_run_context(RunDirectory(run_path), config) as context, complaint:
-        for _ in train_rounds(context, stages):
+        for _ in train_rounds(context):
             pass
 
 

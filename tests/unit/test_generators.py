@@ -188,7 +188,8 @@ def _(begun: Path, tmp_path: Path) -> None:
 
     sets = "benchmarks=[{arithmetic: {digits: 1, operators: '+', split: held_out}}]"
     asked = [sets, "precision=bfloat16", "max_tokens=4", "prompt.chat=false", "verification.workers=1"]
-    source, protocol, directory = prepare_evaluation(str(begun), None, asked, None, tmp_path / "evaluation")
+    prepared = prepare_evaluation(str(begun), None, asked, None, tmp_path / "evaluation")
+    source, protocol, directory = prepared.source, prepared.protocol, prepared.directory
     with breaking(), open_evaluation_context(directory, source, protocol) as context:
         suspended = context.generate([Request([1, 2], seed) for seed in range(2)])
         next(suspended)

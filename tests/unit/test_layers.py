@@ -67,24 +67,14 @@ SAME_NAME = {
     "offline.py": "replay_buffer stages",
     "sampling.py": "replay_buffer stages",
     "warm_start.py": "learning stages",
-    # A stage, and the command or the Prefect task around it.
+    # A stage, and the command around it.
     "importing.py": "flows stages",
-    "recording.py": "stages tasks",
     # A measurement, and its plots in the report.
     "off_policy.py": "learning report",
     # Sections of the two HTML pages.
     "sections.py": "comparison report",
-    # Two meanings: the unit of work of a reproduction (flows and tasks), and the units of measurement of an answer.
-    # The first two should be renamed together.
-    "units.py": "answers flows tasks",
 }
 """Each file name that occurs more than once, and where: the same thing, seen from two layers."""
-
-KNOWN_CYCLES = [
-    # `--dry-run` and `reval doctor` print what the others know, by imports inside functions.
-    {"reval.flows.foreground", "reval.flows.plan", "reval.flows.show"},
-]
-"""Cycles of modules that are still to be untied; they are allowed inside one wing only."""
 
 
 def _module(path):
@@ -202,14 +192,7 @@ def _cycle(imports):
 
 
 def test_modules_import_each_other_in_no_cycle(imports):
-    pairs = [(module, target) for module, target, _ in imports]
-    assert _cycle(pair for pair in pairs if not any(set(pair) <= known for known in KNOWN_CYCLES)) is None
-
-
-def test_the_known_cycles_still_exist(imports):
-    pairs = [(module, target) for module, target, _ in imports]
-    for known in KNOWN_CYCLES:
-        assert _cycle(pair for pair in pairs if set(pair) <= known), f"untied; take it off the list: {known}"
+    assert _cycle((module, target) for module, target, _ in imports) is None
 
 
 def test_at_most_eight_loose_modules_lie_at_the_top_of_reval_core():

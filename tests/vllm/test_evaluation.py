@@ -2,9 +2,8 @@
 
 import pytest
 
-from reval.flows.benchmarks import run_benchmarks
 from reval.flows.preparation import prepare_evaluation
-from reval_core import stages
+from reval.flows.rounds import run_benchmarks
 from reval_core.config import TinyModel
 from reval_core.evaluation.context import open_evaluation_context
 from reval_core.evaluation.directory import published_tables
@@ -27,9 +26,10 @@ OVERRIDES = [
 
 
 def evaluate(model, out):
-    source, protocol, directory = prepare_evaluation(str(model), None, OVERRIDES, None, out)
+    prepared = prepare_evaluation(str(model), None, OVERRIDES, None, out)
+    source, protocol, directory = prepared.source, prepared.protocol, prepared.directory
     with open_evaluation_context(directory, source, protocol) as context:
-        benchmarks = list(run_benchmarks(context, stages))
+        benchmarks = list(run_benchmarks(context))
     return find_results(directory, source, protocol, benchmarks)
 
 

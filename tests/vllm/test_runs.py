@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from reval.flows.rounds import train_rounds
-from reval_core import stages
 from reval_core.engines.choice import choose
 from reval_core.engines.vllm import VllmEngine
 from reval_core.errors import RunStopped
@@ -268,6 +267,6 @@ def test_auto_keeps_the_engine_of_the_run(run_path, monkeypatch):
     assert choose(small.model, small.engine).kind == "transformers", "heads of 16"
     with open_run_context(RunDirectory(run_path), settings.model_copy(update={"rounds": 2})) as context:
         assert context.engine.name == "transformers"
-        list(train_rounds(context, stages))
+        list(train_rounds(context))
     assert summarise(RunDirectory(run_path))["engine"] == "transformers"
     assert load_model(RunDirectory(run_path).checkpoint(2)) is not None

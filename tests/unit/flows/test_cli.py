@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from reval.flows.cli import COMMANDS, RENAMED, main
-from reval.flows.preparation import gpu_notes
+from reval.flows.preparation import prepare
 from reval_core.config.loader import load_config
 from reval_core.learning.precision import default_precision, with_precision
 from reval_core.storage.run_directory import RunDirectory
@@ -241,7 +241,7 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(reval: Reval, tmp_path: Pa
     assert (plan["prompt"]["tokens"], plan["prompt"]["text"]) == (6, plan["prompt"]["problem"])
     assert plan["prompt"]["judged"][0]["verdict"] == "correct"
     assert plan["config"] == settings.model_dump(mode="json")
-    assert (plan["precision"], plan["gpu_notes"]) == (default_precision(), gpu_notes(settings))
+    assert (plan["precision"], plan["gpu_notes"]) == (default_precision(), prepare(DEMO, [], None).notes)
     assert everything(tmp_path) == {}
 
 

@@ -17,7 +17,7 @@ def test_the_config_passes_every_check_of_a_run(tmp_path, monkeypatch):
     done = CliRunner().invoke(init, ["mine"], catch_exceptions=False)
     assert done.exit_code == 0
     assert "reval train mine/config.yaml --dry-run" in done.output
-    settings, _ = prepare(tmp_path / "mine/config.yaml", [], None)
+    settings = prepare(tmp_path / "mine/config.yaml", [], None).config
     assert settings.rounds == 10
     assert not (tmp_path / "runs").exists()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from reval.flows.preparation import gpu_notes, prepare
+from reval.flows.preparation import prepare
 from reval_core.errors import InputError
 from reval_core.planning import gpu_memory
 from reval_core.planning.forecast import forecast
@@ -43,39 +43,41 @@ def test_a_stage_that_does_not_fit_the_gpu_is_refused_unless_overridden(config, 
     plain = "learner.gradient_checkpointing=false"
     with pytest.raises(InputError, match=refused):
         prepare(config, [plain], tmp_path / "run")
-    settings, _ = prepare(config, [plain, "memory_check=warn"], tmp_path / "run")
-    notes = gpu_notes(settings)
+    notes = prepare(config, [plain, "memory_check=warn"], tmp_path / "run").notes
     assert notes[0] == "learner.precision: float32 on Small GPU"
     assert notes[1].startswith("learning needs about")
 
 
 def test_gradient_checkpointing_is_chosen_where_an_update_would_not_fit_and_kept(config, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_memory, "card", lambda: SMALL_GPU)
-    settings, directory = prepare(config, [], tmp_path / "run")
+    prepared = prepare(config, [], tmp_path / "run")
+    settings, directory = prepared.config, prepared.directory
     assert settings.learner.gradient_checkpointing is True
     directory.open(settings)
     for card in (FULL_GPU, None):
         monkeypatch.setattr(gpu_memory, "card", lambda card=card: card)
-        assert prepare(config, [], tmp_path / "run")[0].learner.gradient_checkpointing is True
-        assert prepare(config, [], tmp_path / "other")[0].learner.gradient_checkpointing is False
+        assert prepare(config, [], tmp_path / "run").config.learner.gradient_checkpointing is True
+        assert prepare(config, [], tmp_path / "other").config.learner.gradient_checkpointing is False
     with pytest.raises(InputError, match=r"another config \(learner\.gradient_checkpointing differ\)"):
         prepare(config, ["learner.gradient_checkpointing=false"], tmp_path / "run")
 
 
 def test_a_gpu_in_use_gives_a_note(config, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_memory, "card", lambda: FULL_GPU)
-    settings, _ = prepare(config, [], tmp_path / "run")
-    assert gpu_notes(settings)[1].endswith("1.0 GB of the GPU are free; stop other processes on it")
+    assert (
+        prepare(config, [], tmp_path / "run")
+        .notes[1]
+        .endswith("1.0 GB of the GPU are free; stop other processes on it")
+    )
 
 
 def test_without_a_gpu_there_are_no_notes(config, tmp_path):
-    settings, _ = prepare(config, ["learner.micro_batch_tokens=1000000000"], tmp_path / "run")
-    assert gpu_notes(settings) == []
+    assert prepare(config, ["learner.micro_batch_tokens=1000000000"], tmp_path / "run").notes == []
 
 
 def test_memory_check_may_change_during_a_run(config, tmp_path):
-    prepare(config, [], tmp_path / "run")[1].open(small_config())
-    settings, _ = prepare(config, ["memory_check=warn"], tmp_path / "run")
+    prepare(config, [], tmp_path / "run").directory.open(small_config())
+    settings = prepare(config, ["memory_check=warn"], tmp_path / "run").config
     assert settings.memory_check == "warn"
 
 
@@ -97,13 +99,13 @@ def test_training_problems_that_are_also_held_out_are_refused_unless_kept(config
     same = "problems.held_out={arithmetic: {digits: 1, split: train}}"
     with pytest.raises(InputError, match=r"problems\.train: \d+ of \d+ problems also occur in the test sets"):
         prepare(config, [same], tmp_path / "run")
-    settings, _ = prepare(config, [same, "problems.contaminated=keep"], tmp_path / "run")
+    settings = prepare(config, [same, "problems.contaminated=keep"], tmp_path / "run").config
     assert settings.problems.contaminated == "keep"
 
 
 def test_the_default_run_directory_is_named_after_the_config(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert prepare(config, [], None)[1].path == tmp_path / "runs" / "small"
+    assert prepare(config, [], None).directory.path == tmp_path / "runs" / "small"
 
 
 def test_the_forecast_covers_a_run_and_is_less_than_a_hundred_times_too_large(tmp_path):

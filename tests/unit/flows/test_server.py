@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from reval.flows import foreground, server
-from reval.flows.foreground import run_flow, train_here
+from reval.flows.cli.train import train_and_show
+from reval.flows.foreground import run_flow
 from reval.flows.server import answers, check_api
 from reval_core.errors import InputError
 from reval_core.storage.run_directory import RunDirectory
@@ -115,7 +116,7 @@ def test_a_server_that_accepts_everything_is_not_a_prefect_server() -> None:
 
 
 def test_no_flow_starts_with_another_kind_of_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(foreground, "configured_api", lambda: "garbage")
+    monkeypatch.setattr(server, "configured_api", lambda: "garbage")
     with pytest.raises(InputError, match="PREFECT_API_URL: garbage"):
         run_flow(lambda: pytest.fail("a flow was begun"))
 
@@ -129,4 +130,4 @@ def test_a_second_start_is_refused_before_prefect_is_contacted(
     config.write_text(yaml.safe_dump(SMALL))
     monkeypatch.setattr(foreground, "run_flow", lambda flow: pytest.fail("Prefect was begun with"))
     with RunDirectory(tmp_path / "run").lock(), pytest.raises(InputError, match="is running it"):
-        train_here(config, tmp_path / "run", (), as_json=False)
+        train_and_show(config, (), tmp_path / "run", as_json=False)

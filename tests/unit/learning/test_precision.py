@@ -54,7 +54,7 @@ def test_a_run_records_its_precision_and_keeps_it(tmp_path: Path, monkeypatch: p
         assert context.config.learner.precision == "bfloat16"
     config = tmp_path / "small.yaml"
     config.write_text(yaml.safe_dump(SMALL), encoding="utf-8")
-    assert prepare(config, [], directory.path)[0].learner.precision == "bfloat16"
+    assert prepare(config, [], directory.path).config.learner.precision == "bfloat16"
     with pytest.raises(InputError, match=r"made with another config \(learner\.precision differ\)"):
         prepare(config, ["learner.precision=float32"], directory.path)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from reval.flows.cli import cli
-from reval.flows.planning import known_model
+from reval.flows.other_machine import known_model
 from reval_core.config import PROMPTS, Config, Grpo, ProblemSet, Reval, Tbrm
 from reval_core.config.loader import load_config
 from reval_core.errors import InputError

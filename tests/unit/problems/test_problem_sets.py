@@ -13,7 +13,7 @@ import yaml
 
 from reval_core.config import PROMPTS, Arithmetic, Hub, Problems, ProblemSet, SetName
 from reval_core.errors import InputError
-from reval_core.problems import Problem, check_contamination, load_held_out, load_problems, load_train
+from reval_core.problems import Problem, check_contamination, load_problems, load_run_sets
 from reval_core.problems.registered import ENDINGS, REGISTERED, find_set
 
 ROOT = Path(__file__).parents[3]
@@ -129,13 +129,14 @@ def test_the_gold_mode_defaults_to_that_of_the_set(tmp_path):
 def test_held_out_sets_are_in_order_and_have_unique_names(tmp_path):
     first, second = lines(tmp_path / "a.jsonl", "p", "q"), lines(tmp_path / "b.jsonl", "r")
     sums = ProblemSet(arithmetic=Arithmetic(digits=1, split="held_out"), limit=2)
-    found = load_held_out(Problems(held_out=(first, sums, second)), seed=0)
+    sets = load_run_sets(Problems(held_out=(first, sums, second)), seed=0).held_out
+    found = [one for problems in sets.values() for one in problems]
     assert [one.problem_set for one in found] == ["a", "a", "1-digit sums", "1-digit sums", "b"]
     assert [one.prompt_id for one in found if one.problem_set != "1-digit sums"] == ["1", "2", "1"]
     (tmp_path / "other").mkdir()
     same = lines(tmp_path / "other/a.jsonl", "s")
     with pytest.raises(InputError, match=r"problems\.held_out: two sets are named a; remove one, or"):
-        load_held_out(Problems(held_out=(first, same)), seed=0)
+        load_run_sets(Problems(held_out=(first, same)), seed=0)
 
 
 def test_contaminated_rows_are_refused_dropped_or_kept(tmp_path):
@@ -144,18 +145,18 @@ def test_contaminated_rows_are_refused_dropped_or_kept(tmp_path):
     held_out = tests.model_copy(update={"limit": 1})
     settings = Problems(train=train, held_out=held_out)
     with pytest.raises(InputError) as caught:
-        check_contamination(load_train(settings, 0), settings, 0)
+        check_contamination(load_run_sets(settings, 0), settings, 0)
     assert str(caught.value) == (
         "problems.train: 2 of 3 problems also occur in the test sets (1 with the same text, the others share 13 "
         "consecutive words), for example 2 of train and 2 of test (the same text); set problems.contaminated: drop "
         "to exclude them, or keep to train on them anyway"
     ), "the whole test set counts, whatever its limit is"
-    dropped = load_train(settings.model_copy(update={"contaminated": "drop"}), 0)
-    assert [one.problem for one in dropped] == ["fine"]
-    assert len(load_train(settings.model_copy(update={"contaminated": "keep"}), 0)) == 3
+    dropped = load_run_sets(settings.model_copy(update={"contaminated": "drop"}), 0)
+    assert [one.problem for one in dropped.train] == ["fine"]
+    assert len(load_run_sets(settings.model_copy(update={"contaminated": "keep"}), 0).train) == 3
     elsewhere = Problems(train=train, never_train_on=tests, contaminated="drop")
-    assert load_train(elsewhere, 0) == dropped
+    assert load_run_sets(elsewhere, 0).train == dropped.train
     nothing = Problems(train=tests, held_out=tests, contaminated="drop")
     with pytest.raises(InputError, match=r"problems\.train: every problem also occurs in a test set"):
-        load_train(nothing, 0)
+        load_run_sets(nothing, 0)
     check_contamination(dropped, settings, 0)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from tokenizers import processors
 
-from reval.flows.preparation import check_prompts, prepare, prepare_evaluation
+from reval.flows.preparation import prepare, prepare_evaluation
 from reval_core.config import Example, Prompt, VllmEngine
 from reval_core.errors import CorruptData, InputError
 from reval_core.problems.preview import preview
@@ -194,8 +194,7 @@ def test_unusable_problems_are_refused_by_name_or_dropped(tmp_path, model, texts
             tmp_path / "evals",
         )
     drop = [f"problems.train={{path: {tmp_path / 'train.jsonl'}, unusable: drop}}", "rollouts.prompts=1"]
-    settings, directory = prepare(config, drop, tmp_path / "run")
-    asked = check_prompts(config, settings, directory)  # as a dry run shows it
+    asked = prepare(config, drop, tmp_path / "run").problems  # as a dry run shows it
     (left_out,) = asked.left_out.values()
     assert len(asked.train) + len(left_out) == len(texts)
     assert left_out

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reval.flows.reproducing import all_figures, reproduce_here
-from reval.flows.units import finish_run, is_finished
+from reval.flows.cli.reproduce import all_figures, reproduce_here
+from reval.flows.reproduction_runs import finish_run, is_finished
 from reval_core.config import Config
 from reval_core.errors import InputError
 from reval_core.reproduction.measures import _MEASURES, beyond

@@ -1,4 +1,4 @@
-"""The units of a reproduction that execute in worker processes: a whole run, or the search for its prompts.
+"""What a reproduction executes in worker processes: a whole run, or the search for its prompts.
 
 A short run is not worth one Prefect task per stage; it still resumes from its run directory.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from reval.flows.benchmarks import run_benchmarks
-from reval.flows.rounds import train_rounds
+from reval.flows.rounds import run_benchmarks, train_rounds
 from reval_core import stages
 from reval_core.atomic_files import digest, publish_json, read_json
 from reval_core.config import Config, ProblemSet
@@ -44,7 +43,7 @@ def finish_run(settings: dict[str, Any], path: str) -> dict[str, Any]:
             f"{path}: contains a run of an earlier config; give another --out, or delete it ({error})"
         ) from error
     with open_run_context(directory, config) as context:
-        for _ in train_rounds(context, stages):
+        for _ in train_rounds(context):
             pass
         summary = summarise(directory)
         publish_json(directory.summary, summary)
@@ -124,7 +123,7 @@ def _solve_rates(place: Path, source: ModelSource, protocol: Protocol) -> list[A
     """How often the policy solves each problem of the protocol."""
     directory = EvaluationDirectory(place)
     with open_evaluation_context(directory, source, protocol) as context:
-        for _ in run_benchmarks(context, stages):
+        for _ in run_benchmarks(context):
             pass
     with sql_views(directory.path, published_tables(directory.path)) as views:
         rows = views.sql(_RATES).to_arrow_table().to_pylist()

@@ -1,0 +1,50 @@
+"""What `reval eval` and `reval.evaluate` call by short names: presets, sets with limits, and settings."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from reval_core.config.places import check_local
+from reval_core.errors import InputError
+
+PRESETS = Path(__file__).parents[1] / "configs" / "evaluation"
+
+
+def protocol_file(name: str) -> Path:
+    """The file that `--preset` names: one of configs/evaluation/, or any YAML file by its path."""
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    if name not in known:
+        raise InputError(f"--preset {name}: unknown; available are {', '.join(known)}, or give your own YAML file")
+    return PRESETS / f"{name}.yaml"
+
+
+def protocol_overrides(benchmarks: str | None, samples: int | None, limit: int | None) -> list[str]:
+    """The settings that are given by options or arguments of their own, as overrides."""
+    given = [_benchmarks_override(benchmarks)] if benchmarks else []
+    return given + [
+        f"{name}={value}" for name, value in (("samples", samples), ("limit", limit)) if value is not None
+    ]
+
+
+def _benchmarks_override(text: str) -> str:
+    """`gsm8k:50,own.jsonl` as an override of `benchmarks`: registered sets and files, optionally limited."""
+    sets = []
+    for part in text.split(","):
+        name, _, limit = part.strip().partition(":")
+        if not name or (limit and not limit.isdecimal()):
+            raise InputError(f"--benchmarks {text}: {part!r} must look like gsm8k, gsm8k:50 or problems.jsonl:50")
+        place = f"path: {json.dumps(name)}" if Path(name).suffix else f"set: {name}"
+        sets.append(f"{{{place}, limit: {limit}}}" if limit else f"{{{place}}}")
+    return f"benchmarks=[{', '.join(sets)}]"
+
+
+def use_data(directory: Path) -> None:
+    """Look for registered sets in this directory first."""
+    check_local(directory, "--data")
+    if not directory.is_dir():
+        raise InputError(f"--data {directory}: is not a directory")
+    os.environ["REVAL_DATA"] = os.pathsep.join(filter(None, [str(directory), os.environ.get("REVAL_DATA")]))
