@@ -38,7 +38,7 @@ from reval_core.reproduction.study_page import write_results
 _END_SECONDS = 30.0
 
 
-_WAITING: Any = ThreadPoolTaskRunner(max_workers=1000)
+_WAITING: Any = ThreadPoolTaskRunner(max_workers=1000)  # Prefect declares `task_runner` for another future
 """The threads only wait: the process pool limits how many runs execute in parallel."""
 
 

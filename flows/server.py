@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from reval_core.errors import InputError, RevalError
@@ -96,7 +95,7 @@ def check_api(url: str) -> None:
                 if error := client.api_healthcheck():
                     raise error
                 return
-            found: Any = client.api_version()
+            found: object = client.api_version()
     except HTTPError as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
@@ -111,7 +110,7 @@ def check_api(url: str) -> None:
         raise InputError(f"{shown}: is not a Prefect server (it reports no version); {_LOCALLY}")
     if numbers[1] != __version__.partition(".")[0]:
         raise InputError(
-            f"{shown}: runs Prefect {found[:20]}, and this is Prefect {__version__}; start a server of this "
+            f"{shown}: runs Prefect {str(found)[:20]}, and this is Prefect {__version__}; start a server of this "
             f"version there, or {_LOCALLY}"
         )
 

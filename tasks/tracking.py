@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from reval_core.atomic_files import publish_json, read_json
@@ -23,6 +23,9 @@ from reval_core.storage.tables import read_table
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+Argument = TypeVar("Argument")
 
 log = logging.getLogger("reval")
 
@@ -100,7 +103,7 @@ class Tracker:
                 "MLflow did not respond within %.0f s; the next start sends the remaining metrics", patience
             )
 
-    def _guarded(self, work: Any, argument: Any) -> None:
+    def _guarded(self, work: Callable[[Argument], None], argument: Argument) -> None:
         """Training does not stop when the tracker cannot be reached; one warning is logged."""
         try:
             work(argument)
@@ -155,7 +158,7 @@ def tracked(directory: RunDirectory, config: Config) -> Iterator[Tracker]:
     tracker.finish("FINISHED")
 
 
-def _metrics(directory: RunDirectory, round: int) -> list[Any]:
+def _metrics(directory: RunDirectory, round: int) -> list[Metric]:
     from mlflow.entities import Metric
 
     if round == 0:  # round 0 has only an evaluation

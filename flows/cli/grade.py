@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from reval.flows.cli.options import AS_JSON, WORKERS, column, mode
+
+if TYPE_CHECKING:
+    from reval_core.answers.extraction import Mode
+    from reval_core.verification import GoldMode
 
 
 @click.command()
@@ -32,8 +36,8 @@ from reval.flows.cli.options import AS_JSON, WORKERS, column, mode
 @AS_JSON
 def grade(
     file: Path,
-    mode: Any,
-    gold_mode: Any,
+    mode: Mode,
+    gold_mode: GoldMode,
     workers: int | None,
     timeout: float,
     columns: tuple[str, ...],

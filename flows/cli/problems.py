@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from reval.flows.cli.options import AS_JSON, WORKERS, column, mode
+
+if TYPE_CHECKING:
+    from reval_core.answers.extraction import Mode
 
 _SET = click.option("--set", "set_name", metavar="NAME", help="The registered set that FILE contains.")
 _COLUMN = column("problem, answer, prompt_id or options", "answer=solution")
@@ -63,7 +66,7 @@ def audit_problems(
     file: Path,
     set_name: str | None,
     columns: tuple[str, ...],
-    mode: Any,
+    mode: Mode,
     sample: int | None,
     seed: int,
     workers: int | None,
