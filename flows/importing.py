@@ -49,15 +49,18 @@ def import_file(
     from reval_core.model.loading import check_model
     from reval_core.pipeline.run_context import open_run_context
     from reval_core.planning.forecast import import_bytes
-    from reval_core.problems.asked import known_prompts
+    from reval_core.problems import load_run_sets
+    from reval_core.problems.asked import known_prompts, run_problems
     from reval_core.replay_buffer.imported import tokenise
 
     tokenizer = check_model(settings.model)
+    sets = load_run_sets(settings.problems, settings.seed)
+    problems = run_problems(settings, directory, tokenizer, sets)
     known = known_prompts(directory, [response.problem for response in responses])
     imported = tokenise(responses, settings, tokenizer, known)
     tokens = sum(len(row.prompt_tokens) + len(row.tokens) for row in imported.rows)
     check_space(directory, import_bytes(settings, len(imported.rows), tokens), "import fewer responses")
-    with open_run_context(directory, settings) as context:
+    with open_run_context(directory, settings, problems) as context:
         context.record_prompts(imported.prompts)
         with lines_beside_json(as_json), Progress(context):
             rollouts, verdicts = import_responses(context, imported)

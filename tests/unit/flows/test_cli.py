@@ -207,8 +207,9 @@ def test_settings_that_would_stop_a_run_are_refused_before_it_starts(
         (["none.jsonl"], "none.jsonl: cannot be read (No such file or directory)"),
         (["a.jsonl", "--column", "respons=text"], "--column respons=text: 'respons' is not a field of a row"),
         (["a.jsonl", "--set", "learner.rl=1"], "--set learner.rl=1: learner.rl: unknown key; did you mean 'lr'?"),
+        (["b.jsonl", "--set", "problems.held_out={path: none.jsonl}"], "none.jsonl: cannot be read (No such file"),
     ],
-    ids=["an empty answer", "no file", "an unknown field", "an unknown key"],
+    ids=["an empty answer", "no file", "an unknown field", "an unknown key", "no problem set"],
 )
 def test_files_that_cannot_be_imported_are_refused_and_nothing_is_created(
     reval: Reval, tmp_path: Path, arguments: list[str], words: str
@@ -218,6 +219,7 @@ def test_files_that_cannot_be_imported_are_refused_and_nothing_is_created(
         {"problem": "1", "response": "1", "answer": ""},
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text(json.dumps(rows[0]), encoding="utf-8")
     before = everything(tmp_path)
     answer = reval("import", *arguments, "--config", DEMO, "--column", "gold=answer")
     assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1)
