@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from reval.flows.problem_sources import named_set
+from reval.flows.named_inputs import named_set
 from reval.flows.terminal import Bar, print_json, print_table, say, short
 from reval_core.answers.extraction import Mode
 from reval_core.auditing.audit import Asked, Audit, Suspicion, What, audit_set

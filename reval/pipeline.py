@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from reval.flows.foreground import UNDELIVERED, evaluate_here, train_here
+from reval.flows.named_inputs import protocol_file, protocol_overrides
 from reval.flows.preparation import prepare, prepare_evaluation
-from reval.flows.protocols import protocol_file, protocol_overrides
 from reval.runs import Run
 from reval_core.atomic_files import read_json
 

@@ -49,8 +49,8 @@ def evaluate(
 
     MODEL is a model directory or a run. The same command resumes an interrupted evaluation.
     """
+    from reval.flows.named_inputs import protocol_file, protocol_overrides, use_data
     from reval.flows.preparation import prepare_evaluation
-    from reval.flows.protocols import protocol_file, protocol_overrides, use_data
 
     if data is not None:
         use_data(data)

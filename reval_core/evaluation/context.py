@@ -22,7 +22,7 @@ from reval_core.model.loading import stop_ids, tokenizer_of
 from reval_core.model.low_precision import compute_in
 from reval_core.pipeline.run_context import explained_disk, make_verifier
 from reval_core.problems import Problem, problems_digest
-from reval_core.problems.asked import file_version, left_out_counts, prompts_in
+from reval_core.problems.asked import left_out_counts, modified, prompts_in
 from reval_core.storage.tables import SCHEMA_VERSION, Manifest
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class EvaluationContext:
         if protocol.threads is not None:
             torch.set_num_threads(protocol.threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if selected is None or selected.record != file_version(selected.file):
+        if selected is None or selected.record != modified(selected.file):
             selected = evaluation_problems(directory, source, protocol, tokenizer_of(source.model))
         self.tokenizer = selected.tokenizer
         for name, one in left_out_counts(selected.left_out).items():
@@ -186,14 +186,9 @@ def open_evaluation_context(
     protocol: Protocol,
     problems: EvaluationProblems | None = None,
 ) -> Iterator[EvaluationContext]:
-    """Lock the directory and open an evaluation in it.
+    """Lock the directory and open an evaluation in it, with the problems that `check_evaluation` returned.
 
-    Args:
-        directory: The evaluation directory.
-        source: The model.
-        protocol: The settings.
-        problems: The result of `check_evaluation`. Loaded again if there is none, or if another process has
-            recorded prompts since.
+    They are loaded again if there are none, or if another process has recorded prompts since.
 
     Raises:
         InputError: Another process holds the lock.

@@ -13,7 +13,7 @@ from reval_core.evaluation.directory import EvaluationDirectory
 from reval_core.evaluation.model_source import ModelSource
 from reval_core.model.loading import reading_digest
 from reval_core.problems import Problem, load_sets
-from reval_core.problems.asked import FileVersion, Room, Wanted, ask, file_version, prompts_in, rendered
+from reval_core.problems.asked import Room, Wanted, ask, modified, prompts_in, rendered
 from reval_core.problems.recorded import Prompts, read_by
 from reval_core.storage.run_directory import RunDirectory
 
@@ -35,8 +35,8 @@ class EvaluationProblems:
     """Digest of that tokenizer."""
     is_recorded: bool
     """Whether the file already holds all of them."""
-    record: FileVersion
-    """The file when the prompts were selected."""
+    record: int | None
+    """When the file was last published."""
     tokenizer: PreTrainedTokenizerBase
     """The model's tokenizer."""
 
@@ -60,18 +60,18 @@ def evaluation_problems(
     }
     turns, reading = protocol.prompt.model_dump(mode="json"), reading_digest(tokenizer)
     file = directory.path / "prompts" / f"{digest(turns, reading)[:16]}.parquet"
-    version, kept = file_version(file), prompts_in(file) or Prompts()
+    record, kept = modified(file), prompts_in(file) or Prompts()
     of_run = Prompts()
     if turns == source.habits.get("prompt"):
-        record = RunDirectory(Path(source.source)).prompts
-        of_run = (prompts_in(record) if read_by(record) == reading else None) or Prompts()
+        own = RunDirectory(Path(source.source)).prompts
+        of_run = (prompts_in(own) if read_by(own) == reading else None) or Prompts()
     known = kept.with_more(of_run.usable())
     texts = [problem.problem for problems in sets.values() for problem in problems]
     new = [text for text in texts if text not in known]
     prompts = known.with_more(rendered(new, protocol.prompt, source.model, tokenizer)) if new else known
     asked = ask(wanted, prompts)
     is_recorded = all(text in kept for text in texts)
-    return EvaluationProblems(asked.sets, asked.left_out, prompts, file, reading, is_recorded, version, tokenizer)
+    return EvaluationProblems(asked.sets, asked.left_out, prompts, file, reading, is_recorded, record, tokenizer)
 
 
 def asked_sets(protocol: Protocol) -> dict[str, tuple[Problem, ...]]:

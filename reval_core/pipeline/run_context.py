@@ -33,7 +33,7 @@ from reval_core.pipeline.reconstruction import Policy, reconstruct
 from reval_core.pipeline.reference_average import drop_averages, make_average
 from reval_core.planning.gpu_memory import card, memory_advice, with_checkpointing
 from reval_core.problems import PromptOrder, load_run_sets
-from reval_core.problems.asked import RunProblems, file_version, left_out_counts, run_problems
+from reval_core.problems.asked import RunProblems, left_out_counts, modified, run_problems
 from reval_core.replay_buffer.index import Store
 from reval_core.storage.run_directory import Attempt, RunDirectory
 from reval_core.storage.tables import Manifest
@@ -70,7 +70,7 @@ class RunContext:
         """Called during long work with the stage, its round, and the number of completed and of all pieces."""
         self.stage_now = ("", 0)
         """The running stage and its round."""
-        if problems is None or problems.record != file_version(directory.prompts):
+        if problems is None or problems.record != modified(directory.prompts):
             sets = load_run_sets(config.problems, config.seed)
             problems = run_problems(config, directory, tokenizer_of(config.model), sets)
         self.tokenizer = problems.tokenizer
@@ -362,15 +362,10 @@ def make_verifier(verification: Verification, reward: Reward) -> Verifier:
 def open_run_context(
     directory: RunDirectory, config: Config, problems: RunProblems | None = None
 ) -> Iterator[RunContext]:
-    """Lock a run directory and open its context.
+    """Lock a run directory and open its context, with the run's problems as they were checked before.
 
-    Corrupt files are quarantined first, so that the stages regenerate them.
-
-    Args:
-        directory: The run directory.
-        config: The settings.
-        problems: The problems of the run, as checked before. Loaded again if there are none, or if another process
-            has recorded prompts since.
+    They are loaded again if there are none, or if another process has recorded prompts since. Corrupt files are
+    quarantined first, so that the stages regenerate them.
 
     Raises:
         InputError: If another process holds the lock, or the directory was made with another config or other

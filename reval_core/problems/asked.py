@@ -144,17 +144,9 @@ def rendered(problems: Iterable[str], prompt: Prompt, model: Model, tokenizer: P
     return Prompts.of(texts, render(texts, prompt, tokenizer, ends))
 
 
-FileVersion = tuple[int, int] | None
-"""When a file was last changed (nanoseconds), and its size in bytes; None if it does not exist."""
-
-
-def file_version(path: Path) -> FileVersion:
-    """The version of a file, by which a later change by another process is noticed."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size
+def modified(path: Path) -> int | None:
+    """When a file was last published, in nanoseconds; None if it does not exist."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def prompts_in(path: Path) -> Prompts | None:
@@ -208,8 +200,8 @@ class RunProblems:
     """By set, the dropped problems with the reasons."""
     is_recorded: bool
     """Whether all prompts are already recorded in the run directory."""
-    record: FileVersion
-    """The record of prompts in the run directory when the prompts were selected."""
+    record: int | None
+    """When that record was last published."""
     tokenizer: PreTrainedTokenizerBase
     """The model's tokenizer."""
 
@@ -221,7 +213,7 @@ def run_problems(
 
     Raises InputError if a prompt cannot be rendered, naming the first unusable problem.
     """
-    train, held_out, record = sets.train, sets.held_out, file_version(directory.prompts)
+    train, held_out, record = sets.train, sets.held_out, modified(directory.prompts)
     wanted = _wanted(config, train, held_out)
     texts = list(dict.fromkeys(problem.problem for one in wanted.values() for problem in one.problems))
     kept = prompts_in(directory.prompts)

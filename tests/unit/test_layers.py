@@ -58,7 +58,6 @@ SAME_NAME = {
     # A section of the config, and what it configures.
     "engine.py": "config engines",
     "learning.py": "config stages",
-    "problems.py": "config flows",
     "rollouts.py": "config stages",
     "verification.py": "config stages",
     # A stage, and the module that does its work.

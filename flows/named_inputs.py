@@ -1,13 +1,19 @@
-"""What `reval eval` and `reval.evaluate` call by short names: presets, sets with limits, and settings."""
+"""What users name by short names: presets and problem sets."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
+from reval_core.config import ProblemField, ProblemSet, SetName
 from reval_core.config.places import check_local
 from reval_core.errors import InputError
+from reval_core.problems.problem_columns import PROBLEM_FIELDS
+from reval_core.problems.registered import REGISTERED
+from reval_core.rows import column_options
 
 PRESETS = Path(__file__).parents[1] / "configs" / "evaluation"
 
@@ -48,3 +54,17 @@ def use_data(directory: Path) -> None:
     if not directory.is_dir():
         raise InputError(f"--data {directory}: is not a directory")
     os.environ["REVAL_DATA"] = os.pathsep.join(filter(None, [str(directory), os.environ.get("REVAL_DATA")]))
+
+
+def named_set(file: Path, set_name: str | None, columns: Sequence[str]) -> ProblemSet:
+    """The problems of a file, or of a registered set if its name is given as `file`.
+
+    Raises InputError if `set_name` is not registered, or an entry of `columns` is invalid.
+    """
+    if set_name is not None and set_name not in REGISTERED:
+        raise InputError(f"--set {set_name}: is not a registered set; known are {', '.join(REGISTERED)}")
+    names = cast("dict[ProblemField, str]", column_options(columns, PROBLEM_FIELDS))
+    if set_name is None and str(file) in REGISTERED and not file.exists():
+        return ProblemSet(set=cast("SetName", str(file)), columns=names)
+    check_local(file)
+    return ProblemSet(path=str(file), set=set_name, columns=names)
