@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+import reval
+from reval.flows import foreground
+from reval.flows.cli.train import train_and_show
 from reval.flows.preparation import prepare
-from reval_core.errors import InputError
+from reval_core.errors import InputError, RunStopped
 from reval_core.planning import gpu_memory
 from reval_core.planning.forecast import forecast
 from reval_core.planning.gpu_memory import Card
@@ -73,6 +76,26 @@ def test_a_gpu_in_use_gives_a_note(config, tmp_path, monkeypatch):
 
 def test_without_a_gpu_there_are_no_notes(config, tmp_path):
     assert prepare(config, ["learner.micro_batch_tokens=1000000000"], tmp_path / "run").notes == []
+
+
+def test_the_api_prints_the_notes_of_the_command(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_memory, "card", lambda: FULL_GPU)
+    monkeypatch.setattr(foreground, "run_flow", lambda flow: True)
+    monkeypatch.setattr("reval.flows.show.show_summary", lambda directory, as_json: None)
+    train_and_show(config, [], tmp_path / "run", as_json=False)
+    said = capsys.readouterr().err
+    assert "1.0 GB of the GPU are free" in said
+    assert reval.train(config, run_dir=tmp_path / "run").path == tmp_path / "run"
+    assert capsys.readouterr().err == said
+
+
+def test_a_run_whose_end_prefect_does_not_know_gives_a_warning_if_it_is_finished(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(foreground, "run_flow", lambda flow: False)
+    with pytest.raises(RunStopped, match=r"stopped responding; restart it, then run reval resume .*run$"):
+        reval.train(config, run_dir=tmp_path / "run")
+    monkeypatch.setattr(RunDirectory, "is_finished", lambda directory, config: True)
+    with pytest.warns(RuntimeWarning, match="its UI does not show how this run ended"):
+        reval.train(config, run_dir=tmp_path / "run")
 
 
 def test_memory_check_may_change_during_a_run(config, tmp_path):
