@@ -27,7 +27,7 @@ def train(
     """Train in this process, as `reval train` does.
 
     A run that was interrupted resumes from its last completed stage.
-    Progress is printed. A finished run returns at once. Under `accelerate launch` or torchrun, all processes call
+    Progress and notes on precision and GPU memory are printed. A finished run returns at once. Under `accelerate launch` or torchrun, all processes call
     this function; the processes after the first return when the run ends.
 
     Args:
