@@ -26,9 +26,9 @@ def train(
 ) -> Run:
     """Train in this process, as `reval train` does.
 
-    A run that was interrupted resumes from its last completed stage.
-    Progress and notes on precision and GPU memory are printed. A finished run returns at once. Under `accelerate launch` or torchrun, all processes call
-    this function; the processes after the first return when the run ends.
+    A run that was interrupted resumes from its last completed stage. A finished run returns at once. Progress is
+    printed, and notes on precision and GPU memory. Under `accelerate launch` or torchrun, all processes call this
+    function; the processes after the first return when the run ends.
 
     Args:
         config: The path of a YAML config (docs/config.md).

@@ -13,12 +13,13 @@ import yaml
 from transformers.utils import chat_template_utils
 
 from reval.flows.importing import import_file
-from reval.flows.preparation import prepare, prepare_evaluation
+from reval.flows.preparation import PreparedRun, prepare, prepare_evaluation
 from reval.flows.rounds import run_benchmarks
 from reval_core.engines.transformers import TransformersEngine
 from reval_core.evaluation.context import open_evaluation_context
 from reval_core.maintenance.check import check_run
 from reval_core.pipeline.integrity import inspect
+from reval_core.pipeline.run_context import open_run_context
 from reval_core.problems.recorded import read_prompts
 from reval_core.storage.run_directory import RunDirectory
 from reval_core.storage.tables import read_table
@@ -93,6 +94,19 @@ def test_a_runs_prompts_stay_the_same_over_rounds_and_resumes(config, tmp_path):
         ((text, tokens),) = once
         assert (text, list(tokens)) == prompts[problem]
     assert len({text for text, _ in map(prompts.__getitem__, found)}) == 4, "the clock advanced between them"
+
+
+def test_checked_prompts_are_used_unless_another_process_has_recorded_others_since(config, tmp_path):
+    first, second = (prepare(config, [], tmp_path / "run") for _ in range(2))
+
+    def used(given: PreparedRun) -> list[Any]:
+        with open_run_context(given.directory, given.config, given.problems) as context:
+            return [context.prompts[problem] for problem in ("1+1=", "2+2=")]
+
+    checked = [first.problems.prompts[problem] for problem in ("1+1=", "2+2=")]
+    assert used(first) == checked
+    assert [second.problems.prompts[problem] for problem in ("1+1=", "2+2=")] != checked, "the clock advanced"
+    assert used(second) == checked
 
 
 @pytest.mark.parametrize("how", ["gone", "corrupt"])
