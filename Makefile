@@ -17,7 +17,7 @@ venv-test: .venv/.installed-test
 	touch $@
 
 # vLLM for CPUs, in a separate environment, since it pins versions that the core leaves open. With a GPU:
-# pip install 'reval[vllm]'. The last three come as CUDA builds, which transformers cannot import on a CPU.
+# pip install 'reval-rl[vllm]'. The last three come as CUDA builds, which transformers cannot import on a CPU.
 venv-vllm: .venv-vllm/.installed
 
 .venv-vllm/.installed: pyproject.toml

@@ -12,10 +12,11 @@ from reval.flows.foreground import leave_undelivered, prefect_api, run_flow
 from reval.flows.preparation import prepare_evaluation
 from reval.flows.terminal import print_json, print_pairs, print_table, say, short
 from reval_core.atomic_files import read_json
+from reval_core.config.packaged import PACKAGED
 from reval_core.config.places import check_local
 from reval_core.errors import InputError, RunStopped
 
-PRESETS = Path(__file__).parents[1] / "configs" / "evaluation"
+PRESETS = PACKAGED / "evaluation"
 
 
 def evaluate_here(
@@ -98,7 +99,7 @@ def show_evaluation_plan(
 
 
 def protocol_file(name: str) -> Path:
-    """The file that `--preset` names: one of configs/evaluation/, or any YAML file by its path."""
+    """The file that `--preset` names: one of the packaged configs/evaluation/, or any YAML file by its path."""
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     known = sorted(path.stem for path in PRESETS.glob("*.yaml"))

@@ -477,7 +477,6 @@ def _(begun: Path, tmp_path: Path) -> None:
     def command(name: str, *_: str) -> list[str]:
         return [sys.executable, "-c", "pass" if name == "--no-prompt" else "import time; time.sleep(10_000)"]
 
-    (tmp_path / "prefect.yaml").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         patch.setenv("PREFECT_API_URL", server.LOCAL_API)
