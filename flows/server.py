@@ -26,7 +26,7 @@ WORK_POOL = "reval"
 _LOCALLY = "unset it for a local server"
 _DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 _PATIENCE_SECONDS = 5.0
-_START_SECONDS = 60.0
+_START_SECONDS = 300.0  # the first start creates the database, and may read all of Prefect from a slow disk
 _STOP_SECONDS = 10.0
 
 
