@@ -74,7 +74,7 @@ test-vllm: venv-vllm
 
 # The demo from an installed wheel, in an empty directory: through its own Prefect server, with a short config.
 test-wheel: venv-test
-	$(BIN)/pytest -m full tests/integration/test_wheel.py
+	$(BIN)/pytest -m full --override-ini timeout=1800 --override-ini faulthandler_timeout=1860 tests/integration/test_wheel.py
 
 # All fault tests: 100 kills, every kind of corruption in every kind of file, a full disk in every stage.
 test-faults: venv-test
