@@ -93,9 +93,9 @@ class PlannedProblems:
     ) -> None:
         """`problems` has the problems of each set; the first one of the first set is shown."""
         from reval_core.model.loading import tokenizer_of
-        from reval_core.pipeline.run_context import make_verifier
         from reval_core.problems.asked import left_out_counts
         from reval_core.problems.preview import preview
+        from reval_core.verification import make_verifier
 
         self.problems = {name: len(one) for name, one in problems.items()}
         self.left_out = left_out_counts(left_out)

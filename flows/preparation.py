@@ -38,16 +38,15 @@ def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tup
         check_stored(config, settings, settings.rollouts, directory)
     # torch and transformers take seconds to import: whatever can be refused without them has been by now.
     from reval_core.engines.choice import check_installed
-    from reval_core.learning.precision import with_precision
     from reval_core.model.loading import check_attention, check_model
     from reval_core.pipeline.environment import check_machine
-    from reval_core.planning.gpu_memory import card, with_checkpointing
+    from reval_core.pipeline.resolution import resolved
 
     check_installed(settings.engine.kind)
     check_machine(directory, settings)
     check_model(settings.model)
     check_attention(settings.model, settings.learner)
-    settings = with_precision(with_checkpointing(settings, card()))
+    settings = resolved(settings)
     _check_engine(settings)
     _check_memory(config, settings)
     check_prompts(config, settings, directory)

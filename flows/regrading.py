@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from reval.flows.terminal import Bar, print_json, print_table, say, short
-from reval_core.pipeline.run_context import make_verifier
 from reval_core.regrading.changes import Change, changes, examples, verdict_changes
 from reval_core.regrading.regrade import (
     check_out,
@@ -17,6 +16,7 @@ from reval_core.regrading.regrade import (
     stored_responses,
     write_regraded,
 )
+from reval_core.verification import make_verifier
 
 _SHOWN_ROUNDS = 20
 """How many rounds are printed, those that changed most; `--json` has all."""

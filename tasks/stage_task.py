@@ -13,8 +13,8 @@ from prefect.states import Completed
 from prefect.tasks import Task
 
 from reval_core.errors import RevalError
+from reval_core.pipeline.stage_context import StageContext
 from reval_core.stages import Stage
-from reval_core.stages.stage import Host
 from reval_core.storage.tables import Manifest
 
 log = logging.getLogger("reval")
@@ -44,10 +44,12 @@ def as_task(stage: Stage, retries: int = 0) -> StageCall:
         retry_condition_fn=_worth_retrying,
         log_prints=False,
     )
-    def run(context: Host, round: int, inputs: tuple[Any, ...], kept: Manifest | None) -> Manifest | State[Any]:
+    def run(
+        context: StageContext, round: int, inputs: tuple[Any, ...], kept: Manifest | None
+    ) -> Manifest | State[Any]:
         return stage(context, round, *inputs) if kept is None else skipped()
 
-    def call(context: Host, round: int, *inputs: Any) -> Manifest:
+    def call(context: StageContext, round: int, *inputs: Any) -> Manifest:
         kept = stage.kept(context, round, *inputs)
         named = run.with_options(task_run_name=as_template(context.title(stage.name, round)))
         made = named(context, round, inputs, kept)

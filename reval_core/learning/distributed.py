@@ -76,22 +76,21 @@ def follow(directory: RunDirectory, run: Config) -> None:
     from reval_core.planning.out_of_memory import explained_memory
 
     with explained_memory("learning", lambda: memory_advice(run, "learning")):
-        _follow(directory, run)
+        _follow(directory)
 
 
-def _follow(directory: RunDirectory, run: Config) -> None:
+def _follow(directory: RunDirectory) -> None:
     import torch
 
-    from reval_core.learning.beta import with_beta
     from reval_core.learning.checkpoints import load_learner
 
     learner: Learner | None = None
     while True:
         match _broadcast(None):
-            case "restore", checkpoint, threads:
+            case "restore", checkpoint, config, threads:
                 torch.set_num_threads(threads)
                 learner = None  # free its memory before a second model is loaded
-                learner = load_learner(checkpoint, directory.base, with_beta(run, directory))
+                learner = load_learner(checkpoint, directory.base, config)
             case "learn", draws:
                 assert learner is not None, "the first process announces its learner before it learns"
                 try:

@@ -41,7 +41,9 @@ def _generate(context: EvaluationContext, number: int) -> Outcome:
     done = shards.groups()
     waiting = {place: group for place, group in enumerate(_groups(context, number)) if place not in done}
     size = context.protocol.problems_per_shard
-    with closing(finished_groups(waiting, policy_round, context.generate, context.tick)) as finished:
+    with closing(
+        finished_groups(waiting, policy_round, partial(context.generate, context.policy), context.tick)
+    ) as finished:
         shards.publish_finished(waiting, finished, size, partial(_table, context, number))
     outcome = shards.outcome()
     outcome.info["engine"] = engine.name

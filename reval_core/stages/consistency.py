@@ -55,7 +55,7 @@ def _inputs(
         verdicts.digest,
         policy.identity,
         reference.identity,
-        settings(config.objective),
+        settings(context.objective),
         scoring_settings(config),
     ]
 
@@ -89,7 +89,7 @@ def consistency(
         worst = np.argsort(-gaps, kind="stable")[:_SAMPLED].tolist()  # NaN comes last
         stop_if_apart(context, round, table, policy, partial(_sample, context, shards, policy, worst), lag)
     noise = measured_noise(context, shards, table, policy, known=noise_is_known(context, round))
-    info = {"beta": context.config.objective.beta, "engine_lag": lag and asdict(lag), **noise}
+    info = {"beta": context.objective.beta, "engine_lag": lag and asdict(lag), **noise}
     return Outcome([publish(context, round, "scores", table)], info)
 
 
@@ -128,7 +128,7 @@ def score_trajectories(
             if not math.isclose(temperature, config.scoring_temperature, rel_tol=1e-6):  # stored in float32
                 sampled = score(learner.model, batch, temperature)
             scores_ref = scores if by_reference is None else by_reference[number]
-            part = _columns(batch, scores, scores_ref, rewards[chosen], config.objective)
+            part = _columns(batch, scores, scores_ref, rewards[chosen], context.objective)
             by_engine, mask = _padded(engine, own, chosen, batch)
             compared = {
                 "engine_gap": _mean(token_gap(sampled.logprobs, by_engine, mask), mask),

@@ -23,7 +23,7 @@ def _inputs(context: RunContext, round: int, draws: Manifest, policy: Policy) ->
     return [
         draws.digest,
         policy.identity,
-        objective_identity(**settings(config.objective)),
+        objective_identity(**settings(context.objective)),
         settings(config.learner),
         LEARNER_VERSION,
     ]

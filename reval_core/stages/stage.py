@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import pyarrow as pa
 
 from reval_core.atomic_files import digest
 from reval_core.errors import CorruptData
-from reval_core.pipeline.run_context import explained_disk
+from reval_core.pipeline.stage_context import StageContext
 from reval_core.planning.out_of_memory import explained_memory
-from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.full_disk import explained_disk
 from reval_core.storage.tables import Manifest, TableFile, publish_table
 
 
@@ -25,46 +25,28 @@ class Outcome:
     info: dict[str, Any] = field(default_factory=dict)
 
 
-class Host(Protocol):
-    """The context that a stage needs: implemented by `RunContext` and `EvaluationContext`."""
-
-    kept: set[str]
-    stage_now: tuple[str, int]
-    worked_seconds: float
-
-    @property
-    def directory(self) -> RunDirectory:
-        """The directory in which the stage publishes."""
-
-    def title(self, stage: str, round: int) -> str:
-        """The name of a stage in messages."""
-
-    def memory_advice(self, stage: str) -> str:
-        """The settings with which a stage needs less memory."""
-
-    def take_in(self, manifest: Manifest) -> None:
-        """Ingest what a stage has published."""
-
-    def rewind(self, stage: str, round: int) -> None:
-        """Forget everything after a stage that is about to be regenerated."""
+Context = TypeVar("Context", bound=StageContext)
+Inputs = ParamSpec("Inputs")
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Generic[Context, Inputs]):
     """A named unit of work of a round. Call it with a context, the round, and the stage's inputs."""
 
     name: str
-    inputs: Callable[..., list[Any]]
+    inputs: Callable[Concatenate[Context, int, Inputs], list[Any]]
     """Everything that the outcome depends on, as JSON: settings, digests of inputs, seeds."""
-    work: Callable[..., Outcome]
-    is_complete: Callable[[Any, Manifest], bool] = lambda context, manifest: True
+    work: Callable[Concatenate[Context, int, Inputs], Outcome]
+    is_complete: Callable[[Context, Manifest], bool] = lambda context, manifest: True
     """Whether everything that the stage left in addition to the files of its manifest still exists."""
 
-    def key(self, context: Host, round: int, *inputs: Any) -> str:
+    def key(self, context: Context, round: int, *inputs: Inputs.args, **named: Inputs.kwargs) -> str:
         """The digest that identifies this stage's outcome."""
-        return digest(self.name, round, self.inputs(context, round, *inputs))
+        return digest(self.name, round, self.inputs(context, round, *inputs, **named))
 
-    def published(self, context: Host, round: int, *inputs: Any) -> Manifest | None:
+    def published(
+        self, context: Context, round: int, *inputs: Inputs.args, **named: Inputs.kwargs
+    ) -> Manifest | None:
         """The published manifest of this stage, if all of its files still exist; else None.
 
         Raises:
@@ -74,22 +56,21 @@ class Stage:
         manifest = context.directory.manifest(self.name, round)
         if manifest is None:
             return None
-        if manifest.key != self.key(context, round, *inputs):
+        if manifest.key != self.key(context, round, *inputs, **named):
             raise CorruptData(
                 f"{context.directory.manifest_path(self.name, round)}: was made from other inputs than the current "
                 "ones; a record of this run was changed"
             )
         return manifest if context.directory.holds(manifest) and self.is_complete(context, manifest) else None
 
-    def kept(self, context: Host, round: int, *inputs: Any) -> Manifest | None:
+    def kept(self, context: Context, round: int, *inputs: Inputs.args, **named: Inputs.kwargs) -> Manifest | None:
         """As `published`, for a run that skips the stage: also ingests the files and records the stage as kept."""
-        manifest = self.published(context, round, *inputs)
+        manifest = self.published(context, round, *inputs, **named)
         if manifest is not None:
-            context.kept.add(self.name)
-            context.take_in(manifest)
+            context.keep(manifest)
         return manifest
 
-    def __call__(self, context: Host, round: int, *inputs: Any) -> Manifest:
+    def __call__(self, context: Context, round: int, *inputs: Inputs.args, **named: Inputs.kwargs) -> Manifest:
         """Run the stage, unless it has been published before.
 
         Returns:
@@ -98,21 +79,19 @@ class Stage:
         Raises:
             CorruptData: If a lost file was regenerated and differs from the record.
         """
-        existing = self.kept(context, round, *inputs)
+        existing = self.kept(context, round, *inputs, **named)
         if existing is not None:
             return existing
-        context.stage_now = (self.name, round)
-        context.rewind(self.name, round)
+        context.begin(self.name, round)
         title = context.title(self.name, round)
         with explained_disk(context.directory), explained_memory(title, lambda: context.memory_advice(self.name)):
-            manifest = self._made(context, round, *inputs)
-            context.directory.publish(manifest)
-            context.take_in(manifest)
+            manifest = self._made(context, round, *inputs, **named)
+            context.publish(manifest)
         return manifest
 
-    def _made(self, context: Host, round: int, *inputs: Any) -> Manifest:
+    def _made(self, context: Context, round: int, *inputs: Inputs.args, **named: Inputs.kwargs) -> Manifest:
         started = time.perf_counter()
-        outcome = self.work(context, round, *inputs)
+        outcome = self.work(context, round, *inputs, **named)
         seconds = time.perf_counter() - started
         context.worked_seconds += seconds
         files = tuple(outcome.files)
@@ -120,18 +99,19 @@ class Stage:
         if recorded is not None:
             _check_equal(context, recorded, outcome)
             return replace(recorded, files=files)  # keeps the original time and duration
-        key = self.key(context, round, *inputs)
+        key = self.key(context, round, *inputs, **named)
         return Manifest(self.name, round, key, files, seconds, ended_at=time.time(), info=outcome.info)
 
 
 def stage(
-    inputs: Callable[..., list[Any]], is_complete: Callable[[Any, Manifest], bool] = lambda context, manifest: True
-) -> Callable[[Callable[..., Outcome]], Stage]:
+    inputs: Callable[Concatenate[Context, int, Inputs], list[Any]],
+    is_complete: Callable[[Context, Manifest], bool] = lambda context, manifest: True,
+) -> Callable[[Callable[Concatenate[Context, int, Inputs], Outcome]], Stage[Context, Inputs]]:
     """Decorator: make a stage of a function `(context, round, *inputs) -> Outcome`, named like the function."""
     return lambda work: Stage(work.__name__, inputs, work, is_complete)
 
 
-def _check_equal(context: Host, recorded: Manifest, outcome: Outcome) -> None:
+def _check_equal(context: StageContext, recorded: Manifest, outcome: Outcome) -> None:
     """Raise CorruptData unless a regenerated outcome equals the record."""
     before, now = ({file.path: file.content for file in files} for files in (recorded.files, outcome.files))
     differing = [str(context.directory.path / path) for path in before | now if before.get(path) != now.get(path)]
@@ -144,7 +124,7 @@ def _check_equal(context: Host, recorded: Manifest, outcome: Outcome) -> None:
         )
 
 
-def publish(context: Host, round: int, table: str, rows: pa.Table, name: str | None = None) -> TableFile:
+def publish(context: StageContext, round: int, table: str, rows: pa.Table, name: str | None = None) -> TableFile:
     """Publish a round's rows of a table, in a file with the table's name or another `name`."""
     return publish_table(context.directory.path, context.directory.facts(round, name or table), table, rows)
 

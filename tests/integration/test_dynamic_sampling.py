@@ -10,12 +10,12 @@ from reval.flows.preparation import prepare, prepare_evaluation
 from reval_core import stages
 from reval_core.errors import InputError, RunStopped
 from reval_core.maintenance.check import check_run
-from reval_core.pipeline.run_context import make_verifier, open_run_context
+from reval_core.pipeline.run_context import open_run_context
 from reval_core.regrading.regrade import other_rules, regrade, stored_responses
 from reval_core.replay_buffer.index import sql_views
 from reval_core.storage.run_directory import RunDirectory
 from reval_core.storage.tables import read_table
-from reval_core.verification import Judgement, Verifier
+from reval_core.verification import Judgement, Verifier, make_verifier
 from tests.integration.test_stored import offline_config, written
 from tests.integration.test_training import tables
 from tests.runs import first_round, run, small_config

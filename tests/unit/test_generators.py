@@ -180,7 +180,7 @@ def _(begun: Path, tmp_path: Path) -> None:
 
 
 @leaves("reval_core.evaluation.context.open_evaluation_context")
-@leaves("reval_core.evaluation.context.EvaluationContext.generate")
+@leaves("reval_core.pipeline.stage_context.StageContext.generate")
 def _(begun: Path, tmp_path: Path) -> None:
     from reval.flows.preparation import prepare_evaluation
     from reval_core.engines.engine import Request
@@ -190,7 +190,7 @@ def _(begun: Path, tmp_path: Path) -> None:
     asked = [sets, "precision=bfloat16", "max_tokens=4", "prompt.chat=false", "verification.workers=1"]
     source, protocol, directory = prepare_evaluation(str(begun), None, asked, None, tmp_path / "evaluation")
     with breaking(), open_evaluation_context(directory, source, protocol) as context:
-        suspended = context.generate([Request([1, 2], seed) for seed in range(2)])
+        suspended = context.generate(context.policy, [Request([1, 2], seed) for seed in range(2)])
         next(suspended)
         assert not torch.is_autocast_enabled("cpu")
         raise Broken
@@ -376,7 +376,6 @@ def _(begun: Path, tmp_path: Path) -> None:
 
 
 @leaves("reval_core.pipeline.run_context.open_run_context")
-@leaves("reval_core.pipeline.run_context.RunContext.generate")
 @leaves("reval_core.pipeline.run_context.RunContext.reference_model")
 @leaves("reval_core.pipeline.run_context.RunContext._weights_of")
 @leaves("reval_core.replay_buffer.index.Store._transaction")
@@ -400,9 +399,9 @@ def _(begun: Path, tmp_path: Path) -> None:
         pass
 
 
-@leaves("reval_core.pipeline.run_context.explained_disk")
+@leaves("reval_core.storage.full_disk.explained_disk")
 def _(begun: Path, tmp_path: Path) -> None:
-    from reval_core.pipeline.run_context import explained_disk
+    from reval_core.storage.full_disk import explained_disk
     from reval_core.storage.run_directory import RunDirectory
 
     break_in(explained_disk(RunDirectory(begun)))

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     # Runs.
     "pipeline": "errors launch atomic_files config storage model engines verification problems replay_buffer "
     "planning learning",
-    "evaluation": "errors atomic_files config storage model engines problems learning pipeline",
+    "evaluation": "errors atomic_files config storage model engines verification problems learning pipeline",
     "stages": "errors atomic_files user_code config storage model engines verification problems objectives "
     "replay_buffer planning learning pipeline evaluation",
     # What is done with runs and problem sets besides training.

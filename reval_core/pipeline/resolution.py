@@ -1,12 +1,40 @@
-"""β from the response length, for configs that leave it open until the first responses exist."""
+"""The settings that a config may leave open, and how each is resolved.
+
+| setting | resolved | from |
+| --- | --- | --- |
+| `learner.gradient_checkpointing`, `learner.precision: auto` | when the run starts, for good | this machine |
+| `objective.beta_times_length` | once the first responses are published | their lengths |
+
+A run keeps these values in its `config.yaml` (see `RunDirectory.check`), except β, which follows from
+records that never change. The kind of engine that `auto` chooses is in `machine.json`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from reval_core.config import Config, ResidualObjective, Rollouts
+from reval_core.errors import InputError
+from reval_core.learning.precision import settled_learner
+from reval_core.planning.gpu_memory import card, with_checkpointing
 from reval_core.storage.run_directory import RunDirectory
 from reval_core.storage.tables import Manifest, read_table
+
+
+def resolved(config: Config) -> Config:
+    """The config with everything resolved that depends on this machine alone.
+
+    Raises:
+        InputError: The model's attention does not support the precision of this machine.
+    """
+    config = with_checkpointing(config, card())
+    learner, attention = settled_learner(config.learner), config.model.attention or ""
+    if attention.startswith("flash") and learner.precision == "float32":
+        raise InputError(
+            f"model.attention: {attention} computes in bfloat16, and learner.precision: auto is float32 here; "
+            "leave attention out, or run on a GPU that has bfloat16"
+        )
+    return config if learner is config.learner else config.model_copy(update={"learner": learner})
 
 
 def with_beta(config: Config, directory: RunDirectory) -> Config:

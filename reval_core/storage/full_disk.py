@@ -1,0 +1,36 @@
+"""Handling of a full disk: the run stops and says what to do."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from reval_core.errors import RevalError, RunStopped
+from reval_core.storage.run_directory import RunDirectory
+
+
+@contextmanager
+def explained_disk(directory: RunDirectory) -> Iterator[None]:
+    """Context manager that turns errors caused by a full disk into RunStopped with a remedy."""
+    try:
+        yield
+    except RevalError:
+        raise
+    except Exception as error:
+        if not _is_full_disk(error):
+            raise
+        raise RunStopped(
+            f"{directory.path}: the disk is full ({directory.free_bytes() / 1e6:,.0f} MB free); free some space "
+            "and run the same command again: finished work is kept"
+        ) from error
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(sign in str(error) for sign in ("No space left on device", "Disk quota exceeded")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
