@@ -16,7 +16,7 @@ from reval_core.errors import InputError
 from reval_core.problems.response_files import RESPONSE_FIELDS, read_responses
 from reval_core.rows import column_options
 from reval_core.storage.run_directory import RunDirectory
-from reval_core.storage.tables import Manifest, read_table
+from reval_core.storage.tables import Manifest
 
 _LEFT_OUT = {
     "too_long": "were left out: longer than rollouts.max_tokens, or too long for the model's context",
@@ -101,12 +101,12 @@ def _check_directory(directory: RunDirectory, settings: Config, file: Path) -> N
 
 
 def _summary(directory: RunDirectory, rollouts: Manifest, verdicts: Manifest) -> dict[str, Any]:
-    lengths = [read_table(directory.path / file.path, ("response_length",)) for file in rollouts.files]
-    judged = read_table(directory.path / verdicts.file("verdicts").path, ("verdict",)).column("verdict").to_pylist()
+    lengths = directory.rows("rollouts", 0, "trajectories", ("response_length",)).column(0).to_pylist()
+    judged = directory.rows("verification", 0, "verdicts", ("verdict",)).column(0).to_pylist()
     return {
         "run": directory.name,
         "trajectories": len(judged),
-        "response_tokens": sum(sum(one.column("response_length").to_pylist()) for one in lengths),
+        "response_tokens": sum(lengths),
         "verdicts": dict(Counter(judged).most_common()),
         **{name: rollouts.info.get(name, 0) for name in _LEFT_OUT},  # imports by earlier versions lack some
     }

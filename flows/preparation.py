@@ -38,9 +38,9 @@ def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tup
         check_stored(config, settings, settings.rollouts, directory)
     # torch and transformers take seconds to import: whatever can be refused without them has been by now.
     from reval_core.engines.choice import check_installed
+    from reval_core.learning.resolution import resolved
     from reval_core.model.loading import check_attention, check_model
     from reval_core.pipeline.environment import check_machine
-    from reval_core.pipeline.resolution import resolved
 
     check_installed(settings.engine.kind)
     check_machine(directory, settings)

@@ -76,21 +76,22 @@ def follow(directory: RunDirectory, run: Config) -> None:
     from reval_core.planning.out_of_memory import explained_memory
 
     with explained_memory("learning", lambda: memory_advice(run, "learning")):
-        _follow(directory)
+        _follow(directory, run)
 
 
-def _follow(directory: RunDirectory) -> None:
+def _follow(directory: RunDirectory, run: Config) -> None:
     import torch
 
     from reval_core.learning.checkpoints import load_learner
+    from reval_core.learning.resolution import with_beta
 
     learner: Learner | None = None
     while True:
         match _broadcast(None):
-            case "restore", checkpoint, config, threads:
+            case "restore", checkpoint, threads:
                 torch.set_num_threads(threads)
                 learner = None  # free its memory before a second model is loaded
-                learner = load_learner(checkpoint, directory.base, config)
+                learner = load_learner(checkpoint, directory.base, with_beta(run, directory))
             case "learn", draws:
                 assert learner is not None, "the first process announces its learner before it learns"
                 try:

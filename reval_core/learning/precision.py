@@ -20,7 +20,7 @@ def default_precision() -> Literal["float32", "bfloat16"]:
 def settled_learner(settings: Learner) -> Learner:
     """The settings with `precision: auto` resolved for this machine, and gradient checkpointing off if not given.
 
-    A run decides on gradient checkpointing before, from its memory estimate (`pipeline.resolution`).
+    A run decides on gradient checkpointing before, from its memory estimate (see `resolution`).
     """
     settled: dict[str, str | bool] = {}
     if settings.precision == "auto":

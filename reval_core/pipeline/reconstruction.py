@@ -14,8 +14,8 @@ from reval_core.learning import distributed
 from reval_core.learning.checkpoints import checkpoint_rounds, load_learner
 from reval_core.learning.draws import DrawReader
 from reval_core.learning.learner import Drawn, Learner, Tick, Update
+from reval_core.learning.resolution import with_beta
 from reval_core.pipeline.integrity import note_unloaded
-from reval_core.pipeline.resolution import with_beta
 from reval_core.storage.run_directory import RunDirectory
 from reval_core.storage.tables import Manifest
 
@@ -84,11 +84,10 @@ def reconstruct(
             f"of its checkpoints are available: rounds {available}"
         )
     checkpoint = directory.checkpoint(first)
-    config = with_beta(config, directory)
-    distributed.tell("restore", checkpoint, config, torch.get_num_threads())
+    distributed.tell("restore", checkpoint, torch.get_num_threads())
     try:
         with distributed.together():
-            learner = load_learner(checkpoint, directory.base, config)
+            learner = load_learner(checkpoint, directory.base, with_beta(config, directory))
     except CorruptData as error:
         if str(error).startswith(str(checkpoint)):  # not the base model of adapters, which every start checks
             note_unloaded(directory, first)

@@ -21,6 +21,7 @@ from reval_core.learning import distributed
 from reval_core.learning.checkpoints import checkpoint_rounds, checkpoint_state, wanted_checkpoints
 from reval_core.learning.draws import DrawReader
 from reval_core.learning.learner import Learner
+from reval_core.learning.resolution import resolved, with_beta
 from reval_core.model.layers import set_up
 from reval_core.model.loading import load_model, reading_digest, stop_ids, tokenizer_of
 from reval_core.model.lora import swapped_adapters
@@ -29,7 +30,6 @@ from reval_core.pipeline.environment import fix_machine
 from reval_core.pipeline.integrity import clear
 from reval_core.pipeline.reconstruction import Policy, reconstruct
 from reval_core.pipeline.reference_average import drop_averages, make_average
-from reval_core.pipeline.resolution import resolved, with_beta
 from reval_core.pipeline.stage_context import StageContext, warn_of_left_out
 from reval_core.planning.gpu_memory import memory_advice
 from reval_core.problems import PromptOrder

@@ -17,7 +17,7 @@ from reval_core.stages.evaluation import evaluation_table
 from reval_core.stages.shards import Shards
 from reval_core.stages.stage import Outcome, Stage, publish, settings
 from reval_core.stages.verification import claims_of, stop_if_unjudged
-from reval_core.storage.tables import Manifest, read_table
+from reval_core.storage.tables import Manifest
 from reval_core.user_code import code_identity
 from reval_core.verification import VERIFIER_VERSION
 
@@ -88,9 +88,8 @@ def _verdicts_inputs(context: EvaluationContext, number: int, responses: Manifes
 
 def _judge(context: EvaluationContext, number: int, responses: Manifest) -> Outcome:
     columns = ("prompt_id", "sample", "problem", "gold", "problem_set", "gold_mode", "response", "response_length")
-    files = responses.files_of("trajectories")
-    shards = [read_table(context.directory.path / file.path, (*columns, "finish_reason")) for file in files]
-    rows = pa.concat_tables(shards).to_pydict()
+    read = (*columns, "finish_reason")
+    rows = context.directory.rows(responses.stage, number, "trajectories", read).to_pydict()
     judgements = context.verifier.judge(claims_of(rows))
     name = context.benchmark(number).name
     stop_if_unjudged(f"benchmark run {name}", context.protocol.verification, judgements)

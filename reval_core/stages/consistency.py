@@ -25,7 +25,7 @@ from reval_core.replay_buffer.trajectories import list_rows, logprob_rows
 from reval_core.stages.mismatch import stop_if_apart
 from reval_core.stages.noise import measured_noise, noise_is_known
 from reval_core.stages.stage import Outcome, publish, settings, stage
-from reval_core.storage.tables import Manifest, read_table
+from reval_core.storage.tables import Manifest
 
 TOKEN_COLUMNS = (
     "trajectory_id",
@@ -77,9 +77,8 @@ def consistency(
         `info["noise"]`, in the first round and on another device, is the measured uncertainty of the scores;
         `info["engine_lag"]` is the number of rounds by which the engine's weights lag behind, None if unknown.
     """
-    files = rollouts.files_of("trajectories")
-    shards = pa.concat_tables(read_table(context.directory.path / file.path, TOKEN_COLUMNS) for file in files)
-    reward = read_table(context.directory.path / verdicts.file("verdicts").path, ("reward",)).column("reward")
+    shards = context.directory.rows(rollouts.stage, round, "trajectories", TOKEN_COLUMNS)
+    reward = context.directory.rows(verdicts.stage, round, "verdicts", ("reward",)).column("reward")
     table = score_trajectories(context, round, shards, reward, policy, reference)
     lag = None
     # A round that passed this check before is not checked again when it is scored again.

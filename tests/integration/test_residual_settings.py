@@ -13,10 +13,10 @@ from reval_core import stages
 from reval_core.config import Config
 from reval_core.learning.checkpoints import checkpoint_rounds
 from reval_core.learning.draws import DrawReader
+from reval_core.learning.resolution import with_beta
 from reval_core.maintenance.check import check_run
 from reval_core.maintenance.prune import prune
 from reval_core.pipeline.reconstruction import reconstruct, recorded_policy
-from reval_core.pipeline.resolution import with_beta
 from reval_core.pipeline.run_context import open_run_context
 from reval_core.replay_buffer.index import sql_views
 from reval_core.report import write_report

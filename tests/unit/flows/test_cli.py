@@ -19,7 +19,7 @@ from reval.flows.cli import COMMANDS, RENAMED, main
 from reval.flows.preparation import gpu_notes
 from reval_core.config.loader import load_config
 from reval_core.learning.precision import default_precision
-from reval_core.pipeline.resolution import resolved
+from reval_core.learning.resolution import resolved
 from reval_core.storage.run_directory import RunDirectory
 from reval_core.storage.tables import SCHEMAS, Manifest, publish_table
 from tests.facts import hand_made_run

@@ -13,7 +13,7 @@ from reval_core.config import Learner
 from reval_core.config.loader import load_config
 from reval_core.errors import InputError
 from reval_core.learning.precision import settled_learner
-from reval_core.pipeline.resolution import resolved
+from reval_core.learning.resolution import resolved
 from reval_core.pipeline.run_context import open_run_context
 from reval_core.storage.run_directory import RunDirectory
 from tests.conftest import SMALL

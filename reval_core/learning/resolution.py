@@ -11,14 +11,11 @@ records that never change. The kind of engine that `auto` chooses is in `machine
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from reval_core.config import Config, ResidualObjective, Rollouts
 from reval_core.errors import InputError
 from reval_core.learning.precision import settled_learner
 from reval_core.planning.gpu_memory import card, with_checkpointing
 from reval_core.storage.run_directory import RunDirectory
-from reval_core.storage.tables import Manifest, read_table
 
 
 def resolved(config: Config) -> Config:
@@ -53,21 +50,10 @@ def with_beta(config: Config, directory: RunDirectory) -> Config:
     objective = config.objective
     if not isinstance(objective, ResidualObjective) or objective.beta_times_length is None:
         return config
-    rollouts = directory.manifest("rollouts", 1 if isinstance(config.rollouts, Rollouts) else 0)
-    if rollouts is None:
+    first = 1 if isinstance(config.rollouts, Rollouts) else 0
+    if directory.manifest("rollouts", first) is None:
         return config
-    lengths = _response_lengths(directory, rollouts)
+    lengths = directory.rows("rollouts", first, "trajectories", ("response_length",)).column(0).to_pylist()
     beta = objective.beta_times_length * len(lengths) / sum(lengths)
     known = objective.model_copy(update={"beta": beta, "beta_times_length": None})
     return config.model_copy(update={"objective": known})
-
-
-def _response_lengths(directory: RunDirectory, rollouts: Manifest) -> Sequence[int]:
-    """The number of tokens of each response of a round."""
-    lengths: list[int] = []
-    # In a pruned run one file holds many rounds and replaces several files of each.
-    for path in dict.fromkeys(file.path for file in rollouts.files_of("trajectories")):
-        rows = read_table(directory.path / path, ("round", "response_length"))
-        pairs = zip(rows.column("round").to_pylist(), rows.column("response_length").to_pylist(), strict=True)
-        lengths += [length for round, length in pairs if round == rollouts.round]
-    return lengths
