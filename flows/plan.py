@@ -95,13 +95,13 @@ class PlannedProblems:
         from reval_core.model.loading import tokenizer_of
         from reval_core.problems.asked import left_out_counts
         from reval_core.problems.preview import preview
-        from reval_core.verification import make_verifier
+        from reval_core.verification import Verifier
 
         self.problems = {name: len(one) for name, one in problems.items()}
         self.left_out = left_out_counts(left_out)
         shown = next(iter(problems.values()))
         judging = verification.model_copy(update={"workers": 1})
-        with make_verifier(judging, reward) as verifier:
+        with Verifier.of(judging, reward) as verifier:
             self.preview: Preview = preview(shown, prompts, tokenizer_of(model), verifier)
 
     def show(self) -> None:

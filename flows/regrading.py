@@ -16,7 +16,7 @@ from reval_core.regrading.regrade import (
     stored_responses,
     write_regraded,
 )
-from reval_core.verification import make_verifier
+from reval_core.verification import Verifier
 
 _SHOWN_ROUNDS = 20
 """How many rounds are printed, those that changed most; `--json` has all."""
@@ -42,7 +42,7 @@ def regrade_run(
     rules = other_rules(stored, mode, methods, function)
     out = out or stored.directory.path.with_name(f"{stored.directory.name}-regraded.parquet")
     check_out(stored, out)
-    with make_verifier(rules.verification, rules.reward) as verifier, Bar("responses", stderr=True) as bar:
+    with Verifier.of(rules.verification, rules.reward) as verifier, Bar("responses", stderr=True) as bar:
         table = regrade(stored, rules, verifier, bar.update)
     write_regraded(out, table, stored, rules)
     by = "round" if stored.is_run else "problem_set"

@@ -26,7 +26,7 @@ from reval_core.problems import Problem, problems_digest
 from reval_core.problems.asked import prompts_in
 from reval_core.storage.full_disk import explained_disk
 from reval_core.storage.tables import SCHEMA_VERSION
-from reval_core.verification import make_verifier
+from reval_core.verification import Verifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,7 +80,7 @@ class EvaluationContext(StageContext):
                 log.warning("%s: is corrupt; rendering the prompts again", selected.file)
             selected.prompts.usable().publish(selected.file, selected.reading)
         engine = make_engine(source.model, protocol.engine, kind, tokenizer, directory, source.seed)
-        verifier = make_verifier(protocol.verification, protocol.reward)
+        verifier = Verifier.of(protocol.verification, protocol.reward)
         super().__init__(directory, tokenizer, selected.prompts, engine, verifier)
         self.benchmarks = [self._benchmark(name, problems) for name, problems in selected.sets.items()]
         self._model: PreTrainedModel | None = None

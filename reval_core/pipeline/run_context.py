@@ -38,7 +38,7 @@ from reval_core.replay_buffer.index import Store
 from reval_core.storage.full_disk import explained_disk
 from reval_core.storage.run_directory import Attempt, RunDirectory
 from reval_core.storage.tables import Manifest
-from reval_core.verification import make_verifier
+from reval_core.verification import Verifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -84,7 +84,7 @@ class RunContext(StageContext):
             if isinstance(config.rollouts, Rollouts)
             else None
         )
-        verifier = make_verifier(config.verification, config.reward)
+        verifier = Verifier.of(config.verification, config.reward)
         super().__init__(directory, tokenizer, problems.prompts, engine, verifier)
         self._round_started = time.perf_counter()
         self._learner: Learner | None = None
@@ -151,11 +151,6 @@ class RunContext(StageContext):
         settings = self.config.generation
         stops = stop_ids(self.config.model, self.tokenizer, settings.stop)
         return Sampling(settings.temperature, settings.max_tokens, stops), settings.batch
-
-    def title(self, stage: str, round: int) -> str:
-        """The name of a stage in messages."""
-        name = stage.replace("_", " ")
-        return f"{name} of round {round}" if round else name
 
     @contextmanager
     def reference_model(self, reference: Policy) -> Iterator[PreTrainedModel]:

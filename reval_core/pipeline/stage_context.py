@@ -59,10 +59,6 @@ class StageContext(ABC):
         """The seconds that stages of this process took."""
 
     @abstractmethod
-    def title(self, stage: str, round: int) -> str:
-        """The name of a stage in messages."""
-
-    @abstractmethod
     def memory_advice(self, stage: str) -> str:
         """The settings with which a stage needs less memory."""
 
@@ -73,6 +69,11 @@ class StageContext(ABC):
     @abstractmethod
     def decoding(self) -> tuple[Sampling, int]:
         """The decoding parameters, and the number of requests per call of an engine that does not stream."""
+
+    def title(self, stage: str, round: int) -> str:
+        """The name of a stage in messages."""
+        name = stage.replace("_", " ")
+        return f"{name} of round {round}" if round else name
 
     def begin(self, stage: str, round: int) -> None:
         """Note that a stage starts to work."""

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from reval_core.errors import RevalError, RunStopped
+from reval_core.errors import RevalError, RunStopped, causes
 from reval_core.storage.run_directory import RunDirectory
 
 
@@ -18,7 +18,7 @@ def explained_disk(directory: RunDirectory) -> Iterator[None]:
     except RevalError:
         raise
     except Exception as error:
-        if not _is_full_disk(error):
+        if not any(_is_full_disk(one) for one in causes(error)):
             raise
         raise RunStopped(
             f"{directory.path}: the disk is full ({directory.free_bytes() / 1e6:,.0f} MB free); free some space "
@@ -26,11 +26,7 @@ def explained_disk(directory: RunDirectory) -> Iterator[None]:
         ) from error
 
 
-def _is_full_disk(error: BaseException | None) -> bool:
-    while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if any(sign in str(error) for sign in ("No space left on device", "Disk quota exceeded")):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _is_full_disk(error: BaseException) -> bool:
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
+        sign in str(error) for sign in ("No space left on device", "Disk quota exceeded")
+    )

@@ -70,6 +70,19 @@ class Verifier:
             {"function": function, "settings": dict(settings or {})}, workers, timeout_seconds, memory_mb
         )
 
+    @classmethod
+    def of(cls, verification: Verification, reward: Reward) -> Self:
+        """A verifier with these settings."""
+        return cls(
+            workers=verification.workers,
+            timeout_seconds=verification.timeout_seconds,
+            memory_mb=verification.memory_mb,
+            mode=verification.mode,
+            methods=verification.methods,
+            function=reward.function,
+            settings=reward.settings,
+        )
+
     def judge(self, claims: Sequence[Claim]) -> list[Judgement]:
         """Judge claims.
 
@@ -128,16 +141,3 @@ def _judgement(report: dict[str, Any], milliseconds: float) -> Judgement:
     if outcome is None:
         return Judgement("unparsed", None, milliseconds)
     return Judgement("correct" if outcome == 1 else "wrong", None, milliseconds, outcome)
-
-
-def make_verifier(verification: Verification, reward: Reward) -> Verifier:
-    """The verifier with these settings."""
-    return Verifier(
-        workers=verification.workers,
-        timeout_seconds=verification.timeout_seconds,
-        memory_mb=verification.memory_mb,
-        mode=verification.mode,
-        methods=verification.methods,
-        function=reward.function,
-        settings=reward.settings,
-    )

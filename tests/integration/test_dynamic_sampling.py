@@ -15,7 +15,7 @@ from reval_core.regrading.regrade import other_rules, regrade, stored_responses
 from reval_core.replay_buffer.index import sql_views
 from reval_core.storage.run_directory import RunDirectory
 from reval_core.storage.tables import read_table
-from reval_core.verification import Judgement, Verifier, make_verifier
+from reval_core.verification import Judgement, Verifier
 from tests.integration.test_stored import offline_config, written
 from tests.integration.test_training import tables
 from tests.runs import first_round, run, small_config
@@ -116,7 +116,7 @@ def test_a_penalty_lowers_the_reward_by_the_length_and_changes_no_accuracy(finis
 def test_regrading_by_the_same_rules_gives_the_same_rewards_and_marks(finished):
     stored = stored_responses(finished.path, [])
     rules = other_rules(stored, None, None, None)
-    with make_verifier(rules.verification, rules.reward) as verifier:
+    with Verifier.of(rules.verification, rules.reward) as verifier:
         again = regrade(stored, rules, verifier)
     files = [finished.path / finished.facts(round, "verdicts") for round in (1, 2, 3)]
     names = ["trajectory_id", "outcome", "overlong_penalty", "reward", "advantage", "replaced"]
