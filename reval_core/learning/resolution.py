@@ -5,8 +5,8 @@
 | `learner.gradient_checkpointing`, `learner.precision: auto` | when the run starts, for good | this machine |
 | `objective.beta_times_length` | once the first responses are published | their lengths |
 
-A run keeps these values in its `config.yaml` (see `RunDirectory.check`), except β, which follows from
-records that never change. The kind of engine that `auto` chooses is in `machine.json`.
+A run keeps these values in its `config.yaml` (see `RunDirectory.check`), except β, which follows from records that
+never change. The kind of engine that `auto` chooses is in `machine.json`.
 """
 
 from __future__ import annotations
