@@ -56,8 +56,8 @@ def import_file(
     check_model(settings.model)
     known = known_prompts(directory, [response.problem for response in responses])
     imported = tokenise(responses, settings, tokenizer_of(settings.model), known)
-    tokens = sum(len(row.prompt_tokens) + len(row.tokens) for row in imported.rows)
-    check_space(directory, import_bytes(settings, len(imported.rows), tokens), "import fewer responses")
+    tokens = sum(len(one.prompt_tokens) + len(one.tokens) for one in imported.responses)
+    check_space(directory, import_bytes(settings, len(imported.responses), tokens), "import fewer responses")
     with open_run_context(directory, settings) as context:
         context.record_prompts(imported.prompts)
         with lines_beside_json(as_json), Progress(context):

@@ -15,6 +15,7 @@ from reval_core.atomic_files import digest, publish_file
 from reval_core.config.protocol import Protocol
 from reval_core.engines.choice import choose, make_engine
 from reval_core.engines.engine import Engine, Sampling
+from reval_core.engines.response import Response
 from reval_core.evaluation.directory import EvaluationDirectory
 from reval_core.evaluation.model_source import ModelSource
 from reval_core.evaluation.rendered_prompts import EvaluationProblems, evaluation_problems
@@ -93,9 +94,9 @@ class EvaluationContext(StageContext):
         """Mark a benchmark run as complete, so that the tables show it."""
         self.directory.make_current(self.source.identity, self.settings, benchmark.name, benchmark.number)
 
-    def request_seed(self, problem: Problem, sample: int) -> int:
+    def request_seed(self, request: Response) -> int:
         """Return the seed of one response. It is the same for every policy, so comparisons share randomness."""
-        return int(digest(self.protocol.seed, problem.problem_set, problem.prompt_id, sample)[:15], 16)
+        return int(digest(self.protocol.seed, request.problem_set, request.prompt_id, request.sample)[:15], 16)
 
     def decoding(self) -> tuple[Sampling, int]:
         """The decoding parameters of the protocol, and the number of requests of a shard."""

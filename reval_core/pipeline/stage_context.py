@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,8 @@ from reval_core.problems.asked import left_out_counts
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from reval_core.engines.engine import Completion, Engine, Enough, Request, Sampling
+    from reval_core.engines.engine import Engine, Enough, Sampling
+    from reval_core.engines.response import Response
     from reval_core.pipeline.reconstruction import Policy
     from reval_core.problems import Problem
     from reval_core.problems.recorded import Prompts
@@ -99,20 +100,20 @@ class StageContext(ABC):
     def generate(
         self,
         policy: Policy,
-        requests: Sequence[Request],
+        requests: Sequence[Response],
         enough: Enough | None = None,
         batch: int | None = None,
-    ) -> Iterator[tuple[int, Completion]]:
-        """Generate completions by `policy`.
+    ) -> Generator[tuple[int, Response]]:
+        """Generate what is missing of these responses, by `policy`.
 
         Args:
             policy: The policy that generates.
-            requests: The requests.
+            requests: The responses.
             enough: Decides when to stop; responses under way are then cut off.
             batch: The number of requests per call of an engine that does not stream; by default, those of a shard.
 
         Yields:
-            The index of a request and its completion, in the order of completion.
+            The index of a response and the response, extended, in the order of completion.
         """
         if not requests:
             return
@@ -121,7 +122,7 @@ class StageContext(ABC):
         model = self.model_of(policy)
         try:
             engine.load(model, policy.identity)
-            yield from in_batches(engine, requests, sampling, batch or per_shard, enough)
+            yield from in_batches(engine, requests, sampling, batch or per_shard, self.tick, enough)
         finally:
             engine.release_memory()
 

@@ -26,6 +26,7 @@ import torch
 from transformers import GenerationConfig
 
 from tests.models import tiny_model
+from tests.responses import request
 from tests.runs import run, small_config
 
 ROOT = Path(__file__).parents[2]
@@ -183,14 +184,13 @@ def _(begun: Path, tmp_path: Path) -> None:
 @leaves("reval_core.pipeline.stage_context.StageContext.generate")
 def _(begun: Path, tmp_path: Path) -> None:
     from reval.flows.preparation import prepare_evaluation
-    from reval_core.engines.engine import Request
     from reval_core.evaluation.context import open_evaluation_context
 
     sets = "benchmarks=[{arithmetic: {digits: 1, operators: '+', split: held_out}}]"
     asked = [sets, "precision=bfloat16", "max_tokens=4", "prompt.chat=false", "verification.workers=1"]
     source, protocol, directory = prepare_evaluation(str(begun), None, asked, None, tmp_path / "evaluation")
     with breaking(), open_evaluation_context(directory, source, protocol) as context:
-        suspended = context.generate(context.policy, [Request([1, 2], seed) for seed in range(2)])
+        suspended = context.generate(context.policy, [request([1, 2], seed) for seed in range(2)])
         next(suspended)
         assert not torch.is_autocast_enabled("cpu")
         raise Broken
@@ -380,12 +380,11 @@ def _(begun: Path, tmp_path: Path) -> None:
 @leaves("reval_core.pipeline.run_context.RunContext._weights_of")
 @leaves("reval_core.replay_buffer.index.Store._transaction")
 def _(begun: Path, tmp_path: Path) -> None:
-    from reval_core.engines.engine import Request
     from reval_core.pipeline.run_context import Policy
 
     with breaking(), context_of(begun) as context:
         policy = Policy.of(context.directory.manifest("warm_start", 0))
-        suspended = context.generate(policy, [Request([1, 2], seed) for seed in range(2)], batch=1)
+        suspended = context.generate(policy, [request([1, 2], seed) for seed in range(2)], batch=1)
         next(suspended)
         assert not torch.is_autocast_enabled("cpu")
         break_in(context.reference_model(policy))
