@@ -50,7 +50,7 @@ def import_file(
     from reval_core.model.loading import check_model, tokenizer_of
     from reval_core.pipeline.run_context import open_run_context
     from reval_core.planning.forecast import import_bytes
-    from reval_core.problems.asked import known_prompts
+    from reval_core.problems.selection import known_prompts
     from reval_core.replay_buffer.imported import tokenise
 
     check_model(settings.model)

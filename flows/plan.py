@@ -93,8 +93,8 @@ class PlannedProblems:
     ) -> None:
         """`problems` has the problems of each set; the first one of the first set is shown."""
         from reval_core.model.loading import tokenizer_of
-        from reval_core.problems.asked import left_out_counts
         from reval_core.problems.preview import preview
+        from reval_core.problems.selection import left_out_counts
         from reval_core.verification import Verifier
 
         self.problems = {name: len(one) for name, one in problems.items()}

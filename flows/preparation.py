@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from reval_core.evaluation.model_source import ModelSource
     from reval_core.planning.forecast import Forecast
     from reval_core.problems import Problem
-    from reval_core.problems.asked import RunProblems
+    from reval_core.problems.selection import RunProblems
 
 
 def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> tuple[Config, RunDirectory]:
@@ -82,10 +82,10 @@ def prepare_evaluation(
     from reval_core.evaluation.model_source import find_model_source
 
     source = find_model_source(model, round)
-    name = f"{source.name}-round-{source.round}" if source.habits else source.name
+    name = f"{source.name}-round-{source.round}" if source.protocol_defaults else source.name
     directory = EvaluationDirectory(out or Path("evals") / name)
     directory.check_place()
-    base = {} if protocol else {"prompt": PROMPTS["deepseek"].model_dump(mode="json"), **source.habits}
+    base = {} if protocol else {"prompt": PROMPTS["deepseek"].model_dump(mode="json"), **source.protocol_defaults}
     if not protocol and "benchmarks" not in base and not any(one.startswith("benchmarks=") for one in overrides):
         raise InputError(f"{model}: no benchmarks given; use --benchmarks or --preset")
     settings = load_settings(protocol, Protocol, overrides, base)
@@ -175,7 +175,7 @@ def check_problems(config: Path, settings: Config, rollouts: Rollouts) -> None:
 def check_prompts(config: Path, settings: Config, directory: RunDirectory) -> RunProblems:
     """Check that every problem can be rendered as a prompt. Returns the problems in use. Raises InputError."""
     from reval_core.model.loading import tokenizer_of
-    from reval_core.problems.asked import run_problems
+    from reval_core.problems.selection import run_problems
 
     found = run_problems(settings, directory, tokenizer_of(settings.model))
     if isinstance(settings.rollouts, Rollouts):

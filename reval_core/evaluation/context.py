@@ -24,7 +24,7 @@ from reval_core.model.low_precision import compute_in
 from reval_core.pipeline.reconstruction import Policy
 from reval_core.pipeline.stage_context import StageContext, warn_of_left_out
 from reval_core.problems import Problem, problems_digest
-from reval_core.problems.asked import prompts_in
+from reval_core.problems.selection import prompts_in
 from reval_core.storage.full_disk import explained_disk
 from reval_core.storage.tables import SCHEMA_VERSION
 from reval_core.verification import Verifier

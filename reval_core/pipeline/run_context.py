@@ -18,7 +18,7 @@ from reval_core.engines.choice import make_engine
 from reval_core.engines.engine import Sampling
 from reval_core.errors import CorruptData, RunStopped
 from reval_core.learning import distributed
-from reval_core.learning.checkpoints import checkpoint_rounds, checkpoint_state, wanted_checkpoints
+from reval_core.learning.checkpoints import checkpoint_rounds, checkpoint_state, retained_checkpoints
 from reval_core.learning.draws import DrawReader
 from reval_core.learning.learner import Learner
 from reval_core.learning.resolution import resolved, with_beta
@@ -33,7 +33,7 @@ from reval_core.pipeline.reference_average import drop_averages, make_average
 from reval_core.pipeline.stage_context import StageContext, warn_of_left_out
 from reval_core.planning.gpu_memory import memory_advice
 from reval_core.problems import PromptOrder
-from reval_core.problems.asked import run_problems
+from reval_core.problems.selection import run_problems
 from reval_core.replay_buffer.index import Store
 from reval_core.storage.full_disk import explained_disk
 from reval_core.storage.run_directory import Attempt, RunDirectory
@@ -75,7 +75,7 @@ class RunContext(StageContext):
         self.store.build(
             takewhile(directory.holds, manifests)
         )  # after the first missing file, the stages ingest what exists
-        self.wanted_checkpoints = wanted_checkpoints(manifests, config)
+        self.retained_checkpoints = retained_checkpoints(manifests, config)
         """The rounds whose checkpoints earlier attempts have saved and kept."""
         self._published = max((directory.place(one.stage, one.round) for one in manifests), default=(0, -1))
         self.draws = DrawReader(directory)
@@ -243,7 +243,7 @@ class RunContext(StageContext):
         saved = set(checkpoint_rounds(self.directory.checkpoints))
         if len(saved) > self.config.checkpoints.keep:
             manifests = self.directory.manifests(("sampling", "checkpoint", "evaluation"))
-            for round in saved - wanted_checkpoints(manifests, self.config):
+            for round in saved - retained_checkpoints(manifests, self.config):
                 remove_directory(self.directory.checkpoint(round))
 
     def other_seconds(self) -> float:

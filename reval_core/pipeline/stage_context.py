@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from reval_core.engines.engine import in_batches
-from reval_core.problems.asked import left_out_counts
+from reval_core.problems.selection import left_out_counts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -12,8 +12,8 @@ from reval_core.config import Config
 from reval_core.engines.response import Response
 from reval_core.errors import InputError
 from reval_core.model.loading import context_length, stop_ids
-from reval_core.problems.asked import rendered
 from reval_core.problems.recorded import Prompts
+from reval_core.problems.selection import rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -42,8 +42,8 @@ Generate = Callable[[Sequence[Response], Enough | None], Generator[tuple[int, Re
 def new_group(problem: Problem, samples: Iterable[int], prompts: Prompts, seed: Callable[[Response], int]) -> Group:
     """These samples of responses to a problem, for which nothing has been generated yet."""
     prompt, tokens = prompts[problem.problem]
-    asked = (problem.prompt_id, problem.problem, problem.answer, problem.gold_mode, problem.problem_set)
-    return seeded([Response(*asked, sample, prompt, tokens) for sample in samples], seed)
+    identity = (problem.prompt_id, problem.problem, problem.answer, problem.gold_mode, problem.problem_set)
+    return seeded([Response(*identity, sample, prompt, tokens) for sample in samples], seed)
 
 
 def seeded(group: Group, seed: Callable[[Response], int]) -> Group:

@@ -114,11 +114,11 @@ class _Problems:
 
     def __init__(self, context: RunContext, round: int) -> None:
         carried = _carried(context, round)
-        self.passed = _asked_before(context, round)
+        self.passed = _position_before(context, round)
         """The position in the order of problems: the number passed by the run so far."""
-        self._asked: set[str] = set()
+        self._taken: set[str] = set()
         if carried is not None:
-            self._asked |= set(
+            self._taken |= set(
                 read_table(context.directory.path / carried.path, ("prompt_id",)).column(0).to_pylist()
             )
         self._order = context.order
@@ -126,7 +126,7 @@ class _Problems:
 
     def first_wave(self) -> list[Problem]:
         """The problems of the first wave: together with the groups carried over, `rollouts.prompts`."""
-        return self.take(self._prompts - len(self._asked))
+        return self.take(self._prompts - len(self._taken))
 
     def take(self, count: int) -> list[Problem]:
         """The next `count` problems that this round has not used."""
@@ -134,13 +134,13 @@ class _Problems:
         while len(problems) < count:
             (problem,) = self._order.take(self.passed, 1, self._prompts)
             self.passed += 1
-            if problem.prompt_id not in self._asked:
-                self._asked.add(problem.prompt_id)
+            if problem.prompt_id not in self._taken:
+                self._taken.add(problem.prompt_id)
                 problems.append(problem)
         return problems
 
 
-def _asked_before(context: RunContext, round: int) -> int:
+def _position_before(context: RunContext, round: int) -> int:
     """The position in the order of problems at the start of a round."""
     generation = context.config.generation
     if not generation.cut_off and generation.dynamic_sampling is None:

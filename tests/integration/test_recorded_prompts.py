@@ -20,7 +20,7 @@ from reval_core.engines.transformers import TransformersEngine
 from reval_core.evaluation.context import open_evaluation_context
 from reval_core.maintenance.check import check_run
 from reval_core.pipeline.integrity import inspect
-from reval_core.problems import asked
+from reval_core.problems import selection
 from reval_core.problems.recorded import read_prompts
 from reval_core.storage.run_directory import RunDirectory
 from reval_core.storage.tables import read_table
@@ -69,7 +69,7 @@ def config(tmp_path: Path, model: Path) -> Path:
 
 def attempt(config: Path, path: Path, until: int | None = None) -> None:
     """Continue a run as a new process would."""
-    asked._rendered.clear()
+    selection._rendered.clear()
     settings, _ = prepare(config, [], path)
     run(path, settings, until)
 
@@ -141,7 +141,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def evaluate(source: Path, out: Path, *overrides: str) -> None:
-    asked._rendered.clear()
+    selection._rendered.clear()
     source, protocol, directory = prepare_evaluation(str(source), None, ["samples=1", *overrides], None, out)
     with open_evaluation_context(directory, source, protocol) as context:
         list(run_benchmarks(context, stages))
@@ -179,7 +179,7 @@ def test_imported_prompts_are_recorded_too(config, tmp_path, capsys):
     rows = [{"problem": f"{number}+1=", "response": "7", "gold": "7"} for number in range(4)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for _ in range(2):
-        asked._rendered.clear()
+        selection._rendered.clear()
         import_file(file, config, [], tmp_path / "imported", [], True)
     assert json.loads(capsys.readouterr().out.partition("\n}\n")[2])["was_there"]
     prompts = read_prompts(RunDirectory(tmp_path / "imported").prompts)

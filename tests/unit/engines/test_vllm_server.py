@@ -212,10 +212,10 @@ def wanted(count: int) -> list[Response]:
     return [request([4, 6 + number], seed=number) for number in range(count)]
 
 
-def expected(asked: Response) -> Response:
-    tokens = answer([*asked.prompt_tokens, *asked.tokens], asked.seed)
-    tokens = tokens[: SAMPLING.max_tokens - len(asked.tokens)]
-    return asked.extended(tokens, [-0.5 * token for token in tokens], "stop" if tokens[-1] == STOP else "length")
+def expected(given: Response) -> Response:
+    tokens = answer([*given.prompt_tokens, *given.tokens], given.seed)
+    tokens = tokens[: SAMPLING.max_tokens - len(given.tokens)]
+    return given.extended(tokens, [-0.5 * token for token in tokens], "stop" if tokens[-1] == STOP else "length")
 
 
 def check_all(found: list[tuple[int, Response]], requests: list[Response]) -> None:

@@ -195,9 +195,9 @@ def test_unusable_problems_are_refused_by_name_or_dropped(tmp_path, model, texts
         )
     drop = [f"problems.train={{path: {tmp_path / 'train.jsonl'}, unusable: drop}}", "rollouts.prompts=1"]
     settings, directory = prepare(config, drop, tmp_path / "run")
-    asked = check_prompts(config, settings, directory)  # as a dry run shows it
-    (left_out,) = asked.left_out.values()
-    assert len(asked.train) + len(left_out) == len(texts)
+    selected = check_prompts(config, settings, directory)  # as a dry run shows it
+    (left_out,) = selected.left_out.values()
+    assert len(selected.train) + len(left_out) == len(texts)
     assert left_out
     assert not (tmp_path / "run").exists()
 
