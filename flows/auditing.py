@@ -12,7 +12,7 @@ from typing import Any
 from reval.flows.named_inputs import named_set
 from reval.flows.terminal import Bar, print_json, print_table, say, short
 from reval_core.answers.extraction import Mode
-from reval_core.auditing.audit import Asked, Audit, Suspicion, What, audit_set
+from reval_core.auditing.audit import Audit, JudgedResponse, Suspicion, What, audit_set
 from reval_core.config import ProblemSet
 from reval_core.verification import Verifier
 
@@ -156,7 +156,7 @@ def _show_rest(found: Audit) -> None:
             say(f"and {len(rest) - _SHOWN:,} more (--json lists all)")
 
 
-def _one_of_each_kind(rest: Sequence[Asked]) -> list[Asked]:
+def _one_of_each_kind(rest: Sequence[JudgedResponse]) -> list[JudgedResponse]:
     """The cases with the first of each kind in front."""
     first = {id(one) for one in {one.kind: one for one in reversed(rest)}.values()}
     return sorted(rest, key=lambda one: id(one) not in first)

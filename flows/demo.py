@@ -1,14 +1,14 @@
-"""`make demo`: the demo run through a deployment, with its own server and worker if none is running."""
+"""`reval demo`: the demo run through a deployment, with its own server and worker if none is running."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from reval.flows.preparation import prepare
 from reval.flows.server import server, worker
 from reval.flows.terminal import say
+from reval_core.config.packaged import PACKAGED
 from reval_core.errors import RunStopped
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from prefect.client.schemas.objects import FlowRun, State
 
-CONFIG = Path("configs/demo.yaml")
+CONFIG = PACKAGED / "demo.yaml"
 
 
 def run_demo() -> None:

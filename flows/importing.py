@@ -16,7 +16,7 @@ from reval_core.errors import InputError
 from reval_core.problems.response_files import RESPONSE_FIELDS, read_responses
 from reval_core.rows import column_options
 from reval_core.storage.run_directory import RunDirectory
-from reval_core.storage.tables import Manifest, read_table
+from reval_core.storage.tables import Manifest
 
 _LEFT_OUT = {
     "too_long": "were left out: longer than rollouts.max_tokens, or too long for the model's context",
@@ -50,7 +50,7 @@ def import_file(
     from reval_core.pipeline.run_context import open_run_context
     from reval_core.planning.forecast import import_bytes
     from reval_core.problems import load_run_sets
-    from reval_core.problems.asked import known_prompts, run_problems
+    from reval_core.problems.selection import known_prompts, run_problems
     from reval_core.replay_buffer.imported import tokenise
 
     tokenizer = check_model(settings.model)
@@ -58,8 +58,8 @@ def import_file(
     problems = run_problems(settings, directory, tokenizer, sets)
     known = known_prompts(directory, [response.problem for response in responses])
     imported = tokenise(responses, settings, tokenizer, known)
-    tokens = sum(len(row.prompt_tokens) + len(row.tokens) for row in imported.rows)
-    check_space(directory, import_bytes(settings, len(imported.rows), tokens), "import fewer responses")
+    tokens = sum(len(one.prompt_tokens) + len(one.tokens) for one in imported.responses)
+    check_space(directory, import_bytes(settings, len(imported.responses), tokens), "import fewer responses")
     with open_run_context(directory, settings, problems) as context:
         context.record_prompts(imported.prompts)
         with lines_beside_json(as_json), Progress(context):
@@ -103,12 +103,12 @@ def _check_directory(directory: RunDirectory, settings: Config, file: Path) -> N
 
 
 def _summary(directory: RunDirectory, rollouts: Manifest, verdicts: Manifest) -> dict[str, Any]:
-    lengths = [read_table(directory.path / file.path, ("response_length",)) for file in rollouts.files]
-    judged = read_table(directory.path / verdicts.file("verdicts").path, ("verdict",)).column("verdict").to_pylist()
+    lengths = directory.rows("rollouts", 0, "trajectories", ("response_length",)).column(0).to_pylist()
+    judged = directory.rows("verification", 0, "verdicts", ("verdict",)).column(0).to_pylist()
     return {
         "run": directory.name,
         "trajectories": len(judged),
-        "response_tokens": sum(sum(one.column("response_length").to_pylist()) for one in lengths),
+        "response_tokens": sum(lengths),
         "verdicts": dict(Counter(judged).most_common()),
         **{name: rollouts.info.get(name, 0) for name in _LEFT_OUT},  # imports by earlier versions lack some
     }

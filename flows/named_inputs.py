@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import cast
 
 from reval_core.config import ProblemField, ProblemSet, SetName
+from reval_core.config.packaged import PACKAGED
 from reval_core.config.places import check_local
 from reval_core.errors import InputError
 from reval_core.problems.problem_columns import PROBLEM_FIELDS
 from reval_core.problems.registered import REGISTERED
 from reval_core.rows import column_options
 
-PRESETS = Path(__file__).parents[1] / "configs" / "evaluation"
+PRESETS = PACKAGED / "evaluation"
 
 
 def protocol_file(name: str) -> Path:
-    """The file that `--preset` names: one of configs/evaluation/, or any YAML file by its path."""
+    """The file that `--preset` names: one of the packaged configs/evaluation/, or any YAML file by its path."""
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     known = sorted(path.stem for path in PRESETS.glob("*.yaml"))

@@ -121,7 +121,7 @@ def _unchecked(config: Path, settings: Config, directory: RunDirectory) -> Itera
     from reval_core.model.loading import check_model
 
     if settings.engine.kind in ("vllm", "auto") and not vllm_installed():
-        yield "engine: vLLM is not installed here; for a GPU: pip install 'reval[vllm]'"
+        yield "engine: vLLM is not installed here; for a GPU: pip install 'reval-rl[vllm]'"
     path = settings.model.path
     if path is None or Path(path).is_dir():
         check_model(settings.model)

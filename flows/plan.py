@@ -121,15 +121,15 @@ class PlannedProblems:
         reward: Reward,
     ) -> None:
         """`problems` has the problems of each set; the first one of the first set is shown."""
-        from reval_core.pipeline.run_context import make_verifier
-        from reval_core.problems.asked import left_out_counts
         from reval_core.problems.preview import preview
+        from reval_core.problems.selection import left_out_counts
+        from reval_core.verification import Verifier
 
         self.problems = {name: len(one) for name, one in problems.items()}
         self.left_out = left_out_counts(left_out)
         shown = next(iter(problems.values()))
         judging = verification.model_copy(update={"workers": 1})
-        with make_verifier(judging, reward) as verifier:
+        with Verifier.of(judging, reward) as verifier:
             self.preview: Preview = preview(shown, prompts, tokenizer, verifier)
 
     def show(self) -> None:

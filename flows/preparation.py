@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from reval_core.evaluation.rendered_prompts import EvaluationProblems
     from reval_core.planning.forecast import Forecast
     from reval_core.problems import Problem
-    from reval_core.problems.asked import RunProblems
+    from reval_core.problems.selection import RunProblems
     from reval_core.replay_buffer.offline import StoredRun
 
 
@@ -82,18 +82,17 @@ def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> Pre
         sets = load_run_sets(settings.problems, settings.seed)
     # torch and transformers take seconds to import: whatever can be refused without them has been by now.
     from reval_core.engines.choice import check_installed
-    from reval_core.learning.precision import with_precision
+    from reval_core.learning.resolution import resolved
     from reval_core.model.loading import check_attention, check_model
     from reval_core.pipeline.environment import check_machine
     from reval_core.planning.forecast import forecast
-    from reval_core.planning.gpu_memory import card, with_checkpointing
-    from reval_core.problems.asked import run_problems
+    from reval_core.problems.selection import run_problems
 
     check_installed(settings.engine.kind)
     check_machine(directory, settings)
     tokenizer = check_model(settings.model)
     check_attention(settings.model, settings.learner)
-    settings = with_precision(with_checkpointing(settings, card()))
+    settings = resolved(settings)
     _check_engine(settings, tokenizer)
     notes = _gpu_notes(config, settings)
     problems = run_problems(settings, directory, tokenizer, sets)
@@ -132,10 +131,10 @@ def prepare_evaluation(
     from reval_core.evaluation.model_source import find_model_source
 
     source = find_model_source(model, round)
-    name = f"{source.name}-round-{source.round}" if source.habits else source.name
+    name = f"{source.name}-round-{source.round}" if source.protocol_defaults else source.name
     directory = EvaluationDirectory(out or Path("evals") / name)
     directory.check_place()
-    base = {} if protocol else {"prompt": PROMPTS["deepseek"].model_dump(mode="json"), **source.habits}
+    base = {} if protocol else {"prompt": PROMPTS["deepseek"].model_dump(mode="json"), **source.protocol_defaults}
     if not protocol and "benchmarks" not in base and not any(one.startswith("benchmarks=") for one in overrides):
         raise InputError(f"{model}: no benchmarks given; use --benchmarks or --preset")
     settings = load_settings(protocol, Protocol, overrides, base)

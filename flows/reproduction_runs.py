@@ -20,7 +20,7 @@ from reval_core.evaluation.model_source import ModelSource, find_model_source
 from reval_core.pipeline.run_context import open_run_context
 from reval_core.replay_buffer.index import sql_views
 from reval_core.report.summary import summarise
-from reval_core.reproduction.prompt_search import Asked, nearest, read_prompt, write_prompts
+from reval_core.reproduction.prompt_search import MeasuredProblem, nearest, read_prompt, write_prompts
 from reval_core.reproduction.study import load_base, load_search, prompt_file
 from reval_core.storage.run_directory import RunDirectory
 
@@ -119,7 +119,7 @@ def _start(base: str, out: str) -> RunDirectory:
     return RunDirectory(Path(out) / "starts" / base)
 
 
-def _solve_rates(place: Path, source: ModelSource, protocol: Protocol) -> list[Asked]:
+def _solve_rates(place: Path, source: ModelSource, protocol: Protocol) -> list[MeasuredProblem]:
     """How often the policy solves each problem of the protocol."""
     directory = EvaluationDirectory(place)
     with open_evaluation_context(directory, source, protocol) as context:
@@ -127,4 +127,4 @@ def _solve_rates(place: Path, source: ModelSource, protocol: Protocol) -> list[A
             pass
     with sql_views(directory.path, published_tables(directory.path)) as views:
         rows = views.sql(_RATES).to_arrow_table().to_pylist()
-    return [Asked(**row) for row in rows]
+    return [MeasuredProblem(**row) for row in rows]

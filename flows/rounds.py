@@ -8,7 +8,7 @@ from typing import Protocol
 from reval_core import stages
 from reval_core.config import StoredRollouts
 from reval_core.evaluation.context import BenchmarkRun, EvaluationContext
-from reval_core.learning.checkpoints import goodness
+from reval_core.learning.checkpoints import selection_metric
 from reval_core.pipeline.reference_average import next_reference
 from reval_core.pipeline.run_context import Policy, RunContext
 from reval_core.replay_buffer.imported import ImportedResponses
@@ -59,7 +59,7 @@ def train_rounds(context: RunContext, run: Runner = run_here) -> Iterator[int]:
             return run(stages.residual_evaluation, context, round, policy, reference, offline)
         return run(stages.evaluation, context, round, policy)
 
-    best = (goodness(evaluate(0)), 0)
+    best = (selection_metric(evaluate(0)), 0)
     yield 0
     for round in range(1, config.rounds + 1):
         fresh = [] if offline else _fresh(context, run, round, policy, reference)
@@ -71,7 +71,7 @@ def train_rounds(context: RunContext, run: Runner = run_here) -> Iterator[int]:
         reached = False
         if _evaluation_due(context, round):
             evaluation = evaluate(round)
-            best = max(best, (goodness(evaluation), round))
+            best = max(best, (selection_metric(evaluation), round))
             reached = reaches_target(evaluation, config)
             done.append(evaluation)
         reset = config.reference.reset_after(round, draws.info["residual_left"])

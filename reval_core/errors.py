@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 
 class RevalError(Exception):
     """Base class: an error that stops a run, with a message that says what to do."""
@@ -20,6 +22,13 @@ class RunStopped(RevalError):
 
 class CorruptData(RevalError):
     """A file of a run is missing or differs from what its manifest recorded."""
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and the errors that led to it, the latest first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def first_line(error: BaseException) -> str:

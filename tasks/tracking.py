@@ -19,7 +19,6 @@ from reval_core.atomic_files import publish_json, read_json
 from reval_core.config import Config, Tracking
 from reval_core.replay_buffer.index import sql_views
 from reval_core.storage.run_directory import RunDirectory
-from reval_core.storage.tables import read_table
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -167,7 +166,7 @@ def _metrics(directory: RunDirectory, round: int) -> list[Metric]:
         info, seconds = evaluation.info, evaluation.ended_at
         row = {"held_out_accuracy": info.get("accuracy"), "stored_delta_abs": info.get("delta_abs")}
     else:
-        row = read_table(directory.path / directory.facts(round, "rounds")).to_pylist()[0]
+        row = directory.rows("recording", round, "rounds").to_pylist()[0]
         seconds = row.pop("ended_at").timestamp()
         row |= _objective_metrics(directory, round)
         if row["drawn_delta_abs"] is not None:
@@ -186,7 +185,7 @@ def _accuracy_by_set(directory: RunDirectory, round: int) -> dict[str, float]:
 
 def _objective_metrics(directory: RunDirectory, round: int) -> dict[str, float]:
     """The objective's own metrics, as means over the round's updates."""
-    updates = read_table(directory.path / directory.facts(round, "updates"), ("metrics",))
+    updates = directory.rows("learning", round, "updates", ("metrics",))
     rows = [dict(metrics) for metrics in updates.column("metrics").to_pylist()]
     return {f"objective/{name}": sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 

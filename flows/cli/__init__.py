@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from reval import __version__
 from reval.flows.querying import QueryError
 from reval.flows.streams import exit_code, guard
 from reval.flows.terminal import notice, say
@@ -77,7 +78,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="reval", prog_name="reval", message="%(prog)s %(version)s")
+@click.version_option(__version__, prog_name="reval", message="%(prog)s %(version)s")
 def cli() -> None:
     """Train language models with ReVal: off-policy, value-based reinforcement learning.
 

@@ -14,7 +14,7 @@ from reval.flows.terminal import console, print_json, print_rows, say, short
 from reval_core.errors import InputError
 
 if TYPE_CHECKING:
-    from reval_core.comparison.pairs import Pair, Part, Row, Score
+    from reval_core.comparison.pairs import Pair, Part, Row, SideResult
     from reval_core.comparison.sides import Side
 
 MOST_RUNS = 6
@@ -67,19 +67,19 @@ def compare(runs: tuple[Path, ...], round: int | None, out: Path, as_json: bool)
 
 
 def _print_parts(pairs: Sequence[Pair]) -> None:
-    from reval_core.comparison.sections import part_names, scores_of
+    from reval_core.comparison.sections import part_names, results_of
 
     for name in part_names(pairs):
         say(f"\n{name}")
         names = ["run", "round", "problems", "accuracy, %", "points", "tokens", "truncated"]
-        print_rows(names, [_line(side, part, score) for side, part, score in scores_of(pairs, name)])
+        print_rows(names, [_line(side, part, result) for side, part, result in results_of(pairs, name)])
 
 
-def _line(side: Side, part: Part, score: Score) -> list[str]:
+def _line(side: Side, part: Part, result: SideResult) -> list[str]:
     from reval_core.comparison.sections import responses_each, span
     from reval_core.report.formats import number, percent, points
 
-    if score is part.baseline:
+    if result is part.baseline:
         difference = "baseline"
     else:
         clear = "clear" if part.difference.clear else "not clear"
@@ -87,11 +87,11 @@ def _line(side: Side, part: Part, score: Score) -> list[str]:
     return [
         side.name,
         str(side.round),
-        f"{part.problems:,} × {responses_each(score)}",
-        "{:.1f}\n{:.1f} to {:.1f}".format(*(100 * share for share in vars(score.avg).values())),
+        f"{part.problems:,} × {responses_each(result)}",
+        "{:.1f}\n{:.1f} to {:.1f}".format(*(100 * share for share in vars(result.avg).values())),
         difference,
-        number(score.tokens),
-        percent(score.truncated),
+        number(result.tokens),
+        percent(result.truncated),
     ]
 
 
@@ -168,8 +168,8 @@ def _part(part: Part) -> dict[str, Any]:
     return {
         "name": part.name,
         "problems": part.problems,
-        "baseline": _score(part.baseline),
-        "run": _score(part.run),
+        "baseline": _result(part.baseline),
+        "run": _result(part.run),
         "difference": {**vars(part.difference), "clear": part.difference.clear},
         "better": part.better,
         "worse": part.worse,
@@ -180,10 +180,10 @@ def _part(part: Part) -> dict[str, Any]:
     }
 
 
-def _score(score: Score) -> dict[str, Any]:
+def _result(result: SideResult) -> dict[str, Any]:
     return {
-        "accuracy": vars(score.avg),
-        "samples": list(score.samples),
-        "tokens": score.tokens,
-        "truncated": score.truncated,
+        "accuracy": vars(result.avg),
+        "samples": list(result.samples),
+        "tokens": result.tokens,
+        "truncated": result.truncated,
     }

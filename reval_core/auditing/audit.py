@@ -34,7 +34,7 @@ _PROBLEMS_PER_CALL = 200
 
 
 @dataclass(frozen=True)
-class Asked:
+class JudgedResponse:
     """One judged response."""
 
     place: str
@@ -77,7 +77,7 @@ class Audit:
     """Maps the kind of a variant to the number of responses, and of those judged as expected."""
     unjudged: int
     """Responses that timed out or killed a worker; they are not rewarded."""
-    rest: Sequence[Asked]
+    rest: Sequence[JudgedResponse]
     """All responses that were not judged as expected."""
     suspicious: Sequence[Suspicion]
 
@@ -127,7 +127,7 @@ def audit_problems(
     """Test a verifier on chosen problems of a set (see `audit_set`)."""
     variants_of = partial(variants, golds=[problem.answer for _, problem in usable], mode=mode, seed=seed)
     total: Counter[tuple[What, str]] = Counter()
-    rest: list[Asked] = []
+    rest: list[JudgedResponse] = []
     unjudged = 0
     for one in _judged(chosen, variants_of, verifier, tick):
         total[one.what, one.kind] += 1
@@ -169,7 +169,7 @@ def _judged(
     variants_of: Callable[[Problem], list[tuple[What, Variant]]],
     verifier: Verifier,
     tick: Callable[[int, int], None],
-) -> Iterator[Asked]:
+) -> Iterator[JudgedResponse]:
     for start in range(0, len(chosen), _PROBLEMS_PER_CALL):
         rows = [
             (number, place, problem, what, variant)
@@ -183,12 +183,12 @@ def _judged(
         for row, judgement in zip(rows, verifier.judge_each(claims), strict=True):
             number, place, problem, what, variant = row
             tick(number, len(chosen))
-            yield Asked(
+            yield JudgedResponse(
                 place, problem.prompt_id, problem.answer, what, variant.kind, variant.response, judgement.verdict
             )
 
 
-def _suspicious(chosen: Sequence[Placed], rest: Sequence[Asked]) -> list[Suspicion]:
+def _suspicious(chosen: Sequence[Placed], rest: Sequence[JudgedResponse]) -> list[Suspicion]:
     """Return the golds that are suspicious by their text or by the judgements on them."""
     judged: dict[str, dict[str, None]] = defaultdict(dict)
     for one in rest:

@@ -31,7 +31,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Score:
+class SideResult:
     """The results of one side on some problems."""
 
     samples: tuple[int, int]
@@ -50,8 +50,8 @@ class Part:
 
     name: str
     problems: int
-    baseline: Score
-    run: Score
+    baseline: SideResult
+    run: SideResult
     difference: Interval
     """Paired difference in avg@k: the run minus the baseline."""
     better: int
@@ -118,11 +118,11 @@ def pair(baseline: Side, run: Side) -> Pair:
     return Pair(baseline, run, rows, parts, len(baseline.answers) - len(shared), len(run.answers) - len(shared))
 
 
-def score(sets: Sequence[Sequence[Answers]]) -> Score:
+def side_result(sets: Sequence[Sequence[Answers]]) -> SideResult:
     """Return the results of a side on sets of problems, each with equal weight."""
     samples = [one.samples for members in sets for one in members]
     shares = {str(place): np.array([one.share for one in members]) for place, members in enumerate(sets)}
-    return Score(
+    return SideResult(
         samples=(min(samples), max(samples)),
         avg=macro(shares, SEED),
         tokens=float(np.mean([np.mean([one.tokens for one in members]) for members in sets])),
@@ -136,8 +136,8 @@ def _part(name: str, sets: dict[str, list[Row]]) -> Part:
     return Part(
         name=name,
         problems=len(rows),
-        baseline=score([[row.baseline for row in members] for members in sets.values()]),
-        run=score([[row.run for row in members] for members in sets.values()]),
+        baseline=side_result([[row.baseline for row in members] for members in sets.values()]),
+        run=side_result([[row.run for row in members] for members in sets.values()]),
         difference=macro(differences, SEED),
         better=sum(row.difference > 0 for row in rows),
         worse=sum(row.difference < 0 for row in rows),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 
-from reval_core.comparison.pairs import Pair, Part, Score
+from reval_core.comparison.pairs import Pair, Part, SideResult
 from reval_core.comparison.sides import LEARNING, SPENT, Point, Problem, Side
 from reval_core.evaluation.intervals import Interval
 from reval_core.report.charts import (
@@ -42,9 +42,9 @@ def part_names(pairs: Sequence[Pair]) -> list[str]:
     return list(names | dict.fromkeys(pair.whole.name for pair in pairs))
 
 
-def scores_of(pairs: Sequence[Pair], name: str) -> Iterator[tuple[Side, Part, Score]]:
+def results_of(pairs: Sequence[Pair], name: str) -> Iterator[tuple[Side, Part, SideResult]]:
     """Yield all sides on one set. The baseline is repeated where it shares other problems with another run."""
-    shown: list[Score] = []
+    shown: list[SideResult] = []
     for pair in pairs:
         for part in pair.parts:
             if part.name == name:
@@ -54,9 +54,9 @@ def scores_of(pairs: Sequence[Pair], name: str) -> Iterator[tuple[Side, Part, Sc
                 yield pair.run, part, part.run
 
 
-def responses_each(score: Score) -> str:
+def responses_each(result: SideResult) -> str:
     """Format the number of responses per problem."""
-    least, most = score.samples
+    least, most = result.samples
     return f"{least}" if least == most else f"{least} to {most}"
 
 
@@ -87,7 +87,7 @@ def side_by_side(pairs: Sequence[Pair]) -> Section:
     """Return each side's accuracy, response length and truncated share per problem set."""
     places = {side: place for place, side in enumerate([pairs[0].baseline, *(pair.run for pair in pairs)])}
     tables = {
-        name: [(places[side], side, part, score) for side, part, score in scores_of(pairs, name)]
+        name: [(places[side], side, part, result) for side, part, result in results_of(pairs, name)]
         for name in part_names(pairs)
     }
     return {"tables": tables, "queries": [pairs[0].baseline.answers_query]}

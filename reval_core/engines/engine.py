@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-FinishReason = Literal["stop", "length", "partial"]
+    from reval_core.engines.response import Response
 
 Enough = Callable[[int], bool]
 """Called with the number of tokens generated so far; returns whether to stop generating now."""
@@ -25,29 +25,6 @@ class Sampling:
     """The maximum length of a response, including its stop token."""
     stop_ids: tuple[int, ...]
     """The ids of the tokens that end a response."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request for one response."""
-
-    prompt_tokens: Sequence[int]
-    seed: int
-    """Seeds all randomness of this response. An engine that does not stream is reproducible with it."""
-    written: Sequence[int] = ()
-    """The tokens of the response that earlier policies have written; generation continues after them."""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One response, without the tokens in `Request.written`."""
-
-    tokens: list[int]
-    """Token ids. The last one is a stop token if `finish_reason` is `stop`."""
-    logprobs: list[float]
-    """log π of each token at the sampling temperature, in nats, as computed by the engine."""
-    finish_reason: FinishReason
-    """`stop`: a stop token was sampled; `length`: max_tokens reached; `partial`: generation was interrupted."""
 
 
 class Engine(Protocol):
@@ -66,18 +43,18 @@ class Engine(Protocol):
         """Load the weights of `model`, identified by `policy`. No cached keys or values are reused."""
 
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, enough: Enough | None = None
-    ) -> Iterator[tuple[int, Completion]]:
-        """Generate one completion per request.
+        self, requests: Sequence[Response], sampling: Sampling, enough: Enough | None = None
+    ) -> Iterator[tuple[int, Response]]:
+        """Generate what is missing of each response.
 
         Args:
-            requests: The requests.
+            requests: Responses that are not complete. Generation continues after the tokens that they have.
             sampling: The decoding parameters.
             enough: Stops generation once it returns True; unfinished responses are then `partial`. Only called by
                 engines that stream.
 
         Yields:
-            The index of a request and its completion, as responses finish.
+            The index of a request and its response, extended, as responses finish.
         """
 
     def release_memory(self) -> None:
@@ -88,10 +65,21 @@ class Engine(Protocol):
 
 
 def in_batches(
-    engine: Engine, requests: Sequence[Request], sampling: Sampling, size: int, enough: Enough | None = None
-) -> Iterator[tuple[int, Completion]]:
-    """Like `Engine.generate`, but pass `size` requests at a time to an engine that does not stream."""
+    engine: Engine,
+    requests: Sequence[Response],
+    sampling: Sampling,
+    size: int,
+    tick: Callable[[int, int], None],
+    enough: Enough | None = None,
+) -> Generator[tuple[int, Response]]:
+    """Like `Engine.generate`, but pass `size` requests at a time to an engine that does not stream.
+
+    `tick` is called with the number of finished and of all responses.
+    """
     size = len(requests) if engine.streams else size
+    done = 0
     for first in range(0, len(requests), size):
-        completions = engine.generate(requests[first : first + size], sampling, enough)
-        yield from ((first + place, completion) for place, completion in completions)
+        for place, response in engine.generate(requests[first : first + size], sampling, enough):
+            done += 1
+            tick(done, len(requests))
+            yield first + place, response

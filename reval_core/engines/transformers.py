@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from reval_core.engines.engine import Completion, Enough, Request, Sampling
+from reval_core.engines.engine import Enough, Sampling
+from reval_core.engines.response import Response
 from reval_core.model.layers import as_loaded
 
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, enough: Enough | None = None
-    ) -> Iterator[tuple[int, Completion]]:
-        """One completion per request, in order, from one padded batch."""
+        self, requests: Sequence[Response], sampling: Sampling, enough: Enough | None = None
+    ) -> Iterator[tuple[int, Response]]:
+        """Extend every request, in order, in one padded batch."""
         assert self._model is not None, "load() must be called first"
         model: Any = self._model
         longest = max(len(request.prompt_tokens) for request in requests)
@@ -64,8 +65,8 @@ class TransformersEngine:
             )
         responses = tokens[:, longest:].tolist()
         logprobs = torch.stack(sampler.logprobs, dim=1).tolist()
-        pairs = zip(responses, logprobs, strict=True)
-        return enumerate([_completion(tokens, found, sampling.stop_ids) for tokens, found in pairs])
+        written = zip(requests, responses, logprobs, strict=True)
+        return enumerate([_extended(*one, sampling.stop_ids) for one in written])
 
     def release_memory(self) -> None:
         """Does nothing: the weights are the learner's."""
@@ -75,11 +76,11 @@ class TransformersEngine:
         self._model = None
 
 
-def _completion(tokens: list[int], logprobs: list[float], stop_ids: tuple[int, ...]) -> Completion:
+def _extended(request: Response, tokens: list[int], logprobs: list[float], stop_ids: tuple[int, ...]) -> Response:
     for place, token in enumerate(tokens):
         if token in stop_ids:
-            return Completion(tokens[: place + 1], logprobs[: place + 1], "stop")
-    return Completion(tokens, logprobs, "length")
+            return request.extended(tokens[: place + 1], logprobs[: place + 1], "stop")
+    return request.extended(tokens, logprobs, "length")
 
 
 class _InverseSampler(LogitsProcessor):
@@ -99,11 +100,12 @@ class _InverseSampler(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
 
 
-def _uniforms(requests: Sequence[Request], steps: int) -> Tensor:
+def _uniforms(requests: Sequence[Response], steps: int) -> Tensor:
     """Uniform numbers in [0, 1) [B, steps]; each row depends only on its request's seed."""
     generator = torch.Generator()
     rows = torch.empty(len(requests), steps, dtype=torch.float64)
     for row, request in enumerate(requests):
+        assert request.seed is not None, "only imported responses have no seed"
         rows[row].uniform_(generator=generator.manual_seed(request.seed))
     return rows
 

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from reval_core.config import VllmEngine as Settings
-from reval_core.engines.engine import Completion, Enough, Request, Sampling
+from reval_core.engines.engine import Enough, Sampling
+from reval_core.engines.response import Response
 from reval_core.engines.weights import drop_weights, handover_directory, write_weights
 from reval_core.errors import RunStopped
 
@@ -92,21 +93,21 @@ class VllmEngine:
         self._drop_cache()
 
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, enough: Enough | None = None
-    ) -> Iterator[tuple[int, Completion]]:
-        """Yield each request's completion as it finishes. vLLM schedules the batches.
+        self, requests: Sequence[Response], sampling: Sampling, enough: Enough | None = None
+    ) -> Iterator[tuple[int, Response]]:
+        """Yield each response as it finishes. vLLM schedules the batches.
 
         Raises:
             EngineDied: vLLM's process died.
             RunStopped: A prompt and `max_tokens` do not fit into the engine's context.
         """
         engine = self._llm.llm_engine
-        parts = {place: _Part() for place in range(len(requests))}
+        parts = {place: _Part(request) for place, request in enumerate(requests)}
         with self._alive():
             try:
                 for place, request in enumerate(requests):
                     self._check_room(request, sampling)
-                    context = [*request.prompt_tokens, *request.written]
+                    context = [*request.prompt_tokens, *request.tokens]
                     parameters = _parameters(request, sampling, streamed=enough is not None)
                     engine.add_request(str(place), {"prompt_token_ids": context}, parameters)
                 tokens = 0
@@ -115,11 +116,11 @@ class VllmEngine:
                         place = int(output.request_id)
                         tokens += parts[place].add(output.outputs[0])
                         if output.finished:
-                            yield place, parts.pop(place).completion(output.outputs[0].finish_reason)
+                            yield place, parts.pop(place).response(output.outputs[0].finish_reason)
             finally:
                 with suppress(Exception):  # a dead engine has nothing to abort
                     engine.abort_request([str(place) for place in parts])
-        yield from ((place, part.completion("partial")) for place, part in parts.items())
+        yield from ((place, part.response("partial")) for place, part in parts.items())
 
     def release_memory(self) -> None:
         """Release GPU memory to the learner (`sleep`). The weights are dropped: the next round loads new ones."""
@@ -152,7 +153,7 @@ class VllmEngine:
                 self._llm.wake_up(tags=[part])
             self._asleep = part != "kv_cache"
 
-    def _check_room(self, request: Request, sampling: Sampling) -> None:
+    def _check_room(self, request: Response, sampling: Sampling) -> None:
         """Raise RunStopped if the context is too small for `max_tokens`: vLLM would truncate without an error."""
         limit, prompt = self._llm.model_config.max_model_len, len(request.prompt_tokens)
         if prompt + sampling.max_tokens > limit:
@@ -244,7 +245,8 @@ def _wake_when_dead(client: Any, processes: set[Any]) -> None:
 class _Part:
     """The part of a response that has been received."""
 
-    def __init__(self) -> None:
+    def __init__(self, request: Response) -> None:
+        self._request = request
         self._tokens: list[int] = []
         self._logprobs: list[float] = []
 
@@ -254,8 +256,8 @@ class _Part:
         self._logprobs += _logprobs(output)
         return len(output.token_ids)
 
-    def completion(self, reason: Any) -> Completion:
-        return Completion(self._tokens, self._logprobs, reason)
+    def response(self, reason: Any) -> Response:
+        return self._request.extended(self._tokens, self._logprobs, reason)
 
 
 def _logprobs(output: Any) -> list[float]:
@@ -264,13 +266,13 @@ def _logprobs(output: Any) -> list[float]:
     return [flat.logprobs[start] for start in flat.start_indices]
 
 
-def _parameters(request: Request, sampling: Sampling, streamed: bool) -> Any:
+def _parameters(request: Response, sampling: Sampling, streamed: bool) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(
         temperature=sampling.temperature,
-        max_tokens=sampling.max_tokens - len(request.written),
+        max_tokens=sampling.max_tokens - len(request.tokens),
         seed=request.seed,
         stop_token_ids=list(sampling.stop_ids),
         logprobs=0,

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from reval_core.engines.engine import Completion
 from reval_core.errors import RunStopped
 
 if TYPE_CHECKING:
-    from reval_core.engines.engine import Request, Sampling
+    from reval_core.engines.engine import Sampling
+    from reval_core.engines.response import Response
 
 _CONNECT_SECONDS = 10.0
 
@@ -98,7 +98,7 @@ class Endpoint:
             self._given = True
 
     async def choices(
-        self, request: Request, sampling: Sampling, streamed: bool
+        self, request: Response, sampling: Sampling, streamed: bool
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Yield a response as one choice, or as several if it is streamed.
 
@@ -196,7 +196,8 @@ class _NotFound(RunStopped):
 class Part:
     """The part of a response that has been received."""
 
-    def __init__(self) -> None:
+    def __init__(self, request: Response) -> None:
+        self._request = request
         self.tokens: list[int] = []
         self._logprobs: list[float] = []
         self._reason = ""
@@ -219,7 +220,7 @@ class Part:
         self._reason = choice.get("finish_reason") or ""
         return len(tokens)
 
-    def whole(self) -> Completion:
+    def whole(self) -> Response:
         """The finished response.
 
         Raises:
@@ -229,12 +230,12 @@ class Part:
             raise Unavailable(f"it left a response unfinished ({self._reason or 'the stream ended'})")
         return self._as(self._reason)
 
-    def now(self) -> Completion:
+    def now(self) -> Response:
         """The response so far. It may be finished although its stream has not ended."""
         return self._as("partial" if self._reason not in ("stop", "length") else self._reason)
 
-    def _as(self, reason: Any) -> Completion:
-        return Completion(self.tokens, self._logprobs, reason)
+    def _as(self, reason: Any) -> Response:
+        return self._request.extended(self.tokens, self._logprobs, reason)
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
@@ -246,11 +247,11 @@ async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
             yield line
 
 
-def _body(request: Request, sampling: Sampling) -> dict[str, Any]:
+def _body(request: Response, sampling: Sampling) -> dict[str, Any]:
     """The body of a request. All decoding parameters are explicit, to override the defaults of the model."""
     return {
-        "prompt": [*request.prompt_tokens, *request.written],
-        "max_tokens": sampling.max_tokens - len(request.written),
+        "prompt": [*request.prompt_tokens, *request.tokens],
+        "max_tokens": sampling.max_tokens - len(request.tokens),
         "temperature": sampling.temperature,
         "seed": request.seed,
         "stop_token_ids": list(sampling.stop_ids),

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from reval_core.config import VllmServerEngine
-from reval_core.engines.engine import Completion, Enough, Request, Sampling
+from reval_core.engines.engine import Enough, Sampling
+from reval_core.engines.response import Response
 from reval_core.engines.vllm_endpoint import Busy, Endpoint, Part, Unavailable
 from reval_core.engines.weights import write_weights
 from reval_core.errors import InputError, RunStopped
@@ -106,9 +107,9 @@ class VllmServers:
             shutil.rmtree(directory, ignore_errors=True)
 
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, enough: Enough | None = None
-    ) -> Iterator[tuple[int, Completion]]:
-        """Yield each request's completion as it finishes on any server.
+        self, requests: Sequence[Response], sampling: Sampling, enough: Enough | None = None
+    ) -> Iterator[tuple[int, Response]]:
+        """Yield each response as it finishes on any server.
 
         Raises:
             RunStopped: No server responds within `patience_seconds`, or a server rejects a request.
@@ -121,8 +122,8 @@ class VllmServers:
         try:
             while not (enough is not None and enough(tokens)) and (update := batch.updates.get()) is not None:
                 tokens += update.tokens
-                if update.completion is not None:
-                    yield update.place, update.completion
+                if update.response is not None:
+                    yield update.place, update.response
         finally:
             batch.cancelled = True
             if not work.done():
@@ -234,7 +235,7 @@ class VllmServers:
 
     async def _request(self, server: _Server, batch: _Batch, place: int) -> None:
         """Request a response from a server. On failure, discard the partial response and requeue the request."""
-        part = batch.parts[place] = Part()
+        part = batch.parts[place] = Part(batch.requests[place])
         try:
             choices = server.endpoint.choices(batch.requests[place], batch.sampling, batch.streamed)
             async with aclosing(choices):
@@ -246,7 +247,7 @@ class VllmServers:
             server.delay = FIRST_DELAY
         except Unavailable as error:
             batch.updates.put(_Update(place, -len(part.tokens)))
-            batch.parts[place] = Part()
+            batch.parts[place] = Part(batch.requests[place])
             batch.waiting.appendleft(place)
             batch.failures[place] += not isinstance(error, Busy)
             if batch.failures[place] == TRIES:
@@ -345,18 +346,18 @@ class _Update:
     place: int
     tokens: int
     """The number of new tokens; negative if tokens were discarded."""
-    completion: Completion | None = None
+    response: Response | None = None
 
 
 class _Batch:
     """The requests of one call of `generate` and their state."""
 
-    def __init__(self, requests: Sequence[Request], sampling: Sampling, streamed: bool) -> None:
+    def __init__(self, requests: Sequence[Response], sampling: Sampling, streamed: bool) -> None:
         self.requests = requests
         self.sampling = sampling
         self.streamed = streamed
         self.waiting = deque(range(len(requests)))
-        self.parts = {place: Part() for place in self.waiting}
+        self.parts = {place: Part(request) for place, request in enumerate(requests)}
         """The parts of the responses that are not finished."""
         self.updates: SimpleQueue[_Update | None] = SimpleQueue()
         """None marks the end."""
@@ -364,12 +365,12 @@ class _Batch:
         self.failures = [0] * len(requests)
         """The number of failures of each request."""
 
-    def remaining(self) -> Iterator[tuple[int, Completion]]:
-        """After all work has ended: completions that were not consumed yet, and partial responses."""
+    def remaining(self) -> Iterator[tuple[int, Response]]:
+        """After all work has ended: responses that were not consumed yet, and partial ones."""
         while not self.updates.empty():
             update = self.updates.get()
-            if update is not None and update.completion is not None:
-                yield update.place, update.completion
+            if update is not None and update.response is not None:
+                yield update.place, update.response
         yield from ((place, part.now()) for place, part in self.parts.items())
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,16 +14,20 @@ import yaml
 from reval_core.atomic_files import digest, publish_file
 from reval_core.config.protocol import Protocol
 from reval_core.engines.choice import choose, make_engine
-from reval_core.engines.engine import Completion, Request, Sampling, in_batches
+from reval_core.engines.engine import Engine, Sampling
+from reval_core.engines.response import Response
 from reval_core.evaluation.directory import EvaluationDirectory
 from reval_core.evaluation.model_source import ModelSource
 from reval_core.evaluation.rendered_prompts import EvaluationProblems, evaluation_problems
 from reval_core.model.loading import stop_ids, tokenizer_of
 from reval_core.model.low_precision import compute_in
-from reval_core.pipeline.run_context import explained_disk, make_verifier
+from reval_core.pipeline.reconstruction import Policy
+from reval_core.pipeline.stage_context import StageContext, warn_of_left_out
 from reval_core.problems import Problem, problems_digest
-from reval_core.problems.asked import left_out_counts, modified, prompts_in
-from reval_core.storage.tables import SCHEMA_VERSION, Manifest
+from reval_core.problems.selection import modified, prompts_in
+from reval_core.storage.full_disk import explained_disk
+from reval_core.storage.tables import SCHEMA_VERSION
+from reval_core.verification import Verifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,8 +49,11 @@ class BenchmarkRun:
     problems: tuple[Problem, ...]
 
 
-class EvaluationContext:
+class EvaluationContext(StageContext):
     """State shared by the stages of an evaluation. Open it with `open_evaluation_context`."""
+
+    directory: EvaluationDirectory
+    engine: Engine
 
     def __init__(
         self,
@@ -55,36 +62,24 @@ class EvaluationContext:
         protocol: Protocol,
         selected: EvaluationProblems | None = None,
     ) -> None:
-        self.directory = directory
         self.source = source
+        self.policy = Policy(source.round, source.identity)
+        """The evaluated policy."""
         self.protocol = protocol
-        self.kept: set[str] = set()
-        """The stages of the current benchmark run that were already complete. The reader clears it."""
-        self.progress: Callable[[str, int, int, int], None] = lambda stage, benchmark, done, total: None
-        """Called during long work with the stage, its benchmark run, the units done, and the total."""
-        self.stage_now = ("", 0)
-        """The current stage and its benchmark run."""
-        self.worked_seconds = 0.0
-        """Total time spent in stages."""
         if protocol.threads is not None:
             torch.set_num_threads(protocol.threads)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if selected is None or selected.record != modified(selected.file):
             selected = evaluation_problems(directory, source, protocol, tokenizer_of(source.model))
-        self.tokenizer = selected.tokenizer
-        for name, one in left_out_counts(selected.left_out).items():
-            log.warning("%s: skipped %s problems, the first is %s", name, one["problems"], one["first"])
-        self.prompts = selected.prompts
-        """Maps a problem's text to its prompt, as text and as tokens."""
-        self.kind = choose(source.model, protocol.engine).kind
-        """Kind of the engine."""
-        self.sampling = Sampling(
-            protocol.temperature, protocol.max_tokens, stop_ids(source.model, self.tokenizer, protocol.stop)
+        tokenizer = selected.tokenizer
+        warn_of_left_out(selected.left_out)
+        kind = choose(source.model, protocol.engine).kind
+        self._sampling = Sampling(
+            protocol.temperature, protocol.max_tokens, stop_ids(source.model, tokenizer, protocol.stop)
         )
         self.settings = digest(
-            [protocol.seed, protocol.samples, protocol.temperature, protocol.max_tokens, self.sampling.stop_ids],
+            [protocol.seed, protocol.samples, protocol.temperature, protocol.max_tokens, self._sampling.stop_ids],
             protocol.prompt.model_dump(mode="json"),
-            [self.kind, getattr(protocol.engine, "dtype", protocol.precision), protocol.problems_per_shard],
+            [kind, getattr(protocol.engine, "dtype", protocol.precision), protocol.problems_per_shard],
             SCHEMA_VERSION,
         )
         """Digest of everything that responses depend on, except the policy and the problems."""
@@ -92,9 +87,10 @@ class EvaluationContext:
             if selected.file.exists() and prompts_in(selected.file) is None:
                 log.warning("%s: is corrupt; rendering the prompts again", selected.file)
             selected.prompts.usable().publish(selected.file, selected.reading)
+        engine = make_engine(source.model, protocol.engine, kind, tokenizer, directory, source.seed)
+        verifier = Verifier.of(protocol.verification, protocol.reward)
+        super().__init__(directory, tokenizer, selected.prompts, engine, verifier)
         self.benchmarks = [self._benchmark(name, problems) for name, problems in selected.sets.items()]
-        self.engine = make_engine(source.model, protocol.engine, self.kind, self.tokenizer, directory, source.seed)
-        self.verifier = make_verifier(protocol.verification, protocol.reward)
         self._model: PreTrainedModel | None = None
 
     def benchmark(self, number: int) -> BenchmarkRun:
@@ -105,30 +101,18 @@ class EvaluationContext:
         """Mark a benchmark run as complete, so that the tables show it."""
         self.directory.make_current(self.source.identity, self.settings, benchmark.name, benchmark.number)
 
-    def request_seed(self, problem: Problem, sample: int) -> int:
+    def request_seed(self, request: Response) -> int:
         """Return the seed of one response. It is the same for every policy, so comparisons share randomness."""
-        return int(digest(self.protocol.seed, problem.problem_set, problem.prompt_id, sample)[:15], 16)
+        return int(digest(self.protocol.seed, request.problem_set, request.prompt_id, request.sample)[:15], 16)
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Yield the index of each request with its completion, in the order of completion."""
-        if not requests:
-            return
-        self.tick(0, len(requests))  # loading weights and starting an engine may take a while
-        size = self.protocol.problems_per_shard * self.protocol.samples
-        try:
-            self.engine.load(self._loaded(), self.source.identity)
-            yield from in_batches(self.engine, requests, self.sampling, size)
-        finally:
-            self.engine.release_memory()
+    def decoding(self) -> tuple[Sampling, int]:
+        """The decoding parameters of the protocol, and the number of requests of a shard."""
+        return self._sampling, self.protocol.problems_per_shard * self.protocol.samples
 
-    def title(self, stage: str, number: int) -> str:
+    def title(self, stage: str, round: int) -> str:
         """Return the displayed name of a stage of a benchmark run."""
         work = {"rollouts": "responses to", "evaluation": "verdicts on"}[stage]
-        return f"{work} {self.benchmark(number).name}"
-
-    def tick(self, done: int, total: int) -> None:
-        """Report the progress of the current stage."""
-        self.progress(*self.stage_now, done, total)
+        return f"{work} {self.benchmark(round).name}"
 
     def memory_advice(self, stage: str) -> str:
         """Return the settings that reduce the memory of an evaluation."""
@@ -136,19 +120,9 @@ class EvaluationContext:
             return "lower engine.gpu_memory_utilization"
         return "lower problems_per_shard or samples"
 
-    def take_in(self, manifest: Manifest) -> None:
-        """Do nothing: an evaluation keeps no state besides its tables."""
-
-    def rewind(self, stage: str, round: int) -> None:
-        """Do nothing: benchmark runs do not depend on one another."""
-
-    def close(self) -> None:
-        """Stop the engine and the verifier's workers."""
-        with ExitStack() as stack:
-            stack.callback(self.engine.close)
-            stack.callback(self.verifier.close)
-
-    def _loaded(self) -> PreTrainedModel:
+    def model_of(self, policy: Policy) -> PreTrainedModel:
+        """Return the evaluated model, loaded once."""
+        assert policy == self.policy, "an evaluation has one policy"
         if self._model is None:
             model = self.source.load(self.source.model)
             # A separate engine only reads the weights, so the model can stay on the CPU.
@@ -202,8 +176,5 @@ def open_evaluation_context(
         }
         text = yaml.safe_dump(recorded, sort_keys=False, allow_unicode=True)
         publish_file(directory.protocol, lambda partial: partial.write_text(text, encoding="utf-8"))
-        context = EvaluationContext(directory, source, protocol, problems)
-        try:
+        with closing(EvaluationContext(directory, source, protocol, problems)) as context:
             yield context
-        finally:
-            context.close()

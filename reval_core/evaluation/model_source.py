@@ -43,7 +43,7 @@ class ModelSource:
     """Where its tokenizer and its architecture are read."""
     load: Callable[[Model], PreTrainedModel]
     """Loads the weights, given `model`, or reconstructs them."""
-    habits: dict[str, Any]
+    protocol_defaults: dict[str, Any]
     """Default protocol settings, taken from the config of a training run."""
     seed: int = 0
     """Seed of the thresholds for rounding the weights to bfloat16: the run's."""
@@ -85,7 +85,7 @@ def _of_model(source: str) -> ModelSource:
 
     identity = digest([_content(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files])
     name = directory.name if here else Path(source).name
-    return ModelSource(name, str(directory), 0, identity, Model(path=str(directory)), load, habits={})
+    return ModelSource(name, str(directory), 0, identity, Model(path=str(directory)), load, protocol_defaults={})
 
 
 @cache

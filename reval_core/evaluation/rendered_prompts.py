@@ -13,8 +13,8 @@ from reval_core.evaluation.directory import EvaluationDirectory
 from reval_core.evaluation.model_source import ModelSource
 from reval_core.model.loading import reading_digest
 from reval_core.problems import Problem, load_sets
-from reval_core.problems.asked import Room, Wanted, ask, modified, prompts_in, rendered
 from reval_core.problems.recorded import Prompts, read_by
+from reval_core.problems.selection import Candidates, TokenLimit, modified, prompts_in, rendered, select
 from reval_core.storage.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -52,29 +52,31 @@ def evaluation_problems(
         InputError: A prompt cannot be rendered, a problem cannot be used (the first is named), or two sets have
             the same name.
     """
-    sets = asked_sets(protocol)
-    room = Room.of(source.model, protocol.engine, "max_tokens", protocol.max_tokens)
-    wanted = {
-        name: Wanted(problems, room, source.unusable == "drop")
+    sets = benchmark_sets(protocol)
+    limit = TokenLimit.of(source.model, protocol.engine, "max_tokens", protocol.max_tokens)
+    candidates = {
+        name: Candidates(problems, limit, source.unusable == "drop")
         for source, (name, problems) in zip(protocol.benchmarks, sets.items(), strict=True)
     }
     turns, reading = protocol.prompt.model_dump(mode="json"), reading_digest(tokenizer)
     file = directory.path / "prompts" / f"{digest(turns, reading)[:16]}.parquet"
     record, kept = modified(file), prompts_in(file) or Prompts()
     of_run = Prompts()
-    if turns == source.habits.get("prompt"):
+    if turns == source.protocol_defaults.get("prompt"):
         own = RunDirectory(Path(source.source)).prompts
         of_run = (prompts_in(own) if read_by(own) == reading else None) or Prompts()
     known = kept.with_more(of_run.usable())
     texts = [problem.problem for problems in sets.values() for problem in problems]
     new = [text for text in texts if text not in known]
     prompts = known.with_more(rendered(new, protocol.prompt, source.model, tokenizer)) if new else known
-    asked = ask(wanted, prompts)
+    selected = select(candidates, prompts)
     is_recorded = all(text in kept for text in texts)
-    return EvaluationProblems(asked.sets, asked.left_out, prompts, file, reading, is_recorded, record, tokenizer)
+    return EvaluationProblems(
+        selected.sets, selected.left_out, prompts, file, reading, is_recorded, record, tokenizer
+    )
 
 
-def asked_sets(protocol: Protocol) -> dict[str, tuple[Problem, ...]]:
+def benchmark_sets(protocol: Protocol) -> dict[str, tuple[Problem, ...]]:
     """Return the problems of a protocol by the name of their set.
 
     Raises:

@@ -17,7 +17,6 @@ from reval_core.evaluation.intervals import bootstrap, macro
 from reval_core.evaluation.metrics import avg_at_k, maj_at_k, pass_at_k
 from reval_core.evaluation.model_source import ModelSource
 from reval_core.problems import problems_digest
-from reval_core.storage.tables import read_table
 
 
 def find_results(
@@ -52,10 +51,8 @@ def _average(values: dict[str, dict[str, np.ndarray]], seed: int) -> dict[str, A
 
 
 def _read(directory: EvaluationDirectory, benchmark: BenchmarkRun) -> pa.Table:
-    manifest = directory.manifest("evaluation", benchmark.number)
-    assert manifest is not None, "a benchmark run is judged before its results are computed"
     columns = ("prompt_id", "sample", "correct", "extracted", "verdict", "response_length")
-    rows = read_table(directory.path / manifest.file("evaluations").path, columns)
+    rows = directory.rows("evaluation", benchmark.number, "evaluations", columns)
     return rows.sort_by([("prompt_id", "ascending"), ("sample", "ascending")])
 
 

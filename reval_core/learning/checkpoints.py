@@ -134,7 +134,7 @@ def _read_optimizer(file: Path) -> dict[str, Tensor]:
         raise CorruptData(f"{file}: cannot be read ({error})") from error
 
 
-def wanted_checkpoints(manifests: Sequence[Manifest], config: Config) -> set[int]:
+def retained_checkpoints(manifests: Sequence[Manifest], config: Config) -> set[int]:
     """The rounds whose checkpoints a run with these manifests keeps.
 
     They are the initial policy, the reference, the policy with the best evaluation, and the newest
@@ -145,12 +145,12 @@ def wanted_checkpoints(manifests: Sequence[Manifest], config: Config) -> set[int
         if manifest.stage == "checkpoint":
             saved.append(manifest.round)
         elif manifest.stage == "evaluation":
-            best = max(best, (goodness(manifest), manifest.round))
+            best = max(best, (selection_metric(manifest), manifest.round))
     newest = sorted(saved)[-config.checkpoints.keep :]
     return {0, reference_round(manifests, config), *newest, *({best[1]} & set(saved))}
 
 
-def goodness(evaluation: Manifest) -> float:
+def selection_metric(evaluation: Manifest) -> float:
     """The quality of an evaluated policy, higher is better: its accuracy or, without an engine, −mean |Δ|."""
     if "accuracy" in evaluation.info:
         accuracy: float = evaluation.info["accuracy"]

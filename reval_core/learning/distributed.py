@@ -82,8 +82,8 @@ def follow(directory: RunDirectory, run: Config) -> None:
 def _follow(directory: RunDirectory, run: Config) -> None:
     import torch
 
-    from reval_core.learning.beta import with_beta
     from reval_core.learning.checkpoints import load_learner
+    from reval_core.learning.resolution import with_beta
 
     learner: Learner | None = None
     while True:

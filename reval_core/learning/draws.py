@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +11,6 @@ from reval_core.learning.learner import Drawn
 from reval_core.model.noise import Noise
 from reval_core.replay_buffer.trajectories import IDS_PER_ROUND, RowReader, list_rows, logprob_rows
 from reval_core.storage.run_directory import RunDirectory
-from reval_core.storage.tables import read_table
 
 # The columns that the identity of a policy depends on. The shard's digest and the row identify the tokens and their
 # log-probs, since a shard names the policy that wrote it.
@@ -46,7 +43,7 @@ class DrawReader:
         Raises:
             CorruptData: A file cannot be read.
         """
-        draws = read_table(Path(self._directory.path, self._directory.facts(round, "draws")))
+        draws = self._directory.rows("sampling", round, "draws")
         updates = pc.unique(draws.column("update")).to_pylist()
         return [self._drawn(draws.filter(pc.equal(draws.column("update"), update))) for update in updates]
 

@@ -142,6 +142,7 @@ class Learner:
         if settings.deterministic:
             announce_deterministic()
         self.model = model
+        self.objective = objective
         self.policy: str | None = policy
         """The identity of the weights, or None while updates are in progress."""
         self.before: Snapshot | None = None

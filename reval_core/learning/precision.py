@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from reval_core.errors import InputError
-
 if TYPE_CHECKING:
-    from reval_core.config import Config, Learner
+    from reval_core.config import Learner
 
 
 def default_precision() -> Literal["float32", "bfloat16"]:
@@ -19,25 +17,10 @@ def default_precision() -> Literal["float32", "bfloat16"]:
     return "bfloat16" if on_gpu else "float32"
 
 
-def with_precision(config: Config) -> Config:
-    """The config with `learner.precision: auto` resolved for this machine.
-
-    Raises:
-        InputError: The model's attention does not support that precision.
-    """
-    settled, attention = settled_learner(config.learner), config.model.attention or ""
-    if attention.startswith("flash") and settled.precision == "float32":
-        raise InputError(
-            f"model.attention: {attention} computes in bfloat16, and learner.precision: auto is float32 here; "
-            "leave attention out, or run on a GPU that has bfloat16"
-        )
-    return config if settled is config.learner else config.model_copy(update={"learner": settled})
-
-
 def settled_learner(settings: Learner) -> Learner:
     """The settings with `precision: auto` resolved for this machine, and gradient checkpointing off if not given.
 
-    A run decides on gradient checkpointing before, from its memory estimate (`planning.gpu_memory`).
+    A run decides on gradient checkpointing before, from its memory estimate (see `resolution`).
     """
     settled: dict[str, str | bool] = {}
     if settings.precision == "auto":

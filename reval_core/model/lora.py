@@ -30,7 +30,7 @@ def check_peft() -> None:
     try:
         import peft  # noqa: F401
     except ImportError as error:
-        raise InputError("model.lora: needs peft; install it with pip install 'reval[lora]'") from error
+        raise InputError("model.lora: needs peft; install it with pip install 'reval-rl[lora]'") from error
 
 
 def add_adapters(model: PreTrainedModel, settings: Lora, seed: int) -> None:

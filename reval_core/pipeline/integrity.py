@@ -22,7 +22,7 @@ from reval_core.atomic_files import (
 )
 from reval_core.config import Config, ImportedRollouts, Rollouts
 from reval_core.errors import CorruptData
-from reval_core.learning.checkpoints import reference_round, residuals_left, wanted_checkpoints
+from reval_core.learning.checkpoints import reference_round, residuals_left, retained_checkpoints
 from reval_core.problems.recorded import read_prompts
 from reval_core.storage.run_directory import RunDirectory
 from reval_core.storage.tables import Manifest, read_manifest
@@ -183,9 +183,9 @@ def _corrupt_checkpoints(
 ) -> Iterator[Damage]:
     if not any(manifest.stage == "warm_start" for manifest in manifests):
         return
-    wanted = wanted_checkpoints(manifests, config)
-    read = wanted if read_all else {max(wanted), reference_round(manifests, config), *_noted(directory)}
-    paths = {directory.checkpoint(round): round in read for round in sorted(wanted)}
+    retained = retained_checkpoints(manifests, config)
+    read = retained if read_all else {max(retained), reference_round(manifests, config), *_noted(directory)}
+    paths = {directory.checkpoint(round): round in read for round in sorted(retained)}
     if config.model.lora is not None:
         paths[directory.base] = True
     paths |= dict.fromkeys(directory.averages(), True)

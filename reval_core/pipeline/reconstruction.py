@@ -11,10 +11,10 @@ import torch
 from reval_core.config import Config
 from reval_core.errors import CorruptData
 from reval_core.learning import distributed
-from reval_core.learning.beta import with_beta
 from reval_core.learning.checkpoints import checkpoint_rounds, load_learner
 from reval_core.learning.draws import DrawReader
 from reval_core.learning.learner import Drawn, Learner, Tick, Update
+from reval_core.learning.resolution import with_beta
 from reval_core.pipeline.integrity import note_unloaded
 from reval_core.storage.run_directory import RunDirectory
 from reval_core.storage.tables import Manifest

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import cached_property
 from itertools import chain, takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from reval_core.atomic_files import check_directory, remove_directory
-from reval_core.config import Config, Reward, Rollouts, Verification
+from reval_core.config import Config, Objective, Rollouts
 from reval_core.engines.choice import make_engine
-from reval_core.engines.engine import Sampling, in_batches
-from reval_core.errors import CorruptData, RevalError, RunStopped
+from reval_core.engines.engine import Sampling
+from reval_core.errors import CorruptData, RunStopped
 from reval_core.learning import distributed
-from reval_core.learning.beta import with_beta
-from reval_core.learning.checkpoints import checkpoint_rounds, checkpoint_state, wanted_checkpoints
+from reval_core.learning.checkpoints import checkpoint_rounds, checkpoint_state, retained_checkpoints
 from reval_core.learning.draws import DrawReader
 from reval_core.learning.learner import Learner
-from reval_core.learning.precision import with_precision
+from reval_core.learning.resolution import resolved, with_beta
 from reval_core.model.layers import set_up
 from reval_core.model.loading import load_model, reading_digest, stop_ids, tokenizer_of
 from reval_core.model.lora import swapped_adapters
@@ -31,10 +30,12 @@ from reval_core.pipeline.environment import fix_machine
 from reval_core.pipeline.integrity import clear
 from reval_core.pipeline.reconstruction import Policy, reconstruct
 from reval_core.pipeline.reference_average import drop_averages, make_average
-from reval_core.planning.gpu_memory import card, memory_advice, with_checkpointing
+from reval_core.pipeline.stage_context import StageContext, warn_of_left_out
+from reval_core.planning.gpu_memory import memory_advice
 from reval_core.problems import PromptOrder, load_run_sets
-from reval_core.problems.asked import RunProblems, left_out_counts, modified, run_problems
+from reval_core.problems.selection import RunProblems, modified, run_problems
 from reval_core.replay_buffer.index import Store
+from reval_core.storage.full_disk import explained_disk
 from reval_core.storage.run_directory import Attempt, RunDirectory
 from reval_core.storage.tables import Manifest
 from reval_core.verification import Verifier
@@ -42,14 +43,13 @@ from reval_core.verification import Verifier
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from reval_core.engines.engine import Completion, Engine, Enough, Request
     from reval_core.problems.recorded import Prompts
 
 
 log = logging.getLogger("reval")
 
 
-class RunContext:
+class RunContext(StageContext):
     """The per-process state that the stages of a run share. Opened by `open_run_context`."""
 
     def __init__(
@@ -59,57 +59,52 @@ class RunContext:
         machine: dict[str, Any],
         problems: RunProblems | None = None,
     ) -> None:
-        self.directory = directory
         self.config = config
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        """The config, resolved except for β (see `objective`)."""
         self.machine = machine
         self.attempt = Attempt(directory)
-        self.kept: set[str] = set()
-        """The stages of this round that an earlier attempt had finished. The reader clears it."""
-        self.progress: Callable[[str, int, int, int], None] = lambda stage, round, done, total: None
-        """Called during long work with the stage, its round, and the number of completed and of all pieces."""
-        self.stage_now = ("", 0)
-        """The running stage and its round."""
         if problems is None or problems.record != modified(directory.prompts):
             sets = load_run_sets(config.problems, config.seed)
             problems = run_problems(config, directory, tokenizer_of(config.model), sets)
-        self.tokenizer = problems.tokenizer
-        for name, one in left_out_counts(problems.left_out).items():
-            log.warning("%s: %s problems are skipped, the first of them %s", name, one["problems"], one["first"])
+        tokenizer = problems.tokenizer
+        warn_of_left_out(problems.left_out)
         self.train = problems.train
         self.held_out = problems.held_out
         """The problems of all held-out sets, concatenated."""
         self.order = PromptOrder(self.train, config.seed)
-        self.prompts = problems.prompts
-        """The prompt of each problem, by the problem's text: as text and as tokens, as recorded at the start."""
         if not problems.is_recorded and len(problems.prompts):
             if directory.manifest("warm_start", 0) is not None:
                 log.warning(
                     "%s: is missing; prompts are restored from the shards, others are rendered", directory.prompts
                 )
-            problems.prompts.publish(directory.prompts, reading_digest(self.tokenizer))
+            problems.prompts.publish(directory.prompts, reading_digest(tokenizer))
         self.store = Store(directory.path, directory.database, config.replay.capacity, config.replay.max_age)
         manifests = directory.manifests()
         self.store.build(
             takewhile(directory.holds, manifests)
         )  # after the first missing file, the stages ingest what exists
-        self.wanted_checkpoints = wanted_checkpoints(manifests, config)
+        self.retained_checkpoints = retained_checkpoints(manifests, config)
         """The rounds whose checkpoints earlier attempts have saved and kept."""
         self._published = max((directory.place(one.stage, one.round) for one in manifests), default=(0, -1))
         self.draws = DrawReader(directory)
-        self.engine = (
-            make_engine(config.model, config.engine, machine["engine"], self.tokenizer, directory, config.seed)
+        engine = (
+            make_engine(config.model, config.engine, machine["engine"], tokenizer, directory, config.seed)
             if isinstance(config.rollouts, Rollouts)
             else None
         )
-        """The generation engine; None in offline training."""
-        self.verifier = make_verifier(config.verification, config.reward)
-        self.worked_seconds = 0.0
-        """The seconds that stages of this process took since the last call of `other_seconds`."""
+        verifier = Verifier.of(config.verification, config.reward)
+        super().__init__(directory, tokenizer, problems.prompts, engine, verifier)
         self._round_started = time.perf_counter()
         self._learner: Learner | None = None
         self._reference: tuple[str, PreTrainedModel] | None = None
         """The identity of the last requested reference, and its model in CPU memory."""
+
+    @cached_property
+    def objective(self) -> Objective:
+        """The objective with its β. Where β follows from the first responses, they must have been published."""
+        objective = with_beta(self.config, self.directory).objective
+        assert objective.beta is not None or not objective.has_residual, "β is read before the first responses"
+        return objective
 
     def record_prompts(self, prompts: Prompts) -> None:
         """Record the prompts of further problems, so that they are not rendered again."""
@@ -155,50 +150,15 @@ class RunContext:
         """Whether the engine has its own copy of the weights, which may lag behind the learner's."""
         return self.engine is not None and self.engine.dtype is not None
 
-    def generating(self) -> Engine:
-        """The generation engine; must not be called in offline training."""
-        assert self.engine is not None, "offline training has no engine"
-        return self.engine
+    def model_of(self, policy: Policy) -> PreTrainedModel:
+        """The learner's model, with the weights of `policy`."""
+        return self.learner_at(policy).model
 
-    def generate(
-        self,
-        policy: Policy,
-        requests: Sequence[Request],
-        enough: Enough | None = None,
-        batch: int | None = None,
-    ) -> Iterator[tuple[int, Completion]]:
-        """Generate completions by `policy`.
-
-        Args:
-            policy: The policy that generates.
-            requests: The requests.
-            enough: Decides when to stop; responses under way are then cut off.
-            batch: The number of requests per call of an engine that does not stream; by default, those of a shard.
-
-        Yields:
-            The index of a request and its completion, in the order of completion.
-        """
-        if not requests:
-            return
-        engine, settings = self.generating(), self.config.generation
+    def decoding(self) -> tuple[Sampling, int]:
+        """The decoding parameters of rollouts, and the number of requests of a shard."""
+        settings = self.config.generation
         stops = stop_ids(self.config.model, self.tokenizer, settings.stop)
-        sampling = Sampling(settings.temperature, settings.max_tokens, stops)
-        learner = self.learner_at(policy)
-        self.tick(0, len(requests))  # the engine may take long to start
-        try:
-            engine.load(learner.model, policy.identity)
-            yield from in_batches(engine, requests, sampling, batch or settings.batch, enough)
-        finally:
-            engine.release_memory()
-
-    def title(self, stage: str, round: int) -> str:
-        """The name of a stage in messages."""
-        name = stage.replace("_", " ")
-        return f"{name} of round {round}" if round else name
-
-    def tick(self, done: int, total: int) -> None:
-        """Report the progress of the running stage."""
-        self.progress(*self.stage_now, done, total)
+        return Sampling(settings.temperature, settings.max_tokens, stops), settings.batch
 
     @contextmanager
     def reference_model(self, reference: Policy) -> Iterator[PreTrainedModel]:
@@ -251,25 +211,16 @@ class RunContext:
         with reconstructed.masters() as model:
             yield model
 
-    def take_in(self, manifest: Manifest) -> None:
-        """Ingest a stage's published files into the store. From the first rollouts on, β is known."""
-        self.store.ingest(manifest)
-        if manifest.stage == "reference_reset":
-            self._reference = None
-        if manifest.stage == "rollouts":
-            known = with_beta(self.config, self.directory)
-            if known is not self.config:
-                self.config, self._learner = known, None  # the learner's objective had no β yet
-
     def memory_advice(self, stage: str) -> str:
         """The settings with which a stage needs less memory."""
         return memory_advice(self.config, stage)
 
-    def rewind(self, stage: str, round: int) -> None:
-        """Restrict the store to what was published before a stage that is about to be regenerated.
+    def begin(self, stage: str, round: int) -> None:
+        """Note that a stage starts. The store is restricted to what was published before it.
 
         Draws and resets depend on the buffer as it was. Later files are ingested again when the run reaches them.
         """
+        super().begin(stage, round)
         place = self.directory.place(stage, round)
         if place <= self._published:
             earlier = (
@@ -277,13 +228,30 @@ class RunContext:
             )
             self.store.build(earlier)
 
+    def keep(self, manifest: Manifest) -> None:
+        """Reuse what an earlier attempt at a stage has published, and ingest it into the store."""
+        super().keep(manifest)
+        self._ingest(manifest)
+
+    def publish(self, manifest: Manifest) -> None:
+        """Publish the manifest of a stage, and ingest its tables into the store."""
+        super().publish(manifest)
+        self._ingest(manifest)
+
+    def _ingest(self, manifest: Manifest) -> None:
+        self.store.ingest(manifest)
+        if manifest.stage == "reference_reset":
+            self._reference = None
+        if manifest.stage == "rollouts" and self._learner is not None and self._learner.objective != self.objective:
+            self._learner = None  # it was loaded to generate the first responses, from which β follows
+
     def drop_checkpoints(self) -> None:
         """Delete the checkpoints that are no longer needed, once newer ones are recorded."""
         drop_averages(self.directory)
         saved = set(checkpoint_rounds(self.directory.checkpoints))
         if len(saved) > self.config.checkpoints.keep:
             manifests = self.directory.manifests(("sampling", "checkpoint", "evaluation"))
-            for round in saved - wanted_checkpoints(manifests, self.config):
+            for round in saved - retained_checkpoints(manifests, self.config):
                 remove_directory(self.directory.checkpoint(round))
 
     def other_seconds(self) -> float:
@@ -325,9 +293,7 @@ class RunContext:
         with ExitStack() as stack:
             stack.callback(distributed.dismiss)
             stack.callback(self.store.close)
-            if self.engine is not None:
-                stack.callback(self.engine.close)
-            stack.callback(self.verifier.close)
+            stack.callback(super().close)
             with suppress(OSError):  # on a full disk: the original error is the one to report
                 self.attempt.touch()
 
@@ -345,19 +311,6 @@ def on_device(model: PreTrainedModel, device: torch.device) -> Iterator[PreTrain
             tensor.data = data
 
 
-def make_verifier(verification: Verification, reward: Reward) -> Verifier:
-    """The verifier with these settings."""
-    return Verifier(
-        workers=verification.workers,
-        timeout_seconds=verification.timeout_seconds,
-        memory_mb=verification.memory_mb,
-        mode=verification.mode,
-        methods=verification.methods,
-        function=reward.function,
-        settings=reward.settings,
-    )
-
-
 @contextmanager
 def open_run_context(
     directory: RunDirectory, config: Config, problems: RunProblems | None = None
@@ -372,38 +325,9 @@ def open_run_context(
             versions.
     """
     with directory.lock(), explained_disk(directory):
-        config = with_precision(with_checkpointing(directory.check(config), card()))
+        config = resolved(directory.check(config))
         directory.open(config)
         machine = fix_machine(directory, config)  # other versions may not even be able to read the files
         clear(directory, config)
-        context = RunContext(directory, config, machine, problems)
-        try:
+        with closing(RunContext(directory, config, machine, problems)) as context:
             yield context
-        finally:
-            context.close()
-
-
-@contextmanager
-def explained_disk(directory: RunDirectory) -> Iterator[None]:
-    """Context manager that turns errors caused by a full disk into RunStopped with a remedy."""
-    try:
-        yield
-    except RevalError:
-        raise
-    except Exception as error:
-        if not _is_full_disk(error):
-            raise
-        raise RunStopped(
-            f"{directory.path}: the disk is full ({directory.free_bytes() / 1e6:,.0f} MB free); free some space "
-            "and run the same command again: finished work is kept"
-        ) from error
-
-
-def _is_full_disk(error: BaseException | None) -> bool:
-    while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if any(sign in str(error) for sign in ("No space left on device", "Disk quota exceeded")):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

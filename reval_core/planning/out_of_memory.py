@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from reval_core.errors import RevalError, RunStopped, first_line
+from reval_core.errors import RevalError, RunStopped, causes, first_line
 
 _SIGNS = (
     "CUDA out of memory",
@@ -44,12 +44,9 @@ def explained_memory(title: str, advice: Callable[[], str]) -> Iterator[None]:
         ) from error
 
 
-def lacks_memory(error: BaseException | None) -> bool:
+def lacks_memory(error: BaseException) -> bool:
     """Whether an error, or one of its causes, is an out-of-memory error."""
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
-            return True
-        if any(sign in str(error) for sign in _SIGNS):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(
+        isinstance(one, torch.OutOfMemoryError | MemoryError) or any(sign in str(one) for sign in _SIGNS)
+        for one in causes(error)
+    )

@@ -16,7 +16,7 @@ def hub_rows(hub: Hub) -> list[Row]:
         from datasets import load_dataset
     except ImportError as error:
         raise InputError(
-            f"hub {hub.name}: the package datasets is not installed; pip install 'reval[hub]', or give the path "
+            f"hub {hub.name}: the package datasets is not installed; pip install 'reval-rl[hub]', or give the path "
             "of a file"
         ) from error
     try:

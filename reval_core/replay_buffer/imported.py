@@ -1,4 +1,4 @@
-"""Imported responses as trajectories: their tokens, and the rows of their shards."""
+"""Imported responses as trajectories: their prompts and their tokens."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
-from reval_core.atomic_files import digest
-from reval_core.config import Config, GoldMode
+from reval_core.config import Config
+from reval_core.engines.response import Response
 from reval_core.errors import InputError
 from reval_core.model.loading import context_length, stop_ids
-from reval_core.problems.asked import rendered
 from reval_core.problems.recorded import Prompts
-from reval_core.problems.response_files import Response
-from reval_core.storage.tables import SCHEMAS
+from reval_core.problems.selection import rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,23 +22,12 @@ UNKNOWN = "unknown"
 """The policy of an imported response."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tokenised:
-    """An imported response with the tokens of its prompt and of itself."""
-
-    given: Response
-    """The response as given; its text ends where the tokens end, without the end-of-text token."""
-    prompt: str
-    prompt_tokens: list[int]
-    tokens: list[int]
-    """The tokens of the response, including the end-of-text token."""
-
-
 @dataclass(frozen=True)
 class ImportedResponses:
     """The imported responses of a file, ready for training."""
 
-    rows: list[Tokenised]
+    responses: list[Response]
+    """With prompts and tokens. Their texts end where the tokens end, without the end-of-text token."""
     too_long: int
     """The number of responses skipped because they exceed `rollouts.max_tokens` or the model's context."""
     prompts: Prompts
@@ -85,28 +70,46 @@ def tokenise(
     if new:
         prompts = prompts.with_more(rendered(new, config.problems.prompt, config.model, tokenizer))
     ended = _Ends(config, tokenizer)
-    texts = [ended(response.response) for response in responses]
+    texts = [ended(response.text or "") for response in responses]
     kept = [(given, text) for given, text in zip(responses, texts, strict=True) if text.said.strip()]
-    rows = []
+    found: list[Response] = []
+    seen: Counter[str] = Counter()
     for (given, text), tokens in zip(kept, _plain_tokens([text.said for _, text in kept], tokenizer), strict=True):
         why = prompts.left_out(given.problem)
         if why:
             raise InputError(f"{given.place}: {why}; fix the row, or use another model.path")
-        prompt, asked_tokens = prompts[given.problem]
+        prompt, prompt_tokens = prompts[given.problem]
         _check_known(tokens, "response", given.place, tokenizer)
         whole = [*tokens, text.end]
-        fits = context is None or len(asked_tokens) + len(whole) <= context
+        fits = context is None or len(prompt_tokens) + len(whole) <= context
         if fits and (longest is None or len(whole) <= longest):
-            rows.append(Tokenised(replace(given, response=text.said), prompt, asked_tokens, whole))
-    if not rows:
+            found.append(_tokenised(given, seen[given.problem], prompt, prompt_tokens, text.said, whole))
+            seen[given.problem] += 1
+    if not found:
         limits = f"rollouts.max_tokens: {longest}, the model's context: {context}"
         raise InputError(f"{responses[0].place}: this response and all after it are empty or too long ({limits})")
     return ImportedResponses(
-        rows,
-        too_long=len(kept) - len(rows),
+        found,
+        too_long=len(kept) - len(found),
         prompts=prompts,
         empty=len(responses) - len(kept),
         cut=sum(text.more for _, text in kept),
+    )
+
+
+def _tokenised(
+    given: Response, sample: int, prompt: str, prompt_tokens: list[int], text: str, tokens: list[int]
+) -> Response:
+    return replace(
+        given,
+        sample=sample,
+        prompt=prompt,
+        prompt_tokens=prompt_tokens,
+        tokens=tokens,
+        logprobs=None,
+        policy_rounds=None,
+        finish_reason="stop",
+        text=text,
     )
 
 
@@ -146,68 +149,6 @@ def _plain_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> l
     encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
     tokens: list[list[int]] = encoded["input_ids"]
     return tokens
-
-
-def import_table(
-    rows: Sequence[Tokenised],
-    samples: Sequence[int],
-    *,
-    shard: int,
-    first: int,
-    problem_set: str,
-    gold_mode: GoldMode,
-) -> pa.Table:
-    """The rows of a shard of round 0, in the schema of `trajectories`.
-
-    The policy that wrote the responses is unknown: identity, seed, temperature and log-probs are not set.
-
-    Args:
-        rows: The tokenized responses of the shard.
-        samples: Their `sample_numbers`.
-        shard: The number of the shard.
-        first: The index of its first row within the round.
-        problem_set: The name of the problem set.
-        gold_mode: What a gold that lists several answers asks for.
-    """
-    count = len(rows)
-    columns = {
-        "trajectory_id": [first + row for row in range(count)],
-        "round": [0] * count,
-        "shard": [shard] * count,
-        "row": list(range(count)),
-        "prompt_id": [digest(one.given.problem)[:16] for one in rows],
-        "sample": list(samples),
-        "problem": [one.given.problem for one in rows],
-        "gold": [one.given.gold for one in rows],
-        "problem_set": [problem_set] * count,
-        "gold_mode": [gold_mode] * count,
-        "given_reward": [one.given.reward for one in rows],
-        "prompt": [one.prompt for one in rows],
-        "response": [one.given.response for one in rows],
-        "prompt_length": [len(one.prompt_tokens) for one in rows],
-        "response_length": [len(one.tokens) for one in rows],
-        "finish_reason": ["stop"] * count,
-        "policy": [UNKNOWN] * count,
-        "engine": ["import"] * count,
-        "temperature": pa.nulls(count, pa.float32()),
-        "seed": pa.nulls(count, pa.int64()),
-        "prompt_tokens": [one.prompt_tokens for one in rows],
-        "response_tokens": [one.tokens for one in rows],
-        "loss_mask": [[True] * len(one.tokens) for one in rows],
-        "engine_logprobs": pa.nulls(count, pa.list_(pa.float32())),
-        "policy_rounds": pa.nulls(count, pa.list_(pa.int32())),
-    }
-    return pa.table(columns, schema=SCHEMAS["trajectories"])
-
-
-def sample_numbers(rows: Sequence[Tokenised]) -> list[int]:
-    """For each row, the number of earlier responses to the same problem."""
-    seen: Counter[str] = Counter()
-    numbers = []
-    for row in rows:
-        numbers.append(seen[row.given.problem])
-        seen[row.given.problem] += 1
-    return numbers
 
 
 def _check_known(tokens: list[int], field: str, place: str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from reval_core.engines.engine import FinishReason
-from reval_core.problems import Problem
+from reval_core.engines.response import Response
 from reval_core.storage.tables import SCHEMAS, read_table
 
 if TYPE_CHECKING:
@@ -26,32 +24,20 @@ CACHED_BYTES = 1 << 30
 """The size of a reader's cache of the most recently read files."""
 
 
-@dataclass(frozen=True)
-class SampleRequest:
-    """A request for one response: sample number `sample` of `problem`."""
-
-    problem: Problem
-    sample: int
-    prompt: str
-    prompt_tokens: Sequence[int]
-    seed: int
-
-
-@dataclass(frozen=True)
-class GeneratedResponse:
-    """A response, complete or not. All lists have one element per token."""
-
-    tokens: list[int]
-    logprobs: list[float]
-    """As returned by the engine."""
-    policy_rounds: list[int]
-    """The round of the policy that wrote each token."""
-    finish_reason: FinishReason
+_FIELDS = {
+    **{
+        name: name
+        for name in ("prompt_id", "sample", "problem", "gold", "problem_set", "gold_mode", "given_reward", "prompt")
+    },
+    **{name: name for name in ("finish_reason", "seed", "prompt_tokens", "policy_rounds")},
+    "response_tokens": "tokens",
+    "engine_logprobs": "logprobs",
+}
+"""The columns of `trajectories` that hold a field of a response, and the field."""
 
 
 def response_table(
-    requests: Sequence[SampleRequest],
-    responses: Sequence[GeneratedResponse],
+    responses: Sequence[Response],
     tokenizer: PreTrainedTokenizerBase,
     *,
     round: int,
@@ -59,53 +45,47 @@ def response_table(
     first_id: int,
     policy: str,
     engine: str,
-    temperature: float,
+    temperature: float | None,
 ) -> pa.Table:
     """The rows of a shard, in the schema of `trajectories`.
 
     Ids ascend over the shards of a round in order: the reader of draws locates a trajectory's scores by its index.
 
     Args:
-        requests: The requests.
-        responses: The response to each request.
-        tokenizer: Decodes the responses.
+        responses: The responses.
+        tokenizer: Decodes the responses that have no text.
         round: The round.
         shard: The number of the shard; None for responses that were cut off.
         first_id: The id of the first row.
         policy: The identity of the policy that generated the responses.
         engine: The name of the engine.
-        temperature: The sampling temperature.
+        temperature: The sampling temperature; None if not known.
     """
-    count = len(requests)
-    tokens = [response.tokens for response in responses]
+    count = len(responses)
+    decoded = iter(
+        tokenizer.batch_decode([one.tokens for one in responses if one.text is None], skip_special_tokens=True)
+    )
     columns = {
-        "trajectory_id": [first_id + row for row in range(count)],
+        **{name: [getattr(one, field) for one in responses] for name, field in _FIELDS.items()},
+        "trajectory_id": range(first_id, first_id + count),
         "round": [round] * count,
         "shard": [shard] * count,
-        "row": list(range(count)),
-        "prompt_id": [one.problem.prompt_id for one in requests],
-        "sample": [one.sample for one in requests],
-        "problem": [one.problem.problem for one in requests],
-        "gold": [one.problem.answer for one in requests],
-        "problem_set": [one.problem.problem_set for one in requests],
-        "gold_mode": [one.problem.gold_mode for one in requests],
-        "given_reward": pa.nulls(count, pa.float32()),
-        "prompt": [one.prompt for one in requests],
-        "response": tokenizer.batch_decode(tokens, skip_special_tokens=True),
-        "prompt_length": [len(one.prompt_tokens) for one in requests],
-        "response_length": [len(response) for response in tokens],
-        "finish_reason": [response.finish_reason for response in responses],
+        "row": range(count),
+        "response": [next(decoded) if one.text is None else one.text for one in responses],
+        "prompt_length": [len(one.prompt_tokens) for one in responses],
+        "response_length": [len(one.tokens) for one in responses],
         "policy": [policy] * count,
         "engine": [engine] * count,
         "temperature": [temperature] * count,
-        "seed": [one.seed for one in requests],
-        "prompt_tokens": [list(one.prompt_tokens) for one in requests],
-        "response_tokens": tokens,
-        "loss_mask": [[True] * len(response) for response in tokens],
-        "engine_logprobs": [response.logprobs for response in responses],
-        "policy_rounds": [response.policy_rounds for response in responses],
+        "loss_mask": [[True] * len(one.tokens) for one in responses],
     }
-    return pa.table(columns, schema=SCHEMAS["trajectories"])
+    return pa.table({name: columns[name] for name in SCHEMAS["trajectories"].names}, schema=SCHEMAS["trajectories"])
+
+
+def responses_of(rows: pa.Table) -> list[Response]:
+    """The responses that `response_table` made these rows of."""
+    columns = {field: rows.column(name).to_pylist() for name, field in _FIELDS.items()}
+    return [Response(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
 
 
 class RowReader:

@@ -49,7 +49,7 @@ class PromptSearch(Section):
 
 
 @dataclass(frozen=True)
-class Asked:
+class MeasuredProblem:
     """A problem with its success rate under the initial policy."""
 
     prompt_id: str
@@ -59,17 +59,17 @@ class Asked:
     samples: int
 
 
-def nearest(asked: Iterable[Asked], rate: float, count: int) -> list[Asked]:
+def nearest(measured: Iterable[MeasuredProblem], rate: float, count: int) -> list[MeasuredProblem]:
     """Return the problems whose rates are nearest to `rate`; ties are broken by id."""
-    return sorted(asked, key=lambda one: (abs(one.rate - rate), one.prompt_id))[:count]
+    return sorted(measured, key=lambda one: (abs(one.rate - rate), one.prompt_id))[:count]
 
 
-def write_prompts(path: Path, problems: Iterable[Asked]) -> None:
+def write_prompts(path: Path, problems: Iterable[MeasuredProblem]) -> None:
     """Write problems with their measured rates as a problem set for training."""
     lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in problems]
     publish_file(path, lambda partial: partial.write_text("".join(lines), encoding="utf-8"))
 
 
-def read_prompt(path: Path) -> Asked:
+def read_prompt(path: Path) -> MeasuredProblem:
     """Read the only prompt in a file."""
-    return Asked(**json.loads(path.read_text(encoding="utf-8")))
+    return MeasuredProblem(**json.loads(path.read_text(encoding="utf-8")))

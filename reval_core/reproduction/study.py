@@ -12,12 +12,13 @@ from pydantic import Field
 
 from reval_core.config import Config
 from reval_core.config.loader import load_config, load_settings
+from reval_core.config.packaged import PACKAGED
 from reval_core.config.places import check_directory, check_local
 from reval_core.config.section import Section
 from reval_core.errors import InputError
 from reval_core.reproduction.prompt_search import PromptSearch
 
-SMALL = Path(__file__).parents[2] / "configs" / "paper" / "small"
+SMALL = PACKAGED / "paper" / "small"
 """The base configs, with one YAML per figure in `figures/` and one per prompt search in `prompts/`."""
 
 

@@ -25,7 +25,7 @@ from reval_core.replay_buffer.trajectories import list_rows, logprob_rows
 from reval_core.stages.mismatch import stop_if_apart
 from reval_core.stages.noise import measured_noise, noise_is_known
 from reval_core.stages.stage import Outcome, publish, settings, stage
-from reval_core.storage.tables import Manifest, read_table
+from reval_core.storage.tables import Manifest
 
 TOKEN_COLUMNS = (
     "trajectory_id",
@@ -55,7 +55,7 @@ def _inputs(
         verdicts.digest,
         policy.identity,
         reference.identity,
-        settings(config.objective),
+        settings(context.objective),
         scoring_settings(config),
     ]
 
@@ -77,9 +77,8 @@ def consistency(
         `info["noise"]`, in the first round and on another device, is the measured uncertainty of the scores;
         `info["engine_lag"]` is the number of rounds by which the engine's weights lag behind, None if unknown.
     """
-    files = rollouts.files_of("trajectories")
-    shards = pa.concat_tables(read_table(context.directory.path / file.path, TOKEN_COLUMNS) for file in files)
-    reward = read_table(context.directory.path / verdicts.file("verdicts").path, ("reward",)).column("reward")
+    shards = context.directory.rows(rollouts.stage, round, "trajectories", TOKEN_COLUMNS)
+    reward = context.directory.rows(verdicts.stage, round, "verdicts", ("reward",)).column("reward")
     table = score_trajectories(context, round, shards, reward, policy, reference)
     lag = None
     # A round that passed this check before is not checked again when it is scored again.
@@ -89,7 +88,7 @@ def consistency(
         worst = np.argsort(-gaps, kind="stable")[:_SAMPLED].tolist()  # NaN comes last
         stop_if_apart(context, round, table, policy, partial(_sample, context, shards, policy, worst), lag)
     noise = measured_noise(context, shards, table, policy, known=noise_is_known(context, round))
-    info = {"beta": context.config.objective.beta, "engine_lag": lag and asdict(lag), **noise}
+    info = {"beta": context.objective.beta, "engine_lag": lag and asdict(lag), **noise}
     return Outcome([publish(context, round, "scores", table)], info)
 
 
@@ -128,7 +127,7 @@ def score_trajectories(
             if not math.isclose(temperature, config.scoring_temperature, rel_tol=1e-6):  # stored in float32
                 sampled = score(learner.model, batch, temperature)
             scores_ref = scores if by_reference is None else by_reference[number]
-            part = _columns(batch, scores, scores_ref, rewards[chosen], config.objective)
+            part = _columns(batch, scores, scores_ref, rewards[chosen], context.objective)
             by_engine, mask = _padded(engine, own, chosen, batch)
             compared = {
                 "engine_gap": _mean(token_gap(sampled.logprobs, by_engine, mask), mask),

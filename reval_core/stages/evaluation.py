@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
-from reval_core.engines.engine import Completion, Request
 from reval_core.pipeline.run_context import Policy, RunContext
 from reval_core.problems import problems_digest
+from reval_core.replay_buffer.trajectories import response_table
+from reval_core.stages.generation import new_group
 from reval_core.stages.rollouts import request_seed
 from reval_core.stages.stage import Outcome, publish, settings, stage
 from reval_core.stages.verification import claims_of, stop_if_unjudged
 from reval_core.storage.tables import SCHEMAS
 from reval_core.user_code import code_identity
 from reval_core.verification import VERIFIER_VERSION, Judgement
+
+JUDGED_COLUMNS = (
+    "prompt_id",
+    "sample",
+    "problem",
+    "gold",
+    "problem_set",
+    "gold_mode",
+    "response",
+    "response_length",
+    "finish_reason",
+)
+"""The columns of `trajectories` that an evaluation judges and publishes."""
 
 
 def _inputs(context: RunContext, round: int, policy: Policy) -> list[Any]:
@@ -67,24 +83,22 @@ def _answered(
     context: RunContext, policy: Policy, samples: Sequence[int]
 ) -> tuple[dict[str, list[Any]], list[Judgement]]:
     """Generate these samples of every held-out problem. Returns them as columns, and their judgements."""
-    pairs = [(problem, sample) for problem in context.held_out for sample in samples]
-    prompts = {problem: context.prompts[problem.problem][1] for problem in context.held_out}
-    requests = [
-        Request(prompts[problem], request_seed(context, "evaluation", 0, problem, sample))
-        for problem, sample in pairs
-    ]
-    completions = _generate(context, policy, requests)
-    rows = {
-        "prompt_id": [problem.prompt_id for problem, _ in pairs],
-        "sample": [sample for _, sample in pairs],
-        "problem": [problem.problem for problem, _ in pairs],
-        "gold": [problem.answer for problem, _ in pairs],
-        "problem_set": [problem.problem_set for problem, _ in pairs],
-        "gold_mode": [problem.gold_mode for problem, _ in pairs],
-        "response": context.tokenizer.batch_decode([one.tokens for one in completions], skip_special_tokens=True),
-        "response_length": [len(completion.tokens) for completion in completions],
-        "finish_reason": [completion.finish_reason for completion in completions],
-    }
+    seed = partial(request_seed, context, "evaluation", 0)
+    groups = [new_group(problem, samples, context.prompts, seed) for problem in context.held_out]
+    requests = [one for group in groups for one in group]
+    with closing(context.generate(policy, requests, batch=context.config.evaluation.batch)) as generated:
+        responses = dict(generated)
+    table = response_table(
+        [responses[place].written_by(policy.round) for place in range(len(requests))],
+        context.tokenizer,
+        round=policy.round,
+        shard=None,
+        first_id=0,
+        policy=policy.identity,
+        engine=context.generating().name,
+        temperature=context.config.generation.temperature,
+    )
+    rows = table.select(JUDGED_COLUMNS).to_pydict()
     return rows, context.verifier.judge(claims_of(rows))
 
 
@@ -123,12 +137,3 @@ def accuracy_by_set(evaluations: pa.Table) -> dict[str, float]:
     for name, correct in zip(*evaluations.select(["problem_set", "correct"]).to_pydict().values(), strict=True):
         by_set.setdefault(name, []).append(correct)
     return {name: sum(verdicts) / len(verdicts) for name, verdicts in by_set.items()}
-
-
-def _generate(context: RunContext, policy: Policy, requests: list[Request]) -> list[Completion]:
-    """One completion per request, in order."""
-    completions: dict[int, Completion] = {}
-    for place, completion in context.generate(policy, requests, batch=context.config.evaluation.batch):
-        completions[place] = completion
-        context.tick(len(completions), len(requests))
-    return [completions[place] for place in range(len(requests))]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from reval_core.config import ImportedRollouts
 from reval_core.model.loading import context_length, tokenizer_digest
 from reval_core.pipeline.run_context import RunContext
-from reval_core.replay_buffer.imported import ImportedResponses, import_table, sample_numbers
-from reval_core.stages.shards import publish_shards
+from reval_core.replay_buffer.imported import UNKNOWN, ImportedResponses
+from reval_core.replay_buffer.trajectories import response_table
+from reval_core.stages.generation import publish_shards
 from reval_core.stages.stage import Outcome, Stage, settings
 
 SHARD_ROWS = 256
@@ -30,24 +29,22 @@ def _inputs(context: RunContext, round: int, imported: ImportedResponses) -> lis
 
 
 def _work(context: RunContext, round: int, imported: ImportedResponses) -> Outcome:
-    source = context.config.rollouts
-    assert isinstance(source, ImportedRollouts), "only an import runs this stage"
-    samples = sample_numbers(imported.rows)
-
     def make(shard: int, first: int) -> pa.Table:
-        place = slice(first, first + SHARD_ROWS)
-        return import_table(
-            imported.rows[place],
-            samples[place],
+        return response_table(
+            imported.responses[first : first + SHARD_ROWS],
+            context.tokenizer,
+            round=round,
             shard=shard,
-            first=first,
-            problem_set=Path(source.file).stem,
-            gold_mode=source.gold_mode,
+            first_id=first,
+            policy=UNKNOWN,
+            engine="import",
+            temperature=None,
         )
 
-    shards = -(-len(imported.rows) // SHARD_ROWS)
-    outcome = publish_shards(context, round, importing.key(context, round, imported), shards, make)
-    outcome.info |= {"engine": "import", **imported.counts}
+    shards = -(-len(imported.responses) // SHARD_ROWS)
+    key = importing.key(context, round, imported)
+    outcome = publish_shards(context, round, key, shards, make, "import")
+    outcome.info |= imported.counts
     return outcome
 
 

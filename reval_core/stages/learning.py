@@ -23,7 +23,7 @@ def _inputs(context: RunContext, round: int, draws: Manifest, policy: Policy) ->
     return [
         draws.digest,
         policy.identity,
-        objective_identity(**settings(config.objective)),
+        objective_identity(**settings(context.objective)),
         settings(config.learner),
         LEARNER_VERSION,
     ]
@@ -56,7 +56,7 @@ def _checkpoint_inputs(context: RunContext, round: int, policy: Policy) -> list[
 def _checkpoint_exists(context: RunContext, manifest: Manifest) -> bool:
     """Whether the checkpoint exists, or was deleted in favour of newer ones."""
     round = manifest.round
-    return round not in context.wanted_checkpoints or context.directory.checkpoint(round).exists()
+    return round not in context.retained_checkpoints or context.directory.checkpoint(round).exists()
 
 
 @stage(inputs=_checkpoint_inputs, is_complete=_checkpoint_exists)

@@ -11,7 +11,7 @@ from typing import Any
 
 from reval_core.pipeline.run_context import RunContext
 from reval_core.replay_buffer.offline import StoredRun, imported_shard, imported_verdicts
-from reval_core.stages.shards import publish_shards
+from reval_core.stages.generation import publish_shards
 from reval_core.stages.stage import Outcome, Stage, publish
 from reval_core.storage.tables import Manifest
 
@@ -21,15 +21,8 @@ def _shards_inputs(context: RunContext, round: int, stored: StoredRun) -> list[A
 
 
 def _import_shards(context: RunContext, round: int, stored: StoredRun) -> Outcome:
-    outcome = publish_shards(
-        context,
-        round,
-        stored_rollouts.key(context, round, stored),
-        len(stored.shards),
-        partial(imported_shard, stored),
-    )
-    outcome.info["engine"] = "stored"
-    return outcome
+    key = stored_rollouts.key(context, round, stored)
+    return publish_shards(context, round, key, len(stored.shards), partial(imported_shard, stored), "stored")
 
 
 def _verdicts_inputs(context: RunContext, round: int, stored: StoredRun, rollouts: Manifest) -> list[Any]:

@@ -20,7 +20,7 @@ def _inputs(context: RunContext, round: int, policy: Policy, reference: Policy) 
     return [
         policy.identity,
         capacity,
-        settings(config.objective),
+        settings(context.objective),
         scoring_settings(config),
         *([reference.identity] if reference.averaged else []),
         *([] if max_age is None else [{"max_age": max_age}]),

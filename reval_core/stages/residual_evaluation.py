@@ -23,7 +23,7 @@ def _inputs(context: RunContext, round: int, policy: Policy, reference: Policy, 
         policy.identity,
         reference.identity,
         scores.digest,
-        settings(config.objective),
+        settings(context.objective),
         scoring_settings(config),
     ]
 
@@ -69,7 +69,7 @@ def _under(context: RunContext, policy: Policy) -> pa.Table:
     log_ref, value_ref, reward = (
         torch.from_numpy(live.column(name).to_numpy().copy()) for name in ("log_ref", "value_ref", "reward")
     )
-    objective = config.objective
+    objective = context.objective
     found = residual(objective.kind, log_policy, log_ref, value, value_ref, reward, objective.beta)
     return pa.table(
         {

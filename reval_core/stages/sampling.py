@@ -29,7 +29,7 @@ def sampling(context: RunContext, round: int, scores: Manifest, before: Manifest
         round (`residual_left`), and the scoring noise that the learner uses (`noise`).
     """
     config = context.config
-    beta = config.objective.beta
+    beta = context.objective.beta
     left = None if beta is None else residual_left(context.store, beta)
     updates, noise = config.learner.updates_with(left), round_noise(context, round)
     draws = draw_round(

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import pyarrow as pa
 
 from reval_core.atomic_files import digest
 from reval_core.errors import CorruptData
-from reval_core.pipeline.run_context import explained_disk
+from reval_core.pipeline.stage_context import StageContext
 from reval_core.planning.out_of_memory import explained_memory
-from reval_core.storage.run_directory import RunDirectory
+from reval_core.storage.full_disk import explained_disk
 from reval_core.storage.tables import Manifest, TableFile, publish_table
 
 
@@ -25,31 +25,7 @@ class Outcome:
     info: dict[str, Any] = field(default_factory=dict)
 
 
-class Host(Protocol):
-    """The context that a stage needs: implemented by `RunContext` and `EvaluationContext`."""
-
-    kept: set[str]
-    stage_now: tuple[str, int]
-    worked_seconds: float
-
-    @property
-    def directory(self) -> RunDirectory:
-        """The directory in which the stage publishes."""
-
-    def title(self, stage: str, round: int) -> str:
-        """The name of a stage in messages."""
-
-    def memory_advice(self, stage: str) -> str:
-        """The settings with which a stage needs less memory."""
-
-    def take_in(self, manifest: Manifest) -> None:
-        """Ingest what a stage has published."""
-
-    def rewind(self, stage: str, round: int) -> None:
-        """Forget everything after a stage that is about to be regenerated."""
-
-
-Context = TypeVar("Context", bound=Host)
+Context = TypeVar("Context", bound=StageContext)
 Inputs = ParamSpec("Inputs")
 
 
@@ -91,8 +67,7 @@ class Stage(Generic[Context, Inputs]):
         """As `published`, for a run that skips the stage: also ingests the files and records the stage as kept."""
         manifest = self.published(context, round, *inputs, **named)
         if manifest is not None:
-            context.kept.add(self.name)
-            context.take_in(manifest)
+            context.keep(manifest)
         return manifest
 
     def __call__(self, context: Context, round: int, *inputs: Inputs.args, **named: Inputs.kwargs) -> Manifest:
@@ -107,13 +82,11 @@ class Stage(Generic[Context, Inputs]):
         existing = self.kept(context, round, *inputs, **named)
         if existing is not None:
             return existing
-        context.stage_now = (self.name, round)
-        context.rewind(self.name, round)
+        context.begin(self.name, round)
         title = context.title(self.name, round)
         with explained_disk(context.directory), explained_memory(title, lambda: context.memory_advice(self.name)):
             manifest = self._made(context, round, *inputs, **named)
-            context.directory.publish(manifest)
-            context.take_in(manifest)
+            context.publish(manifest)
         return manifest
 
     def _made(self, context: Context, round: int, *inputs: Inputs.args, **named: Inputs.kwargs) -> Manifest:
@@ -138,7 +111,7 @@ def stage(
     return lambda work: Stage(work.__name__, inputs, work, is_complete)
 
 
-def _check_equal(context: Host, recorded: Manifest, outcome: Outcome) -> None:
+def _check_equal(context: StageContext, recorded: Manifest, outcome: Outcome) -> None:
     """Raise CorruptData unless a regenerated outcome equals the record."""
     before, now = ({file.path: file.content for file in files} for files in (recorded.files, outcome.files))
     differing = [str(context.directory.path / path) for path in before | now if before.get(path) != now.get(path)]
@@ -151,7 +124,7 @@ def _check_equal(context: Host, recorded: Manifest, outcome: Outcome) -> None:
         )
 
 
-def publish(context: Host, round: int, table: str, rows: pa.Table, name: str | None = None) -> TableFile:
+def publish(context: StageContext, round: int, table: str, rows: pa.Table, name: str | None = None) -> TableFile:
     """Publish a round's rows of a table, in a file with the table's name or another `name`."""
     return publish_table(context.directory.path, context.directory.facts(round, name or table), table, rows)
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import yaml
 from pydantic import ValidationError
 
@@ -20,9 +21,9 @@ from reval_core.atomic_files import CHECKSUMS, publish_file, publish_json, read_
 from reval_core.config import Config
 from reval_core.config.places import check_directory, check_local
 from reval_core.config.yaml_files import read_section
-from reval_core.errors import InputError
+from reval_core.errors import CorruptData, InputError
 from reval_core.storage.entries import check_entries
-from reval_core.storage.tables import Manifest, read_manifest, write_manifest
+from reval_core.storage.tables import Manifest, Table, read_manifest, read_table, write_manifest
 
 STAGES = (
     "warm_start",
@@ -127,6 +128,19 @@ class RunDirectory:
         """
         manifest = read_manifest(self.manifest_path(stage, round))
         return None if manifest is None else self.pointer()(manifest)
+
+    def rows(self, stage: str, round: int, table: Table, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of a table that a stage has published, also after pruning: all columns, or `columns` in order.
+
+        Raises:
+            CorruptData: If the stage has not published, or a file is missing or corrupt; the message names it.
+        """
+        manifest = self.manifest(stage, round)
+        if manifest is None:
+            raise CorruptData(f"{self.manifest_path(stage, round)}: is missing")
+        merged = round if 0 < round <= self.pruned_to() else None  # then one file holds the rows of many rounds
+        paths = dict.fromkeys(self.path / file.path for file in manifest.files_of(table))
+        return pa.concat_tables(read_table(path, columns, merged) for path in paths)
 
     def publish(self, manifest: Manifest) -> None:
         """Publish a stage's manifest."""

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -333,15 +334,19 @@ def content_digest(rows: pa.Table) -> str:
     return sink.hexdigest()
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read the rows of a published file: all columns, or `columns` in their order.
+def read_table(path: Path, columns: Sequence[str] | None = None, round: int | None = None) -> pa.Table:
+    """Read the rows of a published file: all columns, or `columns` in their order; all rows, or those of a round.
 
     Raises:
         CorruptData: If the file is missing or the checksum of a page differs; the message names the file.
     """
     try:
         return pq.read_table(
-            path, columns=columns and list(columns), page_checksum_verification=True, partitioning=None
+            path,
+            columns=columns and list(columns),
+            filters=None if round is None else pc.field("round") == round,
+            page_checksum_verification=True,
+            partitioning=None,
         )
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise CorruptData(f"{path}: cannot be read ({error})") from error

@@ -12,7 +12,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from reval_core.answers.extraction import METHODS, Method, Mode
 from reval_core.verification.claims import (
@@ -25,6 +25,9 @@ from reval_core.verification.claims import (
     verdict_at_sight,
 )
 from reval_core.verification.pool import Pool
+
+if TYPE_CHECKING:  # the workers import this module, and pydantic takes memory and time
+    from reval_core.config import Reward, Verification
 
 # Part of cache keys. The number is incremented with each change of the rules here and in `reval_core.answers`; the
 # libraries decide equality.
@@ -65,6 +68,19 @@ class Verifier:
         self._methods = methods or METHODS[mode]
         self._pool: Pool[Comparison | Grading] = Pool(
             {"function": function, "settings": dict(settings or {})}, workers, timeout_seconds, memory_mb
+        )
+
+    @classmethod
+    def of(cls, verification: Verification, reward: Reward) -> Self:
+        """A verifier with these settings."""
+        return cls(
+            workers=verification.workers,
+            timeout_seconds=verification.timeout_seconds,
+            memory_mb=verification.memory_mb,
+            mode=verification.mode,
+            methods=verification.methods,
+            function=reward.function,
+            settings=reward.settings,
         )
 
     def judge(self, claims: Sequence[Claim]) -> list[Judgement]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from reval_core.answers.extraction import Mode
-from reval_core.auditing.audit import Asked, Audit, audit_problems, variants
+from reval_core.auditing.audit import Audit, JudgedResponse, audit_problems, variants
 from reval_core.auditing.gold_values import NUMBERS, read_gold
 from reval_core.auditing.numerals import differ
 from reval_core.auditing.rewritings import rewritings
@@ -36,7 +36,7 @@ def audited(problems: list[Problem], verifier: Verifier, mode: Mode = "strict") 
     return audit_problems("golds", placed, placed, verifier, mode)
 
 
-def described(rest: list[Asked]) -> str:
+def described(rest: list[JudgedResponse]) -> str:
     return "\n".join(f"{one.gold!r}: {one.what} {one.kind}: {one.response!r} is {one.verdict}" for one in rest)
 
 

@@ -153,13 +153,13 @@ def test_real_runs_give_the_explicitly_computed_metrics(trained: tuple[Path, Pat
     before, after = (np.array([one[prompt] for prompt in prompts]) for one in shares)
     assert len(prompts) == whole.problems == len(found.rows) > 10
     assert (found.baseline.round, found.run.round) == (3, 1)
-    for score, values, answers in ((whole.baseline, before, sides[0]), (whole.run, after, sides[1])):
+    for result, values, answers in ((whole.baseline, before, sides[0]), (whole.run, after, sides[1])):
         rows = [row for given in answers.values() for row in given]
-        assert score.samples == (2, 2)
-        assert score.avg.mean == pytest.approx(values.mean())
-        assert score.avg.low < values.mean() < score.avg.high
-        assert score.tokens == pytest.approx(np.mean([row["response_length"] for row in rows]))
-        assert score.truncated == pytest.approx(np.mean([row["finish_reason"] == "length" for row in rows]))
+        assert result.samples == (2, 2)
+        assert result.avg.mean == pytest.approx(values.mean())
+        assert result.avg.low < values.mean() < result.avg.high
+        assert result.tokens == pytest.approx(np.mean([row["response_length"] for row in rows]))
+        assert result.truncated == pytest.approx(np.mean([row["finish_reason"] == "length" for row in rows]))
     better, worse = int((after > before).sum()), int((after < before).sum())
     assert (whole.better, whole.worse, whole.same) == (better, worse, len(prompts) - better - worse)
     assert better + worse > 0  # the two do differ, or the test says nothing

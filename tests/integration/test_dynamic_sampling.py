@@ -10,7 +10,7 @@ from reval.flows.preparation import prepare, prepare_evaluation
 from reval_core import stages
 from reval_core.errors import InputError, RunStopped
 from reval_core.maintenance.check import check_run
-from reval_core.pipeline.run_context import make_verifier, open_run_context
+from reval_core.pipeline.run_context import open_run_context
 from reval_core.regrading.regrade import other_rules, regrade, stored_responses
 from reval_core.replay_buffer.index import sql_views
 from reval_core.storage.run_directory import RunDirectory
@@ -116,7 +116,7 @@ def test_a_penalty_lowers_the_reward_by_the_length_and_changes_no_accuracy(finis
 def test_regrading_by_the_same_rules_gives_the_same_rewards_and_marks(finished):
     stored = stored_responses(finished.path, [])
     rules = other_rules(stored, None, None, None)
-    with make_verifier(rules.verification, rules.reward) as verifier:
+    with Verifier.of(rules.verification, rules.reward) as verifier:
         again = regrade(stored, rules, verifier)
     files = [finished.path / finished.facts(round, "verdicts") for round in (1, 2, 3)]
     names = ["trajectory_id", "outcome", "overlong_penalty", "reward", "advantage", "replaced"]

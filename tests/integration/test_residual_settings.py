@@ -10,9 +10,9 @@ import pytest
 
 from reval.flows.rounds import Runner, run_here, train_rounds
 from reval_core.config import Config
-from reval_core.learning.beta import with_beta
 from reval_core.learning.checkpoints import checkpoint_rounds
 from reval_core.learning.draws import DrawReader
+from reval_core.learning.resolution import with_beta
 from reval_core.maintenance.check import check_run
 from reval_core.maintenance.prune import prune
 from reval_core.pipeline.reconstruction import reconstruct, recorded_policy
@@ -23,7 +23,7 @@ from reval_core.report.summary import summarise
 from reval_core.storage.run_directory import RunDirectory
 from reval_core.storage.tables import Manifest
 from tests.integration.test_training import tables
-from tests.runs import run, small_config
+from tests.runs import first_round, run, small_config
 
 CONFIG = small_config(
     objective={"kind": "reval", "beta_times_length": 3.5},
@@ -188,6 +188,19 @@ def test_a_policy_is_reconstructed_outside_of_the_run(finished: RunDirectory, tm
     policy = recorded_policy(directory, round)
     assert policy is not None
     assert reconstruct(directory, CONFIG, DrawReader(directory), policy).policy == policy.identity
+
+
+def test_the_config_of_an_open_run_does_not_change_when_beta_becomes_known(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    with open_run_context(directory, CONFIG) as context:
+        config, recorded = context.config, directory.config.read_text()
+        with pytest.raises(AssertionError, match="before the first responses"):
+            _ = context.objective
+        first_round(context, ["rollouts"])
+        assert context.objective.beta == pytest.approx(3.5 / mean_length(directory, round=1), rel=1e-12)
+        assert context.learner_at(recorded_policy(directory, 0)).objective == context.objective
+        assert context.config is config
+    assert directory.config.read_text() == recorded
 
 
 def test_offline_training_measures_beta_on_all_trajectories(finished: RunDirectory, tmp_path: Path) -> None:

@@ -21,9 +21,10 @@ from reval_core.model.loading import load_model, policy_digest, tokenizer_of
 from reval_core.pipeline.run_context import Policy, open_run_context
 from reval_core.planning.forecast import forecast
 from reval_core.problems.response_files import read_responses
-from reval_core.replay_buffer.imported import import_table, tokenise
+from reval_core.replay_buffer.imported import tokenise
 from reval_core.replay_buffer.index import sql_views
 from reval_core.replay_buffer.offline import stored_run
+from reval_core.replay_buffer.trajectories import response_table
 from reval_core.report import write_report
 from reval_core.stages.consistency import score_trajectories
 from reval_core.stages.reference_reset import live_trajectories
@@ -179,7 +180,7 @@ def test_the_shared_responses_become_tokens(name, taken, empty, cut):
     config = small_config(model=letters, rollouts__max_tokens=60)
     found = read_responses(CASES / name, {}, "all")
     tokenised = tokenise(found, config, tokenizer_of(config.model))
-    assert (len(tokenised.rows), tokenised.empty, tokenised.cut) == (taken, empty, cut)
+    assert (len(tokenised.responses), tokenised.empty, tokenised.cut) == (taken, empty, cut)
 
 
 def test_a_training_run_refuses_an_import(finished, imported, tmp_path):
@@ -195,14 +196,14 @@ def test_an_interrupted_import_resumes(imported, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SHARD_ROWS", 100)
     made: list[int] = []
 
-    def breaking(rows: Any, samples: Any, *, shard: int, **given: Any) -> Any:
+    def breaking(rows: Any, tokenizer: Any, *, shard: int, **given: Any) -> Any:
         if shard == 2 and made == [0, 1]:
             made.append(-1)
             raise KeyboardInterrupt
         made.append(shard)
-        return import_table(rows, samples, shard=shard, **given)
+        return response_table(rows, tokenizer, shard=shard, **given)
 
-    monkeypatch.setattr(module, "import_table", breaking)
+    monkeypatch.setattr(module, "response_table", breaking)
     with pytest.raises(KeyboardInterrupt):
         import_small(file, directory, config)
     assert RunDirectory(directory).manifest("rollouts", 0) is None

@@ -26,6 +26,7 @@ import torch
 from transformers import GenerationConfig
 
 from tests.models import tiny_model
+from tests.responses import request
 from tests.runs import run, small_config
 
 ROOT = Path(__file__).parents[2]
@@ -180,10 +181,9 @@ def _(begun: Path, tmp_path: Path) -> None:
 
 
 @leaves("reval_core.evaluation.context.open_evaluation_context")
-@leaves("reval_core.evaluation.context.EvaluationContext.generate")
+@leaves("reval_core.pipeline.stage_context.StageContext.generate")
 def _(begun: Path, tmp_path: Path) -> None:
     from reval.flows.preparation import prepare_evaluation
-    from reval_core.engines.engine import Request
     from reval_core.evaluation.context import open_evaluation_context
 
     sets = "benchmarks=[{arithmetic: {digits: 1, operators: '+', split: held_out}}]"
@@ -191,7 +191,7 @@ def _(begun: Path, tmp_path: Path) -> None:
     prepared = prepare_evaluation(str(begun), None, asked, None, tmp_path / "evaluation")
     source, protocol, directory = prepared.source, prepared.protocol, prepared.directory
     with breaking(), open_evaluation_context(directory, source, protocol) as context:
-        suspended = context.generate([Request([1, 2], seed) for seed in range(2)])
+        suspended = context.generate(context.policy, [request([1, 2], seed) for seed in range(2)])
         next(suspended)
         assert not torch.is_autocast_enabled("cpu")
         raise Broken
@@ -377,17 +377,15 @@ def _(begun: Path, tmp_path: Path) -> None:
 
 
 @leaves("reval_core.pipeline.run_context.open_run_context")
-@leaves("reval_core.pipeline.run_context.RunContext.generate")
 @leaves("reval_core.pipeline.run_context.RunContext.reference_model")
 @leaves("reval_core.pipeline.run_context.RunContext._weights_of")
 @leaves("reval_core.replay_buffer.index.Store._transaction")
 def _(begun: Path, tmp_path: Path) -> None:
-    from reval_core.engines.engine import Request
     from reval_core.pipeline.run_context import Policy
 
     with breaking(), context_of(begun) as context:
         policy = Policy.of(context.directory.manifest("warm_start", 0))
-        suspended = context.generate(policy, [Request([1, 2], seed) for seed in range(2)], batch=1)
+        suspended = context.generate(policy, [request([1, 2], seed) for seed in range(2)], batch=1)
         next(suspended)
         assert not torch.is_autocast_enabled("cpu")
         break_in(context.reference_model(policy))
@@ -401,9 +399,9 @@ def _(begun: Path, tmp_path: Path) -> None:
         pass
 
 
-@leaves("reval_core.pipeline.run_context.explained_disk")
+@leaves("reval_core.storage.full_disk.explained_disk")
 def _(begun: Path, tmp_path: Path) -> None:
-    from reval_core.pipeline.run_context import explained_disk
+    from reval_core.storage.full_disk import explained_disk
     from reval_core.storage.run_directory import RunDirectory
 
     break_in(explained_disk(RunDirectory(begun)))
@@ -478,7 +476,6 @@ def _(begun: Path, tmp_path: Path) -> None:
     def command(name: str, *_: str) -> list[str]:
         return [sys.executable, "-c", "pass" if name == "--no-prompt" else "import time; time.sleep(10_000)"]
 
-    (tmp_path / "prefect.yaml").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         patch.setenv("PREFECT_API_URL", server.LOCAL_API)

@@ -5,6 +5,7 @@ functions count, and so do those under `TYPE_CHECKING`.
 """
 
 import ast
+import itertools
 import re
 from collections import defaultdict
 from graphlib import CycleError, TopologicalSorter
@@ -38,7 +39,7 @@ MAY_IMPORT = {
     # Runs.
     "pipeline": "errors launch atomic_files config storage model engines verification problems replay_buffer "
     "planning learning",
-    "evaluation": "errors atomic_files config storage model engines problems learning pipeline",
+    "evaluation": "errors atomic_files config storage model engines verification problems learning pipeline",
     "stages": "errors atomic_files user_code config storage model engines verification problems objectives "
     "replay_buffer planning learning pipeline evaluation",
     # What is done with runs and problem sets besides training.
@@ -212,6 +213,25 @@ def test_a_file_name_occurs_twice_only_where_it_means_the_same():
 def test_the_unit_tests_mirror_the_wings():
     directories = {path.name for path in (ROOT / "tests" / "unit").iterdir() if (path / "__init__.py").exists()}
     assert directories <= {*MAY_IMPORT, "flows", "tasks"}
+
+
+def test_one_trajectory_can_be_followed_in_25_files(imports):
+    """Each file is imported by an earlier one, or by a module that an earlier one imports. Packages re-export."""
+    section = _CONTRIBUTING.partition("## Follow one trajectory\n")[2].partition("\n## ")[0]
+    paths = re.findall(r"^\| \d+ \| `([\w/.]+)` \|", section, re.MULTILINE)
+    assert 20 <= len(paths) <= 25, "the table was not found, or has become too long"
+    assert len(set(paths)) == len(paths)
+    modules = [_module(ROOT / path) for path in paths]
+    assert not [path for path, module in zip(paths, modules, strict=True) if module not in MODULES]
+    direct, imported, reached = defaultdict(set), defaultdict(set), set()
+    for module, target, _ in imports:
+        direct[module].add(target)
+    for module, targets in direct.items():
+        packages = [target for target in targets if MODULES[target].name == "__init__.py"]
+        imported[module] = targets.union(*(direct[package] for package in packages))
+    for module, following in itertools.pairwise(modules):
+        reached |= imported[module].union(*(imported[one] for one in imported[module]))
+        assert following in reached, f"nothing before {following} leads to it"
 
 
 def test_contributing_says_what_each_wing_is_for():

@@ -10,7 +10,7 @@ from reval_core.evaluation.directory import published_tables
 from reval_core.evaluation.results import find_results
 from reval_core.model.loading import make_tiny_model, make_tiny_tokenizer, save_model
 from reval_core.replay_buffer.index import sql_views
-from reval_core.stages.shards import Shards
+from reval_core.stages.generation import Shards
 
 pytest.importorskip("vllm")
 

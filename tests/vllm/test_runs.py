@@ -16,7 +16,7 @@ from reval_core.model.loading import load_model
 from reval_core.pipeline.run_context import open_run_context
 from reval_core.replay_buffer.index import sql_views
 from reval_core.report.summary import summarise
-from reval_core.stages.shards import Shards
+from reval_core.stages.generation import Shards
 from reval_core.storage.run_directory import RunDirectory
 from reval_core.storage.tables import read_table
 from tests.runs import run, small_config

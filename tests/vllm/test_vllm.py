@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,14 @@ import torch
 
 from reval_core.config import Lora, TinyModel
 from reval_core.config import VllmEngine as Settings
-from reval_core.engines.engine import Request, Sampling
+from reval_core.engines.engine import Sampling
 from reval_core.engines.vllm import EngineDied, VllmEngine
 from reval_core.errors import RunStopped
 from reval_core.model.loading import make_tiny_model
 from reval_core.model.lora import add_adapters
 from reval_core.model.scoring import score
 from reval_core.model.token_batch import collate
+from tests.responses import request
 
 pytest.importorskip("vllm")
 
@@ -33,7 +35,7 @@ SETTINGS = Settings(kind="vllm", dtype="float32", kv_cache_gib=0.25)
 
 
 def requests(count, first_seed=0):
-    return [Request([3 + (one + place) % 9 for place in range(4)], first_seed + one) for one in range(count)]
+    return [request([3 + (one + place) % 9 for place in range(4)], first_seed + one) for one in range(count)]
 
 
 def changed(model, seed, by=0.05):
@@ -151,7 +153,7 @@ def test_tokens_are_drawn_from_the_policy(engine):
     """3,000 first tokens against the model's distribution, each within four standard deviations."""
     model, count = make_tiny_model(TINY, 0), 3000
     engine.load(model, "initial policy")
-    found = dict(engine.generate([Request([5, 6, 7], seed) for seed in range(count)], Sampling(1.0, 1, (EOS,))))
+    found = dict(engine.generate([request([5, 6, 7], seed) for seed in range(count)], Sampling(1.0, 1, (EOS,))))
     with torch.inference_mode():
         expected = model(torch.tensor([[5, 6, 7]])).logits[0, -1].softmax(-1).numpy()
     shares = np.bincount([one.tokens[0] for one in found.values()], minlength=len(expected)) / count
@@ -168,22 +170,18 @@ def test_interrupted_responses_continue_after_their_written_tokens(engine):
     assert reasons["partial"] > 0
     assert 300 <= sum(len(one.tokens) for one in found.values()) <= 300 + 64
     open_ = [place for place, one in found.items() if one.finish_reason == "partial"]
-    rest = [Request(requests(64)[place].prompt_tokens, 1000 + place, found[place].tokens) for place in open_]
+    rest = [replace(found[place], seed=1000 + place) for place in open_]
     ended = dict(engine.generate(rest, sampling))
-    whole = [Request(one.prompt_tokens, 0) for one in rest]
-    joined = {
-        number: type(one)(found[place].tokens + one.tokens, found[place].logprobs + one.logprobs, one.finish_reason)
-        for number, (place, one) in enumerate(zip(open_, (ended[n] for n in range(len(rest))), strict=True))
-    }
-    assert gap(model, whole, joined) < 1e-4
-    assert {one.finish_reason for one in joined.values()} <= {"stop", "length"}
-    assert all(len(one.tokens) <= 40 for one in joined.values())
+    assert gap(model, rest, ended) < 1e-4
+    assert {one.finish_reason for one in ended.values()} <= {"stop", "length"}
+    assert all(len(one.tokens) <= 40 for one in ended.values())
+    assert all(ended[n].tokens[: len(one.tokens)] == one.tokens for n, one in enumerate(rest))
 
 
 def test_prompts_that_do_not_fit_into_one_step_are_processed(engine):
     model = make_tiny_model(TINY, 0)
     engine.load(model, "initial policy")
-    long = [Request([3 + (one * place) % 9 for place in range(200)], one) for one in range(64)]
+    long = [request([3 + (one * place) % 9 for place in range(200)], one) for one in range(64)]
     found = dict(engine.generate(long, Sampling(1.0, 4, (EOS,))))
     assert gap(model, long, found) < 1e-4
 

@@ -24,12 +24,14 @@ pytest.importorskip("vllm")
 from transformers import PreTrainedModel
 
 from reval_core.config import TinyModel, VllmServerEngine
-from reval_core.engines.engine import Completion, Request, Sampling
+from reval_core.engines.engine import Sampling
+from reval_core.engines.response import Response
 from reval_core.engines.vllm_server import VllmServers
 from reval_core.model.loading import make_tiny_model, make_tiny_tokenizer, save_model
 from reval_core.model.scoring import score
 from reval_core.model.token_batch import collate
 from tests.models import random_rows
+from tests.responses import request
 
 SETTINGS = TinyModel(layers=2, width=128, heads=4, feed_forward=256)
 STOPS = (2, 7, 8)
@@ -137,24 +139,26 @@ def engine(served: list[Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     engine.close()
 
 
-def wanted(count: int, seed: int = 0) -> list[Request]:
-    return [Request(row.tolist(), place) for place, row in enumerate(random_rows(count, 1, 12, seed))]
+def wanted(count: int, seed: int = 0) -> list[Response]:
+    return [request(row.tolist(), place) for place, row in enumerate(random_rows(count, 1, 12, seed))]
 
 
 def check_logprobs(
-    requests: list[Request], found: dict[int, Completion], model: PreTrainedModel, temperature: float
+    requests: list[Response], found: dict[int, Response], model: PreTrainedModel, temperature: float
 ) -> None:
     """The engine's log-probs equal the trainer's."""
     assert sorted(found) == list(range(len(requests)))
-    places = [place for place in found if found[place].tokens]
-    prompts = [np.array([*requests[place].prompt_tokens, *requests[place].written]) for place in places]
+    before = {place: len(requests[place].tokens) for place in found}
+    places = [place for place in found if len(found[place].tokens) > before[place]]
+    prompts = [np.array([*requests[place].prompt_tokens, *requests[place].tokens]) for place in places]
+    new = [np.array(found[place].tokens[before[place] :]) for place in places]
     with torch.inference_mode():
-        scores = score(model, collate(prompts, [np.array(found[place].tokens) for place in places]), temperature)
-    for row, place in zip(scores.logprobs, places, strict=True):
-        np.testing.assert_allclose(found[place].logprobs, row[: len(found[place].tokens)], atol=1e-4)
+        scores = score(model, collate(prompts, new), temperature)
+    for row, place, tokens in zip(scores.logprobs, places, new, strict=True):
+        np.testing.assert_allclose(found[place].logprobs[before[place] :], row[: len(tokens)], atol=1e-4)
 
 
-def check_ends(found: dict[int, Completion], longest: int) -> None:
+def check_ends(found: dict[int, Response], longest: int) -> None:
     """A response ends with its first stop token or at its maximum length."""
     for one in found.values():
         stops = [place for place, token in enumerate(one.tokens) if token in STOPS]
@@ -191,10 +195,11 @@ def test_responses_are_generated_with_the_current_weights(engine):
 def test_a_response_continues_after_its_written_tokens(engine):
     model = model_of(1)
     engine.load(model, f"{1:016x}" + "0" * 48)
-    requests = [Request([4, 5], seed, written=[9, 10, 11]) for seed in range(6)]
+    requests = [request([4, 5], seed, tokens=[9, 10, 11]) for seed in range(6)]
     found = dict(engine.generate(requests, Sampling(1.0, 8, STOPS)))
     check_logprobs(requests, found, model, 1.0)
-    check_ends(found, 5)
+    check_ends(found, 8)
+    assert all(one.tokens[:3] == [9, 10, 11] for one in found.values())
 
 
 def test_interrupted_responses_are_returned_as_partial_and_the_servers_keep_working(engine):

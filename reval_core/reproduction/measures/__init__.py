@@ -57,7 +57,10 @@ def measure(name: str, figure: Figure, records: Sequence[Record]) -> dict[str, A
 
 def _commit() -> str:
     """Return the commit of the code if it is a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude", "*"]
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():  # an installed package may lie inside another project's repository
+        return "unknown"
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude", "*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from reval_core.atomic_files import digest
 from reval_core.config import Learner, Reference
-from reval_core.learning.checkpoints import wanted_checkpoints
+from reval_core.learning.checkpoints import retained_checkpoints
 from reval_core.replay_buffer.sampling import residual_left
 from reval_core.storage.tables import Manifest
 from tests.buffers import buffer_of
@@ -87,7 +87,7 @@ def test_the_checkpoint_of_a_reference_reset_by_the_residual_is_kept() -> None:
     manifests = [manifest("sampling", round, residual_left=left) for round, left in lefts.items()]
     manifests += [manifest("checkpoint", round) for round in lefts]
     config = small_config(checkpoints__keep=1, reference__reset_below=0.3)
-    assert wanted_checkpoints(manifests, config) == {0, 2, 5}
+    assert retained_checkpoints(manifests, config) == {0, 2, 5}
 
 
 @pytest.mark.parametrize("setting", [{"learner__least_updates": 1}, {"reference__reset_below": 0.3}])

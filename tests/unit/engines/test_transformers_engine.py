@@ -5,11 +5,12 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from reval_core.engines.engine import Request, Sampling
+from reval_core.engines.engine import Sampling
 from reval_core.engines.transformers import TransformersEngine
 from reval_core.model.scoring import score
 from reval_core.model.token_batch import collate
 from tests.models import random_rows, tiny_model
+from tests.responses import request
 
 EOS, PAD = 2, 0
 STOPS = (EOS,)
@@ -23,7 +24,7 @@ def engine():
 
 
 def requests(prompts, first_seed=0):
-    return [Request(prompt.tolist(), first_seed + place) for place, prompt in enumerate(prompts)]
+    return [request(prompt.tolist(), first_seed + place) for place, prompt in enumerate(prompts)]
 
 
 def answers(engine, wanted, sampling):
@@ -45,7 +46,7 @@ def test_the_log_probs_equal_the_trainers(engine):
 def test_tokens_are_drawn_from_the_policy(engine):
     """4,000 first tokens against the model's distribution, each within four standard deviations."""
     prompt, count = [5, 6, 7], 4000
-    found = answers(engine, [Request(prompt, seed) for seed in range(count)], Sampling(1.0, 1, STOPS))
+    found = answers(engine, [request(prompt, seed) for seed in range(count)], Sampling(1.0, 1, STOPS))
     shares = np.bincount([one.tokens[0] for one in found], minlength=18) / count
     with torch.inference_mode():
         expected = tiny_model()(torch.tensor([prompt])).logits[0, -1].softmax(-1).numpy()

@@ -17,10 +17,12 @@ import pytest
 
 from reval_core.config import VllmServerEngine
 from reval_core.engines import vllm_server
-from reval_core.engines.engine import Completion, Request, Sampling
+from reval_core.engines.engine import Sampling
+from reval_core.engines.response import Response
 from reval_core.engines.vllm_server import VllmServers
 from reval_core.errors import InputError, RunStopped
 from tests.models import tiny_model
+from tests.responses import request
 
 STOP = 2
 SAMPLING = Sampling(1.0, 8, (STOP,))
@@ -206,17 +208,17 @@ def make(tmp_path: Path) -> Iterator[Callable[..., VllmServers]]:
         engine.close()
 
 
-def wanted(count: int) -> list[Request]:
-    return [Request([4, 6 + number], seed=number) for number in range(count)]
+def wanted(count: int) -> list[Response]:
+    return [request([4, 6 + number], seed=number) for number in range(count)]
 
 
-def expected(request: Request) -> Completion:
-    tokens = answer([*request.prompt_tokens, *request.written], request.seed)
-    tokens = tokens[: SAMPLING.max_tokens - len(request.written)]
-    return Completion(tokens, [-0.5 * token for token in tokens], "stop" if tokens[-1] == STOP else "length")
+def expected(given: Response) -> Response:
+    tokens = answer([*given.prompt_tokens, *given.tokens], given.seed)
+    tokens = tokens[: SAMPLING.max_tokens - len(given.tokens)]
+    return given.extended(tokens, [-0.5 * token for token in tokens], "stop" if tokens[-1] == STOP else "length")
 
 
-def check_all(found: list[tuple[int, Completion]], requests: list[Request]) -> None:
+def check_all(found: list[tuple[int, Response]], requests: list[Response]) -> None:
     """Every request was completed exactly once."""
     assert sorted(place for place, _ in found) == list(range(len(requests)))
     assert all(completion == expected(requests[place]) for place, completion in found)
@@ -241,8 +243,8 @@ def test_requests_go_to_the_server_with_the_fewest_in_flight(make, servers, enou
 def test_a_request_names_all_decoding_parameters(make, servers):
     engine = make(servers[:1])
     engine.load(tiny_model(), POLICY)
-    request = Request([4, 6], seed=5, written=[7, 8])
-    check_all(list(engine.generate([request], Sampling(0.6, 8, (STOP, 9)))), [request])
+    interrupted = request([4, 6], seed=5, tokens=[7, 8])
+    check_all(list(engine.generate([interrupted], Sampling(0.6, 8, (STOP, 9)))), [interrupted])
     sent = servers[0].requests[0]
     assert sent["prompt"] == [4, 6, 7, 8]
     assert (sent["max_tokens"], sent["temperature"], sent["seed"]) == (6, 0.6, 5)

@@ -18,7 +18,8 @@ import pytest
 from reval.flows.cli import COMMANDS, RENAMED, main
 from reval.flows.preparation import prepare
 from reval_core.config.loader import load_config
-from reval_core.learning.precision import default_precision, with_precision
+from reval_core.learning.precision import default_precision
+from reval_core.learning.resolution import resolved
 from reval_core.storage.run_directory import RunDirectory
 from reval_core.storage.tables import SCHEMAS, Manifest, publish_table
 from tests.facts import hand_made_run
@@ -231,7 +232,7 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(reval: Reval, tmp_path: Pa
     overrides = ["rounds=10", "threads=1", "model={tiny: {layers: 4, width: 128, heads: 4, feed_forward: 384}}"]
     answer = reval("train", DEMO, "--dry-run", "--json", *(part for one in overrides for part in ("--set", one)))
     assert (answer.code, answer.err) == (0, "")
-    plan, settings = json.loads(answer.out), with_precision(load_config(DEMO, overrides))
+    plan, settings = json.loads(answer.out), resolved(load_config(DEMO, overrides))
     embedding, block = (3 + 15) * 128, 4 * 128 * 128 + 3 * 128 * 384 + 2 * 128
     assert plan["parameters"] == 2 * embedding + 4 * block + 128
     assert plan["trajectories"] == 10 * settings.rollouts.prompts * settings.rollouts.samples
@@ -260,7 +261,7 @@ def test_a_dry_run_for_people_prints_a_config_that_loads(reval: Reval, tmp_path:
     asked, _, rest = answer.out.partition("\nSettings\n")
     config, _, plan = rest.partition("\n\n")
     (tmp_path / "again.yaml").write_text(config, encoding="utf-8")
-    assert load_config(tmp_path / "again.yaml") == with_precision(load_config(DEMO))
+    assert load_config(tmp_path / "again.yaml") == resolved(load_config(DEMO))
     assert "rounds to do" in plan
     assert "6 tokens; in the set 6 to 6, median 6" in asked
     assert [line.split()[-1] for line in asked.splitlines() if line.endswith(("correct", "wrong"))].count(

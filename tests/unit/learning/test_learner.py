@@ -12,7 +12,12 @@ from accelerate.state import AcceleratorState
 from reval_core.config import CustomObjective, Grpo, Lora, Regression, Reval, Tbrm
 from reval_core.config import Learner as Settings
 from reval_core.errors import CorruptData, InputError, RunStopped
-from reval_core.learning.checkpoints import checkpoint_state, restore_optimizer, save_checkpoint, wanted_checkpoints
+from reval_core.learning.checkpoints import (
+    checkpoint_state,
+    restore_optimizer,
+    retained_checkpoints,
+    save_checkpoint,
+)
 from reval_core.learning.learner import Drawn, Learner, learning_rate
 from reval_core.model.loading import load_model, make_tiny_tokenizer, policy_digest
 from reval_core.model.lora import add_adapters
@@ -145,11 +150,11 @@ def test_which_checkpoints_are_kept():
 
     evaluations = [manifest("evaluation", round, accuracy=0.9 - abs(round - 4) / 10) for round in (0, 2, 4, 6)]
     manifests = [*evaluations, *(manifest("checkpoint", round) for round in (2, 3, 4, 6, 8, 9))]
-    assert wanted_checkpoints(manifests, small_config(checkpoints__keep=2)) == {0, 4, 8, 9}
+    assert retained_checkpoints(manifests, small_config(checkpoints__keep=2)) == {0, 4, 8, 9}
     resetting = small_config(checkpoints__keep=1, reference__reset_every=3)
-    assert wanted_checkpoints(manifests, resetting) == {0, 4, 9}
-    assert wanted_checkpoints(manifests[:-1], resetting) == {0, 4, 6, 8}
-    assert wanted_checkpoints([], resetting) == {0}
+    assert retained_checkpoints(manifests, resetting) == {0, 4, 9}
+    assert retained_checkpoints(manifests[:-1], resetting) == {0, 4, 6, 8}
+    assert retained_checkpoints([], resetting) == {0}
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.kind)

@@ -12,7 +12,8 @@ from reval.flows.preparation import prepare
 from reval_core.config import Learner
 from reval_core.config.loader import load_config
 from reval_core.errors import InputError
-from reval_core.learning.precision import settled_learner, with_precision
+from reval_core.learning.precision import settled_learner
+from reval_core.learning.resolution import resolved
 from reval_core.pipeline.run_context import open_run_context
 from reval_core.storage.run_directory import RunDirectory
 from tests.conftest import SMALL
@@ -41,7 +42,7 @@ def test_on_a_gpu_it_is_bfloat16_if_supported_without_emulation(
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_precision_in_the_config_is_kept(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config(learner__precision=precision, learner__gradient_checkpointing=False)
-    assert with_precision(config) is config
+    assert resolved(config) is config
 
 
 def test_a_run_records_its_precision_and_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,6 +63,6 @@ def test_a_run_records_its_precision_and_keeps_it(tmp_path: Path, monkeypatch: p
 def test_flash_attention_needs_a_machine_with_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config(model__attention="flash_attention_2")
     with pytest.raises(InputError, match=r"^model\.attention: flash_attention_2 computes in bfloat16"):
-        with_precision(config)
+        resolved(config)
     monkeypatch.setattr(DEFAULT, lambda: "bfloat16")
-    assert with_precision(config).learner.precision == "bfloat16"
+    assert resolved(config).learner.precision == "bfloat16"

@@ -12,7 +12,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from reval_core.config import Learner, Reval
-from reval_core.engines.engine import Request, Sampling
+from reval_core.engines.engine import Sampling
 from reval_core.engines.transformers import TransformersEngine
 from reval_core.errors import InputError
 from reval_core.learning.learner import Learner as Trainer
@@ -23,6 +23,7 @@ from reval_core.model.scoring import score
 from reval_core.model.scoring_check import check_scoring
 from reval_core.model.token_batch import collate
 from tests.models import VOCABULARY, random_rows, tiny_model
+from tests.responses import request
 
 SMALL = {
     "vocab_size": VOCABULARY,
@@ -141,7 +142,7 @@ def test_a_learner_prepares_its_model():
 def test_a_model_that_reads_packed_rows_generates_as_before():
     model, requests = (
         tiny_model(),
-        [Request(tuple(row.tolist()), seed) for seed, row in enumerate(random_rows(4, 2, 6))],
+        [request(tuple(row.tolist()), seed) for seed, row in enumerate(random_rows(4, 2, 6))],
     )
     sampling = Sampling(temperature=1.0, max_tokens=6, stop_ids=(2,))
 

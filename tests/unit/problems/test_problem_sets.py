@@ -89,7 +89,7 @@ def test_a_set_that_is_not_found_is_refused_with_instructions():
     assert str(caught.value) == (
         f"gpqa: no file gpqa.parquet, .jsonl, .ndjson, .json, .csv or .arrow in {Path('data').absolute()} "
         "(docs/problems.md describes how to get it; REVAL_DATA sets other directories), and hub Idavidrein/gpqa: "
-        "the package datasets is not installed; pip install 'reval[hub]', or give the path of a file"
+        "the package datasets is not installed; pip install 'reval-rl[hub]', or give the path of a file"
     )
     with pytest.raises(InputError, match=r"hub openai/gsm8k: the package datasets is not installed; pip install"):
         load_problems(ProblemSet(hub=Hub(name="openai/gsm8k")), seed=0)

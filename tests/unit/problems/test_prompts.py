@@ -194,9 +194,9 @@ def test_unusable_problems_are_refused_by_name_or_dropped(tmp_path, model, texts
             tmp_path / "evals",
         )
     drop = [f"problems.train={{path: {tmp_path / 'train.jsonl'}, unusable: drop}}", "rollouts.prompts=1"]
-    asked = prepare(config, drop, tmp_path / "run").problems  # as a dry run shows it
-    (left_out,) = asked.left_out.values()
-    assert len(asked.train) + len(left_out) == len(texts)
+    selected = prepare(config, drop, tmp_path / "run").problems  # as a dry run shows it
+    (left_out,) = selected.left_out.values()
+    assert len(selected.train) + len(left_out) == len(texts)
     assert left_out
     assert not (tmp_path / "run").exists()
 

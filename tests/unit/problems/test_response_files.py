@@ -10,10 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import GenerationConfig
 
+from reval_core.engines.response import Response
 from reval_core.errors import InputError
 from reval_core.model.loading import load_tokenizer, make_tiny_tokenizer
-from reval_core.problems.response_files import RESPONSE_FIELDS, Response, read_responses
-from reval_core.replay_buffer.imported import Tokenised, import_table, sample_numbers, tokenise
+from reval_core.problems.response_files import RESPONSE_FIELDS, read_responses
+from reval_core.replay_buffer.imported import tokenise
+from reval_core.replay_buffer.trajectories import response_table
 from reval_core.rows import column_options
 from tests.models import save_byte_level_model
 from tests.runs import small_config
@@ -30,7 +32,7 @@ def jsonl(path: Path, *rows: dict[str, Any] | str) -> Path:
 
 
 def response(text: str, problem: str = "1+2=", gold: str | None = "3", reward: float | None = None) -> Response:
-    return Response("file:1", problem, text, gold, reward)
+    return Response("p", problem, gold, "any", "stored", text=text, given_reward=reward, place="file:1")
 
 
 def test_jsonl_and_parquet_give_the_same(tmp_path: Path) -> None:
@@ -42,10 +44,10 @@ def test_jsonl_and_parquet_give_the_same(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     from_jsonl = read(jsonl(tmp_path / "a.jsonl", rows[0], "", *rows[1:]))
     from_parquet = read(tmp_path / "a.parquet")
-    assert [(one.problem, one.response, one.gold, one.reward) for one in from_jsonl] == [
+    assert [(one.problem, one.text, one.gold, one.given_reward) for one in from_jsonl] == [
         tuple(row[field] for field in RESPONSE_FIELDS.names) for row in rows
     ]
-    assert [one.response for one in from_parquet] == [one.response for one in from_jsonl]
+    assert [one.text for one in from_parquet] == [one.text for one in from_jsonl]
     assert from_jsonl[1].place == f"{tmp_path}/a.jsonl:3", "empty lines are counted"
     assert from_parquet[1].place == f"{tmp_path}/a.parquet: row 2"
 
@@ -53,7 +55,7 @@ def test_jsonl_and_parquet_give_the_same(tmp_path: Path) -> None:
 def test_columns_may_have_other_names_and_values_that_mean_the_same(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", {"problem": "1+2=", "completion": "3", "answer": 3, "label": True})
     (found,) = read(path, ["response=completion", "gold=answer", "reward=label"])
-    assert (found.response, found.gold, found.reward) == ("3", "3", 1.0)
+    assert (found.text, found.gold, found.given_reward) == ("3", "3", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -118,9 +120,9 @@ def test_responses_end_with_the_end_of_sequence_token_once() -> None:
     tokenizer = make_tiny_tokenizer("0123456789+=")
     material = tokenise([response("3"), response("4</s>")], config, tokenizer)
     end, three, four = tokenizer.eos_token_id, *tokenizer.encode("34")
-    assert [row.tokens for row in material.rows] == [[three, end], [four, end]]
-    assert [row.given.response for row in material.rows] == ["3", "4"]
-    assert material.rows[0].prompt_tokens == tokenizer.encode("1+2=")
+    assert [row.tokens for row in material.responses] == [[three, end], [four, end]]
+    assert [row.text for row in material.responses] == ["3", "4"]
+    assert material.responses[0].prompt_tokens == tokenizer.encode("1+2=")
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +156,9 @@ def test_a_response_ends_at_the_first_token_that_ends_a_text(
     tokenizer = load_tokenizer(chatting)
     config = small_config(model={"path": str(chatting)}, rollouts__max_tokens=60)
     material = tokenise([response(text.replace("EOS", tokenizer.eos_token))], config, tokenizer)
-    (row,) = material.rows
+    (row,) = material.responses
     last = tokenizer.eos_token_id if end == "eos" else tokenizer.convert_tokens_to_ids(end)
-    assert (row.given.response, material.cut, material.empty) == (said, cut, 0)
+    assert (row.text, material.cut, material.empty) == (said, cut, 0)
     assert row.tokens[-1] == last
     assert tokenizer.decode(row.tokens[:-1]) == said
     special = set(tokenizer.all_special_ids)
@@ -167,7 +169,7 @@ def test_a_response_ends_at_the_first_token_that_ends_a_text(
 def test_an_empty_response_is_skipped_and_counted(nothing: str) -> None:
     tokenizer = make_tiny_tokenizer("0123456789+=")
     material = tokenise([response("3"), response(nothing), response("4")], small_config(), tokenizer)
-    assert [row.given.response for row in material.rows] == ["3", "4"]
+    assert [row.text for row in material.responses] == ["3", "4"]
     assert material.counts == {"too_long": 0, "empty": 1, "cut": 0}
     with pytest.raises(InputError, match="file:1: this response and all after it are empty or too long"):
         tokenise([response(nothing)], small_config(), tokenizer)
@@ -184,7 +186,7 @@ def test_too_long_responses_are_skipped_and_counted() -> None:
     config = small_config(rollouts__max_tokens=4)
     responses = [response("333"), response("3333"), response("3", problem="1" * 300)]
     material = tokenise(responses, config, make_tiny_tokenizer("0123456789+="))
-    assert [row.given.response for row in material.rows] == ["333"], "three tokens and the end make four"
+    assert [row.text for row in material.responses] == ["333"], "three tokens and the end make four"
     assert material.too_long == 2, "one by rollouts.max_tokens, one by the model's context of 256"
     with pytest.raises(InputError, match="this response and all after it are empty or too long"):
         tokenise(responses[1:], config, make_tiny_tokenizer("0123456789+="))
@@ -200,19 +202,17 @@ def test_characters_without_a_token_are_refused_and_not_learned_as_padding(
         tokenise([response(text, problem)], small_config(), make_tiny_tokenizer("0123456789+="))
 
 
-def test_the_behaviour_policy_of_an_imported_response_is_unknown() -> None:
-    rows = [
-        Tokenised(response("3", gold=None, reward=0.5), "1+2=", [5, 6], [7, 2]),
-        Tokenised(response("4"), "1+2=", [5, 6], [8, 9, 2]),
-    ]
-    first, second = import_table(
-        rows, sample_numbers(rows), shard=1, first=256, problem_set="stored", gold_mode="any"
-    ).to_pylist()
-    unknown = ("seed", "temperature", "engine_logprobs", "gold")
-    assert [first[name] for name in unknown] == [None] * 4
+def test_the_policy_that_wrote_an_imported_response_is_unknown() -> None:
+    given = [response("3", gold=None, reward=0.5), response("45")]
+    tokenizer = make_tiny_tokenizer("0123456789+=")
+    imported = tokenise(given, small_config(), tokenizer)
+    shard = {"round": 0, "shard": 1, "first_id": 256, "policy": "unknown", "engine": "import", "temperature": None}
+    first, second = response_table(imported.responses, tokenizer, **shard).to_pylist()
+    unknown = ("seed", "temperature", "engine_logprobs", "policy_rounds", "gold")
+    assert [first[name] for name in unknown] == [None] * 5
     assert (first["policy"], first["engine"], first["finish_reason"]) == ("unknown", "import", "stop")
     assert (first["trajectory_id"], first["round"], first["shard"], first["row"]) == (256, 0, 1, 0)
     assert (first["given_reward"], second["given_reward"], second["gold"]) == (0.5, None, "3")
     assert (second["problem_set"], second["gold_mode"]) == ("stored", "any")
     assert (first["prompt_id"], first["sample"], second["sample"]) == (second["prompt_id"], 0, 1)
-    assert (second["prompt_length"], second["response_length"], second["loss_mask"]) == (2, 3, [True] * 3)
+    assert (second["prompt_length"], second["response_length"], second["loss_mask"]) == (4, 3, [True] * 3)

@@ -1,5 +1,6 @@
 """Trajectories: writing shards, and reading rows by index."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reval_core.engines.response import Response
 from reval_core.errors import CorruptData
 from reval_core.model.loading import make_tiny_tokenizer
-from reval_core.problems import Problem
 from reval_core.replay_buffer import trajectories
 from reval_core.replay_buffer.trajectories import (
     IDS_PER_ROUND,
-    GeneratedResponse,
     RowReader,
-    SampleRequest,
     list_rows,
     response_table,
+    responses_of,
 )
 from reval_core.storage.tables import SCHEMAS, publish_table, read_table
 
@@ -123,16 +123,17 @@ def test_list_rows_takes_every_kind_that_a_shard_holds(kind: pa.DataType, rows: 
 
 def test_a_shard_contains_requests_and_responses(tmp_path: Path) -> None:
     tokenizer = make_tiny_tokenizer("0123456789+=")
-    problem = Problem("p", "1+2=", "3", "any", "sums")
     prompt = tokenizer.encode("1+2=")
-    asked = [SampleRequest(problem, sample, "1+2=", prompt, seed=2**59 + sample) for sample in range(2)]
+    asked = [
+        Response("p", "1+2=", "3", "any", "sums", sample, "1+2=", prompt, 2**59 + sample) for sample in range(2)
+    ]
     three, end = tokenizer.encode("3")[0], tokenizer.eos_token_id
+    interrupted = asked[0].extended([three], [-0.5], "partial").written_by(5)
     responses = [
-        GeneratedResponse([three, end], [-0.5, -0.25], [5, 6], "stop"),
-        GeneratedResponse([three] * 3, [-1.0] * 3, [6] * 3, "length"),
+        interrupted.extended([end], [-0.25], "stop").written_by(6),
+        asked[1].extended([three] * 3, [-1.0] * 3, "length").written_by(6),
     ]
     rows = response_table(
-        asked,
         responses,
         tokenizer,
         round=7,
@@ -173,3 +174,24 @@ def test_a_shard_contains_requests_and_responses(tmp_path: Path) -> None:
     }
     assert (second["trajectory_id"], second["row"], second["sample"]) == (first["trajectory_id"] + 1, 1, 1)
     assert (second["response"], second["response_length"], second["loss_mask"]) == ("333", 3, [True] * 3)
+
+
+def test_responses_that_were_cut_off_survive_the_round_trip_through_the_table(tmp_path: Path) -> None:
+    asked = [Response("p", "1+2=", "3", "any", "sums", sample, "1+2=", [4, 5], 100 + sample) for sample in range(3)]
+    responses = [
+        asked[0].extended([7, 2], [-0.5, -0.25], "stop").written_by(4),
+        asked[1].extended([8], [-0.125], "partial").written_by(4),
+        replace(asked[2], tokens=[], logprobs=[], policy_rounds=[]),
+    ]
+    rows = response_table(
+        responses,
+        make_tiny_tokenizer("0123456789+="),
+        round=5,
+        shard=None,
+        first_id=5 * IDS_PER_ROUND + 9,
+        policy="the policy",
+        engine="vllm",
+        temperature=1.0,
+    )
+    publish_table(tmp_path, "partials.parquet", "partials", rows)
+    assert responses_of(read_table(tmp_path / "partials.parquet")) == responses

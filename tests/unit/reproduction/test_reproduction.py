@@ -16,7 +16,7 @@ from reval_core.errors import InputError
 from reval_core.reproduction.measures import _MEASURES, beyond
 from reval_core.reproduction.measures.rounds_to_target import CHOSEN, best_settings, fewer_rounds, more_updates
 from reval_core.reproduction.measures.stability import no_reward
-from reval_core.reproduction.prompt_search import Asked, nearest
+from reval_core.reproduction.prompt_search import MeasuredProblem, nearest
 from reval_core.reproduction.records import Record
 from reval_core.reproduction.result import in_words, verdict
 from reval_core.reproduction.statistics import difference, mean_over_seeds, speed_up, typical
@@ -150,7 +150,10 @@ def test_a_run_of_an_earlier_config_is_neither_reused_nor_resumed(tmp_path: Path
 
 
 def test_the_nearest_prompts_are_candidates() -> None:
-    known = [Asked(name, name, "1", rate, 32) for name, rate in (("a", 0.5), ("b", 0.1), ("c", 0.45), ("d", 0.3))]
+    known = [
+        MeasuredProblem(name, name, "1", rate, 32)
+        for name, rate in (("a", 0.5), ("b", 0.1), ("c", 0.45), ("d", 0.3))
+    ]
     assert [one.prompt_id for one in nearest(known, 0.4, 2)] == ["c", "a"]
 
 

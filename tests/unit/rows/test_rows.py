@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from reval_core.config import ProblemSet
+from reval_core.engines.response import Response
 from reval_core.errors import InputError
 from reval_core.problems import load_problems
 from reval_core.problems.checking import check_set
 from reval_core.problems.claim_files import read_claims
 from reval_core.problems.golds import is_missing
-from reval_core.problems.response_files import Response, read_responses
+from reval_core.problems.response_files import read_responses
 from reval_core.rows.values import json_list
 
 CASES = Path(__file__).parents[4] / "shared" / "cases" / "problems"
@@ -67,7 +68,7 @@ def test_the_shared_problem_files_are_read(name: str, answers: list[str]) -> Non
 def test_the_shared_response_files_are_read_as_problem_files_are(
     name: str, found: list[tuple[str, str, str]]
 ) -> None:
-    assert [(one.problem, one.response, one.gold) for one in responses(CASES / name)] == found
+    assert [(one.problem, one.text, one.gold) for one in responses(CASES / name)] == found
 
 
 @needs_cases
@@ -165,9 +166,9 @@ def test_a_response_is_the_assistants_last_turn(tmp_path: Path) -> None:
         {"prompt": turns, "completion": json.dumps(turns), "answer": 2.0},
     ]
     for one in responses(jsonl(tmp_path / "a.jsonl", *rows)):
-        assert (one.problem, one.response, one.gold) == ("1+1?", " It is\n2. ", "2")
+        assert (one.problem, one.text, one.gold) == ("1+1?", " It is\n2. ", "2")
     (whole,) = responses(jsonl(tmp_path / "b.jsonl", {"messages": turns, "reward": 1}))
-    assert (whole.problem, whole.response, whole.reward) == ("1+1?", " It is\n2. ", 1.0)
+    assert (whole.problem, whole.text, whole.given_reward) == ("1+1?", " It is\n2. ", 1.0)
     (claim,) = read_claims(jsonl(tmp_path / "c.jsonl", {"messages": turns, "answer": 2}), {}, "all")
     assert claim.claim.response == " It is\n2. "
 
@@ -235,7 +236,7 @@ def test_a_column_of_another_type_is_refused_by_row_and_field(tmp_path: Path, va
 def test_line_endings_and_byte_order_marks_make_no_difference(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     (one,) = responses(tmp_path / name)
-    assert (one.problem, one.response, one.gold, one.reward) == ("p", "2", "2", None)
+    assert (one.problem, one.text, one.gold, one.given_reward) == ("p", "2", "2", None)
     assert golds(tmp_path / name, columns={"answer": "gold"}) == ["2"]
     (row,) = read_claims(tmp_path / name, {}, "all")
     assert (row.claim.gold, row.claim.response) == ("2", "2")
@@ -247,8 +248,8 @@ def test_csv_supports_long_responses_and_rewards_as_text(tmp_path: Path) -> None
         writer.writerows([("problem", "response", "gold", "reward"), ("p", "x" * 200_000, "", "-0.5")])
         writer.writerow(("p", "", "2", "true"))
     long, empty = responses(tmp_path / "a.csv")
-    assert (len(long.response), long.gold, long.reward) == (200_000, None, -0.5)
-    assert (empty.response, empty.gold, empty.reward) == ("", "2", 1.0)
+    assert (len(long.text or ""), long.gold, long.given_reward) == (200_000, None, -0.5)
+    assert (empty.text, empty.gold, empty.given_reward) == ("", "2", 1.0)
 
 
 @pytest.mark.parametrize(

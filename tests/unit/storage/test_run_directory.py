@@ -222,6 +222,11 @@ def test_a_corrupt_manifest_is_named(directory: RunDirectory) -> None:
         directory.manifests()
 
 
+def test_rows_that_a_stage_has_not_published_are_missing_and_named(directory: RunDirectory) -> None:
+    with pytest.raises(CorruptData, match=r"facts/round=00002/sampling\.json: is missing$"):
+        directory.rows("sampling", 2, "draws")
+
+
 def test_shards_tables_and_checkpoints_of_a_round_have_separate_paths(directory: RunDirectory) -> None:
     places = [
         directory.shard(1, 0),

@@ -30,7 +30,7 @@ HELD_OUT = "problems.held_out "
 
 
 @dataclass(frozen=True)
-class Room:
+class TokenLimit:
     """The tokens available for a prompt and its response."""
 
     whose: str
@@ -43,7 +43,7 @@ class Room:
     """That length in tokens."""
 
     @classmethod
-    def of(cls, model: Model, engine: EngineSettings, setting: str, response: int) -> Room:
+    def of(cls, model: Model, engine: EngineSettings, setting: str, response: int) -> TokenLimit:
         """The model's context length, or the part of it that the engine uses."""
         taken = engine_context(model, engine)
         if taken == context_length(model):
@@ -54,17 +54,17 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Candidates:
     """A problem set to select from."""
 
     problems: Sequence[Problem]
-    room: Room
+    limit: TokenLimit
     drop: bool = False
     """Whether unusable problems are dropped; otherwise they are refused."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class Selected:
     """The usable problems of each set, by its name."""
 
     sets: Mapping[str, tuple[Problem, ...]]
@@ -77,11 +77,11 @@ class Asked:
         return {problem.problem: why for one in self.left_out.values() for problem, why in one.items()}
 
 
-def ask(wanted: Mapping[str, Wanted], prompts: Prompts, *, settled: bool = False) -> Asked:
+def select(candidates: Mapping[str, Candidates], prompts: Prompts, *, settled: bool = False) -> Selected:
     """Select the problems that can be rendered for the model and fit its context.
 
     Args:
-        wanted: the problem sets by name.
+        candidates: the problem sets by name.
         prompts: the prompts of all their problems.
         settled: whether the dropped problems are already recorded; then no others may be dropped.
 
@@ -89,18 +89,18 @@ def ask(wanted: Mapping[str, Wanted], prompts: Prompts, *, settled: bool = False
         InputError: naming the first unusable problem that may not be dropped, and the number of such problems.
     """
     sets, left_out = {}, {}
-    for name, one in wanted.items():
+    for name, one in candidates.items():
         faults = {problem: fault for problem in one.problems if (fault := prompts.left_out(problem.problem))}
         long = _too_long(one, prompts, faults)
         drop = one.drop and len(faults | long) < len(one.problems)
         if faults and not (drop or settled):
             raise InputError(_refusal(faults, len(one.problems)))
         if long and (settled or not drop):
-            raise InputError(_length_refusal(one.room, long, may_drop=not settled and not one.drop))
+            raise InputError(_length_refusal(one.limit, long, may_drop=not settled and not one.drop))
         why = faults | {problem: f"its prompt has {length:,} tokens" for problem, length in long.items()}
         left_out[name] = {problem: why[problem] for problem in one.problems if problem in why}
         sets[name] = tuple(problem for problem in one.problems if problem not in left_out[name])
-    return Asked(sets, left_out)
+    return Selected(sets, left_out)
 
 
 def _refusal(faults: Mapping[Problem, str], problems: int) -> str:
@@ -113,27 +113,27 @@ def _refusal(faults: Mapping[Problem, str], problems: int) -> str:
     )
 
 
-def _too_long(wanted: Wanted, prompts: Prompts, but: Collection[Problem]) -> dict[Problem, int]:
+def _too_long(candidates: Candidates, prompts: Prompts, but: Collection[Problem]) -> dict[Problem, int]:
     """The lengths, in tokens, of prompts that leave no room for a response."""
-    limit, problems = wanted.room.tokens, [problem for problem in wanted.problems if problem not in but]
-    if limit is None:
+    limit, problems = candidates.limit, [problem for problem in candidates.problems if problem not in but]
+    if limit.tokens is None:
         return {}
     lengths = prompts.lengths([problem.problem for problem in problems]).tolist()
     long = zip(problems, lengths, strict=True)
-    return {problem: length for problem, length in long if length + wanted.room.response > limit}
+    return {problem: length for problem, length in long if length + limit.response > limit.tokens}
 
 
-def _length_refusal(room: Room, long: Mapping[Problem, int], may_drop: bool) -> str:
+def _length_refusal(limit: TokenLimit, long: Mapping[Problem, int], may_drop: bool) -> str:
     first, length = next(iter(long.items()))
     others = f" and {len(long) - 1:,} more" if len(long) > 1 else ""
-    assert room.tokens is not None, "a prompt can be too long only with a limit"
-    left = room.tokens - max(long.values())
-    remedies = [f"set {room.setting}={left} or less"] if left > 0 else []
+    assert limit.tokens is not None, "a prompt can be too long only with a limit"
+    left = limit.tokens - max(long.values())
+    remedies = [f"set {limit.setting}={left} or less"] if left > 0 else []
     if may_drop:
         remedies.append("set unusable: drop to drop such problems")
     return (
-        f"{room.setting}: {room.response} and a prompt of {length:,} tokens ({first}{others}) exceed "
-        f"{room.whose} of {room.tokens:,}; {', or '.join(remedies) or 'shorten it, or use another model'}"
+        f"{limit.setting}: {limit.response} and a prompt of {length:,} tokens ({first}{others}) exceed "
+        f"{limit.whose} of {limit.tokens:,}; {', or '.join(remedies) or 'shorten it, or use another model'}"
     )
 
 
@@ -180,10 +180,10 @@ def prompts_of_shards(shards: Iterable[Path], problems: Iterable[str]) -> Prompt
         for place, problem in enumerate(rows.column("problem").to_pylist()):
             if problem in missing:
                 places.setdefault(problem, place)
-        asked = rows.take(list(places.values())).append_column(
+        found_rows = rows.take(list(places.values())).append_column(
             PROMPTS.field("left_out"), pa.nulls(len(places), pa.string())
         )
-        found = found.with_more(Prompts(asked.cast(PROMPTS)))
+        found = found.with_more(Prompts(found_rows.cast(PROMPTS)))
         missing -= places.keys()
     return found
 
@@ -214,45 +214,51 @@ def run_problems(
     Raises InputError if a prompt cannot be rendered, naming the first unusable problem.
     """
     train, held_out, record = sets.train, sets.held_out, modified(directory.prompts)
-    wanted = _wanted(config, train, held_out)
-    texts = list(dict.fromkeys(problem.problem for one in wanted.values() for problem in one.problems))
+    candidates = _candidates(config, train, held_out)
+    texts = list(dict.fromkeys(problem.problem for one in candidates.values() for problem in one.problems))
     kept = prompts_in(directory.prompts)
     known = kept or _prompts_of_run(directory, texts)
     new = [text for text in texts if text not in known]
     prompts = known.with_more(rendered(new, config.problems.prompt, config.model, tokenizer)) if new else known
     is_recorded = kept is not None and not new
-    asked = ask(wanted, prompts, settled=is_recorded)
+    selected = select(candidates, prompts, settled=is_recorded)
     return RunProblems(
-        list(asked.sets.get(TRAIN, train)),
-        [problem for name, problems in held_out.items() for problem in asked.sets.get(HELD_OUT + name, problems)],
-        prompts.leaving_out(asked.why),
-        {name: problems for name, problems in asked.left_out.items() if problems},
+        list(selected.sets.get(TRAIN, train)),
+        [
+            problem
+            for name, problems in held_out.items()
+            for problem in selected.sets.get(HELD_OUT + name, problems)
+        ],
+        prompts.leaving_out(selected.why),
+        {name: problems for name, problems in selected.left_out.items() if problems},
         is_recorded,
         record,
         tokenizer,
     )
 
 
-def _wanted(
+def _candidates(
     config: Config, train: Sequence[Problem], held_out: Mapping[str, Sequence[Problem]]
-) -> dict[str, Wanted]:
+) -> dict[str, Candidates]:
     """The problem sets that a run generates responses to, or demonstrates in its warm start."""
     model, problems, rollouts, warm_start = config.model, config.problems, config.rollouts, config.model.warm_start
     dropped = problems.train is not None and problems.train.unusable == "drop"
     # The response of a demonstration is a short sum: only the length of its prompt is checked.
-    shown = Room("the model's context", context_length(model), "problems.prompt", 0)
-    wanted = {}
+    shown = TokenLimit("the model's context", context_length(model), "problems.prompt", 0)
+    candidates = {}
     if isinstance(rollouts, Rollouts):
-        room = Room.of(model, config.engine, "rollouts.max_tokens", rollouts.max_tokens)
-        wanted[TRAIN] = Wanted(train, room, dropped)
-        for source, (name, asked) in zip(problems.held_out, held_out.items(), strict=True):
-            wanted[HELD_OUT + name] = Wanted(asked, room, source.unusable == "drop")
+        limit = TokenLimit.of(model, config.engine, "rollouts.max_tokens", rollouts.max_tokens)
+        candidates[TRAIN] = Candidates(train, limit, dropped)
+        for source, (name, chosen) in zip(problems.held_out, held_out.items(), strict=True):
+            candidates[HELD_OUT + name] = Candidates(chosen, limit, source.unusable == "drop")
     elif warm_start is not None and not warm_start.problems:
-        wanted[TRAIN] = Wanted(train, shown, dropped)
+        candidates[TRAIN] = Candidates(train, shown, dropped)
     if warm_start is not None:
         for number, source in enumerate(warm_start.problems):
-            wanted[f"model.warm_start.problems {number}"] = Wanted(load_problems(source, config.seed), shown)
-    return wanted
+            candidates[f"model.warm_start.problems {number}"] = Candidates(
+                load_problems(source, config.seed), shown
+            )
+    return candidates
 
 
 def left_out_counts(left_out: Mapping[str, Mapping[Problem, str]]) -> dict[str, dict[str, Any]]:
