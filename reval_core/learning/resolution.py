@@ -14,7 +14,7 @@ from __future__ import annotations
 from reval_core.config import Config, ResidualObjective, Rollouts
 from reval_core.errors import InputError
 from reval_core.learning.precision import settled_learner
-from reval_core.planning.gpu_memory import card, with_checkpointing
+from reval_core.planning import gpu_memory
 from reval_core.storage.run_directory import RunDirectory
 
 
@@ -24,7 +24,7 @@ def resolved(config: Config) -> Config:
     Raises:
         InputError: The model's attention does not support the precision of this machine.
     """
-    config = with_checkpointing(config, card())
+    config = gpu_memory.with_checkpointing(config, gpu_memory.card())
     learner, attention = settled_learner(config.learner), config.model.attention or ""
     if attention.startswith("flash") and learner.precision == "float32":
         raise InputError(

@@ -337,7 +337,7 @@ def test_a_command_loads_and_checks_everything_once(tmp_path, monkeypatch, capsy
     counted.count("reval_core.problems.problem_sets.read_rows", lambda path: path.name)
     counted.count("reval_core.model.loading.load_tokenizer")
     counted.count("reval_core.model.loading.check_model")
-    counted.count("reval_core.problems.asked.render")
+    counted.count("reval_core.problems.selection.render")
     once = dict.fromkeys(("train.jsonl", "held_out.jsonl", "load_tokenizer", "check_model", "render"), 1)
     for command in (["--dry-run"], []):
         cli.main(["train", "own.yaml", *command], standalone_mode=False)
