@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from reval_core.config import CustomObjective, Reward
+from reval_core.config import CustomObjective, Model, Reward
 from reval_core.config import Learner as Settings
 from reval_core.learning.learner import Learner
+from reval_core.model.loading import check_model, load_tokenizer
 from reval_core.verification import Claim, Verifier
 from tests.models import drawn, save_byte_level_model, tiny_model
 
@@ -26,7 +27,8 @@ def in_examples(monkeypatch):
 
 def test_every_example_compiles_and_is_tested_here():
     names = {path.name for path in EXAMPLES.glob("*.py")}
-    assert names == {"plain_torch_loop.py", "trl_trainer.py", "custom_objective.py", "custom_reward.py"}
+    tested = {"plain_torch_loop.py", "trl_trainer.py", "custom_objective.py", "custom_reward.py", "small_model.py"}
+    assert names == tested
     for path in EXAMPLES.glob("*.py"):
         compile(path.read_text(encoding="utf-8"), str(path), "exec")
 
@@ -45,6 +47,14 @@ def test_the_trl_trainer_trains(tmp_path):
     steps = [entry for entry in log if "grad_norm" in entry]
     assert len(steps) == 2
     assert all(float(entry["loss"]) >= 0 and float(entry["grad_norm"]) > 0 for entry in steps)
+
+
+def test_the_small_model_of_the_tutorial_is_one_that_reval_loads(tmp_path):
+    example = runpy.run_path(str(EXAMPLES / "small_model.py"))
+    example["main"](EXAMPLES.parent / "data" / "gsm8k-64.jsonl", tmp_path / "model", steps=2)
+    check_model(Model(path=str(tmp_path / "model")))
+    tokenizer = load_tokenizer(tmp_path / "model")
+    assert tokenizer.decode(tokenizer("½ of 1,657 €?")["input_ids"]) == "½ of 1,657 €?"
 
 
 @pytest.mark.usefixtures("in_examples")
