@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv venv-test venv-vllm venv-locked venv-vllm-locked lock demo smollm2 test test-vllm test-wheel test-faults test-load test-audit bench bench-bf16 bench-rollouts bench-verification bench-peers gpu-check clean
+.PHONY: venv venv-test venv-vllm venv-locked venv-vllm-locked lock demo smollm2 test test-vllm test-wheel test-faults test-load test-audit docs bench bench-bf16 bench-rollouts bench-verification bench-peers gpu-check clean
 
 venv: .venv/.installed
 venv-test: .venv/.installed-test
@@ -90,6 +90,19 @@ test-audit: venv-test
 	$(BIN)/pytest -m "full or not full" --override-ini timeout=3600 --override-ini faulthandler_timeout=3660 \
 	    tests/integration/test_audit.py
 
+# The documentation as a site, build/docs/index.html, without a network. A warning is an error. reval is not imported.
+docs: .venv-docs/.installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
+
+.venv-docs/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --disable-pip-version-check $(DOCS_PACKAGES)
+	touch $@
+
+# The extra `docs` alone, without reval's own dependencies.
+DOCS_PACKAGES = $(shell $(PYTHON) -c "import tomllib; \
+    print(*map(repr, tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs']))")
+
 # The learner relative to its baselines and, after make bench-peers, to TRL. Then the database's times.
 bench: venv
 	$(BIN)/python benchmarks/learner.py; learner=$$?; $(BIN)/python benchmarks/store.py && exit $$learner
@@ -120,4 +133,4 @@ bench-peers: .venv-peers/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .venv-peers .venv-lock runs build
+	rm -rf .venv .venv-vllm .venv-peers .venv-lock .venv-docs runs build
