@@ -1,4 +1,4 @@
-"""A small model to follow the tutorial with: its answers to training problems are right about 3 times in 10.
+"""A small model to follow the tutorial with: it answers training problems with a number that is sometimes right.
 
     python examples/small_model.py gsm8k/train.jsonl models/small
 
