@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv venv-test venv-vllm venv-locked venv-vllm-locked lock demo smollm2 test test-vllm test-wheel test-faults test-load test-audit docs bench bench-bf16 bench-rollouts bench-verification bench-peers gpu-check clean
+.PHONY: venv venv-test venv-vllm venv-locked venv-vllm-locked lock demo smollm2 test test-distributed test-vllm test-wheel test-faults test-load test-audit docs bench bench-bf16 bench-rollouts bench-verification bench-peers gpu-check clean
 
 venv: .venv/.installed
 venv-test: .venv/.installed-test
@@ -67,6 +67,10 @@ test: venv-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+# Learning, scoring and whole runs in two and four processes, with sharded and with replicated weights, on the CPU.
+test-distributed: venv-test
+	$(BIN)/pytest -m distributed tests/distributed
 
 # All tests that generate with vLLM, on the CPU build.
 test-vllm: venv-vllm

@@ -22,6 +22,7 @@ PARTS = (
     "copy",
     "moments",
     "gradients",
+    "gathered",
     "activations",
     "head",
     "reference",
@@ -52,7 +53,7 @@ def show_plan_for_other_machine(
             f"memory and disk: the sizes of {settings.model.path} are unknown; put its config.json into "
             f"{_architecture(config, settings.model)}"
         )
-    stages, sizes, notes = [], None, list(_uses(settings, gpus))
+    stages, sizes, notes = [], None, list(process_uses(settings, gpus))
     if settings.learner.precision == "auto":
         notes.append("learner.precision: auto is bfloat16 on GPUs that support it, as assumed here")
     if model is not None:
@@ -155,24 +156,34 @@ def _is_here(source: ProblemSet) -> bool:
     return source.set is None or find_set(source.set) is not None
 
 
-def _uses(settings: Config, gpus: int) -> Iterator[str]:
-    """What a run does and does not do with several GPUs."""
-    engine = settings.engine
-    if isinstance(engine, VllmEngine) and engine.tensor_parallel_size > gpus:
-        yield f"engine.tensor_parallel_size: {engine.tensor_parallel_size} is more than the {gpus} GPUs"
-    if gpus == 1:
+def process_uses(settings: Config, processes: int) -> Iterator[str]:
+    """What each of several processes, one per GPU, does in a run."""
+    engine, shard = settings.engine, settings.learner.shard
+    if isinstance(engine, VllmEngine) and engine.tensor_parallel_size > processes:
+        yield f"engine.tensor_parallel_size: {engine.tensor_parallel_size} is more than the {processes} GPUs"
+    if processes == 1:
+        if shard != "none":
+            yield f"learner.shard: {shard} has no effect on one GPU, and the run is refused there"
         return
+    held = {
+        "none": "each holds all weights, gradients and moments",
+        "node": "the weights, gradients and moments are divided among the processes of each host",
+        "all": "the weights, gradients and moments are divided among all of them",
+    }
     yield (
-        f"{gpus} GPUs learn together under accelerate launch --multi_gpu --num_processes {gpus} (DDP): each holds "
-        "a full replica of the learner and processes its share of each update's micro-batches; weights are not "
-        "sharded: FSDP is not supported"
+        f"{processes} processes learn and score together, one per GPU (torchrun --nproc-per-node {processes}); "
+        f"learner.shard: {shard}: {held[shard]}; each computes its share of the micro-batches"
+    )
+    yield (
+        "the first process runs the pipeline: it alone has the database, the engine and the verifier, and writes "
+        "the run's records; the others wait for its announcements"
     )
     if isinstance(engine, VllmServerEngine):
         yield f"the {len(engine.urls)} servers of engine.urls generate, on GPUs that are not included here"
     elif isinstance(settings.rollouts, Rollouts):
         yield (
-            "generation, scoring, evaluation and checkpoints use the first GPU; the others idle, unless "
-            "engine.tensor_parallel_size spreads vLLM or engine.kind: vllm-server uses separate GPUs"
+            "generation uses the first GPU, and the others idle meanwhile, unless engine.tensor_parallel_size "
+            "spreads vLLM or engine.kind: vllm-server uses separate GPUs"
         )
 
 

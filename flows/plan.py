@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from reval.flows.other_machine import process_uses
 from reval.flows.preparation import PreparedEvaluation, PreparedRun
 from reval.flows.server import prefect_api
 from reval.flows.terminal import console, print_json, print_pairs, print_quoted, print_rows, say, short, styled
+from reval_core import launch
 from reval_core.config import Config, Reward, Rollouts, Verification
 from reval_core.output.control_characters import visible
 
@@ -27,8 +29,11 @@ def show_plan(run: PreparedRun, as_json: bool) -> None:
     """Print the problems and how answers are judged, the resolved config, the sizes of the run and its progress."""
     from reval_core.engines.choice import choose
 
+    if not launch.is_first():
+        return
     prefect_api()
     settings, directory, sizes = run.config, run.directory, run.forecast
+    notes = [*run.notes, *(process_uses(settings, launch.count()) if launch.count() > 1 else [])]
     engine = choose(settings.model, settings.engine) if isinstance(settings.rollouts, Rollouts) else None
     finished = max(
         (manifest.round for manifest in directory.manifests() if manifest.stage == "recording"), default=0
@@ -38,7 +43,7 @@ def show_plan(run: PreparedRun, as_json: bool) -> None:
         "run_dir": str(directory.path),
         "engine": engine and {"kind": engine.kind, "reason": engine.reason},
         "precision": settings.learner.precision,
-        "gpu_notes": run.notes,
+        "gpu_notes": notes,
         "parameters": sizes.parameters,
         "trajectories": sizes.trajectories,
         "updates": sizes.updates,
@@ -67,7 +72,7 @@ def show_plan(run: PreparedRun, as_json: bool) -> None:
         "rounds to do": f"{plan['rounds_to_do']}",
     }
     print_pairs("What the run would do", lines)
-    for note in run.notes:
+    for note in notes:
         say(note)
 
 

@@ -71,8 +71,8 @@ def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> Pre
 
     Raises InputError, one line, for the first problem that would stop the run. Changes nothing on disk.
     """
-    check_launch()
     settings, directory = checked_settings(config, overrides, run_dir)
+    check_launch(settings.learner.shard)
     assert not isinstance(settings.rollouts, ImportedRollouts), "refused above"
     stored = None
     if isinstance(settings.rollouts, Rollouts):

@@ -6,10 +6,25 @@ import os
 
 
 def count() -> int:
-    """The number of processes that were launched."""
+    """The number of processes that were launched, on all hosts."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def is_first() -> bool:
     """Whether this is the process that runs the pipeline."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank() == 0
+
+
+def local_rank() -> int:
+    """The number of this process among those of its host, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_count() -> int:
+    """The number of processes that were launched on this host."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", str(count())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from reval_core.config import TinyModel
-from reval_core.learning.learner import Drawn
+from reval_core.learning.shared_scoring import Groups, Scoring, Texts, shared_scores
+from reval_core.learning.update import Drawn
 from reval_core.model.loading import make_tiny_model, save_model
-from reval_core.model.scoring import score
+from reval_core.model.scoring import Scorer, Scores, score
 from reval_core.model.token_batch import Rows, collate
 from reval_core.objectives import Inputs, Outputs
 
@@ -59,6 +61,13 @@ def drawn(model: PreTrainedModel, count: int = 8, seed: int = 0, reward: float |
         value_ref=scores.value.numpy().copy(),
         identity=f"draw {seed}",
     )
+
+
+def scores_in_updates(model: PreTrainedModel, texts: Texts, packed: bool) -> Callable[[Groups], list[Scores]]:
+    """Scores micro-batches of these texts as an update does."""
+    scoring = Scoring(temperature=1.0, packed=packed, as_in_updates=True)
+    scorer = Scorer(model)
+    return lambda groups: [one.scores for one in shared_scores(scorer, model.device, texts, groups, scoring)]
 
 
 def margin_objective(inputs: Inputs, beta: float = 1.0, margin: float = 0.0) -> Outputs:

@@ -193,6 +193,11 @@ class Config(Section):
         if not self.objective.has_residual:
             self._check_without_residual()
         self._check_warm_start()
+        if self.learner.shard != "none" and self.model.lora is not None:
+            raise ValueError(
+                f"learner.shard: {self.learner.shard} shards trained weights, and adapters are small; remove it, "
+                "or model.lora"
+            )
         if self.reference.ema is not None and self.model.lora is not None:
             raise ValueError(
                 "reference.ema: averaging two adapters does not average their contributions to the weights; "

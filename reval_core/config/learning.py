@@ -209,6 +209,9 @@ class Learner(Section):
     gradient_checkpointing: bool | None = None
     """Recompute activations in the backward pass: less memory, about a fifth slower. By default only if an update
     would not fit the GPU otherwise, resolved when the run starts."""
+    shard: Literal["none", "node", "all"] = Field("none", exclude_if=lambda shard: shard == "none")
+    """How weights, gradients and moments are spread over several processes: `none` holds all of them in each
+    process, `node` divides them among the processes of a host, `all` among all processes (docs/scaling.md)."""
     deterministic: bool = Field(False, exclude_if=not_)
     """Use deterministic GPU kernels only, which are slower; operations without one are refused."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -120,7 +120,7 @@ class EvaluationContext(StageContext):
             return "lower engine.gpu_memory_utilization"
         return "lower problems_per_shard or samples"
 
-    def model_of(self, policy: Policy) -> PreTrainedModel:
+    def model_of(self, policy: Policy) -> AbstractContextManager[PreTrainedModel]:
         """Return the evaluated model, loaded once."""
         assert policy == self.policy, "an evaluation has one policy"
         if self._model is None:
@@ -129,7 +129,7 @@ class EvaluationContext(StageContext):
             if self.engine.dtype is None:
                 compute_in(model.to(self.device), self.protocol.precision, self.source.seed)
             self._model = model
-        return self._model
+        return nullcontext(self._model)
 
     def _benchmark(self, name: str, problems: tuple[Problem, ...]) -> BenchmarkRun:
         # A run's policy is identified by its weights alone, so the key also covers the tokenized prompts.

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed import checkpoint as distributed_checkpoint
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
 
+from reval_core import launch
 from reval_core.atomic_files import check_directory, publish_directory, read_json
 from reval_core.config import Config
-from reval_core.errors import CorruptData, InputError
+from reval_core.errors import CorruptData, InputError, first_line
+from reval_core.learning import processes
 from reval_core.learning.learner import Learner
 from reval_core.model.loading import load_model, policy_digest, save_model
 from reval_core.model.lora import add_adapters, has_adapters, load_adapters, save_adapters
@@ -27,23 +34,65 @@ if TYPE_CHECKING:
     from reval_core.storage.tables import Manifest
 
 
-def save_checkpoint(directory: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Publish the learner's state to `directory`, with the weights in float32.
+_OPTIMIZER = "optimizer.safetensors"
+
+_SHARDS = "optimizer"
+"""The directory of the optimizer's state where it is sharded: a file per process."""
+
+
+def save_checkpoint(
+    directory: Path,
+    learner: Learner,
+    tokenizer: PreTrainedTokenizerBase,
+    shards: Callable[[Path], AbstractContextManager[None]] = lambda partial: nullcontext(),
+) -> str:
+    """Publish the learner's state to `directory`, with the weights in float32. Called by the first process.
 
     transformers loads the directory as a model or, with LoRA, as adapters of the model in `RunDirectory.base`.
+
+    Args:
+        directory: The final directory.
+        learner: The learner.
+        tokenizer: Saved with the weights.
+        shards: With a sharded learner: called with the temporary directory; inside the context all other processes
+            call `save_shards` with it.
 
     Returns:
         The digest of the float32 weights.
     """
-    content = learner.content()
-    state = {
+    state: dict[str, Any] = {
         "policy": learner.policy,
-        "content": content,
         "updates_done": learner.updates_done,
         "gradient_norms": list(learner.guard.norms),
+        "processes": learner.first_processes,
     }
+
+    def write(partial: Path) -> None:
+        with shards(partial):
+            state["content"] = save_shards(partial, learner, tokenizer)
+        _write_state(partial, state)
+
+    publish_directory(directory, write)
+    return str(state["content"])
+
+
+def save_shards(directory: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
+    """Write this process's part of a checkpoint: the first one's is the model. Returns the digest of the model.
+
+    With a sharded learner every process must call it.
+    """
+    content = ""
     with learner.masters() as model:
-        _publish(directory, model, tokenizer, _optimizer_tensors(learner), state)
+        if tokenizer is not None:
+            content = policy_digest(model)
+            _save_policy(directory, model, tokenizer)
+    tensors = _optimizer_tensors(learner)
+    if learner.is_sharded:
+        writer = HuggingFaceStorageWriter(str(directory / _SHARDS), save_distributed=True)
+        distributed_checkpoint.save(tensors, storage_writer=writer, process_group=processes.control())
+    else:
+        # On the CPU one by one: a GPU has no memory for a second copy.
+        save_file({name: one.detach().cpu().contiguous() for name, one in tensors.items()}, directory / _OPTIMIZER)
     return content
 
 
@@ -51,7 +100,13 @@ def save_first_checkpoint(directory: Path, model: PreTrainedModel, tokenizer: Pr
     """Publish the initial policy, and return its identity: the digest of its weights."""
     content = policy_digest(model)
     state = {"policy": content, "content": content, "updates_done": 0, "gradient_norms": []}
-    _publish(directory, model, tokenizer, {}, state)
+
+    def write(partial: Path) -> None:
+        _save_policy(partial, model, tokenizer)
+        save_file({}, partial / _OPTIMIZER)
+        _write_state(partial, {**state, "processes": launch.count()})
+
+    publish_directory(directory, write)
     return content
 
 
@@ -81,7 +136,8 @@ def load_learner(checkpoint: Path, base: Path, run: Config) -> Learner:
         model = load_model(base, settings)
         add_adapters(model, settings.lora, run.seed)
         load_adapters(model, checkpoint, run.seed)
-    learner = Learner.of(model, run, checkpoint_state(checkpoint)["policy"])
+    state = checkpoint_state(checkpoint)
+    learner = Learner.of(model, run, state["policy"], state.get("processes"))
     restore_optimizer(checkpoint, learner)
     return learner
 
@@ -113,25 +169,43 @@ def restore_optimizer(directory: Path, learner: Learner) -> None:
     state = checkpoint_state(directory)
     if learner.content() != state["content"]:
         raise CorruptData(f"{directory}: the weights are not those that were saved")
-    tensors = _read_optimizer(directory / "optimizer.safetensors")
-    for name, parameter in learner.trained().items():
-        saved = {
-            key: tensors[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in tensors
-        }
-        if any(value.shape not in (parameter.shape, ()) for value in saved.values()):
-            raise CorruptData(f"{directory}: the optimizer state of {name} differs in shape from the parameter")
-        if saved:
-            learner.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in saved.items()}
+    _restore_moments(directory, learner)
     learner.updates_done = state["updates_done"]
     learner.guard.norms.extend(state["gradient_norms"])
     learner.policy = state["policy"]
 
 
-def _read_optimizer(file: Path) -> dict[str, Tensor]:
+def _restore_moments(directory: Path, learner: Learner) -> None:
+    """Read the optimizer's state, or this process's shards of it. Any number of processes may have saved it."""
+    shards = directory / _SHARDS
+    reader = HuggingFaceStorageReader(str(shards if shards.exists() else directory))
+    group = processes.control() if learner.is_sharded else None
     try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CorruptData(f"{file}: cannot be read ({error})") from error
+        states = _empty_states(directory, learner, reader.read_metadata().state_dict_metadata)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that it loads in a single process
+            distributed_checkpoint.load(
+                _named(learner, states), storage_reader=reader, process_group=group, no_dist=group is None
+            )
+    except (OSError, SafetensorError, CheckpointException) as error:
+        raise CorruptData(f"{directory}: the optimizer state cannot be read ({first_line(error)})") from error
+    for name, state in states.items():
+        learner.optimizer.state[learner.weights.masters[name]] = state
+
+
+def _empty_states(directory: Path, learner: Learner, saved: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """Tensors for the saved state of each weight. Raises CorruptData if it is not the state of these weights."""
+    states: dict[str, dict[str, Tensor]] = {}
+    for name, master in learner.weights.masters.items():
+        empty = {
+            "step": master.new_zeros(()),
+            "exp_avg": torch.zeros_like(master),
+            "exp_avg_sq": torch.zeros_like(master),
+        }
+        for key in [key for key in empty if f"{name}/{key}" in saved]:
+            if tuple(saved[f"{name}/{key}"].size) not in (tuple(learner.weights.parts[name].shape), ()):
+                raise CorruptData(f"{directory}: the optimizer state of {name} differs in shape from the parameter")
+            states.setdefault(name, {})[key] = empty[key]
+    return states
 
 
 def retained_checkpoints(manifests: Sequence[Manifest], config: Config) -> set[int]:
@@ -176,19 +250,8 @@ def checkpoint_rounds(directory: Path) -> list[int]:
     return [int(path.name.split("=")[1]) for path in directory.glob("round=?????") if path.is_dir()]
 
 
-def _publish(
-    directory: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    optimizer: dict[str, Tensor],
-    state: dict[str, Any],
-) -> None:
-    def write(partial: Path) -> None:
-        _save_policy(partial, model, tokenizer)
-        save_file(optimizer, partial / "optimizer.safetensors")
-        (partial / "learner.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-
-    publish_directory(directory, write)
+def _write_state(directory: Path, state: dict[str, Any]) -> None:
+    (directory / "learner.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
 
 def _save_policy(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -199,10 +262,15 @@ def _save_policy(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedT
 
 
 def _optimizer_tensors(learner: Learner) -> dict[str, Tensor]:
-    names = {parameter: name for name, parameter in learner.trained().items()}
+    names = {master: name for name, master in learner.weights.masters.items()}
+    states = {names[master]: state for master, state in learner.optimizer.state.items()}
+    return _named(learner, states)
+
+
+def _named(learner: Learner, states: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The optimizer's state by the names in the file."""
     return {
-        f"{names[parameter]}/{key}": value.detach().cpu().contiguous()  # a GPU has no memory for a second copy
-        for parameter, state in learner.optimizer.state.items()
+        f"{name}/{key}": value if key == "step" else learner.weights.as_saved(name, value)
+        for name, state in states.items()
         for key, value in state.items()
-        if isinstance(value, torch.Tensor)
     }

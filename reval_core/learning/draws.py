@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reval_core.atomic_files import digest
-from reval_core.learning.learner import Drawn
+from reval_core.learning.update import Drawn
 from reval_core.model.noise import Noise
 from reval_core.replay_buffer.trajectories import IDS_PER_ROUND, RowReader, list_rows, logprob_rows
 from reval_core.storage.run_directory import RunDirectory

@@ -8,39 +8,37 @@ The identities of policies form a chain: the identity of the next policy is a di
 every drawn trajectory and of the learner's settings and versions. So a policy can be named before its weights
 exist, and reconstructed from a checkpoint and the recorded draws.
 
-Under `accelerate launch` every process holds a learner and calls `learn` with the same draws. Each process takes
-its share of the micro-batches, gradients are averaged before the step, and every process returns the whole update.
+In several processes (`accelerate launch`, torchrun) every process holds a learner, or a shard of it, and calls
+`learn` with the same draws. Each takes its share of the micro-batches, gradients are summed before the step, and
+every process returns the whole update.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING
 
-import accelerate
 import numpy as np
 import torch
-from accelerate.utils import DistributedType, gather_object
 from torch import Tensor
 
-from reval_core import config
+from reval_core import config, launch
 from reval_core.atomic_files import digest
-from reval_core.errors import InputError
-from reval_core.learning.checksum import weights_checksum
+from reval_core.learning import processes
 from reval_core.learning.deterministic import announce_deterministic, deterministic_kernels
 from reval_core.learning.guards import Guard
 from reval_core.learning.precision import settled_learner
 from reval_core.learning.snapshot import Snapshot
-from reval_core.model.layers import checkpointed_layers, set_up
+from reval_core.learning.trained_weights import is_sharded, make_weights
+from reval_core.learning.update import Drawn, Update
+from reval_core.model.layers import checkpointed_layers
 from reval_core.model.loading import model_identity, policy_digest
-from reval_core.model.low_precision import LowPrecisionCopy
 from reval_core.model.noise import LEAST, Noise, is_noise, within_noise
-from reval_core.model.scoring import Scorer, Scores
+from reval_core.model.scoring import Scores
 from reval_core.model.token_batch import Rows, collate, micro_batch_limit, micro_batches, pad_rows
 from reval_core.objectives import Inputs, Outputs, make_objective, objective_identity
 
@@ -57,62 +55,6 @@ LEARNER_VERSION = "4"
 """Increment this when a change to the code changes the resulting weights."""
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """The B trajectories of one update. `Rows` hold one array per trajectory, as long as its prompt or response."""
-
-    ids: np.ndarray
-    prompts: Rows
-    responses: Rows
-    written: Rows
-    engine_logprobs: Rows
-    old_logprobs: Rows
-    """log π(a_h|s_h) of the policy that wrote the response, by the trainer; NaN if unknown, like the engine's."""
-    truncated: np.ndarray
-    """[B] bool: the response was cut at the length limit."""
-    weight: np.ndarray
-    """[B] importance weights of the draw."""
-    reward: np.ndarray
-    advantage: np.ndarray
-    log_ref: np.ndarray
-    value_ref: np.ndarray
-    identity: str
-    """The digest of everything that the learner reads from the draw."""
-    noise: Noise | None = None
-    """The measured noise of scores; None for the minimum of the learner's precision."""
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @cached_property
-    def tokens(self) -> np.ndarray:
-        """The number of tokens written by the policy [B]."""
-        return np.array([int(mask.sum()) for mask in self.written])
-
-    @cached_property
-    def mean_tokens(self) -> float:
-        """Mean tokens written by the policy per trajectory."""
-        return int(self.tokens.sum()) / len(self)
-
-
-@dataclass(frozen=True)
-class Update:
-    """The result of one update. Arrays are [B], in the order of the draw, with values from before the step."""
-
-    loss: float
-    grad_norm: float
-    lr: float
-    tokens: int
-    seconds: float
-    delta: np.ndarray
-    value_term: np.ndarray
-    log_ratio: np.ndarray
-    metrics: dict[str, float]
-    """The objective's own metrics, as means over the trajectories."""
-    skipped: bool
-    """Whether the optimizer step was skipped because all residuals may be noise."""
-
-
 class Learner:
     """The weights of the policy, their optimizer, and the chain of identities."""
 
@@ -124,24 +66,24 @@ class Learner:
         policy: str,
         temperature: float = 1.0,
         seed: int = 0,
+        first_processes: int | None = None,
     ) -> None:
-        """Create a learner for a float32 model.
+        """Create a learner for a float32 model. With several processes, all of them must do so.
 
         Args:
-            model: The model. With `precision: bfloat16` its parameters are replaced by their bfloat16 copy.
+            model: The model. With `precision: bfloat16` its parameters are replaced by their bfloat16 copy, and
+                with `shard` by shards.
             objective: The config section `objective`.
             settings: The config section `learner`.
             policy: The identity of the weights of `model`.
             temperature: The temperature at which trajectories are scored.
             seed: The seed of the rounding thresholds of the copy; the same for all policies that are compared.
-
-        Raises:
-            InputError: bfloat16 under FSDP.
+            first_processes: The number of processes at the start of the chain of identities; by default that of
+                now.
         """
         settings = settled_learner(settings)
         if settings.deterministic:
             announce_deterministic()
-        self.model = model
         self.objective = objective
         self.policy: str | None = policy
         """The identity of the weights, or None while updates are in progress."""
@@ -149,27 +91,20 @@ class Learner:
         """The weights before the last call of `learn`, if it was called with `keep_before`."""
         self.updates_done = 0
         self.guard = Guard(settings.spike_limit)
+        self.processes = launch.count()
+        """The number of processes that train together."""
+        self.first_processes = first_processes or self.processes
+        self.device = processes.start()
         self._settings = settings
         self._temperature = temperature
         self._objective = make_objective(**objective.model_dump())
         self._has_residual = objective.has_residual
         self._noise = Noise(settings.noise, settings.noise) if settings.noise else LEAST[settings.precision]
-        self._accelerator = accelerate.Accelerator(
-            # Otherwise processes that find no GPU would each train alone.
-            cpu=not torch.cuda.is_available(),
-            mixed_precision="no",
-        )
-        set_up(model, settings.packed, settings.compiles_on(self._accelerator.device.type))
-        self._copy: LowPrecisionCopy | None = None
-        self._scorer: Any = Scorer(model)
-        if settings.precision == "bfloat16":
-            if self._accelerator.distributed_type == DistributedType.FSDP:
-                raise InputError("learner.precision: bfloat16 is not supported under FSDP; use float32 or DDP")
-            self._copy = LowPrecisionCopy(model.to(self._accelerator.device), seed)
-            self.optimizer = self._accelerator.prepare(_adamw(self._copy.masters.values(), settings))
-        else:
-            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            self._scorer, self.optimizer = self._accelerator.prepare(self._scorer, _adamw(trained, settings))
+        self.weights = make_weights(model, settings, seed, self.device)
+        self.is_sharded = is_sharded(settings)
+        self.model = self.weights.model
+        """The model, whose parameters may be shards: see `whole`."""
+        self.optimizer = _adamw(self.weights.masters.values(), settings)
         self._identity = [
             LEARNER_VERSION,
             objective_identity(**objective.model_dump()),
@@ -178,15 +113,18 @@ class Learner:
             model_identity(model),
             torch.__version__,
             torch.get_num_threads(),
-            self._accelerator.device.type,
-            self.processes,
-            self._copy and seed,
+            self.device.type,
+            self.first_processes,
+            seed if settings.precision == "bfloat16" else None,
         ]
 
     @classmethod
-    def of(cls, model: PreTrainedModel, run: config.Config, policy: str) -> Learner:
+    def of(
+        cls, model: PreTrainedModel, run: config.Config, policy: str, first_processes: int | None = None
+    ) -> Learner:
         """Create a learner with the settings of a run."""
-        return cls(model, run.objective, run.learner, policy, run.scoring_temperature, run.seed)
+        temperature, seed = run.scoring_temperature, run.seed
+        return cls(model, run.objective, run.learner, policy, temperature, seed, first_processes)
 
     def next_policy(self, policy: str, draws: Iterable[Drawn]) -> str:
         """The identity of the policy that results from `policy` and these draws."""
@@ -215,7 +153,7 @@ class Learner:
         after = self.next_policy(self.policy, batches)
         self.policy = None
         self.before = None  # free the old snapshot before taking another
-        self.before = Snapshot(self.model) if keep_before else None
+        self.before = Snapshot(self.weights.computing) if keep_before else None
         updates = []
         with self.as_in_updates(), deterministic_kernels() if self._settings.deterministic else nullcontext():
             for drawn in batches:
@@ -232,7 +170,7 @@ class Learner:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         found = self._whole(self._gradients(drawn))
-        norm = float(self._accelerator.clip_grad_norm_(self._stepped(), self._settings.grad_clip))
+        norm = self.weights.clip(self._settings.grad_clip)
         loss, delta, pulls = found.pop("loss") * drawn.weight, found.pop("delta"), found.pop("pulls")
         skipped = False
         if self._has_residual:
@@ -256,76 +194,58 @@ class Learner:
             skipped=skipped,
         )
 
-    @property
-    def processes(self) -> int:
-        """The number of processes that train together."""
-        count: int = self._accelerator.num_processes
-        return count
+    def whole(self) -> AbstractContextManager[PreTrainedModel]:
+        """The whole model in the first process, inside the context. With shards, every process must call it.
 
-    def state(self) -> dict[str, Tensor]:
-        """The whole float32 weights by name, also where they are sharded. Every process must call it."""
-        with self.masters():
-            state = self._accelerator.get_state_dict(self._scorer)
-        return {name.removeprefix("model."): tensor for name, tensor in state.items()}
-
-    @contextmanager
-    def masters(self) -> Iterator[PreTrainedModel]:
-        """The model with the float32 weights that the optimizer holds, inside the context.
-
-        They are the model's own parameters unless these are a copy. For saving and digests, not for computing.
+        Without shards it is `model` itself, in every process. With them it is a second model in CPU memory, for
+        saving, digests and an engine.
         """
-        with self._copy.replaced_by_masters() if self._copy else nullcontext():
-            yield self.model
+        return self.weights.whole(masters=False)
+
+    def masters(self) -> AbstractContextManager[PreTrainedModel]:
+        """As `whole`, with the float32 weights that the optimizer holds. For saving, not for computing."""
+        return self.weights.whole(masters=True)
 
     @contextmanager
-    def as_before(self) -> Iterator[PreTrainedModel]:
-        """The model with the weights in `before`, for scoring, inside the context.
+    def as_before(self) -> Iterator[None]:
+        """Compute with the weights in `before`, for scoring, inside the context.
 
         An interruption leaves `policy` None, as in `learn`.
         """
         assert self.before is not None, "learn() was not called with keep_before"
         policy, self.policy = self.policy, None
-        with self.before.swapped_in(self.model):
-            yield self.model
+        with self.before.swapped_in():
+            yield
         self.policy = policy
 
     def content(self) -> str:
-        """The digest of the float32 weights."""
+        """The digest of the float32 weights. With shards, every process must call it."""
         with self.masters() as model:
-            return policy_digest(model)
+            found = policy_digest(model) if launch.is_first() or not self.is_sharded else ""
+        return processes.gathered(found)[0] if self.is_sharded else found
 
     def checksum(self) -> str:
-        """The checksum of the trained float32 weights, computed on their device."""
-        return weights_checksum({name: tensor for name, tensor in self.trained().items() if tensor.requires_grad})
-
-    def trained(self) -> Mapping[str, Tensor]:
-        """The tensors that the optimizer holds, by the names of the model's parameters."""
-        return self._copy.masters if self._copy else dict(self.model.named_parameters())
+        """The checksum of the float32 weights, on their device. With shards, every process must call it."""
+        return self.weights.checksum()
 
     def as_in_updates(self) -> AbstractContextManager[None]:
         """Inside the context, run the forward pass as updates do: with gradient checkpointing where it is set."""
         return checkpointed_layers(self.model) if self._settings.gradient_checkpointing else nullcontext()
 
-    def _stepped(self) -> Iterable[Tensor]:
-        return self._copy.masters.values() if self._copy else self._scorer.parameters()
-
     def _step(self) -> None:
         self.optimizer.step()
-        if self._copy is not None:
-            self._copy.refresh()
+        self.weights.refresh()
 
     def _gradients(self, drawn: Drawn) -> list[Part]:
-        """Accumulate the gradients of this process's micro-batches; average over processes at the last one."""
+        """Accumulate the gradients of this process's micro-batches, and sum them over the processes."""
         parts = []
-        own = self._share(drawn)
-        for number, rows in enumerate(own, start=1):
-            with nullcontext() if number == len(own) else self._accelerator.no_sync(self._scorer):
-                if rows:
-                    parts.append((rows, self._backward(drawn, rows, share=1.0)))
-                else:  # this process has one micro-batch fewer, but must take part in the reduction
-                    self._backward(drawn, [0], share=0.0)
-        if self._copy is not None and self.processes > 1:
-            self._copy.average_gradients()
+        for rows in self._share(drawn):
+            if rows:
+                parts.append((rows, self._backward(drawn, rows, share=1.0)))
+            else:  # this process has one micro-batch fewer, but must take part where shards are gathered
+                self._backward(drawn, [0], share=0.0)
+            self.weights.collect()
+        self.weights.reduce()
         return parts
 
     def _share(self, drawn: Drawn) -> list[list[int]]:
@@ -333,28 +253,22 @@ class Learner:
         lengths = [
             len(prompt) + len(response) for prompt, response in zip(drawn.prompts, drawn.responses, strict=True)
         ]
-        max_tokens = micro_batch_limit(self._accelerator.device, self._settings.micro_batch_tokens)
+        max_tokens = micro_batch_limit(self.device, self._settings.micro_batch_tokens)
         groups = list(micro_batches(lengths, max_tokens, self._settings.packed))
-        processes = self._accelerator.num_processes
-        groups += [[]] * (-len(groups) % processes)
-        return groups[self._accelerator.process_index :: processes]
+        groups += [[]] * (-len(groups) % self.processes)
+        return groups[launch.rank() :: self.processes]
 
     def _backward(self, drawn: Drawn, rows: list[int], share: float) -> dict[str, np.ndarray]:
         """Add the gradient of these rows' part of the loss mean_τ weight(τ) · loss(τ), times `share`."""
-        device = self._accelerator.device
         sources = (drawn.prompts, drawn.responses, drawn.written)
         batch = collate(*([source[row] for row in rows] for source in sources), packed=self._settings.packed)
-        scores = self._scorer(batch.to(device), self._temperature)
+        scores = self.weights.scorer(batch.to(self.device), self._temperature)
         # Detach the objective from the model, to see for which trajectories its loss has a gradient.
         detached = Scores(scores.logprobs.detach().requires_grad_(), scores.values.detach().requires_grad_(), None)
         outputs = self._objective(self._inputs(drawn, rows, detached))
-        weight = torch.from_numpy(drawn.weight[rows]).to(device)
-        # Gradients are averaged over the processes, and the loss is a mean over the draw.
-        share *= self._accelerator.num_processes / len(drawn)
-        slopes = torch.autograd.grad(
-            (outputs.loss * weight).sum() * share, (detached.logprobs, detached.values), materialize_grads=True
-        )
-        # Not accelerator.backward, which divides by the gradient accumulation steps set at launch.
+        weight = torch.from_numpy(drawn.weight[rows]).to(self.device)
+        loss = (outputs.loss * weight).sum() * (share / len(drawn))
+        slopes = torch.autograd.grad(loss, (detached.logprobs, detached.values), materialize_grads=True)
         torch.autograd.backward((scores.logprobs, scores.values), slopes)
         pulls = slopes[0].any(dim=1) | slopes[1].any(dim=1)
         return {name: column.detach().cpu().numpy() for name, column in _columns(outputs, pulls).items()}
@@ -384,8 +298,7 @@ class Learner:
 
     def _whole(self, parts: list[Part]) -> dict[str, np.ndarray]:
         """The outputs of all micro-batches of all processes, [B] each, in the order of the draw."""
-        if self._accelerator.num_processes > 1:
-            parts = gather_object(parts)
+        parts = list(chain.from_iterable(processes.gathered(parts)))
         order = np.argsort(np.concatenate([rows for rows, _ in parts]))
         return {name: np.concatenate([columns[name] for _, columns in parts])[order] for name in parts[0][1]}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from reval_core.learning.learner import Drawn
+    from reval_core.learning.update import Drawn
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """The recorded quantiles of log π_θ(τ)/π_writer(τ) over the draws of a round."""

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Snapshot:
-    """The trained parameters of a model at the time of creation; for a low-precision copy, the copy itself."""
+    """The weights that compute, at the time of creation; for a low-precision copy, the copy itself."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._weights: dict[str, Tensor] = {
-            name: one.detach().to("cpu", copy=True) for name, one in model.named_parameters() if one.requires_grad
-        }
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self._own = weights
+        self._saved = {name: one.detach().to("cpu", copy=True) for name, one in weights.items()}
 
     @contextmanager
-    def swapped_in(self, model: nn.Module) -> Iterator[None]:
-        """Load these weights into `model` inside the context; afterwards its own are restored bit for bit.
+    def swapped_in(self) -> Iterator[None]:
+        """Put the saved values into the weights inside the context; afterwards their own are restored bit for bit.
 
-        They are exchanged tensor by tensor, so the device never holds both models.
+        They are exchanged tensor by tensor, so the device never holds both.
         """
-        self._exchange(model)
+        self._exchange()
         try:
             yield
         finally:
-            self._exchange(model)
+            self._exchange()
 
     @torch.no_grad()
-    def _exchange(self, model: nn.Module) -> None:
-        parameters = dict(model.named_parameters())
-        for name, saved in self._weights.items():
-            own = parameters[name].detach().to("cpu", copy=True)
-            parameters[name].copy_(saved)
-            self._weights[name] = own
+    def _exchange(self) -> None:
+        for name, saved in self._saved.items():
+            self._saved[name] = self._own[name].detach().to("cpu", copy=True)
+            self._own[name].copy_(saved)

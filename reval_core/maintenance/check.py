@@ -168,7 +168,9 @@ def _reconstruction(directory: RunDirectory, config: Config, tick: Callable[[int
         newest, exact = _reconstructed(directory, config, saved[-1], tick)
     except CorruptData as error:
         return Result("replay", f"from round {saved[-2]}", [str(error)])
-    found = "are bit-identical" if exact else "are not bit-identical, which GPU kernels do not guarantee"
+    found = "are bit-identical"
+    if not exact:
+        found = "are not bit-identical, which GPU kernels and other numbers of processes do not guarantee"
     return Result("replay", f"rounds {saved[-2]} to {newest}: the weights of checkpoint {saved[-1]} {found}")
 
 
@@ -178,7 +180,7 @@ def _reconstructed(
     """The last round that could be reconstructed, and whether all weights are bit-identical.
 
     `round` is that of the newest checkpoint. Raises CorruptData, naming the round, at the first one that differs.
-    On a GPU only the identities of policies must match.
+    On a GPU, or with another number of processes, only the identities of policies must match.
     """
     policy = recorded_policy(directory, round)
     if policy is None:
@@ -186,10 +188,10 @@ def _reconstructed(
     draws = DrawReader(directory)
     learner = reconstruct(directory, config, draws, policy, before=round - 1, tick=tick)
     exact = learner.content() == checkpoint_state(directory.checkpoint(round))["content"]
-    if not exact and repeats_bits():
+    if not exact and repeats_bits(directory, round):
         raise CorruptData(f"{directory.checkpoint(round)}: reconstruction from the draws gives different weights")
     while (following := recorded_policy(directory, round + 1)) is not None:
-        learn(learner, draws.read(following.round))
+        learn(learner, following.round, draws.read(following.round))
         if learner.policy != following.identity:
             raise CorruptData(
                 f"{directory.path}: reconstructing round {following.round} from its draws gives a different policy"

@@ -18,7 +18,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 _SLICE = 1 << 18
 """Weights that a CPU rounds at once, to fit its cache. A GPU rounds a whole tensor in one fused kernel."""
@@ -144,14 +144,6 @@ class LowPrecisionCopy:
         """Recompute the copy after the masters have changed."""
         for name, parameter in self._parameters.items():
             parameter.data.copy_(low_precision(self.masters[name], self._seed, name))
-
-    def average_gradients(self) -> None:
-        """Average the masters' gradients over the processes, in float32. Collective: every process must call it."""
-        for master in self.masters.values():
-            if master.grad is None:
-                master.grad = torch.zeros_like(master)
-            distributed.all_reduce(master.grad)
-            master.grad /= distributed.get_world_size()
 
     @contextmanager
     def replaced_by_masters(self) -> Iterator[None]:

@@ -11,14 +11,13 @@ with |τ| in tokens. c and c_V are measured in each run (`measure`) and recorded
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
 
-from reval_core.model.scoring import score
-from reval_core.model.token_batch import Rows, TokenBatch, collate, micro_batches
+from reval_core.model.scoring import Scores
+from reval_core.model.token_batch import Rows, micro_batches
 
 SIGNAL = 9.0
 """The minimum mean of (Δ/σ)² over a draw for an optimizer step: residuals of three standard deviations."""
@@ -60,10 +59,9 @@ def is_noise(delta: np.ndarray, sigma: np.ndarray) -> bool:
 
 
 def measure(
-    model: nn.Module,
+    scores: Callable[[Sequence[list[int]]], Iterable[Scores]],
     trajectories: tuple[Rows, Rows, Rows],
     stored: tuple[np.ndarray, np.ndarray],
-    temperature: float,
     max_tokens: int,
     packed: bool,
 ) -> Noise:
@@ -73,35 +71,32 @@ def measure(
     rms difference of the two is used.
 
     Args:
-        model: The model that gave the stored scores.
+        scores: Scores micro-batches with these rows as an update does, by the model and at the temperature of the
+            stored scores.
         trajectories: Prompts, responses, and masks of the tokens written by the policy: a sample of trajectories
             that were scored together.
         stored: log π(τ) and V(s_1), [B] each.
-        temperature: The temperature of the stored scores.
         max_tokens: The maximum tokens per micro-batch.
         packed: Whether batches are packed.
     """
-    prompts, responses, _ = trajectories
+    prompts, responses, written = trajectories
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     one_by_one = [[row] for row in range(len(lengths))]
     together = list(micro_batches(lengths, max_tokens, packed))
     noise = Noise(0.0, 0.0)
     for batches in (one_by_one, together):
-        differences = []
-        for rows in batches:
-            batch = collate(*([source[row] for row in rows] for source in trajectories), packed=packed)
-            differences.append(_difference(model, batch, [scores[rows] for scores in stored], temperature))
+        tokens = [np.array([max(1, written[row].sum()) for row in rows]) for rows in batches]
+        differences = [
+            _difference(found, [one[rows] for one in stored], of_rows)
+            for rows, of_rows, found in zip(batches, tokens, scores(batches), strict=True)
+        ]
         c, c_value = np.sqrt(np.mean(np.square(np.concatenate(differences, axis=1), dtype=np.float64), axis=1))
         noise = noise.at_least(Noise(float(c), float(c_value)))
     return noise
 
 
-def _difference(
-    model: nn.Module, batch: TokenBatch, stored: Sequence[np.ndarray], temperature: float
-) -> np.ndarray:
+def _difference(scores: Scores, stored: Sequence[np.ndarray], tokens: np.ndarray) -> np.ndarray:
     """[2, B]: the differences of a batch from the stored scores, in log π(τ) / √|τ| and in V(s_1)."""
-    scores = score(model, batch.to(next(model.parameters()).device), temperature)
-    tokens = batch.written.sum(dim=1).clamp(min=1).numpy()
     log_policy, value = (tensor.detach().cpu().numpy() for tensor in (scores.log_policy, scores.value))
     return np.stack([(log_policy - stored[0]) / np.sqrt(tokens), value - stored[1]])
 

@@ -47,6 +47,14 @@ def fix_machine(directory: RunDirectory, config: Config) -> dict[str, Any]:
         log.warning("%s: is missing; it is restored from the warm start's manifest", directory.machine.name)
         publish_sealed(directory.machine, recorded)
     torch.set_num_threads(recorded["threads"])
+    if recorded["processes"] != launch.count():
+        log.warning(
+            "%s: was started with %s processes and now has %s: gradients are summed in another order, so the "
+            "results equal those of an undisturbed run up to rounding, and not to the bit",
+            directory.path,
+            recorded["processes"],
+            launch.count(),
+        )
     return recorded
 
 
@@ -63,11 +71,6 @@ def check_machine(directory: RunDirectory, config: Config) -> dict[str, Any] | N
     if recorded is None:
         return None
     here = _describe(config)
-    if recorded["processes"] != here["processes"]:
-        raise InputError(
-            f"{directory.path}: this run trains with {recorded['processes']} processes, but now there are "
-            f"{here['processes']}; resume with accelerate launch --num_processes {recorded['processes']}"
-        )
     other = [
         f"{name} {recorded.get(name)}, now {here[name]}" for name in _DECISIVE if recorded.get(name) != here[name]
     ]

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 
 import torch
 
+from reval_core import launch
 from reval_core.config import Config
 from reval_core.errors import CorruptData
 from reval_core.learning import distributed
 from reval_core.learning.checkpoints import checkpoint_rounds, load_learner
 from reval_core.learning.draws import DrawReader
-from reval_core.learning.learner import Drawn, Learner, Tick, Update
+from reval_core.learning.learner import Learner, Tick
 from reval_core.learning.resolution import with_beta
+from reval_core.learning.update import Drawn, Update
 from reval_core.pipeline.integrity import note_unloaded
 from reval_core.storage.run_directory import RunDirectory
 from reval_core.storage.tables import Manifest
@@ -84,16 +86,15 @@ def reconstruct(
             f"of its checkpoints are available: rounds {available}"
         )
     checkpoint = directory.checkpoint(first)
-    distributed.tell("restore", checkpoint, torch.get_num_threads())
     try:
-        with distributed.together():
+        with distributed.together("restore", round=first, threads=torch.get_num_threads()):
             learner = load_learner(checkpoint, directory.base, with_beta(config, directory))
     except CorruptData as error:
         if str(error).startswith(str(checkpoint)):  # not the base model of adapters, which every start checks
             note_unloaded(directory, first)
         raise CorruptData(f"{error}; reval resume regenerates it") from error
     for number in range(first + 1, policy.round + 1):
-        learn(learner, draws.read(number), keep_before=keep_before and number == policy.round)
+        learn(learner, number, draws.read(number), keep_before=keep_before and number == policy.round)
         tick(number - first, policy.round - first)
     if learner.policy != policy.identity:
         raise CorruptData(
@@ -114,31 +115,39 @@ def has_recorded_weights(directory: RunDirectory, learner: Learner, round: int) 
     """
     learned = directory.manifest("learning", round)
     recorded = None if learned is None else learned.info.get("weights")  # older runs have none
-    if recorded is None or learner.checksum() == recorded:
+    if recorded is None or distributed.checksum(learner) == recorded:
         return True
-    if repeats_bits():
+    if repeats_bits(directory, round):
         raise CorruptData(
             f"{directory.path}: reconstruction gives different weights than round {round} recorded; resume it on "
             "the kind of processor that it was started on, or start a new run"
         )
     log.warning(
-        "%s: reconstruction gives different weights than round %s recorded, as nondeterministic GPU kernels may "
-        "(see learner.deterministic); the run resumes from the new weights",
+        "%s: reconstruction gives different weights than round %s recorded, as nondeterministic GPU kernels or "
+        "another number of processes may (see learner.deterministic); the run resumes from the new weights",
         directory.path,
         round,
     )
     return False
 
 
-def repeats_bits() -> bool:
-    """Whether learning is reproducible to the bit on this machine. On a GPU only some kernels are deterministic."""
-    return not torch.cuda.is_available()
+def repeats_bits(directory: RunDirectory, round: int) -> bool:
+    """Whether this process can repeat the learning of a run's rounds up to `round` to the bit.
+
+    On a GPU only some kernels are deterministic, and other numbers of processes sum gradients in another order.
+    """
+    learned = [one for one in directory.manifests(("learning",)) if one.round <= round]
+    counts = {one.info.get("processes", launch.count()) for one in learned}  # older runs fix the number
+    return not torch.cuda.is_available() and counts <= {launch.count()}
 
 
 def learn(
-    learner: Learner, draws: list[Drawn], tick: Tick = lambda done, total: None, keep_before: bool = False
+    learner: Learner,
+    round: int,
+    draws: list[Drawn],
+    tick: Tick = lambda done, total: None,
+    keep_before: bool = False,
 ) -> list[Update]:
-    """Run the updates in all processes of the run. With `keep_before` this process keeps the previous weights."""
-    distributed.tell("learn", draws)
-    with distributed.together():
+    """Run the updates of a round in all processes. With `keep_before` they keep the previous weights."""
+    with distributed.together("learn", round=round, keep_before=keep_before):
         return learner.learn(draws, tick, keep_before)

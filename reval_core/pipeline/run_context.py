@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import cached_property
-from itertools import chain, takewhile
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from reval_core.atomic_files import check_directory, remove_directory
 from reval_core.config import Config, Objective, Rollouts
@@ -19,13 +17,14 @@ from reval_core.engines.engine import Sampling
 from reval_core.errors import CorruptData, RunStopped
 from reval_core.learning import distributed
 from reval_core.learning.checkpoints import checkpoint_rounds, checkpoint_state, retained_checkpoints
+from reval_core.learning.distributed import scored, whole
 from reval_core.learning.draws import DrawReader
 from reval_core.learning.learner import Learner
+from reval_core.learning.replica import POLICY, Replica, on_device
 from reval_core.learning.resolution import resolved, with_beta
-from reval_core.model.layers import set_up
+from reval_core.learning.shared_scoring import Groups, Scored, Scoring, Texts
 from reval_core.model.loading import load_model, reading_digest, stop_ids, tokenizer_of
-from reval_core.model.lora import swapped_adapters
-from reval_core.model.low_precision import round_weights
+from reval_core.model.token_batch import micro_batch_limit, micro_batches
 from reval_core.pipeline.environment import fix_machine
 from reval_core.pipeline.integrity import clear
 from reval_core.pipeline.reconstruction import Policy, reconstruct
@@ -95,9 +94,7 @@ class RunContext(StageContext):
         verifier = Verifier.of(config.verification, config.reward)
         super().__init__(directory, tokenizer, problems.prompts, engine, verifier)
         self._round_started = time.perf_counter()
-        self._learner: Learner | None = None
-        self._reference: tuple[str, PreTrainedModel] | None = None
-        """The identity of the last requested reference, and its model in CPU memory."""
+        self._replica = Replica(directory.path, config)
 
     @cached_property
     def objective(self) -> Objective:
@@ -122,12 +119,13 @@ class RunContext(StageContext):
         Raises:
             CorruptData: If the reconstruction gives a different policy than the one recorded.
         """
-        if self._learner is None or self._learner.policy != policy.identity:
-            self._learner = None  # before a second model is loaded
-            self._learner = reconstruct(
+        replica = self._replica
+        if replica.learner is None or replica.learner.policy != policy.identity:
+            replica.learner = None  # before a second model is loaded
+            replica.learner = reconstruct(
                 self.directory, self.config, self.draws, policy, keep_before=self.engine_may_lag
             )
-        return self._learner
+        return replica.learner
 
     def learner_and_before(self, policy: Policy) -> Learner | None:
         """As `learner_at`, with the policy of the previous round in the learner's `before`.
@@ -139,20 +137,25 @@ class RunContext(StageContext):
         if max(saved, default=-1) < self.directory.pruned_at():
             return None
         if self.learner_at(policy).before is None:
-            self._learner = None  # before a second model is loaded
-            self._learner = reconstruct(
+            self._replica.learner = None  # before a second model is loaded
+            self._replica.learner = reconstruct(
                 self.directory, self.config, self.draws, policy, before=policy.round - 1, keep_before=True
             )
-        return self._learner
+        return self._replica.learner
 
     @property
     def engine_may_lag(self) -> bool:
         """Whether the engine has its own copy of the weights, which may lag behind the learner's."""
         return self.engine is not None and self.engine.dtype is not None
 
-    def model_of(self, policy: Policy) -> PreTrainedModel:
-        """The learner's model, with the weights of `policy`."""
-        return self.learner_at(policy).model
+    @contextmanager
+    def model_of(self, policy: Policy) -> Iterator[PreTrainedModel]:
+        """The learner's whole model with the weights of `policy`, on the device if the engine computes with it."""
+        with ExitStack() as stack:
+            model = stack.enter_context(whole(self.learner_at(policy)))
+            if not self.engine_may_lag:
+                stack.enter_context(on_device(model, self.device))
+            yield model
 
     def decoding(self) -> tuple[Sampling, int]:
         """The decoding parameters of rollouts, and the number of requests of a shard."""
@@ -160,43 +163,63 @@ class RunContext(StageContext):
         stops = stop_ids(self.config.model, self.tokenizer, settings.stop)
         return Sampling(settings.temperature, settings.max_tokens, stops), settings.batch
 
-    @contextmanager
-    def reference_model(self, reference: Policy) -> Iterator[PreTrainedModel]:
-        """Context manager for the reference model, which is on the device only within the context.
+    def by_policy(self, policy: Policy) -> str:
+        """Name `policy` as the model that `scores` uses next."""
+        self.learner_at(policy)
+        return POLICY
 
-        It is a second model, loaded from its checkpoint once and then kept in CPU memory until another reference is
-        requested. With LoRA it is the learner's own model with the reference's adapters.
+    def by_reference(self, reference: Policy) -> str:
+        """Name `reference` as the model that `scores` uses next.
+
+        It is a second model, loaded from its checkpoint once and kept until another reference is requested. With
+        LoRA it is the learner's own model with the reference's adapters.
         """
         directory = self.directory.checkpoint(reference.round)
-        if self._reference is not None and self._reference[0] == reference.identity:
-            with on_device(self._reference[1], self.device) as model:
-                yield model
-            return
-        self._reference = None  # free its memory before another one is loaded
         if reference.averaged:
             directory = self.directory.average(reference.round)
             make_average(self.directory, self.config, reference, self._weights_of, self.tokenizer)
         if not directory.exists():  # an earlier reference, whose scores are recomputed
-            reconstructed = reconstruct(self.directory, self.config, self.draws, reference)
-            self._learner = None  # the other processes of the run now hold the reference
-            yield reconstructed.model
-            return
-        check_directory(directory)
+            return self.by_policy(reference)
         if checkpoint_state(directory)["policy"] != reference.identity:
             raise CorruptData(f"{directory}: is not the reference that this run recorded")
-        if self.config.model.lora is None:
-            model = load_model(directory, self.config.model)
-            if self.config.learner.precision == "bfloat16":
-                round_weights(model, self.config.seed, self.device)
-            learner = self.config.learner
-            set_up(model, learner.packed, learner.compiles_on(self.device.type))
-            self._reference = reference.identity, model.cpu()
-            with on_device(model, self.device):
-                yield model
-        else:
-            assert self._learner is not None, "the reference's adapters are loaded into the learner's model"
-            with swapped_adapters(self._learner.model, directory, self.config.seed) as model:
-                yield model
+        return str(directory.relative_to(self.directory.path))
+
+    def scores(
+        self,
+        by: str,
+        texts: Texts,
+        *,
+        temperature: float | None = None,
+        groups: Groups | None = None,
+        entropy: bool = False,
+        as_in_updates: bool = False,
+        packed: bool | None = None,
+        tick: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[Scored]:
+        """Score trajectories in all processes of the run, in micro-batches of similar length.
+
+        Args:
+            by: The model: see `by_policy`, `by_reference` and `replica.BEFORE`.
+            texts: The trajectories.
+            temperature: By default that at which trajectories are scored.
+            groups: The rows of each micro-batch, if not of similar length.
+            entropy: Whether entropies are computed.
+            as_in_updates: Whether the forward pass is that of updates, with gradients enabled.
+            packed: Whether batches are packed; by default as the learner packs them.
+            tick: Called with the trajectories done and their total.
+        """
+        learner = self.config.learner
+        if groups is None:
+            lengths = [len(prompt) + len(response) for prompt, response in zip(*texts[:2], strict=True)]
+            limit = micro_batch_limit(self.device, learner.micro_batch_tokens)
+            groups = list(micro_batches(lengths, limit, learner.packed))
+        scoring = Scoring(
+            temperature=self.config.scoring_temperature if temperature is None else temperature,
+            packed=learner.packed if packed is None else packed,
+            entropy=entropy,
+            as_in_updates=as_in_updates,
+        )
+        return scored(self._replica, by, texts, groups, scoring, tick)
 
     @contextmanager
     def _weights_of(self, policy: Policy) -> Iterator[PreTrainedModel]:
@@ -206,9 +229,7 @@ class RunContext(StageContext):
             check_directory(directory)
             yield load_model(directory, self.config.model)
             return
-        reconstructed = reconstruct(self.directory, self.config, self.draws, policy)
-        self._learner = None  # the other processes of the run now hold this policy
-        with reconstructed.masters() as model:
+        with whole(self.learner_at(policy), masters=True) as model:
             yield model
 
     def memory_advice(self, stage: str) -> str:
@@ -241,9 +262,10 @@ class RunContext(StageContext):
     def _ingest(self, manifest: Manifest) -> None:
         self.store.ingest(manifest)
         if manifest.stage == "reference_reset":
-            self._reference = None
-        if manifest.stage == "rollouts" and self._learner is not None and self._learner.objective != self.objective:
-            self._learner = None  # it was loaded to generate the first responses, from which β follows
+            self._replica.forget_reference()
+        learner = self._replica.learner
+        if manifest.stage == "rollouts" and learner is not None and learner.objective != self.objective:
+            self._replica.learner = None  # it was loaded to generate the first responses, from which β follows
 
     def drop_checkpoints(self) -> None:
         """Delete the checkpoints that are no longer needed, once newer ones are recorded."""
@@ -296,19 +318,6 @@ class RunContext(StageContext):
             stack.callback(super().close)
             with suppress(OSError):  # on a full disk: the original error is the one to report
                 self.attempt.touch()
-
-
-@contextmanager
-def on_device(model: PreTrainedModel, device: torch.device) -> Iterator[PreTrainedModel]:
-    """Context manager that moves a model's tensors to `device`, and restores the original tensors afterwards."""
-    kept = {one: one.data for one in chain(model.parameters(), model.buffers())}
-    try:
-        for tensor, data in kept.items():
-            tensor.data = data.to(device)
-        yield model
-    finally:
-        for tensor, data in kept.items():
-            tensor.data = data
 
 
 @contextmanager

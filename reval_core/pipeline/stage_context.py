@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING
 
-import torch
-
 from reval_core.engines.engine import in_batches
+from reval_core.learning import processes
 from reval_core.problems.selection import left_out_counts
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class StageContext(ABC):
         verifier: Verifier,
     ) -> None:
         self.directory = directory
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = processes.start()
         self.tokenizer = tokenizer
         self.prompts = prompts
         """The prompt of each problem, by the problem's text: as text and as tokens, as recorded at the start."""
@@ -64,8 +63,8 @@ class StageContext(ABC):
         """The settings with which a stage needs less memory."""
 
     @abstractmethod
-    def model_of(self, policy: Policy) -> PreTrainedModel:
-        """The model with the weights of `policy`."""
+    def model_of(self, policy: Policy) -> AbstractContextManager[PreTrainedModel]:
+        """The model with the weights of `policy`, inside the context."""
 
     @abstractmethod
     def decoding(self) -> tuple[Sampling, int]:
@@ -119,12 +118,12 @@ class StageContext(ABC):
             return
         engine, (sampling, per_shard) = self.generating(), self.decoding()
         self.tick(0, len(requests))  # loading weights and starting an engine may take long
-        model = self.model_of(policy)
-        try:
-            engine.load(model, policy.identity)
-            yield from in_batches(engine, requests, sampling, batch or per_shard, self.tick, enough)
-        finally:
-            engine.release_memory()
+        with self.model_of(policy) as model:
+            try:
+                engine.load(model, policy.identity)
+                yield from in_batches(engine, requests, sampling, batch or per_shard, self.tick, enough)
+            finally:
+                engine.release_memory()
 
     def close(self) -> None:
         """Stop the verifier's workers and the engine, each even if the other fails."""

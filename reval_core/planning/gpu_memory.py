@@ -7,13 +7,19 @@ heads, feed-forward size F, a vocabulary of W tokens and micro-batches of n toke
     weights      4 P            float32, on every GPU; in bfloat16 the optimizer's, 4 T
     copy         2 P            bfloat16 only: the weights that compute
     moments      8 T            AdamW's two, from the first update
-    gradients    4 T            while learning; twice that in float32 with several GPUs, for the all-reduce
+    gradients    4 T            while learning
+    gathered     e (E + 2 P_l)  with shards: embedding and head, and two layers; while learning also their
+                                gradients, and 4 E to reduce the former
     a layer      n (16 d + 8 A + 8 F) in bfloat16, n (24 d + 16 A + 16 F) in float32: saved for its backward pass
     activations  L layers; with checkpointing e n d L plus the one layer that is recomputed
     passing      2 e n F        gradients in flight through a layer
     head         6 min(4096 n, 2^26) + 12 n d + 4 · 4096 d + e W d   a block of logits and its gradient, hidden
                  states, the gradient of a slice, the gradient of the head
     keys, values 2 L G e per token; e is the bytes per number in the computing precision
+
+With `learner.shard`, weights, copy, moments, gradients and reference are divided by the number of GPUs, assumed to
+be in one host. E are the parameters of embedding and head, P_l those of a layer. The sharded reference stays on
+the GPUs, and the transformers engine generates with a whole model on the first.
 
 The value per layer counts the tensors that torch saves for layers of Llama and Qwen with an attention that
 materialises no [n, n] matrix (sdpa, flash). The backward pass processes the head first and then the layers. By then
@@ -142,24 +148,30 @@ def stage_memory(config: Config, sizes: Sizes, gpus: int, gpu_bytes: int) -> lis
     """
     if config.learner.gradient_checkpointing is None:
         config = _with_checkpointing(config, needs_checkpointing(config, sizes, gpus, gpu_bytes))
-    half = _half(config)
+    half, shards = _half(config), _shards(config, gpus)
     resident = {
-        "weights": FLOAT * (sizes.trained if half else sizes.parameters),
-        "copy": HALF * sizes.parameters if half else 0,
-        "moments": 2 * FLOAT * sizes.trained,
+        "weights": FLOAT * (sizes.trained if half else sizes.parameters) // shards,
+        "copy": HALF * sizes.parameters // shards if half else 0,
+        "moments": 2 * FLOAT * sizes.trained // shards,
     }
+    if shards > 1:
+        resident["reference"] = _number(config) * sizes.parameters // shards
     resident["other"] = CONTEXT * (2 if config.engine.kind in ("vllm", "auto") else 1) + WORKSPACE
     engine = _vllm(config)
     if engine is not None and not engine.sleep:
         resident |= _vllm_parts(engine, sizes, gpu_bytes)
     learning = _learning(config, sizes, gpus, resident)
-    scoring = _scoring(config, sizes, resident)
+    scoring = _scoring(config, sizes, gpus, resident)
     saving = StageMemory("checkpoint", resident, _smaller(config, sizes))
     stages = [scoring, learning, saving]
     if isinstance(config.rollouts, Rollouts):
         own, evaluated = config.generation.batch, config.evaluation.batch or config.generation.batch
-        rollouts = _generating("rollouts", own, config, sizes, gpu_bytes, resident)
-        evaluation = _generating("evaluation", evaluated, config, sizes, gpu_bytes, resident)
+        if shards > 1 and isinstance(config.engine, TransformersEngine):
+            generating = {**resident, "engine": _number(config) * sizes.parameters}
+        else:
+            generating = resident
+        rollouts = _generating("rollouts", own, config, sizes, gpu_bytes, generating)
+        evaluation = _generating("evaluation", evaluated, config, sizes, gpu_bytes, generating)
         stages = [rollouts, scoring, learning, evaluation, saving]
     if 0 < gpu_bytes < saving.total:  # then no setting of a single stage helps
         return [replace(one, remedy=saving.remedy) for one in stages]
@@ -265,11 +277,12 @@ def layer_bytes(config: Config, sizes: Sizes) -> int:
 
 
 def _learning(config: Config, sizes: Sizes, gpus: int, resident: dict[str, int]) -> StageMemory:
-    learner, gradients = config.learner, FLOAT * sizes.trained
+    learner = config.learner
     activations, head = max(_backward(config, sizes), key=sum)
     parts = {
         **resident,
-        "gradients": gradients if gpus == 1 or _half(config) else 2 * gradients,
+        "gradients": FLOAT * sizes.trained // _shards(config, gpus),
+        **_gathered(config, sizes, gpus, backward=True),
         "activations": activations,
         "head": head,
     }
@@ -291,15 +304,32 @@ def _backward(config: Config, sizes: Sizes) -> list[tuple[int, int]]:
     return [(kept, _head(config, sizes, backward=True)), (kept + recomputed + passing, head_gradient)]
 
 
-def _scoring(config: Config, sizes: Sizes, resident: dict[str, int]) -> StageMemory:
+def _shards(config: Config, gpus: int) -> int:
+    """The number of GPUs that share a learner."""
+    return 1 if config.learner.shard == "none" else gpus
+
+
+def _gathered(config: Config, sizes: Sizes, gpus: int, backward: bool) -> dict[str, int]:
+    """Bytes of the weights that a sharded model has gathered at once, and of their gradients."""
+    if _shards(config, gpus) == 1:
+        return {}
+    ends = sizes.vocabulary * sizes.width * (1 if sizes.tied else 2)
+    layer = (sizes.parameters - ends) // sizes.layers
+    weights = _number(config) * (ends + 2 * layer)
+    return {"gathered": weights + backward * (_number(config) * (ends + layer) + FLOAT * ends)}
+
+
+def _scoring(config: Config, sizes: Sizes, gpus: int, resident: dict[str, int]) -> StageMemory:
     """The policy and, if it differs, the reference, whose weights are a second model unless adapters are
     trained."""
     parts = {
         **resident,
         "activations": layer_bytes(config, sizes),
         "head": _head(config, sizes, backward=False),
-        "reference": 0 if config.model.lora is not None else _number(config) * sizes.parameters,
+        **_gathered(config, sizes, gpus, backward=False),
     }
+    if "reference" not in resident:
+        parts["reference"] = 0 if config.model.lora is not None else _number(config) * sizes.parameters
     return StageMemory("consistency", parts, f"lower learner.micro_batch_tokens, or {_smaller(config, sizes)}")
 
 
@@ -390,7 +420,7 @@ def _smaller(config: Config, sizes: Sizes) -> str:
     if config.model.lora is not None:
         return "use a smaller model"
     resident = (4 * FLOAT + (HALF if _half(config) else 0)) * sizes.parameters
-    return (
-        f"train adapters (model.lora): weights, gradients and moments alone are {resident / 1e9:,.0f} GB, "
-        "replicated on every GPU"
-    )
+    alone = f"weights, gradients and moments alone are {resident / 1e9:,.0f} GB"
+    if config.learner.shard != "none":
+        return f"use more GPUs: {alone} on all of them together"
+    return f"train adapters (model.lora), or shard the weights over several GPUs (learner.shard: all): {alone}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -16,14 +16,15 @@ from torch import Tensor
 
 from reval_core.config import Config, Objective
 from reval_core.engines.mismatch import Lag, Sample, engine_lag, token_gap, token_kl
+from reval_core.learning.replica import BEFORE, POLICY
 from reval_core.model.noise import spread_sample
-from reval_core.model.scoring import Scores, score
-from reval_core.model.token_batch import Rows, TokenBatch, collate, micro_batch_limit, micro_batches, pad_rows
+from reval_core.model.scoring import Scores
+from reval_core.model.token_batch import Rows, TokenBatch, collate, pad_rows
 from reval_core.objectives import residual, step_residuals
 from reval_core.pipeline.run_context import Policy, RunContext
 from reval_core.replay_buffer.trajectories import list_rows, logprob_rows
-from reval_core.stages.mismatch import stop_if_apart
-from reval_core.stages.noise import measured_noise, noise_is_known
+from reval_core.stages.mismatch import Logprobs, stop_if_apart
+from reval_core.stages.noise import measured_noise, noise_is_known, texts_of
 from reval_core.stages.stage import Outcome, publish, settings, stage
 from reval_core.storage.tables import Manifest
 
@@ -111,31 +112,30 @@ def score_trajectories(
         Rows of the table `scores`, one per trajectory, in the order of `rows`.
     """
     config = context.config
-    learner = context.learner_at(policy)
-    by_reference = None if reference == policy else _by_reference(context, rows, reference)
+    texts = texts_of(rows)
+    by_reference = None if reference == policy else context.scores(context.by_reference(reference), texts)
     rewards = reward.to_numpy(zero_copy_only=False).astype(np.float32)
     # The engine's log-probs are those of the policy that wrote a response: the gap is defined only for this policy.
     written = pc.equal(rows.column("policy"), policy.identity).to_numpy()
     temperature = _sampled_at(rows, written, otherwise=config.scoring_temperature)
     engine, own = _own_logprobs(rows, policy)
+    by = context.by_policy(policy)
+    by_policy = context.scores(by, texts, entropy=True, tick=context.tick)
+    alike = math.isclose(temperature, config.scoring_temperature, rel_tol=1e-6)  # stored in float32
+    as_sampled = by_policy if alike else context.scores(by, texts, temperature=temperature)
     parts: list[dict[str, Any]] = []
-    # Not around the lines above: reconstructing a policy needs gradients.
-    with torch.no_grad():
-        for number, (chosen, batch) in enumerate(token_batches(context, rows)):
-            scores = score(learner.model, batch, config.scoring_temperature, entropy=True)
-            sampled = scores
-            if not math.isclose(temperature, config.scoring_temperature, rel_tol=1e-6):  # stored in float32
-                sampled = score(learner.model, batch, temperature)
-            scores_ref = scores if by_reference is None else by_reference[number]
-            part = _columns(batch, scores, scores_ref, rewards[chosen], context.objective)
-            by_engine, mask = _padded(engine, own, chosen, batch)
-            compared = {
-                "engine_gap": _mean(token_gap(sampled.logprobs, by_engine, mask), mask),
-                "engine_kl": _mean(token_kl(sampled.logprobs, by_engine, mask), mask),
-                **_divergence(scores, scores_ref, mask & (sampled is scores)),
-            }
-            parts.append({"row": chosen, **compared, **part})
-            context.tick(sum(len(part["row"]) for part in parts), len(rows))
+    for (chosen, batch, scores), sampled, of_reference in zip(
+        by_policy, as_sampled, by_reference or by_policy, strict=True
+    ):
+        scores_ref, logprobs = of_reference.scores, sampled.scores.logprobs
+        part = _columns(batch, scores, scores_ref, rewards[chosen], context.objective)
+        by_engine, mask = _padded(engine, own, chosen, batch)
+        compared = {
+            "engine_gap": _mean(token_gap(logprobs, by_engine, mask), mask),
+            "engine_kl": _mean(token_kl(logprobs, by_engine, mask), mask),
+            **_divergence(scores, scores_ref, mask & alike),
+        }
+        parts.append({"row": chosen, **compared, **part})
     columns = _in_order(parts)
     count = len(rows)
     unknown = np.isnan(columns["delta"])
@@ -161,20 +161,12 @@ def score_trajectories(
     )
 
 
-def _sample(
-    context: RunContext, rows: pa.Table, policy: Policy, chosen: list[int], model: torch.nn.Module
-) -> Sample:
+def _sample(context: RunContext, rows: pa.Table, policy: Policy, chosen: list[int], logprobs: Logprobs) -> Sample:
     """Some trajectories of a round, for diagnosing a mismatch between engine and trainer."""
     engine, own = _own_logprobs(rows, policy)
-    sources = [list_rows(rows.column(name)) for name in ("prompt_tokens", "response_tokens", "loss_mask")]
-    batch = collate(*([source[row] for row in chosen] for source in sources)).to(context.device)
-    by_engine, compared = _padded(engine, own, chosen, batch)
-
-    def by_trainer(temperature: float) -> Tensor:
-        with torch.no_grad():
-            return score(model, batch, temperature).logprobs
-
-    return Sample(by_engine, compared, by_trainer, context.config.generation.temperature)
+    texts = texts_of(rows.take(pa.array(chosen)))
+    by_engine, compared = _padded(engine, own, chosen, collate(*texts))
+    return Sample(by_engine, compared, partial(logprobs, texts), context.config.generation.temperature)
 
 
 def _measured_lag(context: RunContext, rows: pa.Table, policy: Policy) -> Lag | None:
@@ -188,38 +180,14 @@ def _measured_lag(context: RunContext, rows: pa.Table, policy: Policy) -> Lag | 
         pa.array([written[place] for place in spread_sample([len(responses[row]) for row in written])])
     )
     engine, own = _own_logprobs(sample, policy)
-    batches = list(token_batches(context, sample))
-
-    @torch.inference_mode()
-    def scored(model: torch.nn.Module) -> list[Tensor]:
-        return [score(model, batch, context.config.generation.temperature).logprobs for _, batch in batches]
-
-    now = scored(learner.model)
-    with learner.as_before() as model:
-        before = scored(model)
+    texts, temperature = texts_of(sample), context.config.generation.temperature
+    now, before = (context.scores(by, texts, temperature=temperature) for by in (POLICY, BEFORE))
     tokens = []
-    for (chosen, batch), *by_trainer in zip(batches, now, before, strict=True):
+    for (chosen, batch, scores), earlier in zip(now, before, strict=True):
         by_engine, mask = _padded(engine, own, chosen, batch)
+        by_trainer = (scores.logprobs, earlier.scores.logprobs)
         tokens.append(torch.stack([one[mask] for one in (by_engine, *by_trainer)]))
-    return engine_lag(*torch.cat(tokens, dim=1).double().cpu().numpy())
-
-
-def _by_reference(context: RunContext, rows: pa.Table, reference: Policy) -> list[Scores]:
-    """The reference's scores of each batch. Its weights are released before the policy is scored."""
-    with context.reference_model(reference) as model, torch.no_grad():
-        temperature = context.config.scoring_temperature
-        return [score(model, batch, temperature) for _, batch in token_batches(context, rows)]
-
-
-def token_batches(context: RunContext, rows: pa.Table) -> Iterator[tuple[list[int], TokenBatch]]:
-    """Micro-batches of similar length: the indices of the rows, and their tokens on the device."""
-    sources = [list_rows(rows.column(name)) for name in ("prompt_tokens", "response_tokens", "loss_mask")]
-    lengths = [len(prompt) + len(response) for prompt, response, _ in zip(*sources, strict=True)]
-    settings = context.config.learner
-    max_tokens = micro_batch_limit(context.device, settings.micro_batch_tokens)
-    for chosen in micro_batches(lengths, max_tokens, settings.packed):
-        batch = collate(*([source[row] for row in chosen] for source in sources), packed=settings.packed)
-        yield chosen, batch.to(context.device)
+    return engine_lag(*torch.cat(tokens, dim=1).double().numpy())
 
 
 def _sampled_at(rows: pa.Table, written: np.ndarray, otherwise: float) -> float:

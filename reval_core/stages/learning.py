@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from reval_core.learning.checkpoints import save_checkpoint
-from reval_core.learning.learner import LEARNER_VERSION, Drawn, Update
+from reval_core.learning.distributed import checksum, saving
+from reval_core.learning.learner import LEARNER_VERSION
 from reval_core.learning.off_policy import writer_log_ratio
+from reval_core.learning.update import Drawn, Update
 from reval_core.objectives import objective_identity
 from reval_core.pipeline.reconstruction import learn
 from reval_core.pipeline.run_context import Policy, RunContext
@@ -36,17 +39,18 @@ def learning(context: RunContext, round: int, draws: Manifest, policy: Policy) -
     Returns:
         The rows of `updates` and `residuals`. `info["policy"]` is the identity of the next policy,
         `info["weights"]` the checksum of its weights, and `info["weights_before"]` the checksum before the updates.
-        The latter equals the previous round's `weights`, unless a run resumed on a GPU reconstructed other ones.
+        The latter equals the previous round's `weights`, unless a run resumed on a GPU or with another number of
+        `info["processes"]` reconstructed other ones.
     """
     learner = context.learner_at(policy)
-    before = learner.checksum()
+    before = checksum(learner)
     drawn = context.draws.read(round)
-    updates = learn(learner, drawn, context.tick, keep_before=context.engine_may_lag)
+    updates = learn(learner, round, drawn, context.tick, keep_before=context.engine_may_lag)
     clip = context.config.learner.grad_clip
     tables = {"updates": _updates(round, drawn, updates, clip), "residuals": _residuals(round, drawn, updates)}
     files = [publish(context, round, name, rows) for name, rows in tables.items()]
-    info = {"policy": learner.policy, "updates_done": learner.updates_done}
-    return Outcome(files, {**info, "weights": learner.checksum(), "weights_before": before})
+    info = {"policy": learner.policy, "updates_done": learner.updates_done, "processes": learner.processes}
+    return Outcome(files, {**info, "weights": checksum(learner), "weights_before": before})
 
 
 def _checkpoint_inputs(context: RunContext, round: int, policy: Policy) -> list[Any]:
@@ -63,7 +67,8 @@ def _checkpoint_exists(context: RunContext, manifest: Manifest) -> bool:
 def checkpoint(context: RunContext, round: int, policy: Policy) -> Outcome:
     """Save a checkpoint of the policy."""
     directory = context.directory.checkpoint(round)
-    content = save_checkpoint(directory, context.learner_at(policy), context.tokenizer)
+    learner = context.learner_at(policy)
+    content = save_checkpoint(directory, learner, context.tokenizer, partial(saving, learner))
     return Outcome(info={"policy": policy.identity, "content": content})
 
 

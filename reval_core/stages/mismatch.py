@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,13 +17,18 @@ from reval_core.engines.mismatch import Lag, Sample, likely_cause
 from reval_core.engines.weights import policy_tensors
 from reval_core.errors import RunStopped
 from reval_core.learning.checkpoints import checkpoint_rounds
+from reval_core.learning.distributed import whole
+from reval_core.learning.replica import BEFORE
+from reval_core.learning.shared_scoring import Texts
+from reval_core.model.scoring import score
+from reval_core.model.token_batch import collate
 from reval_core.pipeline.reconstruction import Policy, recorded_policy
 from reval_core.pipeline.run_context import RunContext
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 _EARLIER_POLICIES = 4
+
+Logprobs = Callable[[Texts, float], Tensor]
+"""The log-probs [B, H] of texts at a temperature, in one padded batch, by some model."""
 
 
 def stop_if_apart(
@@ -32,7 +36,7 @@ def stop_if_apart(
     round: int,
     scores: pa.Table,
     policy: Policy,
-    sample: Callable[[torch.nn.Module], Sample],
+    sample: Callable[[Logprobs], Sample],
     lag: Lag | None,
 ) -> None:
     """Stop the run if the engine's log-probs of a round do not match the trainer's.
@@ -45,7 +49,7 @@ def stop_if_apart(
         round: The round.
         scores: The rows of `scores` of the round.
         policy: The policy that the engine should have used.
-        sample: Scores some of the round's trajectories with the model that it is called with.
+        sample: Some of the round's trajectories, scored by the function that it is called with.
         lag: The measured lag of the engine's weights; None if unknown.
 
     Raises:
@@ -74,15 +78,26 @@ def stop_if_apart(
     )
 
 
-def _cause(context: RunContext, policy: Policy, sample: Callable[[torch.nn.Module], Sample]) -> str:
-    model = context.learner_at(policy).model
+def _cause(context: RunContext, policy: Policy, sample: Callable[[Logprobs], Sample]) -> str:
     dtype = context.generating().dtype
-    rounded = None if dtype is None else partial(_by_rounded, model, context.config.seed, dtype, sample)
     try:
+        now = sample(_by(context, context.by_policy(policy)))
+        rounded = None if dtype is None else partial(_by_rounded, context, policy, dtype, sample)
         earlier = chain(_before(context, policy, sample), _earlier(context, policy, sample))
-        return likely_cause(sample(model), earlier, context.config.engine.gap_limit, rounded)
+        return likely_cause(now, earlier, context.config.engine.gap_limit, rounded)
     except Exception as error:  # such as out of memory: the mismatch itself must be reported anyway
         return f"unknown, since the diagnosis failed ({type(error).__name__}: {error})"
+
+
+def _by(context: RunContext, by: str) -> Logprobs:
+    """The log-probs by a model of the run."""
+
+    def logprobs(texts: Texts, temperature: float) -> Tensor:
+        every = [range(len(texts[0]))]
+        ((_, _, scores),) = context.scores(by, texts, temperature=temperature, groups=every, packed=False)
+        return scores.logprobs
+
+    return logprobs
 
 
 def _quarantine(context: RunContext, round: int) -> Path:
@@ -95,34 +110,35 @@ def _quarantine(context: RunContext, round: int) -> Path:
 
 
 def _by_rounded(
-    model: PreTrainedModel, seed: int, dtype: torch.dtype, sample: Callable[[torch.nn.Module], Sample]
+    context: RunContext, policy: Policy, dtype: torch.dtype, sample: Callable[[Logprobs], Sample]
 ) -> Tensor:
     """The policy's log-probs of the sample, with the weights rounded as they were published to the engine."""
-    published = type(model)(model.config).to(model.device).eval()
-    weights = {name: tensor.float() for name, tensor in policy_tensors(model, seed, dtype)}
+    with whole(context.learner_at(policy)) as model:
+        published = type(model)(model.config).to(context.device).eval()
+        weights = {name: tensor.float() for name, tensor in policy_tensors(model, context.config.seed, dtype)}
     published.load_state_dict(weights, strict=False)  # tied weights are contained once
-    scored = sample(published)
+
+    @torch.no_grad()
+    def logprobs(texts: Texts, temperature: float) -> Tensor:
+        return score(published, collate(*texts).to(context.device), temperature).logprobs.cpu()
+
+    return _at_sampling(sample(logprobs))
+
+
+def _at_sampling(scored: Sample) -> Tensor:
     return scored.score(scored.temperature)
 
 
 def _before(
-    context: RunContext, policy: Policy, sample: Callable[[torch.nn.Module], Sample]
+    context: RunContext, policy: Policy, sample: Callable[[Logprobs], Sample]
 ) -> Iterator[tuple[int, Callable[[], Tensor]]]:
     """The policy of the previous round, if the learner keeps it."""
-    learner = context.learner_at(policy)
-    if learner.before is None:
-        return
-
-    def by_before() -> Tensor:
-        with learner.as_before() as model:
-            scored = sample(model)
-            return scored.score(scored.temperature)
-
-    yield policy.round - 1, by_before
+    if context.learner_at(policy).before is not None:
+        yield policy.round - 1, lambda: _at_sampling(sample(_by(context, BEFORE)))
 
 
 def _earlier(
-    context: RunContext, policy: Policy, sample: Callable[[torch.nn.Module], Sample]
+    context: RunContext, policy: Policy, sample: Callable[[Logprobs], Sample]
 ) -> Iterator[tuple[int, Callable[[], Tensor]]]:
     """The newest policies before this one that have checkpoints."""
     rounds = sorted(checkpoint_rounds(context.directory.checkpoints), reverse=True)
@@ -131,8 +147,6 @@ def _earlier(
         if earlier is not None:
 
             def by_earlier(earlier: Policy = earlier) -> Tensor:
-                with context.reference_model(earlier) as model:
-                    scored = sample(model)
-                    return scored.score(scored.temperature)
+                return _at_sampling(sample(_by(context, context.by_reference(earlier))))
 
             yield round, by_earlier

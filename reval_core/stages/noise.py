@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from reval_core.learning.shared_scoring import Texts
 from reval_core.model.noise import LEAST, Noise, measure, spread_sample
+from reval_core.model.scoring import Scores
 from reval_core.model.token_batch import micro_batch_limit
 from reval_core.pipeline.run_context import Policy, RunContext
 from reval_core.replay_buffer.trajectories import list_rows
@@ -40,20 +43,17 @@ def measured_noise(
     learner = config.learner
     if not config.objective.has_residual or learner.noise is not None or known or not len(rows):
         return {}
-    lengths = np.add(*(np.array([len(row) for row in list_rows(rows.column(name))]) for name in _TOKENS[:2]))
+    lengths = np.add(*(np.array([len(row) for row in texts]) for texts in texts_of(rows)[:2]))
     chosen = spread_sample(lengths.tolist())
-    prompts, responses, written = (list_rows(rows.column(name).take(pa.array(chosen))) for name in _TOKENS)
+    texts = texts_of(rows.take(pa.array(chosen)))
     log_policy, value = (scores.column(name).to_numpy()[chosen] for name in ("log_policy", "value_policy"))
-    held = context.learner_at(policy)
-    with held.as_in_updates():
-        found = measure(
-            held.model,
-            (prompts, responses, written),
-            (log_policy, value),
-            config.scoring_temperature,
-            micro_batch_limit(context.device, learner.micro_batch_tokens),
-            learner.packed,
-        ).at_least(LEAST[learner.precision])
+    by = context.by_policy(policy)
+
+    def scores_of(groups: Sequence[list[int]]) -> list[Scores]:
+        return [one.scores for one in context.scores(by, texts, groups=groups, as_in_updates=True)]
+
+    limit = micro_batch_limit(context.device, learner.micro_batch_tokens)
+    found = measure(scores_of, texts, (log_policy, value), limit, learner.packed).at_least(LEAST[learner.precision])
     return {"noise": {"logprob": found.logprob, "value": found.value, "device": device_name()}}
 
 
@@ -75,7 +75,12 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
-_TOKENS = ("prompt_tokens", "response_tokens", "loss_mask")
+def texts_of(rows: pa.Table) -> Texts:
+    """The tokens of trajectories."""
+    prompts, responses, written = (
+        list_rows(rows.column(name)) for name in ("prompt_tokens", "response_tokens", "loss_mask")
+    )
+    return prompts, responses, written
 
 
 def _recorded(context: RunContext, stages: list[tuple[str, int]]) -> dict[str, Any] | None:

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from reval_core.model.scoring import score
 from reval_core.objectives import residual
 from reval_core.pipeline.run_context import Policy, RunContext
-from reval_core.stages.consistency import scoring_settings, token_batches
+from reval_core.stages.consistency import scoring_settings
+from reval_core.stages.noise import texts_of
 from reval_core.stages.reference_reset import live_trajectories
 from reval_core.stages.stage import Outcome, Stage, publish, settings
 from reval_core.storage.tables import Manifest
@@ -56,16 +56,10 @@ def _as_scored(context: RunContext) -> pa.Table:
 
 def _under(context: RunContext, policy: Policy) -> pa.Table:
     """The residuals under `policy`, with the stored scores of the reference."""
-    config, learner = context.config, context.learner_at(policy)
     live, rows = live_trajectories(context)
     log_policy, value = (torch.empty(len(live)) for _ in range(2))
-    done = 0
-    with torch.no_grad():
-        for chosen, batch in token_batches(context, rows):
-            scores = score(learner.model, batch, config.scoring_temperature)
-            log_policy[chosen], value[chosen] = scores.log_policy.float().cpu(), scores.value.float().cpu()
-            done += len(chosen)
-            context.tick(done, len(live))
+    for chosen, _, scores in context.scores(context.by_policy(policy), texts_of(rows), tick=context.tick):
+        log_policy[chosen], value[chosen] = scores.log_policy, scores.value
     log_ref, value_ref, reward = (
         torch.from_numpy(live.column(name).to_numpy().copy()) for name in ("log_ref", "value_ref", "reward")
     )

@@ -12,11 +12,12 @@ from reval_core.maintenance.check import check_run
 from reval_core.model.loading import load_model, policy_digest
 from reval_core.model.low_precision import round_weights
 from reval_core.model.scoring import score
+from reval_core.model.token_batch import CPU_TOKENS, collate, micro_batches
 from reval_core.pipeline.reconstruction import Policy, recorded_policy
 from reval_core.pipeline.reference_average import drop_averages, next_reference
 from reval_core.pipeline.run_context import open_run_context
 from reval_core.replay_buffer.index import sql_views
-from reval_core.stages.consistency import token_batches
+from reval_core.stages.noise import texts_of
 from reval_core.stages.reference_reset import live_trajectories
 from reval_core.storage.run_directory import RunDirectory
 from tests.integration.test_training import tables
@@ -70,9 +71,11 @@ def test_live_trajectories_are_scored_by_the_average(finished, tmp_path):
         model = load_model(directory.average(3))
         if settings.learner.precision == "bfloat16":
             round_weights(model, settings.seed)
+        texts = texts_of(rows)
+        lengths = [len(prompt) + len(response) for prompt, response in zip(*texts[:2], strict=True)]
         with torch.inference_mode():
-            for chosen, batch in token_batches(context, rows):
-                scores = score(model, batch, 1.0)
+            for chosen in micro_batches(lengths, CPU_TOKENS):
+                scores = score(model, collate(*([column[row] for row in chosen] for column in texts)), 1.0)
                 for name, found in (("log_ref", scores.log_policy), ("value_ref", scores.value)):
                     stored = torch.from_numpy(live.column(name).to_numpy()[chosen])
                     torch.testing.assert_close(found.float(), stored, rtol=0, atol=0)

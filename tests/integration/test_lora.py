@@ -1,5 +1,6 @@
 """Runs that train adapters: the base is the reference, stays unchanged, and is stored once."""
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -97,9 +98,10 @@ def test_scoring_the_reference_leaves_the_policy_as_it_was(tmp_path):
         before = policy_digest(learner.model)
         zero = directory.manifest("warm_start", 0)
         assert zero is not None
-        with context.reference_model(Policy.of(zero)) as reference:
-            assert reference is learner.model
-            assert policy_digest(reference) != before
+        texts = [np.array([5, 6])], [np.array([7, 8])], [np.array([True, True])]
+        by_policy = context.scores(context.by_policy(Policy.of(manifest)), texts)
+        by_reference = context.scores(context.by_reference(Policy.of(zero)), texts)
+        assert not torch.equal(by_policy[0].scores.logprobs, by_reference[0].scores.logprobs)
         assert policy_digest(learner.model) == before
 
 

@@ -21,13 +21,14 @@ from reval_core.errors import CorruptData, InputError, RunStopped
 from reval_core.learning.checkpoints import checkpoint_rounds
 from reval_core.learning.checksum import weights_checksum
 from reval_core.learning.learner import Learner
+from reval_core.learning.replica import Replica
 from reval_core.maintenance.check import check_run
 from reval_core.maintenance.prune import plan
 from reval_core.model.loading import load_model, policy_digest
 from reval_core.model.low_precision import low_precision
 from reval_core.model.noise import LEAST
 from reval_core.pipeline import reconstruction
-from reval_core.pipeline.run_context import Policy, RunContext, open_run_context
+from reval_core.pipeline.run_context import Policy, open_run_context
 from reval_core.replay_buffer.index import Store, rebuild_store, scalar_columns, sql_views
 from reval_core.report.summary import summarise
 from reval_core.storage.run_directory import RunDirectory
@@ -295,7 +296,7 @@ def test_weights_that_come_out_different_are_refused_on_a_cpu_and_recorded_on_a_
 
     monkeypatch.setattr(Learner, "_step", differing)
     if on_gpu:  # everything else runs on this machine's CPU
-        monkeypatch.setattr(reconstruction, "repeats_bits", lambda: False)
+        monkeypatch.setattr(reconstruction, "repeats_bits", lambda directory, round: False)
         run(directory.path, config)
         assert "gives different weights than round 3 recorded" in caplog.text
         assert summarise(directory)["rounds_from_other_weights"] == [4]
@@ -313,14 +314,12 @@ def test_a_reference_is_read_once_until_there_is_another(tmp_path, monkeypatch):
         read.append(directory.name)
         return load(directory, settings)
 
-    monkeypatch.setattr("reval_core.pipeline.run_context.load_model", counting)
+    monkeypatch.setattr("reval_core.learning.replica.load_model", counting)
     config = small_config(rounds=6, reference__reset_every=3, evaluation__every=9)
     digest = run(tmp_path / "run", config)["policy_digest"]
     # Rounds 1 and 4 start with the reference itself: nothing is read for them.
     assert read == ["round=00000", "round=00003"]
-    monkeypatch.setattr(
-        RunContext, "_reference", property(lambda self: None, lambda self, value: None), raising=False
-    )
+    monkeypatch.setattr(Replica, "_reference", property(lambda self: None, lambda self, value: None), raising=False)
     assert run(tmp_path / "again", config)["policy_digest"] == digest
     assert read[2:] == ["round=00000"] * 2 + ["round=00003"] * 2
 

@@ -199,7 +199,7 @@ def _(begun: Path, tmp_path: Path) -> None:
         pass
 
 
-@leaves("reval_core.learning.learner.Learner.masters")
+@leaves("reval_core.learning.trained_weights.Weights.whole")
 @leaves("reval_core.model.low_precision.LowPrecisionCopy.replaced_by_masters")
 def _(begun: Path, tmp_path: Path) -> None:
     from reval_core.config import Learner as Settings
@@ -215,6 +215,25 @@ def _(begun: Path, tmp_path: Path) -> None:
         raise Broken
     assert all(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
     assert model.dtype == torch.bfloat16
+
+
+@leaves("reval_core.learning.trained_weights.ShardedWeights.whole")
+def _(begun: Path, tmp_path: Path) -> None:
+    from torch import distributed
+
+    from reval_core.config import Learner as Settings
+    from reval_core.learning.trained_weights import ShardedWeights
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        settings = Settings(updates=1, lr=1e-3, precision="float32", shard="all")
+        weights = ShardedWeights(tiny_model(), settings, 0, torch.device("cpu"))
+        with breaking(), weights.whole(masters=True) as model:
+            assert sum(parameter.numel() for parameter in model.parameters()) > 0
+            raise Broken
+        assert sum(parameter.numel() for parameter in model.parameters()) == 0
+    finally:
+        distributed.destroy_process_group()
 
 
 @leaves("reval_core.learning.learner.Learner.as_before")
@@ -351,7 +370,7 @@ def _(begun: Path, tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "_out_of_step", False)
-        break_in(distributed.together())
+        break_in(distributed.together("learn"))
         assert distributed._out_of_step
         distributed.dismiss()  # and waits for nobody
 
@@ -377,10 +396,14 @@ def _(begun: Path, tmp_path: Path) -> None:
 
 
 @leaves("reval_core.pipeline.run_context.open_run_context")
-@leaves("reval_core.pipeline.run_context.RunContext.reference_model")
+@leaves("reval_core.pipeline.run_context.RunContext.model_of")
+@leaves("reval_core.learning.distributed.whole")
+@leaves("reval_core.learning.replica.Replica._scorer")
+@leaves("reval_core.learning.replica.Replica._reference_in")
 @leaves("reval_core.pipeline.run_context.RunContext._weights_of")
 @leaves("reval_core.replay_buffer.index.Store._transaction")
 def _(begun: Path, tmp_path: Path) -> None:
+    from reval_core.learning.distributed import whole
     from reval_core.pipeline.run_context import Policy
 
     with breaking(), context_of(begun) as context:
@@ -388,7 +411,9 @@ def _(begun: Path, tmp_path: Path) -> None:
         suspended = context.generate(policy, [request([1, 2], seed) for seed in range(2)], batch=1)
         next(suspended)
         assert not torch.is_autocast_enabled("cpu")
-        break_in(context.reference_model(policy))
+        break_in(whole(context.learner_at(policy)))
+        break_in(context.model_of(policy))
+        break_in(context._replica._scorer(context.by_reference(policy)))
         break_in(context._weights_of(policy))
         with breaking(), context.store._transaction() as connection:
             connection.execute("CREATE TABLE left_behind (number INTEGER)")
@@ -407,9 +432,9 @@ def _(begun: Path, tmp_path: Path) -> None:
     break_in(explained_disk(RunDirectory(begun)))
 
 
-@leaves("reval_core.pipeline.run_context.on_device")
+@leaves("reval_core.learning.replica.on_device")
 def _(begun: Path, tmp_path: Path) -> None:
-    from reval_core.pipeline.run_context import on_device
+    from reval_core.learning.replica import on_device
 
     model = tiny_model()
     before = {name: one.data_ptr() for name, one in model.state_dict().items()}

@@ -6,8 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.bf16 import draw, seen
@@ -15,7 +13,6 @@ from benchmarks.bf16_cases import slope, token_logprobs
 from reval_core.config import Grpo, Lora, Reval, Tbrm
 from reval_core.config import Learner as Settings
 from reval_core.engines.weights import policy_tensors
-from reval_core.errors import InputError
 from reval_core.learning.checkpoints import restore_optimizer, save_checkpoint
 from reval_core.learning.learner import Learner
 from reval_core.model import low_precision as copies
@@ -234,14 +231,6 @@ def test_adapters_merged_for_an_engine_equal_those_of_the_learner():
     assert 0.9 < line.value < 1.1
     assert line.error < 0.03
     assert gap < 0.005
-
-
-def test_bfloat16_under_fsdp_is_refused_before_the_model_is_changed(monkeypatch):
-    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
-    model = tiny_model()
-    with pytest.raises(InputError, match=r"learner\.precision: bfloat16 is not supported under FSDP; use float32"):
-        learner(model)
-    assert {one.dtype for one in model.parameters()} == {torch.float32}
 
 
 def test_policies_with_one_seed_share_their_rounding():

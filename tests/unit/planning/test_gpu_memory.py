@@ -111,9 +111,21 @@ def test_bfloat16_holds_eighteen_bytes_per_weight():
     assert stages(config)["consistency"].parts["reference"] == 2000
 
 
-def test_several_gpus_hold_all_reduce_buffers_and_shard_nothing():
+def test_several_gpus_share_nothing_unless_weights_are_sharded():
     alone, together = (stages(settings(), gpus=gpus)["learning"].parts for gpus in (1, 4))
-    assert together == alone | {"gradients": 8000}
+    assert together == alone
+
+
+def test_sharded_weights_are_divided_and_gathered_in_part():
+    sharded = settings(learner={"shard": "all"}, model={"path": "some/model"})
+    found = stages(sharded, gpus=4)
+    learning = found["learning"].parts
+    assert [learning[name] for name in ("weights", "moments", "gradients", "reference")] == [1000, 2000, 1000, 1000]
+    # Embedding and head have 320 parameters, a layer 226.
+    assert found["consistency"].parts["gathered"] == 4 * (320 + 2 * 226)
+    assert learning["gathered"] == 4 * (320 + 2 * 226) + 4 * (320 + 226) + 4 * 320
+    assert found["rollouts"].parts.get("engine", 0) == (4000 if sharded.engine.kind == "transformers" else 0)
+    assert stages(sharded, gpus=1)["learning"].parts == stages(settings(), gpus=1)["learning"].parts
 
 
 def test_scoring_holds_the_reference_as_a_second_model_unless_adapters_are_trained():

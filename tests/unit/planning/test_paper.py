@@ -124,15 +124,18 @@ def test_every_config_can_be_planned_without_its_model_its_data_and_a_network(
         assert any("problems: deepscaler, aime24" in one for one in plan["unchecked"])
 
 
-def test_the_small_model_fits_80_gb_and_the_large_one_is_refused_with_the_reason(
+def test_both_models_fit_8_gpus_of_80_gb_and_the_large_one_only_with_shards(
     laptop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = shown(capsys, PAPER / f"{SMALL}.yaml", "--gpus", "8")
     assert " NO " not in small
-    assert "FSDP is not supported" in small
-    large = shown(capsys, PAPER / f"{LARGE}.yaml", "--gpus", "8", "--gpu-memory", "80")
-    assert "learning does not fit: train adapters (model.lora): weights" in large
-    assert "gradients and moments alone are 137 GB, replicated on every GPU" in large
+    assert "learner.shard: none: each holds all weights" in small
+    sharded = shown(capsys, PAPER / f"{LARGE}.yaml", "--gpus", "8", "--gpu-memory", "80")
+    assert " NO " not in sharded
+    assert "divided among all of them" in sharded
+    whole = shown(capsys, PAPER / f"{LARGE}.yaml", "--gpus", "8", "--set", "learner.shard=none")
+    assert "learning does not fit: train adapters (model.lora), or shard the weights over several GPUs" in whole
+    assert "gradients and moments alone are 137 GB" in whole
 
 
 def test_invalid_settings_are_refused_on_any_machine(laptop: Path, capsys: pytest.CaptureFixture[str]) -> None:
