@@ -37,7 +37,8 @@ from benchmarks.bf16_cases import PROMPT, Changes, follow, noise, slope, token_l
 from benchmarks.record import record
 from reval_core import config
 from reval_core.engines.weights import policy_tensors
-from reval_core.learning.learner import Drawn, Learner
+from reval_core.learning.learner import Learner
+from reval_core.learning.update import Drawn
 from reval_core.model.loading import load_model
 from reval_core.model.low_precision import in_float32, round_weights
 from reval_core.model.scoring import score

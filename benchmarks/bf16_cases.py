@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.learner_cases import scores_in_updates
 from reval_core.model.low_precision import in_float32
 from reval_core.model.noise import LEAST, SIGNAL, measure
 from reval_core.model.scoring import score
@@ -117,7 +118,10 @@ def noise(model: Any, lengths: Sequence[int]) -> dict[str, Any]:
         apart.append(abs(sum(_policy_and_value(model, collate([prompt], [response]))) - sum(padded[-1])))
     written = [np.ones(length, dtype=bool) for length in lengths]
     stored = tuple(np.array(column, dtype=np.float32) for column in zip(*padded, strict=True))
-    measured = measure(model, (prompts, responses, written), stored, 1.0, max(lengths) + PROMPT, packed=False)
+    trajectories = (prompts, responses, written)
+    measured = measure(
+        scores_in_updates(model, trajectories), trajectories, stored, max(lengths) + PROMPT, packed=False
+    )
     floor = np.sqrt(SIGNAL) * measured.at_least(LEAST["bfloat16"]).sigma(np.array(lengths))
     names = [str(length) for length in lengths]
     ratio = dict(zip(names, map(float, np.array(apart) / floor), strict=True))

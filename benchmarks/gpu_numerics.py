@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_model import SEED, ModelSource, Shape
-from benchmarks.learner_cases import batch_of, inputs
+from benchmarks.learner_cases import batch_of, inputs, scores_in_updates
 from benchmarks.record import Limits
 from benchmarks.workloads import Work, texts
 from reval_core.model.layers import as_loaded
@@ -247,7 +247,8 @@ def _measured(source: ModelSource, work: Work, stored: tuple[np.ndarray, np.ndar
     written = [np.ones(len(response), dtype=bool) for response in responses]
     most = source.shape.lengths(16_384)[0]
     trajectories, sample = (prompts, responses, written), (stored[0][rows], stored[1][rows])
-    return measure(source.model, trajectories, sample, 1.0, most, packed=False).at_least(LEAST["bfloat16"])
+    scores = scores_in_updates(source.model, trajectories)
+    return measure(scores, trajectories, sample, most, packed=False).at_least(LEAST["bfloat16"])
 
 
 def _zero_reward(

@@ -25,6 +25,7 @@ import torch
 from benchmarks import memory as update
 from benchmarks.gpu_model import FULL, parameters
 from benchmarks.gpu_numerics import BETA, REWARD
+from benchmarks.learner_cases import scores_in_updates
 from benchmarks.workloads import Work, llama, texts
 from reval.flows.rounds import train_rounds
 from reval_core import config
@@ -135,14 +136,11 @@ def _learned(precision: str, reward: float, device: str) -> dict[str, Any]:
     before = made.content()
     log_ref, value_ref = _scored_alone(made.model, work)
     written = [np.ones(len(response), dtype=bool) for response in work.responses]
-    noise = measure(
-        made.model,
-        (work.prompts, work.responses, written),
-        (log_ref, value_ref),
-        1.0,
-        settings.micro_batch_tokens,
-        False,
-    ).at_least(LEAST[precision])
+    trajectories = (work.prompts, work.responses, written)
+    scores = scores_in_updates(made.model, trajectories)
+    noise = measure(scores, trajectories, (log_ref, value_ref), settings.micro_batch_tokens, packed=False).at_least(
+        LEAST[precision]
+    )
     rewards = np.array([reward, -reward] * (count // 2), dtype=np.float32)
     drawn = replace(update.draw(work, reward=rewards, log_ref=log_ref, value_ref=value_ref), noise=noise)
     updates = made.learn([drawn] * 4)

@@ -17,9 +17,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.meter import measure
 from benchmarks.workloads import TRL_LENGTHS, VOCABULARY, Work, llama, mixed_lengths, texts
+from reval_core.learning import shared_scoring
+from reval_core.learning.shared_scoring import Groups, Texts, shared_scores
 from reval_core.model.low_precision import round_weights
 from reval_core.model.packed import read_packed_rows
-from reval_core.model.scoring import Scores, score
+from reval_core.model.scoring import Scorer, Scores, score
 from reval_core.model.token_batch import TokenBatch, collate, micro_batches
 from reval_core.objectives import Inputs, grpo, reval
 
@@ -49,6 +51,13 @@ def inputs(scores: Scores, batch: TokenBatch, work: Work, rows: Sequence[int]) -
 
 def batch_of(work: Work, rows: Sequence[int], packed: bool = False) -> TokenBatch:
     return collate([work.prompts[row] for row in rows], [work.responses[row] for row in rows], packed=packed)
+
+
+def scores_in_updates(model: Any, texts: Texts) -> Callable[[Groups], list[Scores]]:
+    """Scores micro-batches of these texts as an update does."""
+    how = shared_scoring.Scoring(temperature=1.0, as_in_updates=True)
+    device = next(model.parameters()).device
+    return lambda groups: [one.scores for one in shared_scores(Scorer(model), device, texts, groups, how)]
 
 
 def update(model: torch.nn.Module, optimizer: torch.optim.Optimizer, work: Work, how: Scoring) -> float:

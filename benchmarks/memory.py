@@ -17,7 +17,8 @@ import torch
 from benchmarks.meter import measure
 from benchmarks.workloads import Work, llama, texts
 from reval_core.config import Config
-from reval_core.learning.learner import Drawn, Learner
+from reval_core.learning.learner import Learner
+from reval_core.learning.update import Drawn
 from reval_core.planning.gpu_memory import Sizes, stage_memory
 
 CASES = [
