@@ -1,7 +1,8 @@
 """The process groups of a run: gradients and weights on the devices, messages and tensors on the CPU over gloo.
 
 The processes wait for each other in gloo, which sleeps: a process that waits for hours while responses are
-generated uses neither its processor nor its GPU. This module depends only on torch.
+generated uses neither its processor nor its GPU. Accelerate joins the processes and places them on devices; one
+process alone needs only torch.
 """
 
 from __future__ import annotations
@@ -43,14 +44,12 @@ trace: list[Announcement] = []
 def start() -> torch.device:
     """Join the other launched processes, if there are any. Returns the device of this process."""
     on_gpu = torch.cuda.is_available()
-    if launch.count() > 1:
-        if on_gpu:
-            torch.cuda.set_device(launch.local_rank())
-        if not distributed.is_initialized():
-            distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
-    if on_gpu and launch.count() > 1:
-        return torch.device("cuda", launch.local_rank())
-    return torch.device("cuda" if on_gpu else "cpu")
+    if launch.count() == 1:
+        return torch.device("cuda" if on_gpu else "cpu")
+    from accelerate import PartialState  # one per process: later calls return the same state
+
+    device: torch.device = PartialState(cpu=not on_gpu, backend="cuda:nccl,cpu:gloo" if on_gpu else "gloo").device
+    return device
 
 
 @cache

@@ -12,7 +12,7 @@ import {modules}
 """
 
 PIPELINE = {"prefect", "mlflow", "duckdb", "pyarrow", "pandas", "math_verify", "reval.flows", "reval.tasks"}
-TRAINING = {"pydantic", "peft", "safetensors", "transformers"}
+TRAINING = {"pydantic", "accelerate", "peft", "safetensors", "transformers"}
 
 
 @pytest.mark.parametrize(
