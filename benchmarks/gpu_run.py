@@ -37,7 +37,8 @@ from reval_core.model.noise import LEAST, measure
 from reval_core.model.scoring import score
 from reval_core.model.token_batch import collate
 from reval_core.pipeline.run_context import open_run_context
-from reval_core.planning.gpu_memory import CONTEXT, Sizes, stage_memory
+from reval_core.planning.gpu_memory import CONTEXT, stage_memory
+from reval_core.planning.model_sizes import Sizes
 from reval_core.storage.run_directory import RunDirectory
 
 ROUNDS, KILLED = 3, 2

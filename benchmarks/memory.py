@@ -19,7 +19,8 @@ from benchmarks.workloads import Work, llama, texts
 from reval_core.config import Config
 from reval_core.learning.learner import Learner
 from reval_core.learning.update import Drawn
-from reval_core.planning.gpu_memory import Sizes, stage_memory
+from reval_core.planning.gpu_memory import stage_memory
+from reval_core.planning.model_sizes import Sizes
 
 CASES = [
     {"precision": precision, "gradient_checkpointing": checkpointing, "micro_batch_tokens": 2048}

@@ -57,8 +57,10 @@ def show_plan_for_other_machine(
     if settings.learner.precision == "auto":
         notes.append("learner.precision: auto is bfloat16 on GPUs that support it, as assumed here")
     if model is not None:
+        from reval_core.planning.engine_memory import responses_at_once
         from reval_core.planning.forecast import forecast
-        from reval_core.planning.gpu_memory import Sizes, responses_at_once, stage_memory
+        from reval_core.planning.gpu_memory import stage_memory
+        from reval_core.planning.model_sizes import Sizes
 
         sized = settings.model_copy(update={"model": model})
         numbers, gpu_bytes = Sizes.of(model), int(gpu_gigabytes * GIGABYTE)

@@ -38,12 +38,11 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from reval_core import launch
-from reval_core.config import Config, Model, Rollouts, TransformersEngine, VllmEngine, VllmServerEngine
+from reval_core.config import Config, Rollouts, TransformersEngine, VllmEngine, VllmServerEngine
 from reval_core.engines.choice import choose
 from reval_core.model.lm_head import TILES
-from reval_core.model.loading import architecture, count_parameters
-
-FLOAT, HALF = 4, 2
+from reval_core.planning.engine_memory import engine_parts, longest
+from reval_core.planning.model_sizes import FLOAT, HALF, Sizes
 
 CONTEXT = 1_000_000_000
 """Assumed memory of CUDA and torch's libraries per process, without tensors. vLLM is another process."""
@@ -51,15 +50,8 @@ CONTEXT = 1_000_000_000
 WORKSPACE = 1 << 25
 """Workspace that cuBLAS allocates through torch on a Hopper GPU."""
 
-ENGINE_WORK = 2_000_000_000
-"""Assumed memory of vLLM's buffers and captured graphs, in addition to weights and cache."""
-
 ROOM = 0.9
 """Fraction of a GPU up to which an update is estimated to fit without gradient checkpointing."""
-
-PROMPT = 1024
-"""Assumed tokens of a prompt if `engine.max_model_len` is not set."""
-
 
 _TIGHT = 0.9
 """Fraction of a GPU above which an error of the estimate, mainly of the assumed values, may matter."""
@@ -72,50 +64,6 @@ class Card:
     name: str
     total: int
     free: int
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The sizes of a model."""
-
-    parameters: int
-    trained: int
-    layers: int
-    width: int
-    attention: int
-    """A: heads × head size."""
-    keys: int
-    """G: key-value heads × head size."""
-    feed_forward: int
-    vocabulary: int
-    tied: bool
-    """Whether the head is tied to the embedding."""
-    context: int | None
-    """Maximum context length in tokens, if the model specifies one."""
-
-    @classmethod
-    def of(cls, model: Model) -> Sizes:
-        """The sizes of a model, from its config alone. Raises InputError if it has none."""
-        numbers = architecture(model)
-        parameters, trained = count_parameters(model)
-        heads = getattr(numbers, "num_attention_heads", None) or 1
-        head = getattr(numbers, "head_dim", None) or numbers.hidden_size // heads
-        return cls(
-            parameters=parameters,
-            trained=trained,
-            layers=numbers.num_hidden_layers,
-            width=numbers.hidden_size,
-            attention=heads * head,
-            keys=(getattr(numbers, "num_key_value_heads", None) or heads) * head,
-            feed_forward=getattr(numbers, "intermediate_size", None) or 4 * numbers.hidden_size,
-            vocabulary=numbers.vocab_size,
-            tied=bool(numbers.tie_word_embeddings),
-            context=getattr(numbers, "max_position_embeddings", None),
-        )
-
-    def cache_a_token(self, bytes_each: int) -> int:
-        """Bytes of the keys and values of one token."""
-        return 2 * self.layers * self.keys * bytes_each
 
 
 @dataclass(frozen=True)
@@ -157,9 +105,9 @@ def stage_memory(config: Config, sizes: Sizes, gpus: int, gpu_bytes: int) -> lis
     if shards > 1:
         resident["reference"] = _number(config) * sizes.parameters // shards
     resident["other"] = CONTEXT * (2 if config.engine.kind in ("vllm", "auto") else 1) + WORKSPACE
-    engine = _vllm(config)
-    if engine is not None and not engine.sleep:
-        resident |= _vllm_parts(engine, sizes, gpu_bytes)
+    engine = config.engine
+    if isinstance(engine, VllmEngine) and not engine.sleep:
+        resident |= engine_parts(engine, sizes, gpu_bytes)
     learning = _learning(config, sizes, gpus, resident)
     scoring = _scoring(config, sizes, gpus, resident)
     saving = StageMemory("checkpoint", resident, _smaller(config, sizes))
@@ -255,20 +203,6 @@ def _with_checkpointing(config: Config, chosen: bool) -> Config:
     return config.model_copy(update={"learner": learner})
 
 
-def responses_at_once(config: Config, sizes: Sizes, gpu_bytes: int) -> tuple[int, int] | None:
-    """The number of full-length responses that fit vLLM's KV cache, and that length in tokens.
-
-    None for other engines.
-    """
-    engine = config.engine
-    if not isinstance(engine, VllmEngine) or not isinstance(config.rollouts, Rollouts):
-        return None
-    length = engine.max_model_len or _longest(config.rollouts, sizes)
-    token = sizes.cache_a_token(_engine_bytes(engine)) // engine.tensor_parallel_size
-    at_most = engine.max_num_seqs or _vllm_sequences(gpu_bytes)
-    return min(at_most, max(0, _vllm_cache(engine, sizes, gpu_bytes)) // (token * length)), length
-
-
 def layer_bytes(config: Config, sizes: Sizes) -> int:
     """Bytes that one layer saves for its backward pass over a full micro-batch."""
     wide, rest = (16, 8) if _half(config) else (24, 16)
@@ -313,10 +247,9 @@ def _gathered(config: Config, sizes: Sizes, gpus: int, backward: bool) -> dict[s
     """Bytes of the weights that a sharded model has gathered at once, and of their gradients."""
     if _shards(config, gpus) == 1:
         return {}
-    ends = sizes.vocabulary * sizes.width * (1 if sizes.tied else 2)
-    layer = (sizes.parameters - ends) // sizes.layers
-    weights = _number(config) * (ends + 2 * layer)
-    return {"gathered": weights + backward * (_number(config) * (ends + layer) + FLOAT * ends)}
+    layer = (sizes.parameters - sizes.ends) // sizes.layers
+    weights = _number(config) * (sizes.ends + 2 * layer)
+    return {"gathered": weights + backward * (_number(config) * (sizes.ends + layer) + FLOAT * sizes.ends)}
 
 
 def _scoring(config: Config, sizes: Sizes, gpus: int, resident: dict[str, int]) -> StageMemory:
@@ -341,56 +274,18 @@ def _generating(
     if isinstance(engine, VllmServerEngine):
         return StageMemory(stage, parts, _smaller(config, sizes))
     if isinstance(engine, TransformersEngine):
-        length = _longest(config.generation, sizes)
+        length = longest(config.generation, sizes)
         parts["cache"] = batch * length * sizes.cache_a_token(_number(config))
         setting = "rollouts.prompts_per_shard" if stage == "rollouts" else "evaluation.batch"
         return StageMemory(stage, parts, f"lower {setting}, or use engine.kind: vllm")
     vllm = engine if isinstance(engine, VllmEngine) else VllmEngine(kind="vllm")
-    parts |= _vllm_parts(vllm, sizes, gpu_bytes)
+    parts |= engine_parts(vllm, sizes, gpu_bytes)
     if not parts["cache"]:
         remedy = "raise engine.gpu_memory_utilization: the weights do not fit this fraction"
     else:
         lower = "engine.gpu_memory_utilization" if vllm.kv_cache_gib is None else "engine.kv_cache_gib"
         remedy = f"lower {lower}, or use engine.kind: vllm-server on other GPUs"
     return StageMemory(stage, parts, remedy)
-
-
-def _vllm(config: Config) -> VllmEngine | None:
-    return config.engine if isinstance(config.engine, VllmEngine) else None
-
-
-def _vllm_parts(engine: VllmEngine, sizes: Sizes, gpu_bytes: int) -> dict[str, int]:
-    """The memory of vLLM while it is awake."""
-    return {
-        "engine": _engine_weights(engine, sizes) + ENGINE_WORK,
-        "cache": max(0, _vllm_cache(engine, sizes, gpu_bytes)),
-    }
-
-
-def _vllm_sequences(gpu_bytes: int) -> int:
-    """Default `max_num_seqs` of vLLM 0.32 (its engine/arg_utils.py), which is 256 on any A100."""
-    return 1024 if gpu_bytes >= 70 * 2**30 else 256
-
-
-def _vllm_cache(engine: VllmEngine, sizes: Sizes, gpu_bytes: int) -> int:
-    """Bytes of vLLM's KV cache on one GPU; not positive if its fraction of the memory has no room for one."""
-    if engine.kv_cache_gib is not None:
-        return int(engine.kv_cache_gib * 2**30)
-    return int(engine.gpu_memory_utilization * gpu_bytes) - _engine_weights(engine, sizes) - ENGINE_WORK
-
-
-def _engine_weights(engine: VllmEngine, sizes: Sizes) -> int:
-    return _engine_bytes(engine) * sizes.parameters // engine.tensor_parallel_size
-
-
-def _engine_bytes(engine: VllmEngine) -> int:
-    return FLOAT if engine.dtype == "float32" else HALF
-
-
-def _longest(rollouts: Rollouts, sizes: Sizes) -> int:
-    """Maximum tokens of a prompt and its response."""
-    length = rollouts.max_tokens + PROMPT
-    return length if sizes.context is None else min(length, sizes.context)
 
 
 def _head(config: Config, sizes: Sizes, backward: bool) -> int:

@@ -8,21 +8,20 @@ import pytest
 
 from reval_core.config import Config
 from reval_core.planning import gpu_memory
+from reval_core.planning.engine_memory import ENGINE_WORK, responses_at_once
 from reval_core.planning.gpu_memory import (
     CONTEXT,
-    ENGINE_WORK,
     ROOM,
     WORKSPACE,
     Card,
-    Sizes,
     StageMemory,
     memory_advice,
     needs_checkpointing,
     overflows,
-    responses_at_once,
     stage_memory,
     tight_fit,
 )
+from reval_core.planning.model_sizes import Sizes
 
 GB = 10**9
 SIZES = Sizes(
