@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reval.flows.preparation import check_problems, check_stored, checked_settings
 from reval.flows.terminal import print_json, print_pairs, print_table, say, short
 from reval_core.config import Config, ImportedRollouts, Model, ProblemSet, Rollouts, VllmEngine, VllmServerEngine
+from reval_core.errors import InputError
 from reval_core.storage.run_directory import RunDirectory
 
 if TYPE_CHECKING:
+    from reval_core.planning.duration import Duration
     from reval_core.planning.forecast import Forecast
     from reval_core.planning.gpu_memory import StageMemory
 
@@ -36,12 +39,42 @@ ARCHITECTURES = "architectures"
 """The directory next to a config with the config.json of models that are not on this machine, by model name."""
 
 
-def show_plan_for_other_machine(
-    config: Path, overrides: Sequence[str], run_dir: Path | None, gpus: int, gpu_gigabytes: float, as_json: bool
-) -> None:
-    """Print the memory and disk that a run needs per stage on a machine with `gpus` GPUs of `gpu_gigabytes` each.
+@dataclass(frozen=True)
+class Machine:
+    """A machine with GPUs of one kind."""
 
-    Raises InputError for invalid settings; what cannot be checked on this machine is listed.
+    gpus: int
+    gpu_gigabytes: float
+    """Memory of each GPU, in 10^9 bytes."""
+    gpu_price: float
+    """Price of a GPU hour."""
+
+    @property
+    def gpu_bytes(self) -> int:
+        """Memory of each GPU, in bytes."""
+        return int(self.gpu_gigabytes * GIGABYTE)
+
+
+def show_plan_for_other_machine(
+    config: Path,
+    overrides: Sequence[str],
+    run_dir: Path | None,
+    machine: Machine,
+    response_tokens: int | None,
+    as_json: bool,
+) -> None:
+    """Print the memory, the disk and the time that a run needs per stage on another machine.
+
+    Args:
+        config: the path of the config.
+        overrides: the values of `--set`.
+        run_dir: the run directory, if not the default.
+        machine: the other machine.
+        response_tokens: the expected mean tokens of a response; by default `rollouts.max_tokens`.
+        as_json: print JSON.
+
+    Raises:
+        InputError: invalid settings. What cannot be checked on this machine is listed.
     """
     import yaml
 
@@ -53,18 +86,25 @@ def show_plan_for_other_machine(
             f"memory and disk: the sizes of {settings.model.path} are unknown; put its config.json into "
             f"{_architecture(config, settings.model)}"
         )
-    stages, sizes, notes = [], None, list(process_uses(settings, gpus))
+    gpus = machine.gpus
+    stages, sizes, time, notes = [], None, None, list(process_uses(settings, gpus))
+    response_tokens = _response_tokens(settings, response_tokens)
     if settings.learner.precision == "auto":
         notes.append("learner.precision: auto is bfloat16 on GPUs that support it, as assumed here")
     if model is not None:
+        from reval_core.planning.duration import duration
         from reval_core.planning.engine_memory import responses_at_once
         from reval_core.planning.forecast import forecast
         from reval_core.planning.gpu_memory import stage_memory
         from reval_core.planning.model_sizes import Sizes
 
         sized = settings.model_copy(update={"model": model})
-        numbers, gpu_bytes = Sizes.of(model), int(gpu_gigabytes * GIGABYTE)
+        numbers, gpu_bytes = Sizes.of(model), machine.gpu_bytes
         stages, sizes = stage_memory(sized, numbers, gpus, gpu_bytes), forecast(sized)
+        if response_tokens is not None:
+            time = duration(sized, numbers, gpus, gpu_bytes, response_tokens)
+        if time is None:
+            notes.append("time is estimated only if vLLM generates and its cache holds a response")
         if (at_once := responses_at_once(sized, numbers, gpu_bytes)) is not None:
             notes.append(f"vLLM's cache holds {at_once[0]} full-length responses at once ({at_once[1]:,} tokens)")
         if isinstance(settings.rollouts, Rollouts) and _too_long(settings.rollouts, numbers.context):
@@ -72,19 +112,20 @@ def show_plan_for_other_machine(
                 f"rollouts.max_tokens: {settings.rollouts.max_tokens} leaves no room for a prompt in the model's "
                 f"context of {numbers.context}"
             )
-    rows = list(_rows(stages, sizes, gpu_gigabytes * GIGABYTE))
+    rows = list(_rows(stages, sizes, machine.gpu_bytes))
     resolved = settings.model_dump(mode="json")
     if as_json:
         print_json(
             {
                 "run_dir": str(directory.path),
                 "gpus": gpus,
-                "gpu_bytes": int(gpu_gigabytes * GIGABYTE),
+                "gpu_bytes": machine.gpu_bytes,
                 "parameters": sizes and sizes.parameters,
                 "trajectories": sizes and sizes.trajectories,
                 "updates": sizes and sizes.updates,
                 "disk_bytes": sizes and sizes.disk_bytes,
                 "stages": rows,
+                "time": time and _time_json(time, machine, response_tokens),
                 "notes": notes,
                 "unchecked": unchecked,
                 "config": resolved,
@@ -93,9 +134,21 @@ def show_plan_for_other_machine(
         return
     say(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     if sizes is not None:
-        _print_sizes(directory, sizes, rows, f"{gpus} × {gpu_gigabytes:g} GB")
+        _print_sizes(directory, sizes, rows, f"{gpus} × {machine.gpu_gigabytes:g} GB")
+    if time is not None:
+        _print_time(time, machine, response_tokens)
     _print_list("Notes", notes)
     _print_list("Not checked here", unchecked)
+
+
+def _response_tokens(settings: Config, given: int | None) -> int | None:
+    """The mean tokens of a response for the estimate of time; None if none are generated. Raises InputError."""
+    if not isinstance(settings.rollouts, Rollouts):
+        return None
+    longest = settings.rollouts.max_tokens
+    if given is not None and given > longest:
+        raise InputError(f"--response-tokens: {given} is more than rollouts.max_tokens ({longest})")
+    return longest if given is None else given
 
 
 def known_model(config: Path, model: Model) -> Model | None:
@@ -233,6 +286,32 @@ def _print_sizes(directory: RunDirectory, sizes: Forecast, rows: Sequence[dict[s
     for row in rows:
         if not row["fits"]:
             say(f"{row['stage']} does not fit: {row['remedy']}")
+
+
+def _time_json(time: Duration, machine: Machine, response_tokens: int | None) -> dict[str, Any]:
+    return {
+        "response_tokens": response_tokens,
+        "stage_seconds": dict(time.stage_seconds),
+        "round_seconds": time.round_seconds,
+        "hours": time.hours,
+        "gpu_hours": time.gpu_hours,
+        "gpu_price": machine.gpu_price,
+        "cost": time.gpu_hours * machine.gpu_price,
+    }
+
+
+def _print_time(time: Duration, machine: Machine, response_tokens: int | None) -> None:
+    say(
+        f"\nEstimated seconds per round on {time.gpus} GPUs of the kind H100, mean over {time.rounds:,} rounds,\n"
+        f"if responses have {response_tokens:,} tokens on average\n"
+    )
+    total = time.round_seconds
+    rows = [[stage, f"{one:,.1f}", f"{one / total:.0%}"] for stage, one in time.stage_seconds.items() if one]
+    print_table(["", "seconds", "share"], [*rows, ["total", f"{total:,.1f}", ""]])
+    say(
+        f"The run takes {time.hours:,.0f} h, or {time.gpu_hours:,.0f} GPU hours: "
+        f"{time.gpu_hours * machine.gpu_price:,.0f} at {machine.gpu_price:g} per GPU hour"
+    )
 
 
 def _gigabytes(size: int) -> str:

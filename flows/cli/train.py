@@ -30,6 +30,18 @@ from reval_core.launch import is_first
     metavar="GB",
     help="Memory of each of those GPUs; default: 80.",
 )
+@click.option(
+    "--gpu-price",
+    type=click.FloatRange(min=0),
+    metavar="PRICE",
+    help="Price of a GPU hour in any currency, for the estimated cost; default: 2.",
+)
+@click.option(
+    "--response-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Expected mean tokens of a response, for the estimated time; default: rollouts.max_tokens.",
+)
 @AS_JSON
 def train(
     config: Path,
@@ -38,18 +50,24 @@ def train(
     dry_run: bool,
     gpus: int | None,
     gpu_gigabytes: float | None,
+    gpu_price: float | None,
+    response_tokens: int | None,
     as_json: bool,
 ) -> None:
     """Train as CONFIG describes, in the foreground.
 
     The same command resumes an interrupted run.
     """
-    if gpus is not None or gpu_gigabytes is not None:
+    if any(one is not None for one in (gpus, gpu_gigabytes, gpu_price, response_tokens)):
         if gpus is None or not dry_run:
-            raise InputError("--gpus and --gpu-memory plan for another machine: give --dry-run --gpus N")
-        from reval.flows.other_machine import show_plan_for_other_machine
+            raise InputError(
+                "--gpus, --gpu-memory, --gpu-price and --response-tokens plan for another machine: "
+                "give --dry-run --gpus N"
+            )
+        from reval.flows.other_machine import Machine, show_plan_for_other_machine
 
-        show_plan_for_other_machine(config, overrides, run_dir, gpus, gpu_gigabytes or 80.0, as_json)
+        machine = Machine(gpus, gpu_gigabytes or 80.0, 2.0 if gpu_price is None else gpu_price)
+        show_plan_for_other_machine(config, overrides, run_dir, machine, response_tokens, as_json)
         return
     if dry_run:
         from reval.flows.plan import show_plan

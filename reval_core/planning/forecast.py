@@ -73,9 +73,13 @@ def _evaluation_bytes(config: Config) -> int:
     """Maximum bytes of one evaluation, as far as the sizes of its sets are known without reading them."""
     if not isinstance(config.rollouts, Rollouts):
         return 0
-    problems = sum(_problems(source) for source in config.problems.held_out)
     response = _BYTES_PER_TRAJECTORY + config.rollouts.max_tokens * _TEXT_BYTES_PER_TOKEN
-    return problems * config.evaluation.samples * response
+    return held_out_problems(config) * config.evaluation.samples * response
+
+
+def held_out_problems(config: Config) -> int:
+    """Maximum number of held-out problems, as far as the sizes of their sets are known without reading them."""
+    return sum(_problems(source) for source in config.problems.held_out)
 
 
 def _problems(source: ProblemSet) -> int:

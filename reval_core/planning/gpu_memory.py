@@ -94,16 +94,15 @@ def stage_memory(config: Config, sizes: Sizes, gpus: int, gpu_bytes: int) -> lis
         gpus: the number of GPUs.
         gpu_bytes: the memory of each; 0 if unknown.
     """
-    if config.learner.gradient_checkpointing is None:
-        config = _with_checkpointing(config, needs_checkpointing(config, sizes, gpus, gpu_bytes))
-    half, shards = _half(config), _shards(config, gpus)
+    config = checkpointing_resolved(config, sizes, gpus, gpu_bytes)
+    half, shards = _half(config), shard_count(config, gpus)
     resident = {
         "weights": FLOAT * (sizes.trained if half else sizes.parameters) // shards,
         "copy": HALF * sizes.parameters // shards if half else 0,
         "moments": 2 * FLOAT * sizes.trained // shards,
     }
     if shards > 1:
-        resident["reference"] = _number(config) * sizes.parameters // shards
+        resident["reference"] = computing_bytes(config) * sizes.parameters // shards
     resident["other"] = CONTEXT * (2 if config.engine.kind in ("vllm", "auto") else 1) + WORKSPACE
     engine = config.engine
     if isinstance(engine, VllmEngine) and not engine.sleep:
@@ -115,7 +114,7 @@ def stage_memory(config: Config, sizes: Sizes, gpus: int, gpu_bytes: int) -> lis
     if isinstance(config.rollouts, Rollouts):
         own, evaluated = config.generation.batch, config.evaluation.batch or config.generation.batch
         if shards > 1 and isinstance(config.engine, TransformersEngine):
-            generating = {**resident, "engine": _number(config) * sizes.parameters}
+            generating = {**resident, "engine": computing_bytes(config) * sizes.parameters}
         else:
             generating = resident
         rollouts = _generating("rollouts", own, config, sizes, gpu_bytes, generating)
@@ -190,6 +189,13 @@ def needs_checkpointing(config: Config, sizes: Sizes, gpus: int, gpu_bytes: int)
     return any(0 < ROOM * gpu_bytes < one.total for one in stages if one.stage == "learning")
 
 
+def checkpointing_resolved(config: Config, sizes: Sizes, gpus: int, gpu_bytes: int) -> Config:
+    """The config with `learner.gradient_checkpointing` resolved for `gpus` GPUs, if it is not set."""
+    if config.learner.gradient_checkpointing is not None:
+        return config
+    return _with_checkpointing(config, needs_checkpointing(config, sizes, gpus, gpu_bytes))
+
+
 def with_checkpointing(config: Config, card: Card | None) -> Config:
     """The config with `learner.gradient_checkpointing` resolved for this machine, if it is not set."""
     if config.learner.gradient_checkpointing is not None:
@@ -215,7 +221,7 @@ def _learning(config: Config, sizes: Sizes, gpus: int, resident: dict[str, int])
     activations, head = max(_backward(config, sizes), key=sum)
     parts = {
         **resident,
-        "gradients": FLOAT * sizes.trained // _shards(config, gpus),
+        "gradients": FLOAT * sizes.trained // shard_count(config, gpus),
         **_gathered(config, sizes, gpus, backward=True),
         "activations": activations,
         "head": head,
@@ -229,7 +235,7 @@ def _learning(config: Config, sizes: Sizes, gpus: int, resident: dict[str, int])
 
 def _backward(config: Config, sizes: Sizes) -> list[tuple[int, int]]:
     """Bytes of activations and of the head during the backward pass: while it is at the head, and at a layer."""
-    learner, layer, number = config.learner, layer_bytes(config, sizes), _number(config)
+    learner, layer, number = config.learner, layer_bytes(config, sizes), computing_bytes(config)
     boundaries = number * learner.micro_batch_tokens * sizes.width * sizes.layers
     kept = boundaries if learner.gradient_checkpointing else sizes.layers * layer
     recomputed = layer if learner.gradient_checkpointing else 0
@@ -238,18 +244,18 @@ def _backward(config: Config, sizes: Sizes) -> list[tuple[int, int]]:
     return [(kept, _head(config, sizes, backward=True)), (kept + recomputed + passing, head_gradient)]
 
 
-def _shards(config: Config, gpus: int) -> int:
+def shard_count(config: Config, gpus: int) -> int:
     """The number of GPUs that share a learner."""
     return 1 if config.learner.shard == "none" else gpus
 
 
 def _gathered(config: Config, sizes: Sizes, gpus: int, backward: bool) -> dict[str, int]:
     """Bytes of the weights that a sharded model has gathered at once, and of their gradients."""
-    if _shards(config, gpus) == 1:
+    if shard_count(config, gpus) == 1:
         return {}
     layer = (sizes.parameters - sizes.ends) // sizes.layers
-    weights = _number(config) * (sizes.ends + 2 * layer)
-    return {"gathered": weights + backward * (_number(config) * (sizes.ends + layer) + FLOAT * sizes.ends)}
+    weights = computing_bytes(config) * (sizes.ends + 2 * layer)
+    return {"gathered": weights + backward * (computing_bytes(config) * (sizes.ends + layer) + FLOAT * sizes.ends)}
 
 
 def _scoring(config: Config, sizes: Sizes, gpus: int, resident: dict[str, int]) -> StageMemory:
@@ -262,7 +268,7 @@ def _scoring(config: Config, sizes: Sizes, gpus: int, resident: dict[str, int]) 
         **_gathered(config, sizes, gpus, backward=False),
     }
     if "reference" not in resident:
-        parts["reference"] = 0 if config.model.lora is not None else _number(config) * sizes.parameters
+        parts["reference"] = 0 if config.model.lora is not None else computing_bytes(config) * sizes.parameters
     return StageMemory("consistency", parts, f"lower learner.micro_batch_tokens, or {_smaller(config, sizes)}")
 
 
@@ -275,7 +281,7 @@ def _generating(
         return StageMemory(stage, parts, _smaller(config, sizes))
     if isinstance(engine, TransformersEngine):
         length = longest(config.generation, sizes)
-        parts["cache"] = batch * length * sizes.cache_a_token(_number(config))
+        parts["cache"] = batch * length * sizes.cache_a_token(computing_bytes(config))
         setting = "rollouts.prompts_per_shard" if stage == "rollouts" else "evaluation.batch"
         return StageMemory(stage, parts, f"lower {setting}, or use engine.kind: vllm")
     vllm = engine if isinstance(engine, VllmEngine) else VllmEngine(kind="vllm")
@@ -300,10 +306,11 @@ def _head(config: Config, sizes: Sizes, backward: bool) -> int:
 
 def _head_gradient(config: Config, sizes: Sizes) -> int:
     trained = config.model.lora is None  # adapters do not train the head
-    return _number(config) * sizes.vocabulary * sizes.width if trained else 0
+    return computing_bytes(config) * sizes.vocabulary * sizes.width if trained else 0
 
 
-def _number(config: Config) -> int:
+def computing_bytes(config: Config) -> int:
+    """Bytes of a number in the computing precision."""
     return HALF if _half(config) else FLOAT
 
 

@@ -138,6 +138,35 @@ def test_both_models_fit_8_gpus_of_80_gb_and_the_large_one_only_with_shards(
     assert "gradients and moments alone are 137 GB" in whole
 
 
+def test_time_and_cost_are_estimated_from_the_mean_length_of_a_response(
+    laptop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = PAPER / f"{LARGE}.yaml"
+    given = ("--gpus", "8", "--response-tokens", "600", "--gpu-price", "3")
+    time = json.loads(shown(capsys, config, *given, "--json"))["time"]
+    assert time["response_tokens"] == 600
+    assert time["round_seconds"] == pytest.approx(sum(time["stage_seconds"].values()))
+    assert time["gpu_hours"] == 8 * time["hours"] == pytest.approx(8 * 650 * time["round_seconds"] / 3600)
+    assert time["cost"] == pytest.approx(3 * time["gpu_hours"])
+    printed = shown(capsys, config, *given)
+    assert f"{time['gpu_hours']:,.0f} GPU hours: {time['cost']:,.0f} at 3 per GPU hour" in printed
+    tables = printed.partition("Peak GB")[2].partition("Notes")[0]
+    assert all(len(line) <= 80 for line in tables.splitlines()), "without the list of notes"
+    longest = json.loads(shown(capsys, config, "--gpus", "8", "--json"))["time"]
+    assert longest["response_tokens"] == 3072
+    assert longest["gpu_price"] == 2
+    with pytest.raises(InputError, match=r"3073 is more than rollouts\.max_tokens \(3072\)"):
+        shown(capsys, config, "--gpus", "8", "--response-tokens", "3073")
+    with pytest.raises(InputError, match="give --dry-run --gpus N"):
+        shown(capsys, config, "--gpu-price", "3")
+
+
+@pytest.mark.parametrize("stem", ["demo", "offline"])
+def test_without_vllm_time_is_not_estimated(laptop: Path, capsys: pytest.CaptureFixture[str], stem: str) -> None:
+    plan = json.loads(shown(capsys, CONFIGS / f"{stem}.yaml", "--gpus", "1", "--json"))
+    assert plan["time"] is None
+
+
 def test_invalid_settings_are_refused_on_any_machine(laptop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = PAPER / f"{SMALL}.yaml"
     with pytest.raises(InputError, match=r"objective\.beta"):
