@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import socket
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,12 @@ def test_both_models_fit_8_gpus_of_80_gb_and_the_large_one_only_with_shards(
     whole = shown(capsys, PAPER / f"{LARGE}.yaml", "--gpus", "8", "--set", "learner.shard=none")
     assert "learning does not fit: train adapters (model.lora), or shard the weights over several GPUs" in whole
     assert "gradients and moments alone are 137 GB" in whole
+
+
+def test_the_forecast_on_the_page_is_up_to_date() -> None:
+    made = runpy.run_path(str(CONFIGS.parent / "docs/make_paper.py"))
+    recorded = made["TARGET"].read_text(encoding="utf-8")
+    assert recorded == made["page"](recorded), "run docs/make_paper.py"
 
 
 def test_time_and_cost_are_estimated_from_the_mean_length_of_a_response(
