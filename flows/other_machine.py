@@ -96,11 +96,16 @@ def show_plan_for_other_machine(
         from reval_core.planning.engine_memory import responses_at_once
         from reval_core.planning.forecast import forecast
         from reval_core.planning.gpu_memory import stage_memory
-        from reval_core.planning.model_sizes import Sizes
+        from reval_core.planning.model_sizes import FLOAT, Sizes
 
         sized = settings.model_copy(update={"model": model})
         numbers, gpu_bytes = Sizes.of(model), machine.gpu_bytes
         stages, sizes = stage_memory(sized, numbers, gpus, gpu_bytes), forecast(sized)
+        if gpus > 1:
+            notes.append(
+                f"while they start, {gpus} processes hold the whole float32 model each: "
+                f"{gpus * FLOAT * numbers.parameters / GIGABYTE:,.0f} GB of the host's memory"
+            )
         if response_tokens is not None:
             time = duration(sized, numbers, gpus, gpu_bytes, response_tokens)
         if time is None:

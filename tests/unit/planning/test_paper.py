@@ -17,6 +17,8 @@ from reval_core.config import PROMPTS, Config, Grpo, ProblemSet, Reval, Tbrm
 from reval_core.config.loader import load_config
 from reval_core.errors import InputError
 from reval_core.model.loading import count_parameters
+from reval_core.planning.gpu_memory import StageMemory, stage_memory
+from reval_core.planning.model_sizes import Sizes
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 PAPER = CONFIGS / "paper"
@@ -137,6 +139,54 @@ def test_both_models_fit_8_gpus_of_80_gb_and_the_large_one_only_with_shards(
     whole = shown(capsys, PAPER / f"{LARGE}.yaml", "--gpus", "8", "--set", "learner.shard=none")
     assert "learning does not fit: train adapters (model.lora), or shard the weights over several GPUs" in whole
     assert "gradients and moments alone are 137 GB" in whole
+
+
+def held(name: str, gpus: int, *overrides: str) -> dict[str, StageMemory]:
+    """What a GPU of 80 GB holds in each stage."""
+    path = PAPER / f"{name}.yaml"
+    config = load_config(path, overrides)
+    model = known_model(path, config.model)
+    assert model is not None
+    return {one.stage: one for one in stage_memory(config, Sizes.of(model), gpus, 80 * 10**9)}
+
+
+def test_one_gpu_holds_what_it_held_before_weights_could_be_sharded() -> None:
+    before = {
+        SMALL: (58_912_786_432, 32_614_446_080, 37_796_012_032, 58_912_786_432, 26_912_786_432),
+        LARGE: (140_652_185_600, 128_279_049_216, 147_536_814_080, 140_652_185_600, 108_652_185_600),
+    }
+    for name, totals in before.items():
+        for shard in ("none", "all"):
+            assert tuple(one.total for one in held(name, 1, f"learner.shard={shard}").values()) == totals
+
+
+def test_an_eighth_of_the_large_model_fits_a_gpu_of_80_gb() -> None:
+    """7,615,616,512 weights, of which the embedding and the head have 152,064 · 3,584 each."""
+    eighth, ends = 7_615_616_512 // 8, 2 * 152_064 * 3_584
+    layer = (7_615_616_512 - ends) // 28
+    learning = held(LARGE, 8)["learning"].parts
+    assert learning["weights"] == learning["gradients"] == 4 * eighth
+    assert learning["copy"] == learning["reference"] == 2 * eighth
+    assert learning["moments"] == 8 * eighth
+    assert learning["gathered"] == 2 * (ends + 2 * layer) + 2 * (ends + layer) + 4 * ends
+    # 28 boundaries of layers, one layer that is recomputed, and its gradients, for 16,384 tokens
+    recomputed = 16 * 3584 + 8 * (3584 + 18944)
+    assert learning["activations"] == 16384 * (2 * 3584 * 28 + recomputed + 2 * 2 * 18944)
+    rollouts = held(LARGE, 8)["rollouts"].parts
+    assert rollouts["engine"] + rollouts["cache"] == 0.4 * 80 * 10**9
+    assert all(one.fits(80 * 10**9) for one in held(LARGE, 8).values())
+    assert not all(one.fits(80 * 10**9) for one in held(LARGE, 1, "learner.shard=none").values())
+    assert all(one.fits(80 * 10**9) for one in held(LARGE, 1, "learner.shard=none", "model.lora={}").values())
+
+
+@pytest.mark.parametrize("shard", ["node", "all"])
+def test_more_gpus_hold_less_each_if_weights_are_sharded(shard: str) -> None:
+    stages = [held(LARGE, gpus, f"learner.shard={shard}") for gpus in (1, 2, 3, 4, 8, 16)]
+    for stage in stages[0]:
+        totals = [one[stage].total for one in stages]
+        assert totals == sorted(set(totals), reverse=True), stage
+    whole = [held(LARGE, gpus, "learner.shard=none") for gpus in (1, 8)]
+    assert whole[0] == whole[1]
 
 
 def test_the_forecast_on_the_page_is_up_to_date() -> None:
