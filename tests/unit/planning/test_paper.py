@@ -13,10 +13,11 @@ import pytest
 
 from reval.flows.cli import cli
 from reval.flows.other_machine import known_model
-from reval_core.config import PROMPTS, Config, Grpo, ProblemSet, Reval, Tbrm
+from reval_core.config import PROMPTS, Config, Grpo, ProblemSet, Reval, Tbrm, VllmEngine
 from reval_core.config.loader import load_config
 from reval_core.errors import InputError
 from reval_core.model.loading import count_parameters
+from reval_core.planning.duration import Replicas, duration
 from reval_core.planning.gpu_memory import StageMemory, stage_memory
 from reval_core.planning.model_sizes import Sizes
 
@@ -193,6 +194,24 @@ def test_the_forecast_on_the_page_is_up_to_date() -> None:
     made = runpy.run_path(str(CONFIGS.parent / "docs/make_paper.py"))
     recorded = made["TARGET"].read_text(encoding="utf-8")
     assert recorded == made["page"](recorded), "run docs/make_paper.py"
+
+
+def test_the_papers_own_seconds_are_estimated_within_a_seventh() -> None:
+    """36.8 s of generation and 2.8 s of an update, read as 128 responses of the small model on 8 GPUs."""
+    path = PAPER / f"{SMALL}.yaml"
+    config = load_config(path, ["rollouts.samples=1", "learner.gradient_checkpointing=false"])
+    model = known_model(path, config.model)
+    assert model is not None
+    assert isinstance(config.engine, VllmEngine)
+    sizes, gpu_bytes = Sizes.of(model), 80 * 10**9
+    found = duration(config, sizes, 8, gpu_bytes, response_tokens=5000)
+    assert found is not None
+    generation = Replicas(config.engine, 8).seconds(sizes, gpu_bytes, 128, 5000, longest=8192)
+    update = found.stage_seconds["learning"] / config.learner.updates
+    text = (CONFIGS.parent / "docs/paper.md").read_text(encoding="utf-8")
+    assert f"formulas give {generation:.1f} s and {update:.1f} s ({generation / update:.0f})" in text
+    assert generation == pytest.approx(36.8, rel=1 / 7)
+    assert update == pytest.approx(2.8, rel=1 / 7)
 
 
 def test_time_and_cost_are_estimated_from_the_mean_length_of_a_response(
