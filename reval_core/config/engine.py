@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -13,7 +13,9 @@ from reval_core.config.section import LocalPath, Section
 class EngineSection(Section):
     """The settings that all engines share."""
 
-    gap_limit: float = Field(0.1, gt=0)
+    earlier_names: ClassVar[dict[str, str]] = {"gap_limit": "mismatch_limit"}
+
+    mismatch_limit: float = Field(0.1, gt=0)
     """Limit of the trainer–engine log-prob mismatch, in nats per token: the run stops when the mean |Δ log π| over
     a round's trajectories exceeds it."""
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, get_args
+import logging
+from functools import cache
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 from reval_core.config.places import local
+
+log = logging.getLogger("reval")
 
 MOST_THREADS = 1024
 """Limit of `threads`: torch itself sets none."""
@@ -16,6 +20,21 @@ class Section(BaseModel):
     """A section of the settings. Rejects unknown keys, and booleans where a number is expected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    earlier_names: ClassVar[dict[str, str]] = {}
+    """Keys by their earlier names, which configs may still use."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not cls.earlier_names.keys() & values.keys():
+            return values
+        for earlier, name in cls.earlier_names.items():
+            if earlier in values and name in values:
+                raise ValueError(f"{earlier}: is the earlier name of {name}; give only {name}")
+            if earlier in values:
+                _notice(earlier, name)
+        return {cls.earlier_names.get(name, name): value for name, value in values.items()}
 
     @model_validator(mode="before")
     @classmethod
@@ -30,6 +49,11 @@ class Section(BaseModel):
             if any(isinstance(one, int) and abs(one) >= 2**63 for one in inner):
                 raise ValueError(f"{name}: must be less than 2^63")
         return values
+
+
+@cache  # once per process
+def _notice(earlier: str, name: str) -> None:
+    log.warning("config: %s is now called %s; the earlier name still works", earlier, name)
 
 
 LocalPath = Annotated[str, AfterValidator(local)]

@@ -56,11 +56,11 @@ def stop_if_apart(
         RunStopped: If the log-probs do not match; the message names the likely cause.
     """
     gap, kl = (pc.mean(scores.column(name)).as_py() for name in ("engine_gap", "engine_kl"))
-    limit, name = context.config.engine.gap_limit, context.generating().name
+    limit, name = context.config.engine.mismatch_limit, context.generating().name
     if gap is not None and gap > limit:
         problem = (
             f"engine {name} and trainer differ by {gap:.3g} nats per token (KL about {kl:.3g}), more than "
-            f"engine.gap_limit ({limit:g}). Likely cause: {_cause(context, policy, sample)}"
+            f"engine.mismatch_limit ({limit:g}). Likely cause: {_cause(context, policy, sample)}"
         )
     elif lag is not None and lag.stale:
         problem = (
@@ -84,7 +84,7 @@ def _cause(context: RunContext, policy: Policy, sample: Callable[[Logprobs], Sam
         now = sample(_by(context, context.by_policy(policy)))
         rounded = None if dtype is None else partial(_by_rounded, context, policy, dtype, sample)
         earlier = chain(_before(context, policy, sample), _earlier(context, policy, sample))
-        return likely_cause(now, earlier, context.config.engine.gap_limit, rounded)
+        return likely_cause(now, earlier, context.config.engine.mismatch_limit, rounded)
     except Exception as error:  # such as out of memory: the mismatch itself must be reported anyway
         return f"unknown, since the diagnosis failed ({type(error).__name__}: {error})"
 

@@ -1,5 +1,6 @@
 """Every file in examples/ runs."""
 
+import json
 import runpy
 import sys
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ from reval_core.learning.learner import Learner
 from reval_core.model.loading import check_model, load_tokenizer
 from reval_core.verification import Claim, Verifier
 from tests.models import drawn, save_byte_level_model, tiny_model
+from tests.runs import run, small_config
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -31,6 +33,19 @@ def test_every_example_compiles_and_is_tested_here():
     assert names == tested
     for path in EXAMPLES.glob("*.py"):
         compile(path.read_text(encoding="utf-8"), str(path), "exec")
+
+
+def test_the_notebook_reads_a_finished_run(tmp_path, monkeypatch):
+    run(tmp_path / "runs" / "demo", small_config())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    notebook = json.loads((EXAMPLES / "finished_run.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    scope: dict[str, object] = {}
+    for number, cell in enumerate(cells, 1):
+        exec(compile(cell, f"finished_run.ipynb, cell {number}", "exec"), scope)
+    assert len(scope["rounds"]) == 3
+    assert len(scope["responses"]) == 192
 
 
 def test_the_plain_torch_loop_learns():

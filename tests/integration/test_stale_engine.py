@@ -74,7 +74,7 @@ def test_an_engine_in_step_has_no_lag_also_after_a_restart(
 def test_an_engine_that_is_one_round_stale_stops_the_run_below_the_limit(
     run_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = small_config(rounds=3, engine__gap_limit=100.0, evaluation__every=3)
+    config = small_config(rounds=3, engine__mismatch_limit=100.0, evaluation__every=3)
     engine_of(OneRoundStale, monkeypatch)
     with pytest.raises(RunStopped) as stopped:
         run(run_path, config)
@@ -106,7 +106,7 @@ def test_above_the_limit_the_previous_round_is_named_without_its_checkpoint(
 
     engine_of(StaleLater, monkeypatch)
     config = small_config(
-        rounds=3, engine__gap_limit=0.01, evaluation__every=3, checkpoints__every=3, learner__lr=3e-3
+        rounds=3, engine__mismatch_limit=0.01, evaluation__every=3, checkpoints__every=3, learner__lr=3e-3
     )
     with pytest.raises(RunStopped, match=r"round 3: .*stale weights: the engine still has the policy of round 1"):
         run(run_path, config)

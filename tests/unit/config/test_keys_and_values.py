@@ -14,6 +14,7 @@ from reval_core.config import (
     ProblemSet,
 )
 from reval_core.config.loader import load_config
+from reval_core.config.section import _notice
 from tests.unit.config.documents import (
     CONFIGS,
     ENGINES,
@@ -200,3 +201,18 @@ def test_held_out_is_one_set_or_several(tmp_path: Path, monkeypatch: pytest.Monk
     )
     assert none.problems.held_out == ()
     assert Problems(held_out=one.problems.held_out[0]) == Problems(held_out=one.problems.held_out)
+
+
+def test_an_earlier_name_of_a_key_works_with_a_notice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _notice.cache_clear()
+    for earlier in (load(tmp_path, RUN, "engine.gap_limit=0.3"), load(tmp_path, RUN + "engine: {gap_limit: 0.3}\n")):
+        assert earlier == load(tmp_path, RUN, "engine.mismatch_limit=0.3")
+        assert "gap_limit" not in earlier.model_dump()["engine"]
+    (notice,) = caplog.messages
+    assert notice == "config: gap_limit is now called mismatch_limit; the earlier name still works"
+
+
+def test_an_earlier_name_is_refused_beside_the_present_one(refused: Refused) -> None:
+    message = refused(RUN + "engine: {gap_limit: 0.3, mismatch_limit: 0.2}\n")
+    assert message.startswith("run.yaml:20: engine"), message
+    assert message.endswith("is the earlier name of mismatch_limit; give only mismatch_limit")
