@@ -157,7 +157,9 @@ def likely_cause(
     if bool((sample.mask & ~first).any()) and _mean_gap(sample, now, first) > 4 * _mean_gap(sample, now, ~first):
         return "template: the mismatch is in the first tokens, so the engine's prompts differ from the trainer's"
     if _correlation(sample, now) > 0.9:
-        return "dtype: the log-probs differ only by rounding; set engine.dtype: float32 or raise engine.mismatch_limit"
+        return (
+            "dtype: the log-probs differ only by rounding; set engine.dtype: float32 or raise engine.mismatch_limit"
+        )
     return "stale weights: the engine's weights differ from the trainer's and match no checkpoint"
 
 

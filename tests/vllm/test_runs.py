@@ -168,7 +168,9 @@ def test_stale_weights_stop_the_run_and_are_named(run_path, monkeypatch):
         if self._loaded is None:
             load(self, model, policy)
 
-    settings = config(rounds=4, learner={"updates": 4, "lr": 1e-2}, engine=VLLM["engine"] | {"mismatch_limit": 0.01})
+    settings = config(
+        rounds=4, learner={"updates": 4, "lr": 1e-2}, engine=VLLM["engine"] | {"mismatch_limit": 0.01}
+    )
     monkeypatch.setattr(VllmEngine, "load", stale)
     with pytest.raises(RunStopped, match="mismatch_limit") as stopped:
         run(run_path, settings)

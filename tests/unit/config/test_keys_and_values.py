@@ -205,7 +205,10 @@ def test_held_out_is_one_set_or_several(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_an_earlier_name_of_a_key_works_with_a_notice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _notice.cache_clear()
-    for earlier in (load(tmp_path, RUN, "engine.gap_limit=0.3"), load(tmp_path, RUN + "engine: {gap_limit: 0.3}\n")):
+    for earlier in (
+        load(tmp_path, RUN, "engine.gap_limit=0.3"),
+        load(tmp_path, RUN + "engine: {gap_limit: 0.3}\n"),
+    ):
         assert earlier == load(tmp_path, RUN, "engine.mismatch_limit=0.3")
         assert "gap_limit" not in earlier.model_dump()["engine"]
     (notice,) = caplog.messages
