@@ -38,6 +38,7 @@ COMMANDS = {
     "reindex": "reindex:reindex",
     "report": "report:report",
     "reproduce": "reproduce:reproduce",
+    "restore": "restore:restore",
     "resume": "resume:resume",
     "runs": "runs:runs",
     "serve": "serve:serve",

@@ -37,6 +37,7 @@ from reval_core.config.problems import (
 )
 from reval_core.config.rollouts import DynamicSampling, ImportedRollouts, Rollouts, RolloutSource, StoredRollouts
 from reval_core.config.section import MOST_THREADS, Section
+from reval_core.config.storage import Storage
 from reval_core.config.verification import Overlong, Reward, Verification
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "Rollouts",
     "Section",
     "SetName",
+    "Storage",
     "StoredRollouts",
     "Tbrm",
     "TinyModel",
@@ -162,6 +164,7 @@ class Config(Section):
     checkpoints: Checkpoints = Checkpoints()
     collapse: Collapse = Collapse()
     tracking: Tracking = Tracking()
+    storage: Storage = Storage()
 
     @property
     def generation(self) -> Rollouts:

@@ -218,8 +218,8 @@ class RunDirectory:
     def check(self, config: Config) -> Config:
         """Check that a config may resume this run.
 
-        Only `rounds` (a run can be extended), `memory_check` and how an engine is run may change, not the kind of
-        engine.
+        Only `rounds` (a run can be extended), `memory_check`, `storage` and how an engine is run may change, not
+        the kind of engine.
 
         Returns:
             The config with the values that the run resolved for open settings (`learner.precision: auto`, …).
@@ -358,7 +358,7 @@ def wall_seconds(directory: RunDirectory) -> float:
 
 
 def _may_change(name: str) -> bool:
-    return name in ("rounds", "memory_check") or (
+    return name in ("rounds", "memory_check", "storage.mirror", "storage.lease_seconds") or (
         name.startswith("engine.") and name not in ("engine.kind", "engine.dtype")
     )
 
