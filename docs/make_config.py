@@ -20,6 +20,7 @@ from reval_core.config import Config
 from reval_core.config.loader import TAGS
 from reval_core.config.protocol import Protocol
 from reval_core.config.section import LocalPath
+from reval_core.config.storage import StoreUrl
 
 TARGET = Path(__file__).with_name("config.md")
 
@@ -156,7 +157,14 @@ def _values(annotation: Any, metadata: list[Any]) -> str:
         return f"two {_values(inner[0], [])}s" if len(inner) == 2 else f"list of {_values(inner[0], [])}"
     if get_origin(annotation) is dict:
         return "mapping of names to values"
-    names = {int: "integer", float: "number", str: "text", LocalPath: "text", bool: "`true`, `false`"}
+    names = {
+        int: "integer",
+        float: "number",
+        str: "text",
+        LocalPath: "text",
+        StoreUrl: "URL",
+        bool: "`true`, `false`",
+    }
     return names[annotation] + _range(metadata)
 
 

@@ -85,11 +85,13 @@ def prepare(config: Path, overrides: Sequence[str], run_dir: Path | None) -> Pre
     from reval_core.learning.resolution import resolved
     from reval_core.model.loading import check_attention, check_model
     from reval_core.pipeline.environment import check_machine
+    from reval_core.pipeline.mirroring import check_mirror
     from reval_core.planning.forecast import forecast
     from reval_core.problems.selection import run_problems
 
     check_installed(settings.engine.kind)
     check_machine(directory, settings)
+    check_mirror(directory, settings.storage)
     tokenizer = check_model(settings.model)
     check_attention(settings.model, settings.learner)
     settings = resolved(settings)

@@ -143,7 +143,7 @@ def _is_local(path: str, config: Config) -> bool:
 
 
 def _fetch(store: ObjectStore, entry: Entry, directory: Path, path: str) -> None:
-    """Download a file, unless it is there already. Raises CorruptData if it differs from what the index says."""
+    """Download a file, unless the directory has it. Raises CorruptData if it differs from what the index says."""
     target = directory / path
     if target.exists() and target.stat().st_size == entry.size and file_digest(target) == entry.sha256:
         return

@@ -27,6 +27,7 @@ from reval_core.model.loading import load_model, reading_digest, stop_ids, token
 from reval_core.model.token_batch import micro_batch_limit, micro_batches
 from reval_core.pipeline.environment import fix_machine
 from reval_core.pipeline.integrity import clear
+from reval_core.pipeline.mirroring import mirrored
 from reval_core.pipeline.reconstruction import Policy, reconstruct
 from reval_core.pipeline.reference_average import drop_averages, make_average
 from reval_core.pipeline.stage_context import StageContext, warn_of_left_out
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from reval_core.problems.recorded import Prompts
+    from reval_core.storage.mirror import Mirror
 
 
 log = logging.getLogger("reval")
@@ -93,6 +95,8 @@ class RunContext(StageContext):
         )
         verifier = Verifier.of(config.verification, config.reward)
         super().__init__(directory, tokenizer, problems.prompts, engine, verifier)
+        self.mirror: Mirror | None = None
+        """The mirror of the run, if it has one."""
         self._round_started = time.perf_counter()
         self._replica = Replica(directory.path, config)
 
@@ -240,8 +244,13 @@ class RunContext(StageContext):
         """Note that a stage starts. The store is restricted to what was published before it.
 
         Draws and resets depend on the buffer as it was. Later files are ingested again when the run reaches them.
+
+        Raises:
+            RunStopped: Another host has taken this run over.
         """
         super().begin(stage, round)
+        if self.mirror is not None:
+            self.mirror.check()
         place = self.directory.place(stage, round)
         if place <= self._published:
             earlier = (
@@ -249,15 +258,23 @@ class RunContext(StageContext):
             )
             self.store.build(earlier)
 
+    def tick(self, done: int, total: int) -> None:
+        """Report the progress of the running stage. Raises RunStopped if another host has taken this run over."""
+        super().tick(done, total)
+        if self.mirror is not None:
+            self.mirror.check()
+
     def keep(self, manifest: Manifest) -> None:
         """Reuse what an earlier attempt at a stage has published, and ingest it into the store."""
         super().keep(manifest)
         self._ingest(manifest)
 
     def publish(self, manifest: Manifest) -> None:
-        """Publish the manifest of a stage, and ingest its tables into the store."""
+        """Publish the manifest of a stage, and ingest its tables into the store. The mirror then copies them."""
         super().publish(manifest)
         self._ingest(manifest)
+        if self.mirror is not None:
+            self.mirror.wake()
 
     def _ingest(self, manifest: Manifest) -> None:
         self.store.ingest(manifest)
@@ -330,13 +347,18 @@ def open_run_context(
     quarantined first, so that the stages regenerate them.
 
     Raises:
-        InputError: If another process holds the lock, or the directory was made with another config or other
-            versions.
+        InputError: If another process holds the lock, the directory was made with another config or other
+            versions, or the mirror belongs to another run or another host.
+        RunStopped: At the end, if some files could not be copied to the mirror.
     """
     with directory.lock(), explained_disk(directory):
         config = resolved(directory.check(config))
         directory.open(config)
         machine = fix_machine(directory, config)  # other versions may not even be able to read the files
         clear(directory, config)
-        with closing(RunContext(directory, config, machine, problems)) as context:
+        with (
+            mirrored(directory, config.storage) as mirror,
+            closing(RunContext(directory, config, machine, problems)) as context,
+        ):
+            context.mirror = mirror
             yield context

@@ -98,7 +98,7 @@ def check_lease(store: ObjectStore, directory: Path) -> LeaseState | None:
         return None
     if not owns_lease(state, directory):
         if _tokens(directory) & {_object(store, name).get("token") for name in store.names("lease")}:
-            raise InputError(_taken_over(directory, state.holder))
+            raise InputError(_lost_to(directory, state.holder))
         raise InputError(
             f"{store.url}: is the mirror of another run, last written by {state.holder}; give another "
             f"storage.mirror, or restore that run with reval restore {store.url} DIR"
@@ -184,7 +184,7 @@ class Lease:
     def check(self) -> None:
         """Raise RunStopped if a heartbeat has found that another process took the lease."""
         if self.lost_to is not None:
-            raise RunStopped(_taken_over(Path(self.holder.directory), self.lost_to))
+            raise RunStopped(_lost_to(Path(self.holder.directory), self.lost_to))
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -219,27 +219,22 @@ def _tokens(directory: Path) -> set[str]:
         return set()
 
 
-def _taken_over(directory: Path, holder: Holder) -> str:
+def _lost_to(directory: Path, holder: Holder) -> str:
     return (
-        f"{directory}: this run was taken over by {holder}, epoch {holder.epoch}; resume it there, or restore its "
-        "mirror into a new directory with reval restore"
+        f"{directory}: {holder} has taken the lease of this run, epoch {holder.epoch}; resume it there, or restore "
+        "its mirror into a new directory with reval restore"
     )
 
 
 def _object(store: ObjectStore, name: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A small JSON object. On file systems it can be read while it is being written, so reading is repeated."""
-    for attempt in range(5):
-        time.sleep(0.1 * attempt)
-        content = store.read(name)
-        if content is None and default is not None:
-            return default
-        try:
-            value = json.loads(content or b"")
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            return value
-    raise StoreError(f"{store.url}/{name}: is missing or not a record of a lease")
+    """A small JSON object; the default if it is missing or unfinished. Raises StoreError if there is no default."""
+    try:
+        value = json.loads(store.read(name) or b"")
+    except ValueError:
+        value = default
+    if not isinstance(value, dict):
+        raise StoreError(f"{store.url}/{name}: is missing or not a record of a lease")
+    return value
 
 
 def _record(epoch: int) -> str:

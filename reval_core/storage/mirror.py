@@ -140,6 +140,7 @@ class Mirror:
             StoreError: The store failed. What was committed before counts, and nothing of this commit.
             RunStopped: Another process took the lease.
         """
+        self._lease.check()
         started = time.monotonic()
         present = published_files(self._directory)
         batch = _Batch(stamps={path: one for path, one in present.items() if self._seen.get(path) != one})

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from reval_core.atomic_files import PARTIAL, publish_file
 from reval_core.errors import InputError, RevalError, first_line
 
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
@@ -31,9 +34,7 @@ class ObjectStore:
         scheme = url.partition("://")[0]
         try:
             # A cached listing would hide what another host has written.
-            self._files, root = url_to_fs(
-                url, use_listings_cache=False, skip_instance_cache=True, **_options(scheme)
-            )
+            self._files, root = url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
         except ImportError as error:
             package = _PACKAGES.get(scheme)
             extra = "pip install 'reval[s3]'" if package == "s3fs" else f"pip install {package or scheme}"
@@ -51,9 +52,8 @@ class ObjectStore:
         """
         with self._explained(name):
             try:
-                if self._is_local:  # its `mode="create"` would not be atomic
-                    with self._files.open(self._place(name), "xb") as file:
-                        file.write(content)
+                if self._is_local:
+                    _link_file(Path(self._place(name)), content)
                 else:
                     self._files.pipe_file(self._place(name), content, mode="create")
             except FileExistsError:
@@ -61,9 +61,12 @@ class ObjectStore:
         return True
 
     def write(self, name: str, content: bytes) -> None:
-        """Write an object, replacing an existing one."""
+        """Write an object, replacing an existing one. A reader finds the one or the other."""
         with self._explained(name):
-            self._files.pipe_file(self._place(name), content)
+            if self._is_local:
+                publish_file(Path(self._place(name)), lambda partial: partial.write_bytes(content))
+            else:
+                self._files.pipe_file(self._place(name), content)
 
     def read(self, name: str) -> bytes | None:
         """The content of an object; None if there is none."""
@@ -77,7 +80,10 @@ class ObjectStore:
     def upload(self, path: Path, name: str) -> None:
         """Copy a file to an object."""
         with self._explained(name):
-            self._files.put_file(str(path), self._place(name))
+            if self._is_local:
+                publish_file(Path(self._place(name)), lambda partial: shutil.copyfile(path, partial))
+            else:
+                self._files.put_file(str(path), self._place(name))
 
     def download(self, name: str, path: Path) -> None:
         """Copy an object to a file."""
@@ -89,7 +95,7 @@ class ObjectStore:
         place = self._place(prefix).rstrip("/")
         with self._explained(prefix):
             found = self._files.find(place)
-        return sorted(one[len(self._root) :].lstrip("/") for one in found)
+        return sorted(one[len(self._root) :].lstrip("/") for one in found if not one.endswith(PARTIAL))
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete objects that exist."""
@@ -121,5 +127,12 @@ class ObjectStore:
             raise StoreError(f"{self.url}/{name}".rstrip("/") + f": {type(error).__name__}: {reason}") from error
 
 
-def _options(scheme: str) -> dict[str, Any]:
-    return {"auto_mkdir": True} if scheme == "file" else {}
+def _link_file(path: Path, content: bytes) -> None:
+    """Create a file with its whole content at once. Raises FileExistsError if it exists."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = path.with_name(f"{path.name}.{secrets.token_hex(8)}{PARTIAL}")
+    publish_file(whole, lambda partial: partial.write_bytes(content))
+    try:
+        os.link(whole, path)
+    finally:
+        whole.unlink()

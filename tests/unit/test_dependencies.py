@@ -28,6 +28,7 @@ PEERS = {"trl", "datasets", "matplotlib"}
 NOT_IMPORTED = {
     "build",
     "mkdocs-material",
+    "moto",  # a server in a process of its own
     "mypy",
     "packaging",
     "pip",
@@ -35,6 +36,7 @@ NOT_IMPORTED = {
     "pytest-timeout",
     "pytest-xdist",
     "ruff",
+    "s3fs",  # imported by fsspec
     "setuptools",
     "types-pyyaml",
 }

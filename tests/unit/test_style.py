@@ -51,7 +51,7 @@ FORBIDDEN = {
     "an engine to match": r"wants? an engine|engine to match",
     "no GPU was at hand": r"no gpus? (is|was|were) at hand",
     # Data.
-    "taking over": r"(take|takes|taken|taking|took) over",
+    "taking over": r"(takes|taken|taking|took) over",  # --take-over is an option of reval restore
     "from elsewhere": r"(from|of) elsewhere",
     "there already": r"(is|are|was|were) there already|already there",
     "practised on": r"practis\w*",
