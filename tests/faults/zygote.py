@@ -1,7 +1,8 @@
 """Starts small runs in separate processes without repeating the imports: it imports once, then forks.
 
 Reads one JSON object per line (`path`, and the arguments of `strike`) and answers with the exit status of the run:
-0 if it finished, −9 if it was killed, 1 if it stopped with an error, which is printed.
+0 if it finished, −9 if it was killed, 1 if it stopped with an error, which is printed. With `mirror`, the run has a
+mirror at that URL, and does not get further than round 1 before the mirror holds it.
 """
 
 from __future__ import annotations
@@ -9,13 +10,18 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from reval.flows.rounds import train_rounds
+from reval_core.config import Config, Storage
 from reval_core.model.loading import make_tiny_model, make_tiny_tokenizer
+from reval_core.pipeline.run_context import open_run_context
+from reval_core.storage.run_directory import RunDirectory
 from tests.faults.strike import strike
 from tests.runs import run, small_config
 
@@ -80,16 +86,28 @@ def main() -> None:
 
 
 def _run(path: Path, request: dict[str, Any]) -> int:
-    config = CONFIGS[request.pop("config", "plain")]
+    config, mirror = CONFIGS[request.pop("config", "plain")], request.pop("mirror", None)
     # Nothing is shared with other runs, not even the fitted model of the warm start.
     os.environ["XDG_CACHE_HOME"] = str(path.parent / "cache")
     try:
         with strike(**request):
-            run(path, config)
+            if mirror is None:
+                run(path, config)
+            else:
+                _run_mirrored(path, config, mirror)
     except BaseException:
         traceback.print_exc()
         return 1
     return 0
+
+
+def _run_mirrored(path: Path, config: Config, url: str) -> None:
+    config = config.model_copy(update={"storage": Storage(mirror=url)})
+    with open_run_context(RunDirectory(path), config) as context:
+        assert context.mirror is not None
+        for number in train_rounds(context):
+            while number == 1 and context.mirror.lag.seconds:
+                time.sleep(0.01)
 
 
 if __name__ == "__main__":

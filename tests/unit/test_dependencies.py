@@ -27,8 +27,10 @@ PEERS = {"trl", "datasets", "matplotlib"}
 
 NOT_IMPORTED = {
     "build",
+    "flask",
+    "flask-cors",
     "mkdocs-material",
-    "moto",  # a server in a process of its own
+    "moto",  # an S3 server in a process of its own
     "mypy",
     "packaging",
     "pip",
