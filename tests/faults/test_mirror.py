@@ -18,7 +18,7 @@ from tests.stores import s3_server
 __all__ = ["start", "undisturbed"]
 
 KILLS = 24
-SHORT = 3
+SHORT = 2
 
 
 @pytest.fixture(scope="module")
