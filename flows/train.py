@@ -49,7 +49,7 @@ def train(config: str, overrides: list[str] | None = None, run_dir: str | None =
             for round in train_rounds(context, run_as_task):
                 show_rounds(context, round)
                 progress.round_done(round)
-                tracker.send(round)
+                tracker.send(round, context.mirror_metrics())
         summary = summarise(directory)
         publish_json(directory.summary, summary)
         write_report(directory)

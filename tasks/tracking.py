@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -84,10 +84,12 @@ class Tracker:
         self._note = directory.path / "mlflow.json"
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
         self._client: MlflowClient | None = None
+        self._more: dict[int, Mapping[str, float]] = {}
         self._warned = False
 
-    def send(self, round: int) -> Future[None]:
-        """Send every round up to `round` that was not sent yet, without waiting."""
+    def send(self, round: int, more: Mapping[str, float] | None = None) -> Future[None]:
+        """Send every round up to `round` that was not sent yet, and `more` metrics of this one, without waiting."""
+        self._more[round] = more or {}
         return self._thread.submit(self._guarded, self._send, round)
 
     def finish(self, status: str) -> None:
@@ -114,7 +116,8 @@ class Tracker:
     def _send(self, round: int) -> None:
         client, note = self._open()
         for number in range(note["rounds_sent"] + 1, round + 1):
-            client.log_batch(note["run_id"], metrics=_metrics(self._directory, number), synchronous=True)
+            metrics = _metrics(self._directory, number, self._more.get(number, {}))
+            client.log_batch(note["run_id"], metrics=metrics, synchronous=True)
             note["rounds_sent"] = number
             publish_json(self._note, note)
 
@@ -157,7 +160,7 @@ def tracked(directory: RunDirectory, config: Config) -> Iterator[Tracker]:
     tracker.finish("FINISHED")
 
 
-def _metrics(directory: RunDirectory, round: int) -> list[Metric]:
+def _metrics(directory: RunDirectory, round: int, more: Mapping[str, float]) -> list[Metric]:
     from mlflow.entities import Metric
 
     if round == 0:  # round 0 has only an evaluation
@@ -171,7 +174,7 @@ def _metrics(directory: RunDirectory, round: int) -> list[Metric]:
         row |= _objective_metrics(directory, round)
         if row["drawn_delta_abs"] is not None:
             row |= _delta_by_age(directory, round)
-    row |= _accuracy_by_set(directory, round)
+    row |= {**_accuracy_by_set(directory, round), **more}
     milliseconds = int(seconds * 1000)
     return [Metric(name, float(value), milliseconds, round) for name, value in row.items() if value is not None]
 

@@ -293,6 +293,12 @@ class RunContext(StageContext):
             for round in saved - retained_checkpoints(manifests, self.config):
                 remove_directory(self.directory.checkpoint(round))
 
+    def mirror_metrics(self) -> dict[str, float]:
+        """How far the mirror is behind the run; empty if the run has none."""
+        if self.mirror is None:
+            return {}
+        return {"mirror_files_behind": self.mirror.lag.files, "mirror_seconds_behind": self.mirror.lag.seconds}
+
     def other_seconds(self) -> float:
         """The seconds since the last call (or since the context was opened) in which no stage was running."""
         now = time.perf_counter()

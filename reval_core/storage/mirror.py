@@ -155,6 +155,7 @@ class Mirror:
         if batch.copied or removed:
             self._lease.check()
             replaced = self._writer.commit(batch.copied, removed)
+            log.info("%s: %d files copied, %d removed", self._store.url, len(batch.copied), len(removed))
             self._seen |= {path: batch.stamps[path] for path in batch.copied}
             self._delete(replaced)
         for path in removed:
