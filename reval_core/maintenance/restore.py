@@ -13,6 +13,7 @@ from reval_core.atomic_files import file_digest, publish_file
 from reval_core.config import Config
 from reval_core.config.loader import load_config
 from reval_core.config.places import check_directory
+from reval_core.config.yaml_files import read_section
 from reval_core.errors import CorruptData, InputError
 from reval_core.replay_buffer.index import rebuild_store
 from reval_core.storage.lease import Lease, LeaseState, check_expired, owns_lease, read_lease
@@ -129,9 +130,10 @@ def restore(
 def _restore_config(store: ObjectStore, entry: Entry, directory: RunDirectory) -> Config:
     """Write the config of the run, with the mirror from which it was restored."""
     _fetch(store, entry, directory.path, _CONFIG)
-    values = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
-    if values["storage"]["mirror"] != store.url:
-        values["storage"]["mirror"] = store.url
+    values = read_section(directory.config)
+    storage = values.get("storage") or {}
+    if storage.get("mirror") != store.url:  # the store was moved, or is reached by another name
+        values["storage"] = {**storage, "mirror": store.url}
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         publish_file(directory.config, lambda partial: partial.write_text(text, encoding="utf-8"))
     return load_config(directory.config)

@@ -42,6 +42,12 @@ _RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _BEHIND_SECONDS = 300.0
 """A warning says when the mirror lags this far behind the run."""
 
+_HASTY_SECONDS = 10.0
+"""How long a run that was interrupted or failed begins further copies."""
+
+_SILENT_SECONDS = 5.0
+"""A run that ends says that it waits for its mirror if that lags further behind."""
+
 _SHOWN = 5
 """The number of files that a message names."""
 
@@ -88,6 +94,8 @@ class Mirror:
         self._digests: dict[str, tuple[str, ...]] = {}
         """The digests that the records of this directory give for other files."""
         self._waiting: dict[str, str] = {}
+        self._deadline: float | None = None
+        """The moment after which no copy is begun."""
         self._wanted = threading.Event()
         self._ended = threading.Event()
         self._behind_since: float | None = time.monotonic()
@@ -103,6 +111,10 @@ class Mirror:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._deadline = time.monotonic() + _HASTY_SECONDS
+        elif self.lag.seconds > _SILENT_SECONDS:
+            log.warning("%s: the run ends when its last files are copied", self._store.url)
         self._ended.set()
         self._wanted.set()
         self._thread.join()
@@ -204,6 +216,8 @@ class Mirror:
     def _copied(self, path: str, batch: _Batch) -> Entry | None:
         """Upload a file unless the mirror has it; None if it changed or was deleted meanwhile."""
         self._lease.check()
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise StoreError(f"{self._store.url}/{path}: the run ended before it was copied")
         file, stamp, held = self._directory / path, batch.stamps[path], self._writer.index.entries.get(path)
         try:
             if stamp.size <= _INLINE_BYTES:

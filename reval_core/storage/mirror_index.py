@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import PurePosixPath
 from typing import Any
 
 from reval_core.atomic_files import digest
 from reval_core.errors import CorruptData
 from reval_core.storage.object_store import ObjectStore
+from reval_core.storage.published import is_published
 
 log = logging.getLogger("reval")
 
@@ -171,7 +171,6 @@ def _folded(store: ObjectStore, records: list[dict[str, Any]]) -> Index:
     for record in records:
         index = index.applied(record)
     for path in index.entries:
-        parts = PurePosixPath(path).parts
-        if not parts or parts[0] == "/" or ".." in parts:
+        if not is_published(path):  # a mirror may come from an untrusted source
             raise CorruptData(f"{store.url}: lists {path!r}, which is not a file of a run")
     return index

@@ -53,6 +53,14 @@ def published_files(directory: Path) -> dict[str, Stamp]:
     return found
 
 
+def is_published(path: str) -> bool:
+    """Whether a path can be that of a published file: below a run directory, and not of what a run rebuilds."""
+    place = PurePosixPath(path)
+    top = place.parts[0] if place.parts else ""
+    below = len(place.parts) > 1 and ".." not in place.parts and (top in _DIRECTORIES or _is_pruned(top))
+    return path in _FILES or below
+
+
 def is_record(path: str) -> bool:
     """Whether a file names other files with their digests: a manifest, a note on a file, a list of checksums."""
     place = PurePosixPath(path)

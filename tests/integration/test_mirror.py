@@ -199,6 +199,7 @@ def run_until_another_host_restores_it(reval: Reval, path: Path, config: Config,
                 continue
             while context.mirror.lag.seconds:
                 time.sleep(0.01)
+            assert read_mirror(url).rounds == 1
             refused = reval("restore", url, other)
             assert refused.code == 2
             assert "holds the lease, renewed" in refused.err

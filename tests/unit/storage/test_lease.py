@@ -126,7 +126,21 @@ def test_a_loser_of_one_epoch_in_a_store_without_exclusive_creation_notices(tmp_
         lease.check()
 
 
-def test_a_process_killed_before_its_first_heartbeat_keeps_the_epoch_of_its_directory(tmp_path):
+def test_a_process_killed_right_after_it_took_an_epoch_leaves_it_to_its_directory(tmp_path, monkeypatch):
+    store, create = ObjectStore(f"file://{tmp_path}/mirror"), ObjectStore.create
+
+    def killed(store: ObjectStore, name: str, content: bytes) -> bool:
+        create(store, name, content)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ObjectStore, "create", killed)
+    with pytest.raises(KeyboardInterrupt):
+        take(store, tmp_path / "run")
+    monkeypatch.undo()
+    assert take(store, tmp_path / "run").holder.epoch == 2
+
+
+def test_an_unfinished_heartbeat_counts_as_none(tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(StoreError, match="the store died"):
         Lease.take(dying_store(tmp_path / "mirror", 1), tmp_path / "run", 60, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from reval_core.atomic_files import publish_directory, publish_file, publish_jso
 from reval_core.errors import CorruptData, RunStopped
 from reval_core.storage.lease import Lease, check_lease, read_lease
 from reval_core.storage.mirror import Mirror
-from reval_core.storage.mirror_index import Index, IndexWriter, read_index
+from reval_core.storage.mirror_index import Entry, Index, IndexWriter, read_index
 from reval_core.storage.object_store import ObjectStore, StoreError
 from reval_core.storage.published import named, published_files
 from reval_core.storage.run_directory import RunDirectory
@@ -233,10 +234,12 @@ def test_what_a_holder_writes_after_it_lost_the_lease_is_not_read(directory, tmp
     shutil.copytree(directory.path, other.path)
     lease = Lease.take(store, other.path, 60, read_lease(store))
     current = Mirror(store, lease, IndexWriter(store, lease.holder.name, read_index(store) or Index()), other.path)
+    before = assert_whole(store)
     publish_round(directory, ROUNDS + 1, "stale ")
     remove_directory(directory.checkpoint(0))
     with pytest.raises(RunStopped, match="has taken the lease of this run"):
         stale.sync()  # it has not noticed yet: it commits, and learns of the loss before it deletes objects
+    assert assert_whole(store) == before
     publish_round(other, ROUNDS + 1)
     current.sync()
     assert assert_whole(store) == local(other)
@@ -271,6 +274,28 @@ def test_many_commits_are_read_from_the_last_complete_record(directory, tmp_path
         if int(name[-11:-5]) < 10:
             store.write(name, b"unread")
     assert assert_whole(store) == local(directory)
+
+
+@pytest.mark.parametrize("path", ["../outside", "/etc/passwd", "rollouts/../../x", "replay.duckdb", "cache/x", ""])
+def test_a_mirror_that_lists_other_paths_than_a_run_publishes_is_refused(directory, tmp_path, path):
+    store = ObjectStore(f"file://{tmp_path}/mirror")
+    lease = Lease.take(store, directory.path, 60, None)
+    IndexWriter(store, lease.holder.name, Index({path: Entry("files/x", "0" * 64, 1)}))
+    with pytest.raises(CorruptData, match="which is not a file of a run"):
+        read_index(store)
+
+
+def test_an_interrupted_run_does_not_begin_further_copies_for_long(directory, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("reval_core.storage.mirror._HASTY_SECONDS", -1.0)
+    store = ObjectStore(f"file://{tmp_path}/mirror")
+    mirror = open_mirror(store, directory)
+    mirror.sync()
+    before = assert_whole(store)
+    publish_round(directory, ROUNDS + 1)
+    mirror._thread.start()
+    mirror.__exit__(KeyboardInterrupt)
+    assert assert_whole(store) == before
+    assert "the run ended before it was copied" in caplog.text
 
 
 def test_a_missing_or_changed_record_is_found_and_an_unfinished_last_one_is_ignored(directory, tmp_path):
@@ -312,6 +337,18 @@ def test_a_store_that_fails_for_a_while_is_warned_of_and_tried_again(directory, 
     assert "can be reached again" in caplog.messages[-1]
     assert mirror.lag.files == 0
     assert assert_whole(ObjectStore(f"file://{tmp_path}/mirror")) == local(directory)
+
+
+def test_what_is_published_is_copied_at_once(directory, tmp_path):
+    store = ObjectStore(f"file://{tmp_path}/mirror")
+    with open_mirror(store, directory) as mirror:
+        while mirror.lag.seconds:
+            time.sleep(0.01)
+        publish_round(directory, ROUNDS + 1)
+        mirror.wake()
+        while mirror.lag.seconds:  # the next copy without being woken is a minute away
+            time.sleep(0.01)
+        assert assert_whole(store) == local(directory)
 
 
 def test_a_run_that_ends_without_its_store_names_what_is_missing(directory, tmp_path, monkeypatch):
