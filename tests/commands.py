@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from reval.flows.cli import main
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """The exit code of a command, and the text of each stream."""
 
     code: int

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from reval.flows.cli import main
 from reval.flows.preparation import prepare
 from reval_core.atomic_files import publish_sealed, read_sealed
 from reval_core.errors import InputError
@@ -20,6 +18,7 @@ from reval_core.maintenance.check import check_run
 from reval_core.model.loading import load_model, policy_digest
 from reval_core.pipeline.run_context import open_run_context
 from reval_core.storage.run_directory import RunDirectory
+from tests.commands import command
 from tests.runs import run, small_config
 
 CONFIG = small_config(rounds=3, checkpoints={"every": 1, "keep": 2})
@@ -44,16 +43,7 @@ def earlier(made: Path, tmp_path: Path) -> Path:
 def reval(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
     """The command: its exit status, and the text of each stream."""
 
-    def command(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["reval", *arguments])
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code
-        return int(code or 0), *capfd.readouterr()
-
-    return command
+    return command(capfd, monkeypatch)
 
 
 def state(path: Path) -> dict[str, int]:
@@ -68,8 +58,8 @@ def test_resuming_it_is_refused_before_any_work(earlier, reval):
     before = state(earlier)
     with pytest.raises(InputError, match=refusal()):
         prepare(earlier / "config.yaml", ["rounds=4"], earlier)
-    for command in (("resume",), ("train", "--dry-run", "config.yaml", "--run-dir")):
-        given = [str(earlier / "config.yaml") if one == "config.yaml" else one for one in command]
+    for words in (("resume",), ("train", "--dry-run", "config.yaml", "--run-dir")):
+        given = [str(earlier / "config.yaml") if one == "config.yaml" else one for one in words]
         code, _, said = reval(*given, str(earlier))
         assert (code, said.count("\n")) == (2, 1), said
         assert f"was made with learner 3, now {LEARNER_VERSION}" in said

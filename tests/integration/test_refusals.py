@@ -28,6 +28,7 @@ from reval.flows.preparation import prepare
 from reval_core.errors import InputError
 from reval_core.model.loading import stop_ids, tokenizer_of
 from reval_core.storage.run_directory import RunDirectory
+from tests.commands import Answer, command
 from tests.models import save_byte_level_model
 
 SHARED = Path(__file__).parents[3] / "shared" / "cases"
@@ -113,18 +114,8 @@ def _no_work(flow: object) -> bool:
     raise AssertionError("it was not refused: the work would have begun")
 
 
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
 def reval(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Answer:
-    monkeypatch.setattr(sys, "argv", ["reval", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return Answer(ended.value.code, *capsys.readouterr())
+    return command(capsys, monkeypatch)(*arguments)
 
 
 # --- the fault of each case, and its message ---

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -14,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from reval.flows.cli import main
 from reval_core.atomic_files import file_digest, publish_json
 from reval_core.config.loader import load_config
 from reval_core.evaluation.directory import EvaluationDirectory
@@ -23,9 +19,8 @@ from reval_core.regrading.changes import changes
 from reval_core.replay_buffer.trajectories import IDS_PER_ROUND
 from reval_core.storage.run_directory import RunDirectory
 from reval_core.storage.tables import SCHEMAS, Manifest, publish_table
+from tests.commands import Reval, command
 from tests.facts import hand_made_run
-
-Reval = Callable[..., tuple[int, str, str]]
 
 JUDGE = """
 def starts_with_1(problem, gold, response):
@@ -46,16 +41,7 @@ def reval(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "regrading_judges.py").write_text(JUDGE)
 
-    def command(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["reval", "regrade", *map(str, arguments)])
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as error:
-            code = error.code
-        return code or 0, *capsys.readouterr()
-
-    return command
+    return command(capsys, monkeypatch, "regrade")
 
 
 @pytest.fixture

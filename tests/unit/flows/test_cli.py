@@ -6,8 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from reval.flows.cli import COMMANDS, RENAMED, main
+from reval.flows.cli import COMMANDS, RENAMED
 from reval.flows.preparation import prepare
 from reval_core.config.loader import load_config
 from reval_core.learning.precision import default_precision
 from reval_core.learning.resolution import resolved
 from reval_core.storage.run_directory import RunDirectory
 from reval_core.storage.tables import SCHEMAS, Manifest, publish_table
+from tests.commands import Answer, Reval, command
 from tests.facts import hand_made_run
 
 ROOT = Path(__file__).parents[3]
@@ -30,34 +29,13 @@ DEMO = ROOT / "configs/demo.yaml"
 HEAVY = {"torch", "transformers", "prefect", "mlflow", "pandas", "numpy", "pyarrow", "duckdb", "pydantic", "sympy"}
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The output and the exit code of a command."""
-
-    code: int
-    out: str
-    err: str
-
-
-Reval = Callable[..., Answer]
-
-
 @pytest.fixture
 def reval(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Reval:
     """Run the command in an empty directory, with the imports of this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
 
-    def command(*arguments: str | Path) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["reval", *map(str, arguments)])
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as error:
-            code = error.code
-        return Answer(code or 0, *capsys.readouterr())
-
-    return command
+    return command(capsys, monkeypatch)
 
 
 def process(directory: Path, *arguments: str | Path) -> Answer:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from reval.flows.cli import main
-
-Reval = Callable[..., tuple[int, str, str]]
+from tests.commands import Reval, command
 
 LONG = "A farmer has {} cows and sells half of them to a neighbour who pays in apples and pears"
 
@@ -24,16 +20,7 @@ def reval(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.delenv("REVAL_DATA", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
 
-    def command(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["reval", "problems", *map(str, arguments)])
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as error:
-            code = error.code
-        return code or 0, *capsys.readouterr()
-
-    return command
+    return command(capsys, monkeypatch, "problems")
 
 
 def lines(path: Path, *rows: dict[str, Any]) -> Path:
