@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from reval_core.config.section import LocalPath, Section
+from reval_core.config.section import LocalPath, Section, not_given
 
 
 class EngineSection(Section):
@@ -55,6 +55,9 @@ class VllmEngine(EngineSection):
     """Skip compilation and CUDA graph capture: faster to start, slower to generate. Always so on a CPU."""
     sleep: bool = True
     """Release GPU memory to the learner between two generations."""
+    replicas: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(None, exclude_if=not_given)
+    """Number of vLLM servers that the run starts, each on GPUs (on a CPU: cores) of its own; `auto` is one per GPU,
+    or per `tensor_parallel_size` GPUs. By default one engine without a server, on the first GPUs."""
 
 
 class VllmServerEngine(EngineSection):
@@ -66,6 +69,10 @@ class VllmServerEngine(EngineSection):
     weights: LocalPath | None = None
     """Directory through which weights are published: the run writes it, all servers read it. By default inside the
     run directory."""
+    weights_url: str | None = Field(None, exclude_if=not_given)
+    """Where weights are published for servers without a shared directory: `http://HOST:PORT`, an address of this
+    machine at which the run then serves them, or object storage such as `s3://bucket/directory`. The servers verify
+    a checksum; they need the worker extension (docs/engines.md)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Type of the published weights. bfloat16 matches a learner that computes in bfloat16."""
     api_key_variable: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -88,7 +95,28 @@ class VllmServerEngine(EngineSection):
                 )
         if len(set(self.urls)) != len(self.urls):
             raise ValueError("urls: lists a server twice")
+        if self.weights_url is not None:
+            _check_weights_url(self.weights_url)
+            if self.weights is not None:
+                raise ValueError("weights_url: cannot be combined with weights, the shared directory")
         return self
+
+
+def _check_weights_url(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.username or parts.password:
+        raise ValueError("weights_url: must not contain a password, since the config is stored")
+    if parts.scheme == "http" and not (parts.hostname and parts.path in ("", "/") and _has_port(url)):
+        raise ValueError("weights_url: must look like http://host:8100, an address of this machine")
+    if parts.scheme in ("", "https") or not (parts.netloc or parts.path):
+        raise ValueError("weights_url: must be http://host:port or object storage such as s3://bucket/directory")
+
+
+def _has_port(url: str) -> bool:
+    try:
+        return urlsplit(url).port is not None
+    except ValueError:  # not a number
+        return False
 
 
 def _transformers_unless_said(value: Any) -> Any:

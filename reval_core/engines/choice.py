@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from reval_core.config import EngineSettings, Model, VllmEngine, VllmServerEngine
+from reval_core.engines.placement import places
 from reval_core.errors import InputError
 from reval_core.model.loading import architecture, count_parameters, head_size
 
@@ -108,6 +109,10 @@ def make_engine(
         from reval_core.engines.vllm import VllmEngine as Vllm
 
         settings = engine if isinstance(engine, VllmEngine) else VllmEngine(kind="vllm")
+        if found := places(settings):
+            from reval_core.engines.replicas import VllmReplicas
+
+            return VllmReplicas(settings, found, directory.path, code, seed)
         return Vllm(settings, directory.path / "engine.log", code, seed)
     if kind == "vllm-server":
         from reval_core.engines.vllm_server import VllmServers

@@ -6,6 +6,7 @@ import torch
 
 from reval_core.config import EngineSettings, Model, VllmEngine
 from reval_core.engines.choice import choose, cpu_attention_takes, cpu_heads
+from reval_core.engines.placement import places
 from reval_core.errors import InputError
 from reval_core.model.loading import architecture, context_length, head_size
 
@@ -26,6 +27,7 @@ def check_engine(model: Model, engine: EngineSettings) -> None:
         settings = engine if isinstance(engine, VllmEngine) else VllmEngine(kind="vllm")
         _check_context(model, settings)
         _check_dtype(model, settings)
+        places(settings)
         _check_heads(model, settings)
 
 

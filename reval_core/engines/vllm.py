@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from reval_core import launch
 from reval_core.config import VllmEngine as Settings
 from reval_core.engines.engine import Enough, Sampling
+from reval_core.engines.follow import RUN_PROCESS
 from reval_core.engines.response import Response
 from reval_core.engines.weights import drop_weights, handover_directory, write_weights
 from reval_core.errors import RunStopped
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 
 
 _RESET_SECONDS = 30.0
+
+_ERROR = re.compile(r"\b(\w*(?:Error|Exception): [^\n]+)(?:\n(?:\(\w+ pid=\d+\))? +(\S[^\n]*))?")
+"""An error in vLLM's output, and the next line if it belongs to the error."""
 
 
 class EngineDied(Exception):
@@ -175,34 +180,13 @@ class VllmEngine:
 
     def _start(self) -> None:
         assert self._directory is not None
-        os.environ |= _environment()
+        os.environ |= environment()
         self._before = _core_processes()
-        settings, on_gpu = self._settings, torch.cuda.is_available()
-        chosen: dict[str, Any] = {}
-        if settings.kv_cache_gib is not None:
-            chosen["kv_cache_memory_bytes"] = int(settings.kv_cache_gib * 2**30)
         try:
-            with _output_to(self._log):
+            with _output_to(self._log), launch.launcher_hidden():
                 from vllm import LLM
 
-                self._llm = LLM(
-                    model=str(self._directory),
-                    skip_tokenizer_init=True,
-                    trust_remote_code=self._code is not None,
-                    dtype=settings.dtype,
-                    max_model_len=settings.max_model_len,
-                    max_num_seqs=settings.max_num_seqs,
-                    gpu_memory_utilization=settings.gpu_memory_utilization,
-                    tensor_parallel_size=settings.tensor_parallel_size,
-                    enforce_eager=settings.eager or not on_gpu,
-                    enable_sleep_mode=settings.sleep and on_gpu,
-                    # On a CPU vLLM 0.32 fails on seeded requests whose prefill is split into chunks.
-                    enable_chunked_prefill=on_gpu,
-                    logprobs_mode="processed_logprobs",  # at the sampling temperature
-                    generation_config="vllm",  # the model's own defaults would change the policy
-                    worker_extension_cls="reval_core.engines.vllm_worker.Worker",
-                    **chosen,
-                )
+                self._llm = LLM(**engine_arguments(self._settings, self._directory, self._code))
             _log_to(self._log)
             watched = (self._llm.llm_engine.engine_core, _core_processes() - self._before)
             threading.Thread(target=_wake_when_dead, args=watched, daemon=True, name="watch vLLM").start()
@@ -282,7 +266,39 @@ def _parameters(request: Response, sampling: Sampling, streamed: bool) -> Any:
     )
 
 
-def _environment() -> dict[str, str]:
+def engine_arguments(settings: Settings, model: Path, code: Path | None) -> dict[str, Any]:
+    """The arguments of vLLM's engine.
+
+    Args:
+        settings: The engine section of the config.
+        model: The directory of the model.
+        code: The directory of its custom code.
+    """
+    on_gpu = torch.cuda.is_available()
+    chosen: dict[str, Any] = {}
+    if settings.kv_cache_gib is not None:
+        chosen["kv_cache_memory_bytes"] = int(settings.kv_cache_gib * 2**30)
+    return {
+        "model": str(model),
+        "skip_tokenizer_init": True,
+        "trust_remote_code": code is not None,
+        "dtype": settings.dtype,
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "enforce_eager": settings.eager or not on_gpu,
+        "enable_sleep_mode": settings.sleep and on_gpu,
+        # On a CPU vLLM 0.32 fails on seeded requests whose prefill is split into chunks.
+        "enable_chunked_prefill": on_gpu,
+        "logprobs_mode": "processed_logprobs",  # at the sampling temperature
+        "generation_config": "vllm",  # the model's own defaults would change the policy
+        "worker_extension_cls": "reval_core.engines.vllm_worker.Worker",
+        **chosen,
+    }
+
+
+def environment() -> dict[str, str]:
     """Environment variables of vLLM's processes: their owner, all CPU cores, little logging."""
     defaults = {
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
@@ -291,7 +307,7 @@ def _environment() -> dict[str, str]:
     }
     kept = {name: os.environ.get(name, value) for name, value in defaults.items()}
     # CUDA needs spawned processes instead of forked ones.
-    return kept | {"REVAL_RUN_PROCESS": str(os.getpid()), "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+    return kept | {RUN_PROCESS: str(os.getpid()), "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 
 
 @contextmanager
@@ -328,6 +344,13 @@ def _reason(log: Path, error: Exception) -> str:
     if "root cause" not in said and "stack trace" not in said:
         return f"{type(error).__name__}: {said[:300]}"
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    errors = re.findall(r"\b(\w*(?:Error|Exception): [^\n]+)", text)
-    own = [one for one in errors if "root cause above" not in one]
-    return own[-1] if own else f"{type(error).__name__}: {said[:300]}"
+    return last_error(text) or f"{type(error).__name__}: {said[:300]}"
+
+
+def last_error(output: str) -> str | None:
+    """The last error in vLLM's output that is not a consequence of another."""
+    own = [one for one in _ERROR.finditer(output) if "root cause" not in one[1]]
+    if not own:
+        return None
+    # Pydantic counts the errors in the first line, and describes the first of them in the second.
+    return f"{own[-1][1]}: {own[-1][2]}" if "validation error" in own[-1][1] and own[-1][2] else own[-1][1]

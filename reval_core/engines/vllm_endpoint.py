@@ -11,6 +11,7 @@ import json
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,29 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 """Generation has no timeout, but keepalive detects an unreachable machine within a minute."""
 
 
+_SLEEPING = ("weights", "kv_cache")
+"""The parts of a sleeping server's memory, in the order in which they wake."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights that servers should hold."""
+
+    name: str
+    """Their version, which a server stores."""
+    directory: Path
+    """Where the run has written them."""
+    method: str
+    """The method of vLLM's workers that loads them."""
+    arguments: dict[str, Any]
+    """Its arguments, the first of which is where the server reads the weights."""
+
+    @property
+    def source(self) -> str:
+        """The path or URL that a server reads."""
+        return str(next(iter(self.arguments.values())))
+
+
 class Unavailable(Exception):
     """The server does not respond, or responds with an error. A retry, here or on another server, may succeed."""
 
@@ -42,13 +66,14 @@ class Busy(Unavailable):
 class Endpoint:
     """A server, identified by its URL."""
 
-    def __init__(self, url: str, key: str | None, patience_seconds: float) -> None:
+    def __init__(self, url: str, key: str | None, patience_seconds: float, uds: Path | None = None) -> None:
         """Construct a client.
 
         Args:
             url: The server's base URL.
             key: The API key, sent with every request.
             patience_seconds: The timeout of all requests except generation, which has none.
+            uds: The Unix domain socket of a server that listens there; `url` then only names it.
         """
         self.url = url.rstrip("/")
         self._key = key
@@ -56,6 +81,8 @@ class Endpoint:
         self._model = ""
         self._given = False
         """Whether this process has loaded weights into it. Weights from another process are not trusted."""
+        self._asleep: list[str] = []
+        """The parts of its memory that it has released."""
         alive = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
         alive += [
             (socket.IPPROTO_TCP, getattr(socket, name), value)
@@ -65,37 +92,63 @@ class Endpoint:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            transport=httpx.AsyncHTTPTransport(limits=limits, socket_options=alive),
+            transport=(
+                httpx.AsyncHTTPTransport(limits=limits, socket_options=alive)
+                if uds is None
+                else httpx.AsyncHTTPTransport(limits=limits, uds=str(uds))
+            ),
             trust_env=False,  # do not read another key from a netrc file
         )
 
-    async def take(self, name: str, directory: Path) -> None:
-        """Load the weights in `directory`, unless this process loaded them before and the server still holds them.
-
-        Args:
-            name: The version of the weights, which the server stores.
-            directory: The directory with the weights, readable by the server.
+    async def take(self, weights: Weights) -> None:
+        """Load weights, unless this process loaded them before and the server still holds them. Wakes the server.
 
         Raises:
             Unavailable: The server does not respond or cannot load the weights.
             RunStopped: The server was started without the development endpoints, or rejects the request.
         """
+        await self._wake("weights")
         held = (await self._control("GET", "/weight_info")).get("weight_version")
-        holds = self._given and held == name
+        holds = self._given and held == weights.name
         if not holds or not self._model:
             self._model = (await self._json("GET", "/v1/models"))["data"][0]["id"]
         if not holds:
             await self._control(
                 "POST", "/update_weight_version", {"new_version": "none"}
             )  # in case of a failure below
-            call = {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}}
+            call = {"method": weights.method, "kwargs": weights.arguments}
             try:
                 await self._control("POST", "/collective_rpc", call)
             except Unavailable as error:
-                raise Unavailable(f"it cannot load the weights in {directory} ({error})") from error
+                raise Unavailable(f"it cannot load the weights in {weights.source} ({error})") from error
+            await self._wake("kv_cache")
             await self._reset_cache()
-            await self._control("POST", "/update_weight_version", {"new_version": name})
+            await self._control("POST", "/update_weight_version", {"new_version": weights.name})
             self._given = True
+
+    async def responds(self) -> bool:
+        """Whether the server has started."""
+        try:
+            await self._json("GET", "/health")
+        except (Unavailable, RunStopped):
+            return False
+        return True
+
+    async def sleep(self) -> None:
+        """Release the server's GPU memory, weights included, until `take`. Raises Unavailable."""
+        self._given = False
+        await self._control("POST", "/sleep?level=2")
+        self._asleep = [*_SLEEPING]
+
+    def restarted(self) -> None:
+        """Forget what was known about the server's process."""
+        self._given, self._asleep = False, []
+
+    async def _wake(self, part: str) -> None:
+        """Wake weights before they are replaced and the cache afterwards, so that peak memory stays low."""
+        if part in self._asleep:
+            await self._control("POST", f"/wake_up?tags={part}")
+            self._asleep.remove(part)
 
     async def choices(
         self, request: Response, sampling: Sampling, streamed: bool

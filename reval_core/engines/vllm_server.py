@@ -27,8 +27,9 @@ import torch
 from reval_core.config import VllmServerEngine
 from reval_core.engines.engine import Enough, Sampling
 from reval_core.engines.response import Response
-from reval_core.engines.vllm_endpoint import Busy, Endpoint, Part, Unavailable
-from reval_core.engines.weights import write_weights
+from reval_core.engines.vllm_endpoint import Busy, Endpoint, Part, Unavailable, Weights
+from reval_core.engines.weight_source import Offer, make_offer, sha256_of
+from reval_core.engines.weights import WEIGHTS, write_weights
 from reval_core.errors import InputError, RunStopped
 
 if TYPE_CHECKING:
@@ -72,17 +73,18 @@ class VllmServers:
         self._settings = settings
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
         # Each run has its own subdirectory of a shared directory, with a stable name for resumed runs.
-        own = hashlib.sha256(f"{platform.node()}:{weights.absolute()}".encode()).hexdigest()[:16]
+        self._own = hashlib.sha256(f"{platform.node()}:{weights.absolute()}".encode()).hexdigest()[:16]
         self._directory = (
-            weights.absolute() if settings.weights is None else Path(settings.weights).absolute() / own
+            weights.absolute() if settings.weights is None else Path(settings.weights).absolute() / self._own
         )
+        self._offer: Offer | None = None
         self._code = code
         self._seed = seed
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._servers: list[_Server] = []
+        self._servers: list[Server] = []
         self._sync_tasks: list[asyncio.Task[None]] = []
-        self._weights: _Weights | None = None
+        self._weights: Weights | None = None
         self._changed = asyncio.Event()
         """Notifies coroutines in the loop of any state change."""
         self._fatal: Exception | None = None
@@ -97,10 +99,10 @@ class VllmServers:
         if self._loop is None:
             self._open()
         name = f"{policy[:16]}-{self._settings.dtype}"
-        if self._weights is None or self._weights.name != name:
-            weights = _Weights(name, self._directory / name)
-            write_weights(weights.directory, model, self._seed, self.dtype, self._code)
-            self._weights = weights
+        if self._weights is None or self._weights.name != name or not self._weights.directory.exists():
+            directory = self._directory / name
+            write_weights(directory, model, self._seed, self.dtype, self._code)
+            self._weights = Weights(name, directory, *self._way(directory))
         self._run(self._sync())
         kept = {self._weights.directory} | {server.reading for server in self._servers}
         for directory in set(self._directory.iterdir()) - kept:
@@ -145,10 +147,22 @@ class VllmServers:
         self._thread.join(CLOSE_SECONDS)
         if not self._thread.is_alive():
             self._loop.close()
-        self._loop = self._thread = self._weights = None
+        if self._offer is not None:
+            self._offer.close()
+        self._loop = self._thread = self._weights = self._offer = None
         shutil.rmtree(self._directory, ignore_errors=True)
 
+    def _way(self, directory: Path) -> tuple[str, dict[str, Any]]:
+        """The method of vLLM's workers that loads the weights in `directory`, and its arguments."""
+        if self._offer is None:
+            return "reload_weights", {"weights_path": str(directory)}
+        url = self._offer.publish(directory / WEIGHTS, f"{directory.name}.safetensors")
+        sha256 = sha256_of(directory / WEIGHTS)
+        return "take_weights", {"source": url, "sha256": sha256, "token": self._offer.token}
+
     def _open(self) -> None:
+        if self._settings.weights_url is not None:
+            self._offer = _offer_at(self._settings.weights_url, self._own)
         shutil.rmtree(self._directory, ignore_errors=True)  # left behind by a killed run
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="vllm servers")
@@ -164,10 +178,12 @@ class VllmServers:
             future.cancel()
             raise
 
-    async def _connect(self) -> None:
+    def _endpoints(self) -> list[Endpoint]:
         patience = self._settings.patience_seconds
-        endpoints = [Endpoint(url, self._key, patience) for url in self._settings.urls]
-        self._servers = [_Server(endpoint, FIRST_DELAY) for endpoint in endpoints]
+        return [Endpoint(url, self._key, patience) for url in self._settings.urls]
+
+    async def _connect(self) -> None:
+        self._servers = [Server(endpoint, FIRST_DELAY) for endpoint in self._endpoints()]
         self._sync_tasks = [asyncio.create_task(self._keep_synced(server)) for server in self._servers]
 
     async def _disconnect(self) -> None:
@@ -192,7 +208,7 @@ class VllmServers:
             self._check()
             await self._change()
 
-    async def _keep_synced(self, server: _Server) -> None:
+    async def _keep_synced(self, server: Server) -> None:
         """Load the weights into a server after each `load`, and when it responds again after a failure."""
         while True:
             await server.unsynced.wait()
@@ -201,7 +217,7 @@ class VllmServers:
             assert self._weights is not None
             server.reading = self._weights.directory
             try:
-                await server.endpoint.take(self._weights.name, self._weights.directory)
+                await server.endpoint.take(self._weights)
             except Unavailable as error:
                 self._failed(server, error)
             except Exception as error:
@@ -233,7 +249,7 @@ class VllmServers:
             await asyncio.gather(*tasks, return_exceptions=True)
             batch.updates.put(None)
 
-    async def _request(self, server: _Server, batch: _Batch, place: int) -> None:
+    async def _request(self, server: Server, batch: _Batch, place: int) -> None:
         """Request a response from a server. On failure, discard the partial response and requeue the request."""
         part = batch.parts[place] = Part(batch.requests[place])
         try:
@@ -262,12 +278,12 @@ class VllmServers:
             server.in_flight -= 1
             self._changed.set()
 
-    def _least_loaded(self) -> _Server | None:
+    def _least_loaded(self) -> Server | None:
         limit = self._settings.requests_per_server
         free = [server for server in self._servers if server.ready and server.in_flight < limit]
         return min(free, key=lambda server: server.in_flight, default=None)
 
-    def _failed(self, server: _Server, error: Unavailable) -> None:
+    def _failed(self, server: Server, error: Unavailable) -> None:
         """Exclude a server until a retry succeeds, with exponential backoff."""
         server.fail(str(error))
         if not server.reported and not isinstance(error, Busy):
@@ -284,12 +300,16 @@ class VllmServers:
             return
         latest = max(failing, key=lambda server: server.failing_since or 0.0)
         if _now() - (latest.failing_since or 0.0) > self._settings.patience_seconds:
-            urls, patience = ", ".join(self._settings.urls), self._settings.patience_seconds
-            raise RunStopped(
-                f"engine.urls: no server has responded for {patience:g} s ({urls}; last error, from "
-                f"{latest.endpoint.url}: {latest.reason}); start them (docs/engines.md), then run the same command "
-                "again"
-            )
+            raise self._silence(latest)
+
+    def _silence(self, latest: Server) -> RunStopped:
+        """The error when no server responds; `latest` is the one that failed last."""
+        urls, patience = ", ".join(self._settings.urls), self._settings.patience_seconds
+        return RunStopped(
+            f"engine.urls: no server has responded for {patience:g} s ({urls}; last error, from "
+            f"{latest.endpoint.url}: {latest.reason}); start them (docs/engines.md), then run the same command "
+            "again"
+        )
 
     async def _change(self) -> None:
         """Wait for a state change, at most 0.2 s."""
@@ -299,16 +319,8 @@ class VllmServers:
                 await self._changed.wait()
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """The weights that servers should hold: their version and their directory."""
-
-    name: str
-    directory: Path
-
-
 @dataclass
-class _Server:
+class Server:
     """An endpoint and its state."""
 
     endpoint: Endpoint
@@ -372,6 +384,16 @@ class _Batch:
             if update is not None and update.response is not None:
                 yield update.place, update.response
         yield from ((place, part.now()) for place, part in self.parts.items())
+
+
+def _offer_at(url: str, directory: str) -> Offer:
+    """The place at `url`. Raises RunStopped if it cannot be used."""
+    try:
+        return make_offer(url, directory)
+    except ImportError as error:
+        raise RunStopped(f"engine.weights_url: {url} cannot be used: {error}") from error
+    except OSError as error:
+        raise RunStopped(f"engine.weights_url: {url} cannot be used ({error})") from error
 
 
 def api_key(variable: str | None) -> str | None:

@@ -9,13 +9,13 @@ weights are loaded. Packing is therefore disabled here; plain torch layers are u
 from __future__ import annotations
 
 import os
-import threading
+from typing import Any
 
-import psutil
+from safetensors import safe_open
 from vllm.platforms import current_platform
 
-RUN_PROCESS = "REVAL_RUN_PROCESS"
-"""The environment variable with the id of the process that owns the engine."""
+from reval_core.engines.follow import follow_run
+from reval_core.engines.weight_source import checked
 
 if current_platform.is_cpu():
     import vllm._custom_ops as ops
@@ -24,20 +24,16 @@ if current_platform.is_cpu():
     ops._supports_onednn = False
     utils.check_cpu_sgl_kernel = lambda n, k, dtype: False
 
-
-def _follow(process: psutil.Process) -> None:
-    """Exit when the run's process ends: a process that is killed cannot close its engine."""
-    process.wait()
-    os._exit(1)
-
-
-if RUN_PROCESS in os.environ:
-    try:
-        run = psutil.Process(int(os.environ[RUN_PROCESS]))
-    except psutil.NoSuchProcess:
-        os._exit(1)
-    threading.Thread(target=_follow, args=(run,), daemon=True, name="follow the run").start()
+follow_run(lambda: os._exit(1))
 
 
 class Worker:
-    """Mixed into vLLM's worker class. Its only purpose is that vLLM imports this module."""
+    """Mixed into vLLM's worker class."""
+
+    reload_weights: Any
+
+    def take_weights(self, source: str, sha256: str, token: str | None = None) -> None:
+        """Load the weights at `source`, a path or a URL, after checking them (see `checked`)."""
+        with checked(source, sha256, token) as path, safe_open(path, "pt") as file:
+            names = file.keys()
+            self.reload_weights(weights_iterator=((name, file.get_tensor(name)) for name in names))

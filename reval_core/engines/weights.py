@@ -26,7 +26,8 @@ _MEMORY = Path("/dev/shm")
 
 _PREFIX = "reval-weights-"
 
-_FILE = "model.safetensors"
+WEIGHTS = "model.safetensors"
+"""The name of the file with the weights."""
 
 
 def handover_directory(model: PreTrainedModel, dtype: torch.dtype) -> Path:
@@ -56,18 +57,23 @@ def write_weights(
         dtype: The data type of the weights.
         code: A directory with the model's custom code, which is copied.
     """
+    write_config(directory, model, code)
+    partial = directory / f"{WEIGHTS}{PARTIAL}"
+    save_file(dict(policy_tensors(model, seed, dtype)), partial, {"format": "pt"})
+    partial.replace(directory / WEIGHTS)
+
+
+def write_config(directory: Path, model: PreTrainedModel, code: Path | None) -> None:
+    """Write a model's config, with its custom code from the directory `code`."""
     directory.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(directory)
     for source in code.glob("*.py") if code is not None else ():
         shutil.copy(source, directory)
-    partial = directory / f"{_FILE}{PARTIAL}"
-    save_file(dict(policy_tensors(model, seed, dtype)), partial, {"format": "pt"})
-    partial.replace(directory / _FILE)
 
 
 def drop_weights(directory: Path) -> None:
     """Delete weights that an engine has loaded."""
-    (directory / _FILE).unlink(missing_ok=True)
+    (directory / WEIGHTS).unlink(missing_ok=True)
 
 
 def _alive(process: int) -> bool:

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "rows": "errors config",
     # What a round is made of.
     "model": "errors atomic_files config",
-    "engines": "errors atomic_files config storage model",
+    "engines": "errors launch atomic_files config storage model",
     "verification": "errors user_code answers config",
     "problems": "errors atomic_files answers config storage rows model engines verification",
     "objectives": "errors user_code",

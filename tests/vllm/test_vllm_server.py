@@ -24,9 +24,11 @@ pytest.importorskip("vllm")
 from transformers import PreTrainedModel
 
 from reval_core.config import TinyModel, VllmServerEngine
+from reval_core.engines import vllm_server
 from reval_core.engines.engine import Sampling
 from reval_core.engines.response import Response
 from reval_core.engines.vllm_server import VllmServers
+from reval_core.errors import RunStopped
 from reval_core.model.loading import make_tiny_model, make_tiny_tokenizer, save_model
 from reval_core.model.scoring import score
 from reval_core.model.token_batch import collate
@@ -56,6 +58,7 @@ class Served:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
+        log.parent.mkdir()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         own = {
@@ -64,6 +67,7 @@ class Served:
             "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
             "VLLM_NO_USAGE_STATS": "1",
             "PYTHONPATH": str(REPOSITORY),
+            "TMPDIR": str(log.parent),
         }
         options = {
             "model": directory,
@@ -74,6 +78,7 @@ class Served:
             "kv-cache-memory-bytes": 200_000_000,
             "logprobs-mode": "processed_logprobs",
             "worker-extension-cls": "reval_core.engines.vllm_worker.Worker",
+            "middleware": "reval_core.engines.vllm_guard.Guard",
         }
         flags = ["--enforce-eager", "--no-enable-chunked-prefill", "--skip-tokenizer-init"]
         self.process = subprocess.Popen(
@@ -114,7 +119,7 @@ class Served:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Served]]:
     directory = tmp_path_factory.mktemp("served")
     save_model(model_of(0), make_tiny_tokenizer(SETTINGS.characters), directory / "model")
-    servers = [Served(directory / "model", directory / f"{number}.log") for number in (0, 1)]
+    servers = [Served(directory / "model", directory / f"host-{number}/log") for number in (0, 1)]
     try:
         for server in servers:
             server.wait()
@@ -124,14 +129,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Served]]:
             server.kill()
 
 
-@pytest.fixture
-def engine(served: list[Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VllmServers]:
+@pytest.fixture(params=[None])
+def engine(
+    served: list[Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[VllmServers]:
+    """The engine; its parameter is `weights_url`."""
     monkeypatch.setenv("SERVERS_KEY", KEY)
     settings = VllmServerEngine(
         kind="vllm-server",
         urls=tuple(server.url for server in served),
         dtype="float32",
         api_key_variable="SERVERS_KEY",
+        weights_url=request.param,
         patience_seconds=60.0,
     )
     engine = VllmServers(settings, tmp_path / "weights", None)
@@ -158,6 +167,35 @@ def check_logprobs(
         np.testing.assert_allclose(found[place].logprobs[before[place] :], row[: len(tokens)], atol=1e-4)
 
 
+def check_guard(client: httpx.Client) -> None:
+    """Every route of the server but /health responds with 401 without the right key, however it is asked."""
+    key = {"Authorization": f"Bearer {KEY}"}
+    paths = client.get("/openapi.json", headers=key).json()["paths"]
+    routes = [(method.upper(), path) for path, methods in paths.items() for method in methods]
+    assert {path for _, path in routes} >= {
+        "/collective_rpc",
+        "/sleep",
+        "/update_weights",
+        "/update_weight_version",
+        "/v1/completions",
+    }
+    routes += [
+        ("GET", "/openapi.json"),
+        ("GET", "/metrics"),
+        ("OPTIONS", "/collective_rpc"),
+        ("POST", "//collective_rpc"),
+    ]
+    body = {"method": "reload_weights"}
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}):
+        open_ = {
+            path
+            for method, path in routes
+            if client.request(method, path, json=body, headers=headers).status_code != 401
+        }
+        assert open_ == {"/health"}
+    assert client.get("/is_sleeping", headers=key).json() == {"is_sleeping": False}
+
+
 def check_ends(found: dict[int, Response], longest: int) -> None:
     """A response ends with its first stop token or at its maximum length."""
     for one in found.values():
@@ -182,6 +220,10 @@ def test_the_log_probs_equal_the_trainers(engine, temperature, enough):
     assert {one.finish_reason for one in found.values()} == {"stop", "length"}
 
 
+OVER_HTTP = "http://127.0.0.1:0"
+
+
+@pytest.mark.parametrize("engine", [None, OVER_HTTP], indirect=True, ids=["shared directory", "HTTP"])
 def test_responses_are_generated_with_the_current_weights(engine):
     """Back and forth: neither old weights nor their KV cache are used."""
     requests = wanted(8)
@@ -214,6 +256,32 @@ def test_interrupted_responses_are_returned_as_partial_and_the_servers_keep_work
     engine.load(later, f"{2:016x}" + "0" * 48)  # while aborted requests may still be running
     found = dict(engine.generate(requests, Sampling(1.0, 8, STOPS)))
     check_logprobs(requests, found, later, 1.0)
+
+
+@pytest.mark.parametrize("engine", [OVER_HTTP], indirect=True)
+def test_weights_that_change_on_their_way_are_refused(engine, served, monkeypatch):
+    """Then no response is generated with them."""
+    monkeypatch.setattr(vllm_server, "sha256_of", lambda file: f"{0:064x}")
+    engine._settings = engine._settings.model_copy(update={"patience_seconds": 3.0})
+    with pytest.raises(RunStopped, match="no server has responded"):
+        engine.load(model_of(1), f"{3:016x}" + "0" * 48)
+    assert all(f"instead of {0:064x}" in server.log.read_text() for server in served)
+
+
+def test_every_route_needs_the_key(served):
+    with httpx.Client(base_url=served[0].url, trust_env=False) as client:
+        check_guard(client)
+
+
+def test_a_server_without_a_key_does_not_start(monkeypatch):
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    done = subprocess.run(
+        [sys.executable, "-c", "import reval_core.engines.vllm_guard"],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    assert "set the environment variable VLLM_API_KEY" in done.stderr
 
 
 def test_responses_of_a_killed_server_are_regenerated_by_the_other(engine, served, caplog):
