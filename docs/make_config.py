@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -150,7 +150,9 @@ def _values(annotation: Any, metadata: list[Any]) -> str:
     """The values that a key accepts, in words."""
     inner = [part for part in get_args(annotation) if part not in (NoneType, Ellipsis)]
     if get_origin(annotation) in (Union, UnionType):
-        return _values(inner[0], metadata)
+        return " or ".join(dict.fromkeys(_values(part, metadata) for part in inner))
+    if get_origin(annotation) is Annotated and annotation is not LocalPath:
+        return _values(inner[0], [limit for one in inner[1:] for limit in one.metadata])
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{value}`" for value in inner)
     if get_origin(annotation) is tuple:

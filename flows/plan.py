@@ -10,7 +10,7 @@ from reval.flows.preparation import PreparedEvaluation, PreparedRun
 from reval.flows.server import prefect_api
 from reval.flows.terminal import console, print_json, print_pairs, print_quoted, print_rows, say, short, styled
 from reval_core import launch
-from reval_core.config import Config, Reward, Rollouts, Verification
+from reval_core.config import Config, EngineSettings, Reward, Rollouts, Verification, VllmEngine
 from reval_core.output.control_characters import visible
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def show_plan(run: PreparedRun, as_json: bool) -> None:
     settings, directory, sizes = run.config, run.directory, run.forecast
     notes = [*run.notes, *(process_uses(settings, launch.count()) if launch.count() > 1 else [])]
     engine = choose(settings.model, settings.engine) if isinstance(settings.rollouts, Rollouts) else None
+    replicas = _replicas(settings.engine) if engine else []
     finished = max(
         (manifest.round for manifest in directory.manifests() if manifest.stage == "recording"), default=0
     )
@@ -42,6 +43,7 @@ def show_plan(run: PreparedRun, as_json: bool) -> None:
     plan = {
         "run_dir": str(directory.path),
         "engine": engine and {"kind": engine.kind, "reason": engine.reason},
+        "replicas": replicas,
         "precision": settings.learner.precision,
         "gpu_notes": notes,
         "parameters": sizes.parameters,
@@ -63,6 +65,7 @@ def show_plan(run: PreparedRun, as_json: bool) -> None:
     lines = {
         "run directory": short(directory.path),
         "engine": f"{engine.kind} ({engine.reason})" if engine else "none: offline training",
+        **_shown_replicas(replicas),
         "precision": settings.learner.precision,
         "parameters": f"{sizes.parameters:,}",
         "trajectories": f"{sizes.trajectories:,}",
@@ -82,7 +85,7 @@ def show_evaluation_plan(evaluation: PreparedEvaluation, as_json: bool) -> None:
 
     prefect_api()
     source, settings, found = evaluation.source, evaluation.protocol, evaluation.problems
-    engine = choose(source.model, settings.engine)
+    engine, replicas = choose(source.model, settings.engine), _replicas(settings.engine)
     planned = PlannedProblems(
         found.sets, found.left_out, found.prompts, found.tokenizer, settings.verification, settings.reward
     )
@@ -92,6 +95,7 @@ def show_evaluation_plan(evaluation: PreparedEvaluation, as_json: bool) -> None:
         "round": source.round,
         "policy": source.identity,
         "engine": {"kind": engine.kind, "reason": engine.reason},
+        "replicas": replicas,
         "out": str(evaluation.directory.path),
         "benchmarks": planned.problems,
         "responses": responses,
@@ -106,11 +110,23 @@ def show_evaluation_plan(evaluation: PreparedEvaluation, as_json: bool) -> None:
     lines = {
         "policy": f"{source.name}, {source.identity[:12]}",
         "engine": f"{engine.kind} ({engine.reason})",
+        **_shown_replicas(replicas),
         "problems": ", ".join(f"{name} {count:,}" for name, count in planned.problems.items()),
         "responses": f"{responses:,} of at most {settings.max_tokens:,} tokens",
         "output directory": short(evaluation.directory.path),
     }
     print_pairs("What the evaluation would do", lines)
+
+
+def _replicas(engine: EngineSettings) -> list[str]:
+    """The devices of each server that the engine would start."""
+    from reval_core.engines.placement import places
+
+    return [str(place) for place in places(engine)] if isinstance(engine, VllmEngine) else []
+
+
+def _shown_replicas(replicas: Sequence[str]) -> dict[str, str]:
+    return {"vLLM servers": f"{len(replicas)} ({'; '.join(replicas)})"} if replicas else {}
 
 
 class PlannedProblems:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from reval_core.config.section import LocalPath, Section, not_given
 
@@ -55,9 +55,16 @@ class VllmEngine(EngineSection):
     """Skip compilation and CUDA graph capture: faster to start, slower to generate. Always so on a CPU."""
     sleep: bool = True
     """Release GPU memory to the learner between two generations."""
-    replicas: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(None, exclude_if=not_given)
+    replicas: Literal["auto"] | Annotated[int, Field(ge=1)] | None = Field(None, exclude_if=not_given)
     """Number of vLLM servers that the run starts, each on GPUs (on a CPU: cores) of its own; `auto` is one per GPU,
     or per `tensor_parallel_size` GPUs. By default one engine without a server, on the first GPUs."""
+
+    @field_validator("replicas", mode="before")
+    @classmethod
+    def _check_replicas(cls, value: Any) -> Any:
+        if value is None or value == "auto" or (isinstance(value, int) and value >= 1):
+            return value
+        raise ValueError("must be auto or a whole number of at least 1")
 
 
 class VllmServerEngine(EngineSection):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from reval_core.config import EngineSettings, Model, VllmEngine
+from reval_core.config import EngineSettings, Model, VllmEngine, VllmServerEngine
 from reval_core.engines.choice import choose, cpu_attention_takes, cpu_heads
 from reval_core.engines.placement import places
+from reval_core.engines.weight_source import check_offer
 from reval_core.errors import InputError
 from reval_core.model.loading import architecture, context_length, head_size
 
@@ -29,6 +30,8 @@ def check_engine(model: Model, engine: EngineSettings) -> None:
         _check_dtype(model, settings)
         places(settings)
         _check_heads(model, settings)
+    if isinstance(engine, VllmServerEngine) and engine.weights_url is not None:
+        check_offer(engine.weights_url)
 
 
 def engine_context(model: Model, engine: EngineSettings) -> int | None:

@@ -21,6 +21,8 @@ from socket import AF_INET6
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import urlsplit
 
+from reval_core.errors import InputError
+
 _CHUNK = 2**20
 
 _IDLE_SECONDS = 60.0
@@ -50,6 +52,23 @@ def make_offer(url: str, directory: str) -> Offer:
         directory: The name of the run's own subdirectory there.
     """
     return HttpOffer(url) if urlsplit(url).scheme == "http" else StoredOffer(f"{url.rstrip('/')}/{directory}")
+
+
+def check_offer(url: str) -> None:
+    """Check that `make_offer` can use `url`, without writing to storage.
+
+    Raises:
+        InputError: The address is in use or not one of this machine, or the package for the storage is missing.
+    """
+    try:
+        if urlsplit(url).scheme == "http":
+            HttpOffer(url).close()
+        else:
+            import fsspec
+
+            fsspec.get_filesystem_class(urlsplit(url).scheme)
+    except (OSError, ImportError, ValueError) as error:
+        raise InputError(f"engine.weights_url: {url} cannot be used: {error}") from error
 
 
 class HttpOffer:

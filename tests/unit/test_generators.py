@@ -538,6 +538,12 @@ ELSEWHERE = {
     "reval_core.engines.vllm_endpoint.Endpoint._request": (
         "tests/unit/engines/test_vllm_server.py::test_abandoned_generation_is_cancelled"
     ),
+    "reval_core.engines.weight_source.checked": (
+        "tests/unit/engines/test_weight_source.py::test_a_copy_is_deleted_after_an_error"
+    ),
+    "reval_core.launch.launcher_hidden": (
+        "tests/unit/test_launch.py::test_the_process_group_is_hidden_and_restored_also_after_an_error"
+    ),
     "reval_core.engines.vllm_server.VllmServers.generate": (
         "tests/unit/engines/test_vllm_server.py::test_an_engine_can_be_closed_during_generation"
     ),

@@ -20,6 +20,7 @@ from reval_core.engines import vllm_server
 from reval_core.engines.engine import Sampling
 from reval_core.engines.response import Response
 from reval_core.engines.vllm_server import VllmServers
+from reval_core.engines.weight_source import checked
 from reval_core.errors import InputError, RunStopped
 from tests.models import tiny_model
 from tests.responses import request
@@ -52,6 +53,7 @@ class Server:
         """The weights that were loaded, by the name of their directory."""
         self.requests: list[dict[str, Any]] = []
         self.headers: list[Any] = []
+        self.paths: list[str] = []
         self.most = self._now = 0
         self.delay = self.piece_delay = 0.0
         self.faults: dict[str, Callable[[Any], bool]] = {}
@@ -76,6 +78,17 @@ class Server:
         for connection in self.connections:
             with suppress(OSError):
                 connection.shutdown(2)
+
+    def load(self, method: str, arguments: dict[str, Any]) -> None:
+        """As the worker extension: `take_weights` downloads and verifies them."""
+        if method == "take_weights":
+            with checked(**arguments):
+                self.weights.append(arguments["source"].rsplit("/", 1)[1].removesuffix(".safetensors"))
+            return
+        directory = Path(arguments["weights_path"])
+        assert method == "reload_weights"
+        assert (directory / "model.safetensors").exists()
+        self.weights.append(directory.name)
 
     def complete(self, http: Any, body: dict[str, Any]) -> None:
         with self._lock:
@@ -139,6 +152,7 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
             server.headers.append(self.headers)
+            server.paths.append(self.path)
             fault = server.faults.get(self.path)
             with suppress(OSError):
                 if fault is not None and fault(self):
@@ -153,11 +167,10 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
                     server.version = body["new_version"]
                     self.reply(200, {"success": True})
                 elif self.path == "/collective_rpc":
-                    directory = Path(body["kwargs"]["weights_path"])
-                    assert body["method"] == "reload_weights"
-                    assert (directory / "model.safetensors").exists()
-                    server.weights.append(directory.name)
+                    server.load(body["method"], body["kwargs"])
                     self.reply(200, {"results": [None]})
+                elif self.path.startswith(("/wake_up", "/sleep")):
+                    self.reply(200, {})
                 elif self.path == "/reset_prefix_cache":
                     self.reply(200, {"success": True})
                 else:
@@ -263,6 +276,38 @@ def test_each_policy_is_loaded_once_and_the_last_one_deleted(make, servers, tmp_
     engine.close()
     engine.close()
     assert not (tmp_path / "weights").exists()
+
+
+@pytest.mark.parametrize("way", ["http", "storage"])
+def test_weights_reach_servers_without_a_shared_directory(make, servers, tmp_path, way):
+    url = "http://127.0.0.1:0" if way == "http" else f"file://{tmp_path}/bucket"
+    engine = make(servers, weights_url=url)
+    requests = wanted(4)
+    for policy in (POLICY, LATER, LATER):
+        engine.load(tiny_model(), policy)
+        check_all(list(engine.generate(requests, SAMPLING)), requests)
+    names = [f"{POLICY[:16]}-bfloat16", f"{LATER[:16]}-bfloat16"]
+    assert [server.weights for server in servers] == [names, names]
+    engine.close()
+    assert not list(tmp_path.glob("bucket/*"))
+
+
+def test_a_server_wakes_for_its_weights_before_it_wakes_its_cache(make, servers):
+    engine = make(servers[:1])
+    engine.load(tiny_model(), POLICY)
+    endpoint = engine._servers[0].endpoint
+    for policy in (POLICY, LATER):  # weights are lost in sleep, so the same ones are loaded again
+        servers[0].paths.clear()
+        engine._run(endpoint.sleep())
+        engine.load(tiny_model(), policy)
+        order = [path for path in servers[0].paths if path.startswith(("/sleep", "/wake", "/coll", "/reset"))]
+        assert order == [
+            "/sleep?level=2",
+            "/wake_up?tags=weights",
+            "/collective_rpc",
+            "/wake_up?tags=kv_cache",
+            "/reset_prefix_cache",
+        ]
 
 
 def test_runs_that_share_a_weights_directory_do_not_interfere(make, servers, tmp_path):

@@ -2,11 +2,13 @@
 
 import hashlib
 import urllib.request
+from pathlib import Path
 from urllib.error import HTTPError
 
 import pytest
 
-from reval_core.engines.weight_source import checked, make_offer, sha256_of
+from reval_core.engines.weight_source import check_offer, checked, make_offer, sha256_of
+from reval_core.errors import InputError
 
 CONTENT = bytes(range(256)) * 20_000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -37,6 +39,20 @@ def test_a_server_reads_what_the_run_offers(offer, weights):
         assert copy.read_bytes() == CONTENT
         assert copy != weights
     assert not copy.exists()
+
+
+def test_a_copy_is_deleted_after_an_error(offer, weights):
+    copies = []
+    with pytest.raises(RuntimeError, match="while loading"):
+        load_badly(offer.publish(weights, "policy.safetensors"), offer.token, copies)
+    assert [copy.exists() for copy in copies] == [False]
+
+
+def load_badly(url, token, copies):
+    with checked(url, SHA256, token) as copy:
+        copies.append(copy)
+        assert copy.exists()
+        raise RuntimeError("while loading")
 
 
 def test_other_content_is_refused(offer, weights):
@@ -71,6 +87,19 @@ def test_weights_are_gone_when_the_offer_is_closed(offer, weights):
     offer.close()
     with pytest.raises(OSError), checked(url, SHA256, offer.token):  # noqa: PT011
         pass
+
+
+def test_what_cannot_be_used_is_refused_before_work_begins():
+    taken = make_offer("http://127.0.0.1:0", "run")
+    try:
+        used = taken.publish(Path("any"), "policy").removesuffix("/policy")
+        for url in (used, "http://192.0.2.1:8100", "nowhere://bucket/run"):
+            with pytest.raises(InputError, match=rf"engine.weights_url: {url} cannot be used"):
+                check_offer(url)
+        check_offer("http://127.0.0.1:0")
+        check_offer("memory://bucket")
+    finally:
+        taken.close()
 
 
 @pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer é"}])
