@@ -4,7 +4,7 @@
     python benchmarks/replicas.py --json    prints them as JSON
 
 Runs in the environment of `make venv-vllm`, and needs two processor cores that nothing else uses. The servers of
-both engines run at the same time and generate in turns; of each engine the fastest turn counts. About three minutes.
+both engines run at the same time and generate in turns; of each the fastest turn counts. About three minutes.
 """
 
 from __future__ import annotations
