@@ -120,6 +120,11 @@ class Endpoint:
             try:
                 await self._control("POST", "/collective_rpc", call)
             except Unavailable as error:
+                if f"no attribute '{weights.method}'" in str(error):
+                    raise RunStopped(
+                        f"{self.url}: cannot receive weights over a URL; start vllm serve with --worker-extension-cls "
+                        "reval_core.engines.vllm_worker.Worker"
+                    ) from error
                 raise Unavailable(f"it cannot load the weights in {weights.source} ({error})") from error
             await self._wake("kv_cache")
             await self._reset_cache()

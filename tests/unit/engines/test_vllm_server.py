@@ -292,6 +292,13 @@ def test_weights_reach_servers_without_a_shared_directory(make, servers, tmp_pat
     assert not list(tmp_path.glob("bucket/*"))
 
 
+def test_a_server_without_the_worker_extension_stops_the_run_with_the_remedy(make, servers):
+    message = "Worker failed with error ''GPUWorker' object has no attribute 'take_weights''"
+    servers[0].faults["/collective_rpc"] = failing(9, 500, message)
+    with pytest.raises(RunStopped, match=r"over a URL; start vllm serve with --worker-extension-cls"):
+        make(servers[:1], weights_url="http://127.0.0.1:0").load(tiny_model(), POLICY)
+
+
 def test_a_server_wakes_for_its_weights_before_it_wakes_its_cache(make, servers):
     engine = make(servers[:1])
     engine.load(tiny_model(), POLICY)
