@@ -28,6 +28,9 @@ _CONNECT_SECONDS = 10.0
 _RESET_SECONDS = 30.0
 """How long aborted requests may hold blocks of the old policy's prefix cache."""
 
+_IDLE_CONNECTION_SECONDS = 1.0
+"""How long an idle connection is reused: vLLM closes it after 5 s, and may do so while a request is on its way."""
+
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 """Generation has no timeout, but keepalive detects an unreachable machine within a minute."""
 
@@ -89,7 +92,9 @@ class Endpoint:
             for name, value in _KEEPALIVE.items()
             if hasattr(socket, name)
         ]
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        limits = httpx.Limits(
+            max_connections=None, max_keepalive_connections=None, keepalive_expiry=_IDLE_CONNECTION_SECONDS
+        )
         self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             transport=(
@@ -122,8 +127,8 @@ class Endpoint:
             except Unavailable as error:
                 if f"no attribute '{weights.method}'" in str(error):
                     raise RunStopped(
-                        f"{self.url}: cannot receive weights over a URL; start vllm serve with --worker-extension-cls "
-                        "reval_core.engines.vllm_worker.Worker"
+                        f"{self.url}: cannot receive weights over a URL; start vllm serve with "
+                        "--worker-extension-cls reval_core.engines.vllm_worker.Worker"
                     ) from error
                 raise Unavailable(f"it cannot load the weights in {weights.source} ({error})") from error
             await self._wake("kv_cache")
