@@ -23,6 +23,7 @@ import torch
 
 from reval_core import launch
 from reval_core.config import VllmEngine, VllmServerEngine
+from reval_core.engines.follow import kill_group
 from reval_core.engines.placement import Place
 from reval_core.engines.vllm import engine_arguments, environment, last_error
 from reval_core.engines.vllm_endpoint import Endpoint, Unavailable
@@ -75,7 +76,7 @@ class VllmReplicas(VllmServers):
             requests_per_server=settings.max_num_seqs or _REQUESTS,
             patience_seconds=START_SECONDS,
         )
-        super().__init__(servers, logs, code, seed)
+        super().__init__(servers, logs / "weights", code, seed)
         self._key = secrets.token_hex(16)
         self._engine = settings
         self._places = places
@@ -171,6 +172,7 @@ class VllmReplicas(VllmServers):
                 reason = process.reason()
                 log.warning("%s: its process has ended (%s); restarting it", server.endpoint.url, reason)
                 process.kill()  # what the server has started
+                server.reported = True
                 self._failed(server, Unavailable(reason))
             if ended < STARTS:
                 server.endpoint.restarted()
@@ -246,18 +248,19 @@ class Process:
             return
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(grace)
-        with suppress(ProcessLookupError):  # it has ended with all of them
-            os.killpg(self._process.pid, signal.SIGKILL)
+        kill_group(self._process.pid)
         self._process.wait()
         self._process = None
 
     def reason(self) -> str:
-        """One line: the last error in the output since the last start, and where the rest is."""
+        """One line: why it ended, and where its output is."""
+        status = None if self._process is None else self._process.poll()
+        if status is not None and status < 0:
+            return f"{signal.Signals(-status).name}; its full output is in {self._log}"
         with self._log.open("rb") as output:
             output.seek(self._log_start)
             error = last_error(output.read().decode(errors="replace"))
-        status = "" if self._process is None else f"exit status {self._process.poll()}"
-        return f"{error or status or 'no error in its output'}; its full output is in {self._log}"
+        return f"{error or f'exit status {status}'}; its full output is in {self._log}"
 
 
 def _options(settings: VllmEngine, home: Path, number: int, place: Place, code: Path | None) -> list[str]:

@@ -6,13 +6,13 @@ The server and all processes that it starts end with the run. The `vllm` command
 from __future__ import annotations
 
 import os
-import signal
 
-from reval_core.engines.follow import follow_run
+from reval_core.engines.follow import follow_run, kill_group
 
 
 def _end_group() -> None:
-    os.killpg(0, signal.SIGKILL)
+    kill_group(os.getpid())
+    os._exit(1)
 
 
 if __name__ == "__main__":
