@@ -144,6 +144,29 @@ def test_settings_unsupported_by_a_run_on_stored_trajectories_are_refused(
             "engine.urls: must not contain a password",
         ),
         ("engine={kind: vllm-server, urls: ['http://a:1', 'http://a:1']}", "engine.urls: lists a server twice"),
+        (
+            "engine={kind: vllm, replicas: 0}",
+            "engine.replicas: must be auto or a whole number of at least 1, not 0",
+        ),
+        ("engine={kind: vllm, replicas: all}", "engine.replicas: must be auto or a whole number of at least 1"),
+        *(
+            (
+                f"engine={{kind: vllm-server, urls: ['http://a:1'], weights_url: '{url}'}}",
+                f"engine.weights_url: {words}",
+            )
+            for url, words in {
+                "http://a": "must look like http://host:8100",
+                "http://a:port": "must look like http://host:8100",
+                "http://a:1/directory": "must look like http://host:8100",
+                "https://a:1": "must be http://host:port or object storage",
+                "/shared": "must be http://host:port or object storage",
+                "s3://key:secret@bucket/directory": "must not contain a password",
+            }.items()
+        ),
+        (
+            "engine={kind: vllm-server, urls: ['http://a:1'], weights: /shared, weights_url: 's3://b/c'}",
+            "engine.weights_url: cannot be combined with weights",
+        ),
         ("rollouts.budget_tokens=9", "rollouts.budget_tokens: only engine.kind vllm and vllm-server can cut off"),
         ("rollouts.budget_seconds=9", "rollouts.budget_seconds: only engine.kind vllm and vllm-server can cut off"),
     ],
