@@ -10,6 +10,8 @@ The demo runs with sharded weights (`learner.shard: all`) in two processes on th
 - `score_difference`: the largest difference in nats of log π(τ) from one process that scores the same trajectories.
 - `control_overhead`: the share of a round that the first process spends on announcements until all processes have
   received them; `largest_message` is the largest in bytes.
+- `replica_speedup`: tokens per second of two vLLM servers of one thread each over those of one
+  (benchmarks/replicas.py, in the environment of `make venv-vllm`).
 - `checkpoint_reshard`: whether a run of two processes continues with four from its sharded checkpoint.
 """
 
@@ -26,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-from benchmarks import record
+from benchmarks import record, replicas
 from reval_core.storage.run_directory import RunDirectory
 
 ROUNDS = 4
@@ -63,7 +65,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         found = sharded(Path(directory) / "run")
-    # Metrics of replicated engines (`replica_speedup`) join here: found |= replicas(…).
+    found["replica_speedup"] = replicas.measure()
     if given.json:
         print(json.dumps(found))
     record.record("distributed", found, LIMITS, ("torch", "transformers"))

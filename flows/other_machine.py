@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from reval.flows.preparation import check_problems, check_stored, checked_settings
 from reval.flows.terminal import print_json, print_pairs, print_table, say, short
-from reval_core.config import Config, ImportedRollouts, Model, ProblemSet, Rollouts, VllmEngine, VllmServerEngine
+from reval_core.config import (
+    Config,
+    EngineSettings,
+    ImportedRollouts,
+    Model,
+    ProblemSet,
+    Rollouts,
+    VllmEngine,
+    VllmServerEngine,
+)
 from reval_core.errors import InputError
 from reval_core.storage.run_directory import RunDirectory
 
@@ -241,10 +250,19 @@ def process_uses(settings: Config, processes: int) -> Iterator[str]:
     if isinstance(engine, VllmServerEngine):
         yield f"the {len(engine.urls)} servers of engine.urls generate, on GPUs that are not included here"
     elif isinstance(settings.rollouts, Rollouts):
-        yield (
-            "generation uses the first GPU, and the others idle meanwhile, unless engine.tensor_parallel_size "
-            "spreads vLLM or engine.kind: vllm-server uses separate GPUs"
+        yield _who_generates(engine, processes)
+
+
+def _who_generates(engine: EngineSettings, gpus: int) -> str:
+    if not isinstance(engine, VllmEngine) or engine.replicas is None:
+        return (
+            "generation uses the first GPU, and the others idle meanwhile, unless engine.replicas: auto starts a "
+            "vLLM server on each"
         )
+    group = engine.tensor_parallel_size
+    count = gpus // group if engine.replicas == "auto" else engine.replicas
+    fits = "" if count * group <= gpus else f", which is more than the {gpus} GPUs"
+    return f"engine.replicas: {count} vLLM servers of {group} GPU{'s' if group > 1 else ''} each generate{fits}"
 
 
 def _too_long(rollouts: Rollouts, context: int | None) -> bool:
