@@ -58,6 +58,14 @@ def processes(engine: VllmReplicas, number: int) -> psutil.Process:
     return psutil.Process(engine._processes[number]._process.pid)
 
 
+def wait_for_all(engine: VllmReplicas) -> None:
+    """Wait until every server has restarted and holds the weights."""
+    deadline = time.monotonic() + 240
+    while not all(server.ready for server in engine._servers):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 def test_both_servers_generate_with_the_current_weights(engine):
     for seed in (1, 2):
         model = model_of(seed)
@@ -98,10 +106,7 @@ def test_responses_of_a_killed_server_are_generated_by_the_other_and_it_restarts
     assert gone(group, 10), "no process of the killed server is left"
     later = model_of(2)
     engine.load(later, policy(2))  # the other server has the weights; this one gets them when it is back
-    deadline = time.monotonic() + 240
-    while not all(server.ready for server in engine._servers):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_for_all(engine)
     assert served(engine)[1] == 0
     found = list(engine.generate(requests, Sampling(1.0, 24, STOPS)))
     check_logprobs(requests, dict(found), later, 1.0)
@@ -122,6 +127,7 @@ def test_a_dead_engine_core_is_replaced(engine):
     found = list(engine.generate(wanted(8), Sampling(1.0, 24, STOPS)))
     assert sorted(place for place, _ in found) == list(range(8))
     assert gone([server], 60)
+    wait_for_all(engine)
 
 
 def test_a_server_that_cannot_start_is_reported_and_none_is_left(tmp_path):
