@@ -132,7 +132,7 @@ def test_a_dead_engine_core_is_replaced(engine):
 
 def test_a_server_that_cannot_start_is_reported_and_none_is_left(tmp_path):
     settings = SETTINGS.model_copy(update={"max_model_len": 100_000})
-    engine = VllmReplicas(settings, places(settings), tmp_path)
+    engine = VllmReplicas(settings, places(settings)[:1], tmp_path)
     before = set(processes_of(os.getpid()))
     with pytest.raises(Exception, match=r"the engine vllm cannot start .*100000.*engine-\d\.log"):
         engine.load(model_of(1), policy(1))
