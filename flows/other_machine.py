@@ -259,8 +259,9 @@ def _who_generates(engine: EngineSettings, gpus: int) -> str:
             "generation uses the first GPU, and the others idle meanwhile, unless engine.replicas: auto starts a "
             "vLLM server on each"
         )
-    group = engine.tensor_parallel_size
-    count = gpus // group if engine.replicas == "auto" else engine.replicas
+    from reval_core.engines.placement import replica_count
+
+    group, count = engine.tensor_parallel_size, replica_count(engine, gpus)
     fits = "" if count * group <= gpus else f", which is more than the {gpus} GPUs"
     return f"engine.replicas: {count} vLLM servers of {group} GPU{'s' if group > 1 else ''} each generate{fits}"
 

@@ -47,6 +47,13 @@ def places(settings: VllmEngine) -> list[Place]:
     return [Place(on_gpu, tuple(devices[one * each : (one + 1) * each]), count) for one in range(count)]
 
 
+def replica_count(settings: VllmEngine, gpus: int) -> int:
+    """The number of vLLM engines or servers of a run on a machine with `gpus` GPUs."""
+    if settings.replicas == "auto":
+        return gpus // settings.tensor_parallel_size
+    return settings.replicas or 1
+
+
 def _gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
@@ -67,4 +74,4 @@ def _count(settings: VllmEngine, on_gpu: bool, devices: int) -> int:
         raise InputError("engine.replicas: auto is one per GPU, and this machine has none; set a number")
     if devices < each:
         raise InputError(f"engine.tensor_parallel_size: {each} exceeds the number of GPUs ({devices})")
-    return devices // each
+    return replica_count(settings, devices)

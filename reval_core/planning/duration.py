@@ -28,6 +28,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from reval_core.config import Config, Rollouts, VllmEngine, VllmServerEngine
+from reval_core.engines.placement import replica_count
 from reval_core.planning.engine_memory import cache_bytes, most_sequences, number_bytes, token_bytes, weight_bytes
 from reval_core.planning.forecast import held_out_problems
 from reval_core.planning.gpu_memory import checkpointing_resolved, computing_bytes, shard_count
@@ -164,7 +165,8 @@ class Replicas:
                 gpu_memory_utilization=SERVER_MEMORY,
             )
             return cls(server, len(engine.urls))
-        return cls(engine if isinstance(engine, VllmEngine) else VllmEngine(kind="vllm"), 1)
+        vllm = engine if isinstance(engine, VllmEngine) else VllmEngine(kind="vllm")
+        return cls(vllm, max(1, replica_count(vllm, gpus)))
 
     @property
     def gpus(self) -> int:

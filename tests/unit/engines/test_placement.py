@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reval_core.config import VllmEngine
-from reval_core.engines.placement import places
+from reval_core.engines.placement import places, replica_count
 from reval_core.errors import InputError
 
 
@@ -29,6 +29,10 @@ def gpus(monkeypatch):
 
 def devices(*arguments):
     return [one.devices for one in places(engine(*arguments))]
+
+
+def test_the_number_on_another_machine():
+    assert [replica_count(engine(*one), 8) for one in ((None,), (2,), ("auto",), ("auto", 2))] == [1, 2, 8, 4]
 
 
 def test_without_replicas_there_is_no_place(gpus):

@@ -142,6 +142,9 @@ def test_servers_share_the_responses():
     replicas = Replicas.of(config, 1)
     assert replicas is not None
     assert (replicas.count, replicas.engine.max_num_seqs) == (2, 256)
+    own = Replicas.of(run(engine={"kind": "vllm", "replicas": "auto", "tensor_parallel_size": 2}), 8)
+    assert own is not None
+    assert (own.count, own.gpus) == (4, 8)
     alone = Replicas(replicas.engine, 1).seconds(LARGE, 80 * GB, 5, 50, 76)
     assert seconds(config)["rollouts"] == alone
 
