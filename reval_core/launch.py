@@ -42,7 +42,7 @@ def local_count() -> int:
 def launcher_hidden() -> Iterator[None]:
     """Context manager that hides the launcher's process group from processes that are started meanwhile.
 
-    With TORCHELASTIC_USE_AGENT_STORE such a process would wait for a group of its own at the launcher's store.
+    With TORCHELASTIC_USE_AGENT_STORE a group of their own that meets over TCP would wait at the launcher's store.
     """
     kept = _group_variables()
     _replace_group_variables({})

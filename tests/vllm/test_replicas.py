@@ -161,6 +161,10 @@ if __name__ == "__main__":
         for engine in engines:
             engine.load(model_of(1), policy(1))
             assert len(list(engine.generate(wanted(4), Sampling(1.0, 4, STOPS)))) == 4
+        seen = processes(engine, 0).environ()
+        assert "VLLM_API_KEY" in seen
+        assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_USE_AGENT_STORE"} & seen.keys()
+        assert "TORCHELASTIC_USE_AGENT_STORE" in os.environ
         changed = {name for name in before if os.environ.get(name) != before[name]}
         print("changed", changed, flush=True)
     total = torch.tensor(1.0)
