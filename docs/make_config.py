@@ -151,8 +151,8 @@ def _values(annotation: Any, metadata: list[Any]) -> str:
     inner = [part for part in get_args(annotation) if part not in (NoneType, Ellipsis)]
     if get_origin(annotation) in (Union, UnionType):
         return " or ".join(dict.fromkeys(_values(part, metadata) for part in inner))
-    if get_origin(annotation) is Annotated and annotation is not LocalPath:
-        return _values(inner[0], [limit for one in inner[1:] for limit in one.metadata])
+    if get_origin(annotation) is Annotated and isinstance(inner[1], FieldInfo):
+        return _values(inner[0], inner[1].metadata)
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{value}`" for value in inner)
     if get_origin(annotation) is tuple:
