@@ -9,21 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from reval.flows.preparation import check_problems, check_stored, checked_settings
 from reval.flows.terminal import print_json, print_pairs, print_table, say, short
-from reval_core.config import (
-    Config,
-    EngineSettings,
-    ImportedRollouts,
-    Model,
-    ProblemSet,
-    Rollouts,
-    VllmEngine,
-    VllmServerEngine,
-)
+from reval_core.config import Config, ImportedRollouts, Model, ProblemSet, Rollouts, VllmServerEngine
 from reval_core.errors import InputError
 from reval_core.storage.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from reval_core.planning.duration import Duration
+    from reval_core.planning.duration import Duration, Replicas
     from reval_core.planning.forecast import Forecast
     from reval_core.planning.gpu_memory import StageMemory
 
@@ -228,8 +219,12 @@ def _is_here(source: ProblemSet) -> bool:
 def process_uses(settings: Config, processes: int) -> Iterator[str]:
     """What each of several processes, one per GPU, does in a run."""
     engine, shard = settings.engine, settings.learner.shard
-    if isinstance(engine, VllmEngine) and engine.tensor_parallel_size > processes:
-        yield f"engine.tensor_parallel_size: {engine.tensor_parallel_size} is more than the {processes} GPUs"
+    replicas = _replicas(settings, processes)
+    if replicas is not None and replicas.gpus > processes:
+        yield (
+            f"engine: {replicas.count} × tensor_parallel_size {replicas.engine.tensor_parallel_size} is more than "
+            f"the {processes} GPUs"
+        )
     if processes == 1:
         if shard != "none":
             yield f"learner.shard: {shard} has no effect on one GPU, and the run is refused there"
@@ -249,21 +244,23 @@ def process_uses(settings: Config, processes: int) -> Iterator[str]:
     )
     if isinstance(engine, VllmServerEngine):
         yield f"the {len(engine.urls)} servers of engine.urls generate, on GPUs that are not included here"
-    elif isinstance(settings.rollouts, Rollouts):
-        yield _who_generates(engine, processes)
-
-
-def _who_generates(engine: EngineSettings, gpus: int) -> str:
-    if not isinstance(engine, VllmEngine) or engine.replicas is None:
-        return (
-            "generation uses the first GPU, and the others idle meanwhile, unless engine.replicas: auto starts a "
-            "vLLM server on each"
+    elif replicas is not None and replicas.gpus > 1:
+        yield (
+            f"{replicas.count} vLLM engine{'s' if replicas.count > 1 else ''} on the first {replicas.gpus} of the "
+            "same GPUs generate, and share the requests"
         )
-    from reval_core.engines.placement import replica_count
+    elif isinstance(settings.rollouts, Rollouts):
+        yield (
+            "generation uses the first GPU, and the others idle meanwhile, unless engine.replicas: auto starts a "
+            "vLLM server per GPU or engine.kind: vllm-server uses separate GPUs"
+        )
 
-    group, count = engine.tensor_parallel_size, replica_count(engine, gpus)
-    fits = "" if count * group <= gpus else f", which is more than the {gpus} GPUs"
-    return f"engine.replicas: {count} vLLM servers of {group} GPU{'s' if group > 1 else ''} each generate{fits}"
+
+def _replicas(settings: Config, gpus: int) -> Replicas | None:
+    """The vLLM engines that a run starts itself; None if it starts none."""
+    from reval_core.planning.duration import Replicas
+
+    return None if isinstance(settings.engine, VllmServerEngine) else Replicas.of(settings, gpus)
 
 
 def _too_long(rollouts: Rollouts, context: int | None) -> bool:

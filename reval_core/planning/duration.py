@@ -9,7 +9,7 @@ the heads, sequences of n tokens on average, and e bytes per number:
                          compared at the sampling temperature
     reference_reset      the same for the whole replay buffer; the new reference is the policy, unless averaged
     rollouts, evaluation each step of an engine reads its weights, and the keys and values of its responses
-    weight_sync          the engine's weights are written once and read once
+    weight_sync          the engine's weights are written once and read once, and for servers hashed both times
     verification         the responses, divided among the workers
     checkpoint           12 bytes per trained weight
 
@@ -60,6 +60,9 @@ LINK = 300e9
 
 HANDOVER = 2e9
 """Assumed bytes per second at which weights are written for the engine, and read by it."""
+
+HASHING = 1e9
+"""Assumed bytes per second of the checksum of weights (docs/decisions/0044-replicas.md)."""
 
 DISK = 1e9
 """Assumed bytes per second at which a checkpoint is written."""
@@ -130,7 +133,7 @@ def duration(config: Config, sizes: Sizes, gpus: int, gpu_bytes: int, response_t
         return replicas.seconds(sizes, gpu_bytes, responses, response_tokens, longest)
 
     each_round = {
-        "weight_sync": 2 * number_bytes(replicas.engine) * sizes.parameters / HANDOVER,
+        "weight_sync": replicas.loading(sizes),
         "rollouts": generation(count),
         "verification": count * judging,
         "consistency": passes * _scoring(config, sizes, gpus, count, tokens),
@@ -150,6 +153,8 @@ class Replicas:
 
     engine: VllmEngine
     count: int
+    served: bool = False
+    """Whether they are servers, which verify the checksum of the weights."""
 
     @classmethod
     def of(cls, config: Config, gpus: int) -> Replicas | None:
@@ -164,9 +169,9 @@ class Replicas:
                 max_num_seqs=engine.requests_per_server,
                 gpu_memory_utilization=SERVER_MEMORY,
             )
-            return cls(server, len(engine.urls))
-        vllm = engine if isinstance(engine, VllmEngine) else VllmEngine(kind="vllm")
-        return cls(vllm, max(1, replica_count(vllm, gpus)))
+            return cls(server, len(engine.urls), served=True)
+        own = engine if isinstance(engine, VllmEngine) else VllmEngine(kind="vllm")
+        return cls(own, max(1, replica_count(own, gpus)), served=own.replicas is not None)
 
     @property
     def gpus(self) -> int:
@@ -178,6 +183,11 @@ class Replicas:
         a_response = token_bytes(self.engine, sizes) * (PROMPT + response_tokens)
         at_most = self.engine.max_num_seqs or most_sequences(gpu_bytes)
         return min(at_most, max(0, cache_bytes(self.engine, sizes, gpu_bytes)) // a_response)
+
+    def loading(self, sizes: Sizes) -> float:
+        """The seconds in which new weights are written once and read by all replicas."""
+        weights = 2 * number_bytes(self.engine) * sizes.parameters
+        return weights / HANDOVER + (weights / HASHING if self.served else 0)
 
     def seconds(self, sizes: Sizes, gpu_bytes: int, responses: int, response_tokens: int, longest: int) -> float:
         """The seconds that `responses` responses take, the longest of which has `longest` tokens."""

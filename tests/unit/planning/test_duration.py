@@ -16,6 +16,7 @@ from reval_core.planning.duration import (
     BANDWIDTH,
     DISK,
     HANDOVER,
+    HASHING,
     JUDGING,
     LINK,
     PEAK,
@@ -147,6 +148,20 @@ def test_servers_share_the_responses():
     assert (own.count, own.gpus) == (4, 8)
     alone = Replicas(replicas.engine, 1).seconds(LARGE, 80 * GB, 5, 50, 76)
     assert seconds(config)["rollouts"] == alone
+
+
+def test_replicas_divide_the_responses_among_the_gpus():
+    alone = Replicas(run().engine, 1)  # type: ignore[arg-type]
+    for replicas, gpus, count in (("auto", 4, 4), (2, 4, 2)):
+        config = run(engine={"replicas": replicas})
+        assert Replicas.of(config, gpus) == Replicas(config.engine, count, served=True)  # type: ignore[arg-type]
+        found = seconds(config, gpus)
+        assert found["rollouts"] == alone.seconds(LARGE, 80 * GB, -(-10 // count), 50, 76)
+        # Each of the two bytes of a weight is written and read, and hashed both times.
+        assert found["weight_sync"] == pytest.approx(4 * LARGE.parameters * (1 / HANDOVER + 1 / HASHING))
+    pairs = run(engine={"replicas": "auto", "tensor_parallel_size": 2})
+    of_two = [Replicas.of(pairs, gpus) for gpus in (1, 5, 8)]
+    assert [one.count for one in of_two if one is not None] == [1, 2, 4]
 
 
 @pytest.mark.parametrize(

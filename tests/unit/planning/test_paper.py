@@ -137,6 +137,9 @@ def test_both_models_fit_8_gpus_of_80_gb_and_the_large_one_only_with_shards(
     sharded = shown(capsys, PAPER / f"{LARGE}.yaml", "--gpus", "8", "--gpu-memory", "80")
     assert " NO " not in sharded
     assert "divided among all of them" in sharded
+    assert "8 vLLM engines on the first 8 of the same GPUs generate" in sharded
+    too_many = shown(capsys, PAPER / f"{LARGE}.yaml", "--gpus", "2", "--set", "engine.replicas=4")
+    assert "engine: 4 × tensor_parallel_size 1 is more than the 2 GPUs" in too_many
     whole = shown(capsys, PAPER / f"{LARGE}.yaml", "--gpus", "8", "--set", "learner.shard=none")
     assert "learning does not fit: train adapters (model.lora), or shard the weights over several GPUs" in whole
     assert "gradients and moments alone are 137 GB" in whole
