@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from reval_core.atomic_files import publish_directory, publish_file, publish_json, publish_sealed, remove_directory
+from reval_core.config.storage import Storage
 from reval_core.errors import CorruptData, RunStopped
+from reval_core.pipeline.mirroring import mirrored
 from reval_core.storage.lease import Lease, check_lease, read_lease
 from reval_core.storage.mirror import Mirror
 from reval_core.storage.mirror_index import Entry, Index, IndexWriter, read_index
@@ -366,3 +369,12 @@ def test_an_error_of_the_run_is_not_replaced_by_one_of_its_mirror(directory, tmp
     with pytest.raises(ZeroDivisionError), open_mirror(dying, directory):
         raise ZeroDivisionError
     assert "the store died" in caplog.text
+
+
+def test_a_run_that_breaks_releases_its_lease_and_stops_copying(directory, tmp_path):
+    threads = set(threading.enumerate())
+    with pytest.raises(ZeroDivisionError), mirrored(directory, Storage(mirror=f"file://{tmp_path}/mirror")):
+        raise ZeroDivisionError
+    assert set(threading.enumerate()) == threads
+    copy = Path(shutil.copytree(directory.path, tmp_path / "copy"))
+    assert check_lease(ObjectStore(f"file://{tmp_path}/mirror"), copy) is not None, "released"
