@@ -37,7 +37,7 @@ class ObjectStore:
             self._files, root = url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
         except ImportError as error:
             package = _PACKAGES.get(scheme)
-            extra = "pip install 'reval[s3]'" if package == "s3fs" else f"pip install {package or scheme}"
+            extra = "pip install 'reval-rl[s3]'" if package == "s3fs" else f"pip install {package or scheme}"
             raise InputError(f"storage.mirror: {url}: {first_line(error)}; {extra}") from error
         except ValueError as error:
             raise InputError(f"storage.mirror: {url}: cannot be opened ({first_line(error)})") from error

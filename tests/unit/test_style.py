@@ -195,3 +195,11 @@ if __name__ == "__main__":
     for path, text in texts():
         for name, words, line in occurrences(text):
             print(f"{path}:{line}: {words!r} ({name})")
+
+
+def test_nobody_is_told_to_install_the_other_project_called_reval():
+    """`reval` on the package index belongs to somebody else; the distribution is `reval-rl`."""
+    other = re.compile(r"pip install [^\n]*?[\s'\"]reval(?![\w-])")
+    assert other.search("pip install 'reval[s3]'")
+    assert not other.search("pip install 'reval-rl[s3]'")
+    assert [name for name, text in texts() if other.search(text) and not name.startswith("tests/")] == []
