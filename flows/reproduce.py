@@ -84,9 +84,10 @@ def reproduce(
 def _prepare(executor: Executor, figure: Figure, out: Path) -> None:
     """Ensure that the initial policy of a figure's runs exists, and the prompts of a one-prompt study."""
     base, prompts, place = figure.base, figure.prompts, str(out)
-    submit(executor, f"initial policy of {base}", has_start(base, place), make_start, base, place).result()
-    if prompts is not None:
-        submit(executor, f"prompts {prompts}", has_prompts(prompts, place), find_prompts, prompts, place).result()
+    if not has_start(base, place):
+        submit(executor, f"initial policy of {base}", make_start, base, place).result()
+    if prompts is not None and not has_prompts(prompts, place):
+        submit(executor, f"prompts {prompts}", find_prompts, prompts, place).result()
 
 
 def _finish(executor: Executor, planned: list[Unit], out: Path, bar: UnitBar) -> None:
@@ -97,8 +98,11 @@ def _finish(executor: Executor, planned: list[Unit], out: Path, bar: UnitBar) ->
     futures = []
     for unit in {unit.path: unit for unit in planned}.values():
         settings, path = unit.config.model_dump(mode="json"), str(unit.path)
+        if is_finished(settings, path):
+            bar.step()
+            continue
         title = str(unit.path.relative_to(out / "runs"))
-        futures.append(submit(executor, title, is_finished(settings, path), finish_run, settings, path))
+        futures.append(submit(executor, title, finish_run, settings, path))
     errors = []
     for future in as_completed(futures):
         try:

@@ -9,30 +9,26 @@ from typing import Any, ParamSpec
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
-
-from reval.tasks.stage_task import skipped
 
 Inputs = ParamSpec("Inputs")
 Summary = dict[str, Any]
 
 
 @task(name="unit", task_run_name="{title}", cache_policy=NO_CACHE, persist_result=False, log_prints=False)
-def _unit(executor: Executor, work: Callable[[], Summary], title: str, finished: bool) -> Summary | State[None]:
-    return skipped() if finished else executor.submit(work).result()
+def _unit(executor: Executor, work: Callable[[], Summary], title: str) -> Summary:
+    return executor.submit(work).result()
 
 
 def submit(
     executor: Executor,
     title: str,
-    finished: bool,
     work: Callable[Inputs, Summary],
     *inputs: Inputs.args,
     **named: Inputs.kwargs,
-) -> PrefectFuture[Summary | State[None]]:
-    """Execute work in a process of `executor`, as a task of the current flow, unless it is `finished`.
+) -> PrefectFuture[Summary]:
+    """Execute work in a process of `executor`, as a task of the current flow.
 
     The result is what the work writes to disk: the future only signals its completion. Work and inputs are pickled.
     """
-    return _unit.submit(executor, partial(work, *inputs, **named), title, finished)
+    return _unit.submit(executor, partial(work, *inputs, **named), title)

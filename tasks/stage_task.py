@@ -1,4 +1,4 @@
-"""A stage as a Prefect task: with a readable name, skipped if already published, retried if that can help."""
+"""A stage as a Prefect task: with a readable name, only if it has work to do, retried if that can help."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.states import Completed
 from prefect.tasks import Task
 
 from reval_core.errors import RevalError
@@ -37,34 +36,26 @@ RETRIES = {
 def run_as_task(
     stage: Stage[Context, Inputs], context: Context, round: int, *inputs: Inputs.args, **named: Inputs.kwargs
 ) -> Manifest:
-    """Execute a stage as a Prefect task.
+    """Execute a stage as a Prefect task, unless it is published already.
 
     Prefect stores no result and reads none: it would decode a record with whatever serializer the record names,
     and a run directory may come from an untrusted source. What counts is the manifest that the stage publishes. A
-    stage whose manifest and files are valid is not executed again; the Prefect UI shows its task as Cached.
+    stage whose manifest and files are valid has no task run: a resume creates none for past rounds.
     """
     kept = stage.kept(context, round, *inputs, **named)
+    if kept is not None:
+        return kept
     titled = _stage.with_options(
         name=stage.name.replace("_", " "),
         task_run_name=as_template(context.title(stage.name, round)),
         retries=RETRIES[stage.name],
     )
-    if kept is not None:
-        titled(None)
-        return kept
-    manifest = titled(partial(stage, context, round, *inputs, **named))
-    assert isinstance(manifest, Manifest), "a task that was not skipped returns what its stage returns"
-    return manifest
+    return titled(partial(stage, context, round, *inputs, **named))
 
 
 def as_template(title: str) -> str:
     """A Prefect template that renders as this title, which may contain a user's file name."""
     return title.replace("{", "{{").replace("}", "}}")
-
-
-def skipped() -> State[None]:
-    """The state of a task that has nothing to do: Prefect displays it like a result of its own cache."""
-    return Completed(name="Cached")
 
 
 def _worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -85,6 +76,6 @@ def _worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bo
     retry_condition_fn=_worth_retrying,
     log_prints=False,
 )
-def _stage(work: Callable[[], Manifest] | None) -> Manifest | State[None]:
-    """A stage's work; None if there is nothing to do."""
-    return skipped() if work is None else work()
+def _stage(work: Callable[[], Manifest]) -> Manifest:
+    """A stage's work."""
+    return work()
