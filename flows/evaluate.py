@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.runtime import flow_run
 
-from reval.flows.preparation import PreparedEvaluation, prepare_evaluation
+from reval.flows.deployed import ATTENDED, FLOW, final_errors, turn
+from reval.flows.preparation import PreparedEvaluation, evaluation_path, prepare_evaluation
 from reval.flows.progress import StageBar
 from reval.flows.rounds import run_benchmarks
 from reval.flows.terminal import shown_warnings
@@ -17,6 +19,7 @@ from reval.tasks.evaluation_tracking import track_evaluation
 from reval.tasks.stage_task import run_as_task
 from reval_core.atomic_files import publish_file, publish_json
 from reval_core.evaluation.context import BenchmarkRun, open_evaluation_context
+from reval_core.evaluation.model_source import find_model_source
 from reval_core.evaluation.results import find_results, results_markdown
 from reval_core.output.control_characters import visible_lines
 
@@ -24,7 +27,13 @@ _prepared: ContextVar[PreparedEvaluation | None] = ContextVar("prepared", defaul
 """The evaluation that `evaluate_prepared` hands to the flow: a parameter would be sent to Prefect."""
 
 
-@flow(name="reval-evaluate", flow_run_name="{model}", persist_result=False)
+def _name() -> str:
+    """The name of a flow run: its evaluation directory, or its model if that follows from the model."""
+    given = flow_run.parameters
+    return str(given.get("out") or given["model"])
+
+
+@flow(name="reval-evaluate", flow_run_name=_name, **FLOW)
 def evaluate(
     model: str,
     protocol: str | None = None,
@@ -43,9 +52,16 @@ def evaluate(
         round: For a run, the round whose policy is evaluated; None for the last.
         out: The output directory; None for `evals/<name>`.
     """
-    evaluation = _prepared.get() or prepare_evaluation(
-        model, Path(protocol) if protocol else None, overrides or [], round, Path(out) if out else None
-    )
+    if (prepared := _prepared.get()) is not None:
+        return _evaluate(prepared)
+    place = Path(out) if out else None
+    with final_errors(), turn(evaluation_path(find_model_source(model, round), place)):
+        return _evaluate(
+            prepare_evaluation(model, Path(protocol) if protocol else None, overrides or [], round, place)
+        )
+
+
+def _evaluate(evaluation: PreparedEvaluation) -> dict[str, Any]:
     directory, source, settings = evaluation.directory, evaluation.source, evaluation.protocol
     with (
         shown_warnings(),
@@ -64,11 +80,11 @@ def evaluate(
 
 
 def evaluate_prepared(evaluation: PreparedEvaluation) -> None:
-    """Execute the flow for an evaluation that is prepared already."""
+    """Execute the flow, once and without a limit of time, for an evaluation that is prepared already."""
     token = _prepared.set(evaluation)
     protocol = str(evaluation.file) if evaluation.file else None
     try:
-        evaluate(
+        evaluate.with_options(**ATTENDED)(
             evaluation.model, protocol, list(evaluation.overrides), evaluation.round, str(evaluation.directory.path)
         )
     finally:

@@ -89,10 +89,11 @@ def run_flow(flow: Callable[[], object]) -> bool:
     """
     url = prefect_api()
     import httpx
+    from prefect import tags
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     try:
-        with temporary_settings({PREFECT_API_URL: url} if url else {}):
+        with temporary_settings({PREFECT_API_URL: url} if url else {}), tags("reval"):
             flow()
     except httpx.TransportError:
         return False

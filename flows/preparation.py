@@ -113,11 +113,16 @@ def checked_settings(config: Path, overrides: Sequence[str], run_dir: Path | Non
             f"{config}: rollouts.source: import is what reval import writes into its own run directory; to train "
             "on that, set source: stored and run: that directory"
         )
-    directory = RunDirectory(run_dir or Path("runs") / config.stem)
+    directory = RunDirectory(run_path(config, run_dir))
     settings = directory.check(settings)
     if is_first():  # the first of several processes may already hold the lock
         directory.check_free()
     return settings, directory
+
+
+def run_path(config: Path, run_dir: Path | None) -> Path:
+    """The path of a run's directory: as named by the user, or `runs/<config name>`."""
+    return run_dir or Path("runs") / config.stem
 
 
 def prepare_evaluation(
@@ -133,8 +138,7 @@ def prepare_evaluation(
     from reval_core.evaluation.model_source import find_model_source
 
     source = find_model_source(model, round)
-    name = f"{source.name}-round-{source.round}" if source.protocol_defaults else source.name
-    directory = EvaluationDirectory(out or Path("evals") / name)
+    directory = EvaluationDirectory(evaluation_path(source, out))
     directory.check_place()
     base = {} if protocol else {"prompt": PROMPTS["deepseek"].model_dump(mode="json"), **source.protocol_defaults}
     if not protocol and "benchmarks" not in base and not any(one.startswith("benchmarks=") for one in overrides):
@@ -157,6 +161,12 @@ def prepare_evaluation(
         raise InputError(f"{directory.path}: contains the evaluation of {directory.source()}; give another --out")
     problems = check_evaluation(directory, source, settings, tokenizer)
     return PreparedEvaluation(model, protocol, overrides, round, source, settings, directory, problems)
+
+
+def evaluation_path(source: ModelSource, out: Path | None) -> Path:
+    """The path of an evaluation's directory: as named by the user, or `evals/<name of the source>`."""
+    name = f"{source.name}-round-{source.round}" if source.protocol_defaults else source.name
+    return out or Path("evals") / name
 
 
 def check_space(directory: RunDirectory, needed: int, remedy: str) -> None:

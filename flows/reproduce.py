@@ -15,8 +15,10 @@ from typing import Any
 
 from prefect import flow
 from prefect.futures import as_completed
+from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from reval.flows.deployed import FLOW, final_errors, turn
 from reval.flows.progress import UnitBar
 from reval.flows.reproduction_runs import (
     find_prompts,
@@ -42,7 +44,12 @@ _WAITING: Any = ThreadPoolTaskRunner(max_workers=1000)  # Prefect declares `task
 """The threads only wait: the process pool limits how many runs execute in parallel."""
 
 
-@flow(name="reval-reproduce", persist_result=False, task_runner=_WAITING)
+def _name() -> str:
+    """The name of a flow run: its directory."""
+    return str(flow_run.parameters.get("out", "reproduction"))
+
+
+@flow(name="reval-reproduce", flow_run_name=_name, task_runner=_WAITING, **FLOW)
 def reproduce(
     figures: list[str], seeds: int | None = None, out: str = "reproduction", workers: int | None = None
 ) -> dict[str, Any]:
@@ -57,8 +64,12 @@ def reproduce(
         out: The directory of the runs and the page.
         workers: Parallel runs; None for the number of cores.
     """
+    with final_errors(), turn(Path(out)):
+        return _reproduce(figures, seeds, Path(out), workers)
+
+
+def _reproduce(figures: list[str], seeds: int | None, place: Path, workers: int | None) -> dict[str, Any]:
     settings = {name: load_figure(name) for name in figures}
-    place = Path(out)
     check_out(place)
     found, stopped = {}, []
     with shown_warnings(), _processes(workers or os.cpu_count() or 1) as executor, UnitBar() as bar:

@@ -10,11 +10,16 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from http.client import HTTPException
 from json import JSONDecodeError
 from pathlib import Path
+from tempfile import NamedTemporaryFile, TemporaryFile
+from typing import IO
 from urllib.parse import urlsplit
+
+import yaml
 
 from reval_core.errors import InputError, RevalError
 from reval_core.output.control_characters import visible
@@ -139,74 +144,135 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:100] or type(error).__name__
 
 
+@dataclass(frozen=True)
+class LocalServer:
+    """The server that is started here if no Prefect API is configured."""
+
+    host: str = "127.0.0.1"
+    """The address that it listens on."""
+    port: int = 4200
+    database: str | None = None
+    """The URL of a PostgreSQL database; None for SQLite in PREFECT_HOME."""
+
+    @property
+    def url(self) -> str:
+        """The URL of its API for this host."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/api"
+
+    def environment(self) -> dict[str, str]:
+        """Settings for the server's process. A password in a command's arguments could be read by other users."""
+        database = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": self.database} if self.database else {}
+        # Prefect's default keeps leases in memory: a run directory's turn would be taken forever after a restart.
+        leases = "prefect.server.concurrency.lease_storage.filesystem"
+        return {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": leases, **os.environ, **database}
+
+
 @contextmanager
-def server() -> Iterator[str]:
+def server(local: LocalServer | None = None) -> Iterator[str]:
     """The URL of a running Prefect server, for this process and its children.
 
-    If none responds, a local one is started, and stopped at the end. Raises RevalError if it does not start.
+    If none is configured and none responds, a local one is started, and stopped at the end.
+
+    Raises:
+        InputError: The configured server cannot be used, or `local.database` cannot apply.
+        RevalError: The server does not start.
     """
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    url = configured_api() or LOCAL_API
+    local = local or LocalServer()
+    if local.database is not None:
+        _check_database(local.database)
+    url = configured_api() or local.url
+    if url != local.url:
+        check_api(url)
+    running = url != local.url or answers(url)
+    if running and local.database is not None:
+        raise InputError(
+            f"--database: a Prefect server runs at {visible(_without_password(url))} already; stop it, or omit "
+            "--database"
+        )
     os.environ["PREFECT_API_URL"] = url  # for children
-    with temporary_settings({PREFECT_API_URL: url}), _running(url):
+    with temporary_settings({PREFECT_API_URL: url}), nullcontext() if running else _started(local):
         yield url
 
 
+def _check_database(url: str) -> None:
+    """Check that a URL names a PostgreSQL database."""
+    if not re.fullmatch(r"postgresql\+asyncpg://[^/]*/.+", url):
+        raise InputError(
+            f"--database: {visible(_without_password(url))}: is not a URL such as "
+            "postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
+        )
+
+
 @contextmanager
-def _running(url: str) -> Iterator[None]:
-    """A server at `url`: the existing one, or a local one for the duration of the block."""
-    if url != LOCAL_API:
-        check_api(url)
-        yield
-        return
-    if answers(url):
-        yield
-        return
+def _started(local: LocalServer) -> Iterator[None]:
+    """A server that runs for the duration of the block."""
+    command = ("server", "start", "--host", local.host, "--port", str(local.port))
     # Its log would break up the progress bar.
-    with _process("server", "start", "--host", "127.0.0.1", "--port", "4200", quiet=True) as process:
+    with TemporaryFile() as written, _process(*command, output=written, environment=local.environment()) as process:
         deadline = time.monotonic() + _START_SECONDS
-        while not answers(url):
+        while not answers(local.url):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RevalError("the Prefect server did not start; run `prefect server start` to see why")
+                raise RevalError(f"the Prefect server did not start{_last_line(written)}")
             time.sleep(0.2)
         yield
 
 
+def _last_line(written: IO[bytes]) -> str:
+    """The last line of a server's log, as the end of a message."""
+    written.seek(0)
+    lines = written.read().decode(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f": {visible(last)[:300]}" if last else "; run `prefect server start` to see why"
+
+
 @contextmanager
-def worker() -> Iterator[None]:
-    """Register the deployments of prefect.yaml and run a worker that executes them in the current directory.
+def worker(pool: str = WORK_POOL) -> Iterator[subprocess.Popen[bytes]]:
+    """Register the deployments of prefect.yaml in a work pool, and run a worker for it in the current directory.
 
-    Raises RevalError if Prefect rejects them.
+    A pool that does not exist is created as a process pool. Raises RevalError if Prefect rejects a deployment.
     """
-    _make_work_pool()
-    with _process("worker", "start", "--pool", WORK_POOL, "--name", f"reval-{os.getpid()}"):
-        register = _prefect("--no-prompt", "deploy", "--all", "--prefect-file", str(_DEPLOYMENTS))
+    _make_work_pool(pool)
+    environment = {"REVAL_DIRECTORY": os.getcwd(), **os.environ, "PREFECT_WORKER_QUERY_SECONDS": "2"}
+    command = ("worker", "start", "--pool", pool, "--name", f"reval-{os.getpid()}")
+    with _process(*command, environment=environment) as process:
         # The worker takes as long to start as the registration takes.
+        _register(pool)
+        yield process
+
+
+def _register(pool: str) -> None:
+    deployments = yaml.safe_load(_DEPLOYMENTS.read_text(encoding="utf-8"))
+    for deployment in deployments["deployments"]:
+        deployment["work_pool"]["name"] = pool
+    with NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+        yaml.safe_dump(deployments, file)
+        file.flush()
+        register = _prefect("--no-prompt", "deploy", "--all", "--prefect-file", file.name)
         done = subprocess.run(register, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise RevalError(f"prefect deploy --all failed: {(done.stdout + done.stderr).strip()[-2000:]}")
-        yield
+    if done.returncode != 0:
+        raise RevalError(f"prefect deploy --all failed: {(done.stdout + done.stderr).strip()[-2000:]}")
 
 
-def _make_work_pool() -> None:
+def _make_work_pool(name: str) -> None:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
 
     with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
-        client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type="process"))
+        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
 
 
 @contextmanager
-def _process(*arguments: str, quiet: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+def _process(
+    *arguments: str, environment: dict[str, str], output: IO[bytes] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """A Prefect command and its children, running in the background until the end of the block."""
-    output = subprocess.DEVNULL if quiet else None
-    environment = {
-        **os.environ,
+    environment |= {
         "PYTHONUNBUFFERED": "1",  # show a run's lines as they are printed
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
-        "PREFECT_WORKER_QUERY_SECONDS": "2",
     }
     process = subprocess.Popen(
         _prefect(*arguments), stdout=output, stderr=output, env=environment, start_new_session=True

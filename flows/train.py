@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.runtime import flow_run
 
+from reval.flows.deployed import ATTENDED, FLOW, final_errors, turn
 from reval.flows.leftovers import close_leftovers
-from reval.flows.preparation import PreparedRun, prepare
+from reval.flows.preparation import PreparedRun, prepare, run_path
 from reval.flows.progress import Progress
 from reval.flows.rounds import train_rounds
 from reval.flows.terminal import shown_warnings
@@ -26,7 +28,17 @@ _prepared: ContextVar[PreparedRun | None] = ContextVar("prepared", default=None)
 """The run that `train_prepared` hands to the flow: a parameter would be sent to Prefect."""
 
 
-@flow(name="reval-train", flow_run_name="{config}", persist_result=False)
+def _name() -> str:
+    """The name of a flow run: its run directory."""
+    given = flow_run.parameters
+    return str(_path(given["config"], given.get("run_dir")))
+
+
+def _path(config: str, run_dir: str | None) -> Path:
+    return run_path(Path(config), Path(run_dir) if run_dir else None)
+
+
+@flow(name="reval-train", flow_run_name=_name, **FLOW)
 def train(config: str, overrides: list[str] | None = None, run_dir: str | None = None) -> dict[str, Any]:
     """Train as `config` describes and return the run's summary.
 
@@ -37,7 +49,14 @@ def train(config: str, overrides: list[str] | None = None, run_dir: str | None =
         overrides: Settings such as `rounds=6`.
         run_dir: The run directory; None for `runs/<config name>`.
     """
-    run = _prepared.get() or prepare(Path(config), overrides or [], Path(run_dir) if run_dir else None)
+    if (prepared := _prepared.get()) is not None:
+        return _train(prepared)
+    path = _path(config, run_dir)
+    with final_errors(), turn(path):
+        return _train(prepare(Path(config), overrides or [], path))
+
+
+def _train(run: PreparedRun) -> dict[str, Any]:
     directory, settings = run.directory, run.config
     with (
         shown_warnings(),
@@ -58,9 +77,9 @@ def train(config: str, overrides: list[str] | None = None, run_dir: str | None =
 
 
 def train_prepared(run: PreparedRun) -> None:
-    """Execute the flow for a run that is prepared already."""
+    """Execute the flow, once and without a limit of time, for a run that is prepared already."""
     token = _prepared.set(run)
     try:
-        train(str(run.file), list(run.overrides), str(run.directory.path))
+        train.with_options(**ATTENDED)(str(run.file), list(run.overrides), str(run.directory.path))
     finally:
         _prepared.reset(token)

@@ -71,9 +71,10 @@ def reproduce_here(
     results: dict[str, object] = {}
 
     def flow() -> None:
+        from reval.flows.deployed import ATTENDED
         from reval.flows.reproduce import reproduce
 
-        results.update(reproduce(list(figures), seeds, str(out), workers))
+        results.update(reproduce.with_options(**ATTENDED)(list(figures), seeds, str(out), workers))
 
     delivered = run_flow(flow)
     if not results:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,13 +24,16 @@ import yaml
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 from mlflow import MlflowClient
+from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.flows import load_flow_from_entrypoint
 from prefect.results import ResultRecord
 from prefect.testing.utilities import prefect_test_harness
 
+from reval.flows import deployed
 from reval.flows.cli import cli
+from reval.flows.deployed import limit_name, turn
 from reval.flows.train import train
 from reval.tasks.tracking import open_client, tracking_uri
 from reval_core.atomic_files import read_json
@@ -138,6 +142,59 @@ def _check_mlflow(path: Path, rounds: int) -> None:
     assert [(one.value,) for one in by_age] == sql_views(path, RunDirectory(path).manifests()).sql(aged).fetchall()
     assert {file.path for file in client.list_artifacts(logged.info.run_id)} == {"config.yaml", "summary.json"}
     assert logged.data.params["learner.lr"] == "0.001"
+
+
+def test_a_resume_creates_task_runs_for_the_remaining_round_only(config, tmp_path):
+    path = tmp_path / "runs" / "resumed"
+    run(path, small_config(), until=2)
+    train(str(config), run_dir=str(path))
+    resumed = latest_flow_run()
+    assert resumed.name == str(path), "a flow run is named by its run directory"
+    started = {"rollouts", "verification", "consistency", "sampling", "learning"}
+    ended = {"evaluation", "checkpoint", "recording"}
+    expected = {f"{stage} of round 3" for stage in started | ended}
+    assert names_on_the_page(resumed.id, expected) == expected
+
+
+def test_a_flow_run_is_retried_after_an_unknown_error_only(config, plain, tmp_path, monkeypatch):
+    path = shutil.copytree(plain[0], tmp_path / "runs" / "small")
+    tried = []
+
+    def broken(directory):
+        tried.append(directory)
+        if len(tried) == 1:
+            raise OSError("stale file handle")
+        raise RunStopped("the report cannot be written")
+
+    monkeypatch.setattr("reval.flows.train.write_report", broken)
+    with pytest.raises(RunStopped):
+        train.with_options(retry_delay_seconds=0)(str(config), run_dir=str(path))
+    assert len(tried) == 2
+    assert latest_flow_run().run_count == 2
+
+
+def test_a_turn_that_is_left_by_an_error_is_free_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(deployed, "deployment", SimpleNamespace(id="a deployment"))
+    path = tmp_path / "a run, at 100% / {x}"
+    taken = []
+
+    @flow
+    def failing():
+        with turn(path):
+            taken.append(slots())
+            raise RunStopped("the run stopped")
+
+    def slots():
+        with get_client(sync_client=True) as client:
+            limit = client.read_global_concurrency_limit_by_name(limit_name(path))
+            return limit.active_slots, limit.limit
+
+    for _ in range(2):
+        with pytest.raises(RunStopped):
+            failing()
+        assert slots() == (0, 1)
+    assert taken == [(1, 1), (1, 1)]
+    assert limit_name(path) == limit_name(path.parent / "." / path.name) != limit_name(tmp_path)
 
 
 def test_a_flow_of_offline_training_equals_the_plain_stages(tmp_path, caplog):
@@ -288,11 +345,13 @@ def test_bad_input_is_refused_before_any_work(config, tmp_path):
 
 def test_the_deployments_of_prefect_yaml_name_flows_that_load():
     names = []
-    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
-        assert deployment["name"] == "default"
-        flow = load_flow_from_entrypoint(deployment["entrypoint"], use_placeholder_flow=False)
-        names.append(flow.name)
-        assert set(deployment["parameters"]) == set(flow.parameters.properties)
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    assert [one["name"] for one in deployments] == ["default", "evaluate", "reproduce"]
+    for deployment in deployments:
+        loaded = load_flow_from_entrypoint(deployment["entrypoint"], use_placeholder_flow=False)
+        names.append(loaded.name)
+        assert set(deployment["parameters"]) == set(loaded.parameters.properties)
+        assert (loaded.persist_result, loaded.result_serializer) == (False, "json"), "no pickles"
     assert names == ["reval-train", "reval-evaluate", "reval-reproduce"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,8 @@ import pytest
 from reval.flows import foreground, server
 from reval.flows.cli.train import train_and_show
 from reval.flows.foreground import run_flow
-from reval.flows.server import answers, check_api
-from reval_core.errors import InputError
+from reval.flows.server import LocalServer, answers, check_api
+from reval_core.errors import InputError, RevalError
 from reval_core.storage.run_directory import RunDirectory
 from tests.conftest import SMALL
 
@@ -131,3 +132,46 @@ def test_a_second_start_is_refused_before_prefect_is_contacted(
     monkeypatch.setattr(foreground, "run_flow", lambda flow: pytest.fail("Prefect was begun with"))
     with RunDirectory(tmp_path / "run").lock(), pytest.raises(InputError, match="is running it"):
         train_and_show(config, (), tmp_path / "run", as_json=False)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:4201/api"),
+        ("0.0.0.0", "http://127.0.0.1:4201/api"),
+        ("::", "http://[::1]:4201/api"),
+        ("10.1.2.3", "http://10.1.2.3:4201/api"),
+    ],
+)
+def test_the_url_of_a_server_reaches_the_address_that_it_listens_on(host: str, url: str) -> None:
+    assert LocalServer(host, 4201).url == url
+
+
+@pytest.mark.parametrize("url", ["postgresql://me:secret@host/prefect", "sqlite+aiosqlite:///x.db", "prefect", ""])
+def test_other_databases_than_postgresql_are_refused_without_showing_the_password(url: str) -> None:
+    with pytest.raises(InputError, match=r"--database: .* is not a URL such as postgresql\+asyncpg://") as refused:
+        start(LocalServer(database=url))
+    assert "secret" not in str(refused.value)
+
+
+def test_the_database_of_a_server_that_runs_already_cannot_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    database = "postgresql+asyncpg://me:secret@host/prefect"
+    with http(200, b"true") as url:
+        port = int(url.removesuffix("/api").rpartition(":")[2])
+        monkeypatch.setattr(server, "configured_api", lambda: None)
+        with pytest.raises(InputError, match=rf"--database: .*127\.0\.0\.1:{port}/api already; stop it, or omit"):
+            start(LocalServer(port=port, database=database))
+
+
+def test_a_server_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    why = "print('starting'); raise ConnectionRefusedError('no database there')"
+    monkeypatch.setattr(server, "configured_api", lambda: None)
+    monkeypatch.setattr(server, "_prefect", lambda *_: [sys.executable, "-c", why])
+    monkeypatch.setenv("PREFECT_API_URL", "")
+    with pytest.raises(RevalError, match="did not start: ConnectionRefusedError: no database there"):
+        start(LocalServer(port=1))
+
+
+def start(local: LocalServer) -> None:
+    with server.server(local):
+        pytest.fail("a server was started")

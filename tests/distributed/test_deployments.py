@@ -1,0 +1,174 @@
+"""`reval serve` with PostgreSQL: a server, a worker, deployments that take turns, and templates of work pools."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from docker.types import HostConfig
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.workers.process import ProcessJobConfiguration
+
+from tests.conftest import SMALL
+from tests.distributed import postgresql
+
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.skipif(postgresql.programs() is None, reason="PostgreSQL (initdb) is not installed"),
+]
+
+ROOT = Path(__file__).parents[2]
+POOL = "several hosts"
+
+
+@dataclass
+class Served:
+    """A running `reval serve`."""
+
+    home: Path
+    """The directory that it was started in."""
+    database: postgresql.PostgreSQL
+    environment: dict[str, str]
+
+    def prefect(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The result of a Prefect command, from another directory than the worker's."""
+        command = [sys.executable, "-m", "prefect", *arguments]
+        return subprocess.run(command, env=self.environment, cwd="/", capture_output=True, text=True)
+
+    def json(self, *arguments: str) -> Any:
+        """The output of a Prefect command as JSON."""
+        done = self.prefect(*arguments, "--output", "json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout)
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port: int = listening.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    home, port = tmp_path_factory.mktemp("served"), free_port()
+    (home / "small.yaml").write_text(yaml.safe_dump({**SMALL, "rounds": 2}))
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("PREFECT_") and name != "PWD"
+    }
+    environment |= {"PREFECT_HOME": str(home / "prefect"), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    with postgresql.running(free_port()) as database:
+        options = ["--pool", POOL, "--database", database.url, "--port", str(port)]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "reval.flows.cli", "serve", *options],
+            cwd=home,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            assert process.stdout is not None
+            said = []
+            for line in process.stdout:
+                said.append(line)
+                if "Stop with Ctrl-C" in line:
+                    break
+            assert "Stop with Ctrl-C" in said[-1], "".join(said)
+            client = environment | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+            yield Served(home, database, client)
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(60)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_two_flow_runs_on_one_run_directory_take_turns(served: Served) -> None:
+    started = []
+    for _ in range(2):
+        given = ("--param", "config=small.yaml", "--param", "run_dir=runs/one")
+        done = served.prefect("deployment", "run", "reval-train/default", *given)
+        assert done.returncode == 0, done.stdout + done.stderr
+    deadline = time.monotonic() + 500
+    while len(started) < 2 and time.monotonic() < deadline:
+        started = served.database.query(
+            "SELECT name FROM flow_run WHERE state_type NOT IN ('SCHEDULED', 'PENDING', 'RUNNING')"
+        )
+        time.sleep(1.0)
+    found = served.database.query("SELECT name, state_type FROM flow_run")
+    assert found == ["runs/one|COMPLETED"] * 2, served.database.query("SELECT message FROM log ORDER BY timestamp")
+    assert (served.home / "runs/one/summary.json").exists(), "flow runs start in the worker's directory"
+
+    (waited,) = served.database.query(
+        "SELECT flow_run_id FROM log WHERE message LIKE '%waiting for another flow run%'"
+    )
+    (runs,) = served.database.query(f"SELECT count(*) FROM task_run WHERE flow_run_id = '{waited}'")
+    assert runs == "0", "the second flow run repeats nothing"
+    tags = served.database.query("SELECT DISTINCT tags FROM flow_run")
+    assert [json.loads(one) for one in tags] == [["reval", "train"]]
+
+
+def test_deployments_do_not_depend_on_the_directory_that_they_were_registered_in(served: Served) -> None:
+    for name in ("reval-train/default", "reval-evaluate/evaluate", "reval-reproduce/reproduce"):
+        found = served.json("deployment", "inspect", name)
+        assert found["work_pool_name"] == POOL
+        assert str(served.home) not in json.dumps({**found, "path": None})
+    command = (
+        "--no-prompt",
+        "deploy",
+        "-n",
+        "evaluate",
+        "--pool",
+        POOL,
+        "--prefect-file",
+        str(ROOT / "prefect.yaml"),
+    )
+    one = served.prefect(*command)
+    assert "reval-evaluate/evaluate" in one.stdout, one.stdout + one.stderr
+
+
+@pytest.mark.parametrize("kind", ["process", "docker", "kubernetes"])
+def test_a_work_pool_is_created_from_its_template(served: Served, kind: str) -> None:
+    file = ROOT / "infrastructure" / "work-pools" / f"{kind}.json"
+    done = served.prefect("work-pool", "create", f"reval-{kind}", "--type", kind, "--base-job-template", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = served.json("work-pool", "inspect", f"reval-{kind}")
+    template = found["base_job_template"]
+    assert template == json.loads(file.read_text())
+    placeholders = set(re.findall(r"{{ (\w+) }}", json.dumps(template["job_configuration"])))
+    assert placeholders == set(template["variables"]["properties"]), "Prefect leaves out what no variable sets"
+
+
+def test_the_process_template_starts_flow_runs_in_its_directory(served: Served) -> None:
+    template = json.loads((ROOT / "infrastructure/work-pools/process.json").read_text())
+    with temporary_settings({PREFECT_API_URL: served.environment["PREFECT_API_URL"]}):
+        made = asyncio.run(ProcessJobConfiguration.from_template_and_values(template, {}))
+    assert made.working_dir == Path("/srv/reval")
+    assert made.env["REVAL_DIRECTORY"] == "/srv/reval"
+
+
+def test_the_docker_template_is_accepted_by_dockers_client() -> None:
+    properties = json.loads((ROOT / "infrastructure/work-pools/docker.json").read_text())["variables"]["properties"]
+    names = ("shm_size", "device_requests")
+    made = HostConfig(version="1.47", **{name: properties[name]["default"] for name in names})
+    assert made["ShmSize"] == 16 * 2**30
+    assert made["DeviceRequests"] == [
+        {"Driver": "nvidia", "Count": -1, "DeviceIDs": [], "Capabilities": [["gpu"]], "Options": {}}
+    ]
