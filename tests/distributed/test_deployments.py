@@ -32,6 +32,12 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 POOL = "several hosts"
+DEPLOYMENTS = (
+    "reval-train/default",
+    "reval-evaluate/evaluate",
+    "reval-reproduce/reproduce",
+    "reval-torchrun/torchrun",
+)
 
 
 @dataclass
@@ -70,6 +76,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         name: value for name, value in os.environ.items() if not name.startswith("PREFECT_") and name != "PWD"
     }
     environment |= {"PREFECT_HOME": str(home / "prefect"), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     with postgresql.running(free_port()) as database:
         options = ["--pool", POOL, "--database", database.url, "--port", str(port)]
         process = subprocess.Popen(
@@ -100,33 +107,57 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
                     os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_two_flow_runs_on_one_run_directory_take_turns(served: Served) -> None:
-    started = []
-    for _ in range(2):
-        given = ("--param", "config=small.yaml", "--param", "run_dir=runs/one")
-        done = served.prefect("deployment", "run", "reval-train/default", *given)
-        assert done.returncode == 0, done.stdout + done.stderr
+def finished(served: Served, name: str, number: int) -> list[str]:
+    """The states of all flow runs of a flow, once this number of them has ended."""
+    flow = f"(SELECT id FROM flow WHERE name = '{name}')"
+    ended = f"SELECT id FROM flow_run WHERE flow_id = {flow} AND state_type IN ('COMPLETED', 'FAILED', 'CRASHED')"
     deadline = time.monotonic() + 500
-    while len(started) < 2 and time.monotonic() < deadline:
-        started = served.database.query(
-            "SELECT name FROM flow_run WHERE state_type NOT IN ('SCHEDULED', 'PENDING', 'RUNNING')"
-        )
+    while len(served.database.query(ended)) < number and time.monotonic() < deadline:
         time.sleep(1.0)
-    found = served.database.query("SELECT name, state_type FROM flow_run")
+    return served.database.query(f"SELECT name, state_type FROM flow_run WHERE flow_id = {flow} ORDER BY name")
+
+
+def started(served: Served, deployment: str, **parameters: object) -> None:
+    """Start a flow run of a deployment."""
+    given = [part for name, value in parameters.items() for part in ("--param", f"{name}={value}")]
+    done = served.prefect("deployment", "run", deployment, *given)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_two_flow_runs_on_one_run_directory_take_turns(served: Served) -> None:
+    for _ in range(2):
+        started(served, "reval-train/default", config="small.yaml", run_dir="runs/one")
+    found = finished(served, "reval-train", 2)
     assert found == ["runs/one|COMPLETED"] * 2, served.database.query("SELECT message FROM log ORDER BY timestamp")
     assert (served.home / "runs/one/summary.json").exists(), "flow runs start in the worker's directory"
 
-    (waited,) = served.database.query(
-        "SELECT flow_run_id FROM log WHERE message LIKE '%waiting for another flow run%'"
-    )
+    waiting = "message LIKE '%waiting for another flow run%'"
+    (waited,) = served.database.query(f"SELECT flow_run_id FROM log WHERE {waiting}")
     (runs,) = served.database.query(f"SELECT count(*) FROM task_run WHERE flow_run_id = '{waited}'")
     assert runs == "0", "the second flow run repeats nothing"
     tags = served.database.query("SELECT DISTINCT tags FROM flow_run")
     assert [json.loads(one) for one in tags] == [["reval", "train"]]
 
 
+def test_two_nodes_learn_together_and_a_wrong_node_is_not_retried(served: Served) -> None:
+    parameters = {"config": "small.yaml", "nodes": 2, "rendezvous": f"127.0.0.1:{free_port()}", "processes": 1}
+    for node in (1, 2, 0):
+        started(served, "reval-torchrun/torchrun", **parameters, node=node, run_dir="runs/two")
+    assert finished(served, "reval-torchrun", 3) == [
+        "runs/two, node 0 of 2|COMPLETED",
+        "runs/two, node 1 of 2|COMPLETED",
+        "runs/two, node 2 of 2|FAILED",
+    ], served.database.query("SELECT message FROM log ORDER BY timestamp")
+    (counted,) = served.database.query("SELECT run_count FROM flow_run WHERE name = 'runs/two, node 2 of 2'")
+    assert counted == "1"
+    (trained,) = served.database.query("SELECT state_type FROM flow_run WHERE name = 'runs/two'")
+    assert trained == "COMPLETED"
+    recorded = json.loads((served.home / "runs/two/machine.json").read_text())
+    assert recorded["processes"] == 2
+
+
 def test_deployments_do_not_depend_on_the_directory_that_they_were_registered_in(served: Served) -> None:
-    for name in ("reval-train/default", "reval-evaluate/evaluate", "reval-reproduce/reproduce"):
+    for name in DEPLOYMENTS:
         found = served.json("deployment", "inspect", name)
         assert found["work_pool_name"] == POOL
         assert str(served.home) not in json.dumps({**found, "path": None})

@@ -346,13 +346,13 @@ def test_bad_input_is_refused_before_any_work(config, tmp_path):
 def test_the_deployments_of_prefect_yaml_name_flows_that_load():
     names = []
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    assert [one["name"] for one in deployments] == ["default", "evaluate", "reproduce"]
+    assert [one["name"] for one in deployments] == ["default", "evaluate", "reproduce", "torchrun"]
     for deployment in deployments:
         loaded = load_flow_from_entrypoint(deployment["entrypoint"], use_placeholder_flow=False)
         names.append(loaded.name)
         assert set(deployment["parameters"]) == set(loaded.parameters.properties)
         assert (loaded.persist_result, loaded.result_serializer) == (False, "json"), "no pickles"
-    assert names == ["reval-train", "reval-evaluate", "reval-reproduce"]
+    assert names == ["reval-train", "reval-evaluate", "reval-reproduce", "reval-torchrun"]
 
 
 def test_the_rounds_of_a_run_are_printed_beside_its_json(plain, tmp_path, capsys):
