@@ -13,7 +13,7 @@ from reval.flows.deployed import ATTENDED, FLOW, final_errors, turn
 from reval.flows.preparation import PreparedEvaluation, evaluation_path, prepare_evaluation
 from reval.flows.progress import StageBar
 from reval.flows.rounds import run_benchmarks
-from reval.flows.terminal import shown_warnings
+from reval.flows.terminal import short, shown_warnings
 from reval.tasks.artifacts import show_text
 from reval.tasks.evaluation_tracking import track_evaluation
 from reval.tasks.stage_task import run_as_task
@@ -30,7 +30,7 @@ _prepared: ContextVar[PreparedEvaluation | None] = ContextVar("prepared", defaul
 def _name() -> str:
     """The name of a flow run: its evaluation directory, or its model if that follows from the model."""
     given = flow_run.parameters
-    return str(given.get("out") or given["model"])
+    return short(Path(given["out"]).absolute()) if given.get("out") else str(given["model"])
 
 
 @flow(name="reval-evaluate", flow_run_name=_name, **FLOW)

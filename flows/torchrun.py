@@ -9,6 +9,7 @@ from prefect.runtime import flow_run
 
 from reval.flows.deployed import FLOW, final_errors, turn
 from reval.flows.preparation import checked_settings, run_path
+from reval.flows.terminal import short
 from reval.tasks.launcher import launch
 from reval_core.errors import InputError
 
@@ -17,7 +18,7 @@ def _name() -> str:
     """The name of a flow run: its run directory and its node."""
     given = flow_run.parameters
     path = run_path(Path(given["config"]), Path(given["run_dir"]) if given.get("run_dir") else None)
-    return f"{path}, node {given['node']} of {given['nodes']}"
+    return f"{short(path.absolute())}, node {given['node']} of {given['nodes']}"
 
 
 @flow(name="reval-torchrun", flow_run_name=_name, **FLOW)

@@ -14,7 +14,7 @@ from reval.flows.leftovers import close_leftovers
 from reval.flows.preparation import PreparedRun, prepare, run_path
 from reval.flows.progress import Progress
 from reval.flows.rounds import train_rounds
-from reval.flows.terminal import shown_warnings
+from reval.flows.terminal import short, shown_warnings
 from reval.tasks.artifacts import show_rounds, show_text
 from reval.tasks.stage_task import run_as_task
 from reval.tasks.tracking import tracked
@@ -31,7 +31,7 @@ _prepared: ContextVar[PreparedRun | None] = ContextVar("prepared", default=None)
 def _name() -> str:
     """The name of a flow run: its run directory."""
     given = flow_run.parameters
-    return str(_path(given["config"], given.get("run_dir")))
+    return short(_path(given["config"], given.get("run_dir")).absolute())
 
 
 def _path(config: str, run_dir: str | None) -> Path:

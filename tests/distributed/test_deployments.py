@@ -107,14 +107,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
                     os.killpg(process.pid, signal.SIGKILL)
 
 
-def finished(served: Served, name: str, number: int) -> list[str]:
-    """The states of all flow runs of a flow, once this number of them has ended."""
+def finished(served: Served, name: str, number: int, path: str = "%") -> list[str]:
+    """The states of a flow's runs on paths like this one, once this number of them has ended."""
     flow = f"(SELECT id FROM flow WHERE name = '{name}')"
-    ended = f"SELECT id FROM flow_run WHERE flow_id = {flow} AND state_type IN ('COMPLETED', 'FAILED', 'CRASHED')"
+    these = f"FROM flow_run WHERE flow_id = {flow} AND name LIKE '{path}'"
+    ended = f"SELECT id {these} AND state_type IN ('COMPLETED', 'FAILED', 'CRASHED')"
     deadline = time.monotonic() + 500
     while len(served.database.query(ended)) < number and time.monotonic() < deadline:
         time.sleep(1.0)
-    return served.database.query(f"SELECT name, state_type FROM flow_run WHERE flow_id = {flow} ORDER BY name")
+    return served.database.query(f"SELECT name, state_type {these} ORDER BY name, state_type")
 
 
 def started(served: Served, deployment: str, **parameters: object) -> None:
@@ -127,7 +128,7 @@ def started(served: Served, deployment: str, **parameters: object) -> None:
 def test_two_flow_runs_on_one_run_directory_take_turns(served: Served) -> None:
     for _ in range(2):
         started(served, "reval-train/default", config="small.yaml", run_dir="runs/one")
-    found = finished(served, "reval-train", 2)
+    found = finished(served, "reval-train", 2, "runs/one")
     assert found == ["runs/one|COMPLETED"] * 2, served.database.query("SELECT message FROM log ORDER BY timestamp")
     assert (served.home / "runs/one/summary.json").exists(), "flow runs start in the worker's directory"
 
@@ -135,8 +136,20 @@ def test_two_flow_runs_on_one_run_directory_take_turns(served: Served) -> None:
     (waited,) = served.database.query(f"SELECT flow_run_id FROM log WHERE {waiting}")
     (runs,) = served.database.query(f"SELECT count(*) FROM task_run WHERE flow_run_id = '{waited}'")
     assert runs == "0", "the second flow run repeats nothing"
-    tags = served.database.query("SELECT DISTINCT tags FROM flow_run")
+    tags = served.database.query("SELECT DISTINCT tags FROM flow_run WHERE name = 'runs/one'")
     assert [json.loads(one) for one in tags] == [["reval", "train"]]
+
+
+def test_the_turn_of_a_killed_flow_run_is_free_again(served: Served) -> None:
+    started(served, "reval-train/default", config="small.yaml", run_dir="runs/killed")
+    deadline = time.monotonic() + 300
+    while not (served.home / "runs/killed/facts/round=00001").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (pid,) = served.database.query("SELECT infrastructure_pid FROM flow_run WHERE name = 'runs/killed'")
+    os.kill(int(pid), signal.SIGKILL)
+    started(served, "reval-train/default", config="small.yaml", run_dir="runs/killed")
+    states = finished(served, "reval-train", 2, "runs/killed")
+    assert states == ["runs/killed|COMPLETED", "runs/killed|CRASHED"]
 
 
 def test_two_nodes_learn_together_and_a_wrong_node_is_not_retried(served: Served) -> None:

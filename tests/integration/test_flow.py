@@ -34,6 +34,7 @@ from prefect.testing.utilities import prefect_test_harness
 from reval.flows import deployed
 from reval.flows.cli import cli
 from reval.flows.deployed import limit_name, turn
+from reval.flows.evaluate import evaluate
 from reval.flows.train import train
 from reval.tasks.tracking import open_client, tracking_uri
 from reval_core.atomic_files import read_json
@@ -419,6 +420,17 @@ def test_a_command_loads_and_checks_everything_once(tmp_path, monkeypatch, capsy
         assert counted.calls == once, command
         counted.calls.clear()
     assert latest_flow_run().parameters["model"] == "model", "a flow run shows how to repeat it"
+
+
+def test_an_evaluation_flow_prepares_itself_and_a_wrong_parameter_is_not_retried(plain, tmp_path):
+    out = tmp_path / "evals" / "small"
+    results = evaluate(str(plain[0]), overrides=["samples=1", "max_tokens=4"], out=str(out))
+    assert read_json(out / "results.json") == results
+    assert latest_flow_run().name == str(out)
+    with pytest.raises(InputError, match="absent"):
+        evaluate(str(tmp_path / "absent"))
+    refused = latest_flow_run()
+    assert (refused.name, refused.state_name, refused.run_count) == (str(tmp_path / "absent"), "Failed", 1)
 
 
 def test_an_evaluation_prints_a_table_or_json_and_is_logged_to_mlflow(plain, tmp_path, capsys, caplog, monkeypatch):
