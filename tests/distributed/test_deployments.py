@@ -208,6 +208,16 @@ def test_the_process_template_starts_flow_runs_in_its_directory(served: Served) 
     assert made.env["REVAL_DIRECTORY"] == "/srv/reval"
 
 
+def test_the_kubernetes_template_has_what_prefects_worker_requires() -> None:
+    template = json.loads((ROOT / "infrastructure/work-pools/kubernetes.json").read_text())
+    pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    required = {"parallelism": 1, "completions": 1, "restartPolicy": "Never"}  # prefect_kubernetes.worker
+    assert required.items() <= pod.items()
+    (container,) = pod["containers"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "{{ gpus }}"
+
+
 def test_the_docker_template_is_accepted_by_dockers_client() -> None:
     properties = json.loads((ROOT / "infrastructure/work-pools/docker.json").read_text())["variables"]["properties"]
     names = ("shm_size", "device_requests")
