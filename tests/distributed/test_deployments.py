@@ -25,10 +25,7 @@ from prefect.workers.process import ProcessJobConfiguration
 from tests.conftest import SMALL
 from tests.distributed import postgresql
 
-pytestmark = [
-    pytest.mark.distributed,
-    pytest.mark.skipif(postgresql.programs() is None, reason="PostgreSQL (initdb) is not installed"),
-]
+pytestmark = pytest.mark.skipif(postgresql.programs() is None, reason="PostgreSQL (initdb) is not installed")
 
 ROOT = Path(__file__).parents[2]
 POOL = "several hosts"
@@ -154,6 +151,7 @@ def test_the_turn_of_a_killed_flow_run_is_free_again(served: Served) -> None:
 
 def test_two_nodes_learn_together_and_a_wrong_node_is_not_retried(served: Served) -> None:
     parameters = {"config": "small.yaml", "nodes": 2, "rendezvous": f"127.0.0.1:{free_port()}", "processes": 1}
+    parameters["overrides"] = json.dumps(["learner.shard=all"])
     for node in (1, 2, 0):
         started(served, "reval-torchrun/torchrun", **parameters, node=node, run_dir="runs/two")
     assert finished(served, "reval-torchrun", 3) == [

@@ -14,8 +14,6 @@ from reval.flows.torchrun import torchrun
 from reval.tasks.launcher import launch
 from reval_core.errors import InputError
 
-pytestmark = pytest.mark.distributed
-
 ROOT = Path(__file__).parents[2]
 TWO = ["--standalone", "--nproc-per-node", "2"]
 
