@@ -187,7 +187,7 @@ def _restore_moments(directory: Path, learner: Learner) -> None:
                 _named(learner, states), storage_reader=reader, process_group=group, no_dist=group is None
             )
     except (OSError, SafetensorError, CheckpointException) as error:
-        corrupt = shards if shards.exists() else directory / "optimizer.safetensors"
+        corrupt = shards if shards.exists() else directory / _OPTIMIZER
         raise CorruptData(f"{corrupt}: cannot be read as the optimizer's state ({first_line(error)})") from error
     for name, state in states.items():
         learner.optimizer.state[learner.weights.masters[name]] = state
