@@ -68,9 +68,10 @@ test: venv-test
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
-# Learning, scoring and whole runs in two and four processes, with sharded and with replicated weights, on the CPU.
+# Learning, scoring and whole runs in two and four processes, with sharded and with replicated weights, on the CPU;
+# deployments with a server on PostgreSQL, and two nodes.
 test-distributed: venv-test
-	$(BIN)/pytest -m distributed tests/distributed
+	$(BIN)/pytest -m distributed --numprocesses 2 --dist loadfile tests/distributed
 
 # All tests that generate with vLLM, on the CPU build.
 test-vllm: venv-vllm
