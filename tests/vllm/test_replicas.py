@@ -201,7 +201,7 @@ def test_vllm_starts_under_torchrun_and_ends_with_its_process(tmp_path):
         started = run.children(recursive=True)
         assert len(started) >= 3
         run.kill()
-        assert gone(started, 30)
+        assert gone(started, 300)
     finally:
         os.killpg(launched.pid, signal.SIGKILL)
         launched.wait()
