@@ -103,7 +103,7 @@ def test_responses_of_a_killed_server_are_generated_by_the_other_and_it_restarts
         found.append(one)
     assert sorted(place for place, _ in found) == list(range(64)), "nothing lost, nothing twice"
     check_logprobs(requests, dict(found), model, 1.0)
-    assert gone(group, 10), "no process of the killed server is left"
+    assert gone(group, 120), "no process of the killed server is left"
     later = model_of(2)
     engine.load(later, policy(2))  # the other server has the weights; this one gets them when it is back
     wait_for_all(engine)
@@ -126,7 +126,7 @@ def test_a_dead_engine_core_is_replaced(engine):
         one.kill()
     found = list(engine.generate(wanted(8), Sampling(1.0, 24, STOPS)))
     assert sorted(place for place, _ in found) == list(range(8))
-    assert gone([server], 60)
+    assert gone([server], 120)
     wait_for_all(engine)
 
 
@@ -136,7 +136,7 @@ def test_a_server_that_cannot_start_is_reported_and_none_is_left(tmp_path):
     before = set(processes_of(os.getpid()))
     with pytest.raises(Exception, match=r"the engine vllm cannot start .*100000.*engine-\d\.log"):
         engine.load(model_of(1), policy(1))
-    assert gone([one for one in processes_of(os.getpid()) if one not in before], 5)
+    assert gone([one for one in processes_of(os.getpid()) if one not in before], 120)
     assert engine._home is None
 
 
