@@ -147,11 +147,12 @@ import torch
 import torch.distributed as dist
 from pathlib import Path
 from tests.vllm.test_replicas import *
+from reval_core import launch
 from reval_core.engines.vllm import VllmEngine as Single
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    before = dict(os.environ)
+    before = launch._group_variables()
     if dist.get_rank() == 0:
         one = SETTINGS.model_copy(update={"replicas": 1})
         engines = [
@@ -165,8 +166,7 @@ if __name__ == "__main__":
         assert "VLLM_API_KEY" in seen
         assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_USE_AGENT_STORE"} & seen.keys()
         assert "TORCHELASTIC_USE_AGENT_STORE" in os.environ
-        changed = {name for name in before if os.environ.get(name) != before[name]}
-        print("changed", changed, flush=True)
+        print("restored", launch._group_variables() == before, flush=True)
     total = torch.tensor(1.0)
     dist.all_reduce(total)
     print("sum", total.item(), flush=True)
@@ -196,7 +196,7 @@ def test_vllm_starts_under_torchrun_and_ends_with_its_process(tmp_path):
             line = launched.stdout.readline()
             assert line, (tmp_path / "errors").read_text()[-3000:]
             lines.append(line.strip())
-        assert "changed set()" in lines
+        assert "restored True" in lines
         run = psutil.Process(int(lines[-1].split()[1]))
         started = run.children(recursive=True)
         assert len(started) >= 3
