@@ -26,18 +26,6 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _rename(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or not cls.earlier_names.keys() & values.keys():
-            return values
-        for earlier, name in cls.earlier_names.items():
-            if earlier in values and name in values:
-                raise ValueError(f"{earlier}: is the earlier name of {name}; give only {name}")
-            if earlier in values:
-                _notice(earlier, name)
-        return {cls.earlier_names.get(name, name): value for name, value in values.items()}
-
-    @model_validator(mode="before")
-    @classmethod
     def _check_numbers(cls, values: Any) -> Any:
         for name, value in values.items() if isinstance(values, dict) else ():
             field = cls.model_fields.get(name)
@@ -49,6 +37,18 @@ class Section(BaseModel):
             if any(isinstance(one, int) and abs(one) >= 2**63 for one in inner):
                 raise ValueError(f"{name}: must be less than 2^63")
         return values
+
+    @model_validator(mode="before")  # the last one is the first to run: the checks see present names
+    @classmethod
+    def _rename(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not cls.earlier_names.keys() & values.keys():
+            return values
+        for earlier, name in cls.earlier_names.items():
+            if earlier in values and name in values:
+                raise ValueError(f"{earlier}: is the earlier name of {name}; give only {name}")
+            if earlier in values:
+                _notice(earlier, name)
+        return {cls.earlier_names.get(name, name): value for name, value in values.items()}
 
 
 @cache  # once per process

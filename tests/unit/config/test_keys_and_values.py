@@ -219,3 +219,8 @@ def test_an_earlier_name_is_refused_beside_the_present_one(refused: Refused) -> 
     message = refused(RUN + "engine: {gap_limit: 0.3, mismatch_limit: 0.2}\n")
     assert message.startswith("run.yaml:20: engine"), message
     assert message.endswith("is the earlier name of mismatch_limit; give only mismatch_limit")
+
+
+def test_a_value_under_an_earlier_name_is_checked_as_under_the_present_one(refused: Refused) -> None:
+    message = refused(RUN + "engine: {gap_limit: true}\n")
+    assert message.endswith("must not be true or false"), message
