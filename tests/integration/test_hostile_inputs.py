@@ -6,9 +6,7 @@ import json
 import re
 import runpy
 import shutil
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,11 @@ import pytest
 import yaml
 
 from reval.flows import foreground
-from reval.flows.cli import main
 from reval_core.atomic_files import publish_json, read_json
 from reval_core.config.loader import load_config
 from reval_core.report.summary import summarise
 from reval_core.storage.run_directory import RunDirectory
+from tests.commands import Answer, command
 from tests.conftest import SMALL
 from tests.integration.hostile import CONFIGS, PROBLEM_FILES, RESPONSE_FILES, RUN_DIRECTORIES, Hostile
 from tests.models import save_byte_level_model
@@ -29,29 +27,18 @@ from tests.runs import run, small_config
 ROOT = Path(__file__).parents[2]
 
 
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def reval(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """The command, with its flow executed without Prefect."""
     monkeypatch.chdir(tmp_path)
 
-    def command(*arguments: str) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["reval", *arguments])
-        monkeypatch.setattr(foreground, "run_flow", lambda flow: _trained(RunDirectory(_directory(arguments))))
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code
-        return Answer(code or 0, *capfd.readouterr())
+    execute = command(capfd, monkeypatch)
 
-    return command
+    def without_prefect(*arguments: str) -> Answer:
+        monkeypatch.setattr(foreground, "run_flow", lambda flow: _trained(RunDirectory(_directory(arguments))))
+        return execute(*arguments)
+
+    return without_prefect
 
 
 def _directory(arguments: tuple[str, ...]) -> Path:
