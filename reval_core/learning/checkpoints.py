@@ -177,8 +177,8 @@ def restore_optimizer(directory: Path, learner: Learner) -> None:
 
 def _restore_moments(directory: Path, learner: Learner) -> None:
     """Read the optimizer's state, or this process's shards of it. Any number of processes may have saved it."""
-    shards = directory / _SHARDS
-    reader = HuggingFaceStorageReader(str(shards if shards.exists() else directory))
+    in_shards = (directory / _SHARDS).exists()
+    reader = HuggingFaceStorageReader(str(directory / _SHARDS if in_shards else directory))
     group = processes.control() if learner.is_sharded else None
     try:
         states = _empty_states(directory, learner, reader.read_metadata().state_dict_metadata)
@@ -187,7 +187,7 @@ def _restore_moments(directory: Path, learner: Learner) -> None:
                 _named(learner, states), storage_reader=reader, process_group=group, no_dist=group is None
             )
     except (OSError, SafetensorError, CheckpointException) as error:
-        corrupt = shards if shards.exists() else directory / _OPTIMIZER
+        corrupt = directory / (_SHARDS if in_shards else _OPTIMIZER)
         raise CorruptData(f"{corrupt}: cannot be read as the optimizer's state ({first_line(error)})") from error
     for name, state in states.items():
         learner.optimizer.state[learner.weights.masters[name]] = state
